@@ -1,0 +1,25 @@
+"""How large a batch is worth using for this model on these data?
+
+Predicted from the neural tangent kernel at initialization, measured by training, and put side by side.
+"""
+
+from raysat.data import Dataset
+from raysat.models.linear import linear
+from raysat.models.mlp import mlp
+from raysat.ntk import NTKStatistics, ntk_statistics
+from raysat.spec import InputError, Sweep, fixed, fixed_fraction, grid, powers_of_two, theory
+
+__all__ = [
+    "Dataset",
+    "InputError",
+    "NTKStatistics",
+    "Sweep",
+    "fixed",
+    "fixed_fraction",
+    "grid",
+    "linear",
+    "mlp",
+    "ntk_statistics",
+    "powers_of_two",
+    "theory",
+]

@@ -1,0 +1,60 @@
+"""Architectures by name, each in NTK parametrization, and the user's own by import path."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from raysat.models import linear, mlp
+from raysat.spec import InputError, Model, is_reference
+
+BUILDERS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp.build, "linear": linear.build}
+
+
+def resolve(reference: str) -> Callable[..., object]:
+    """The function that an import path `module:function` names.
+
+    Raises:
+        InputError: There is no such module or function.
+    """
+    module_name, function_name = reference.split(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{reference}: no module {error.name!r}; put {error.name}.py beside the sweep file.") from None
+    except AttributeError:
+        raise InputError(f"{reference}: module {module_name!r} has no {function_name!r}; define it there.") from None
+    return function
+
+
+def build(model: Model, width: int, input_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
+    """The network of a model at initialization.
+
+    The weights are drawn on the CPU from the global generator, seeded for the call, so that a seed means the same
+    weights on every device, and the user's own modules need to know nothing of seeds.
+
+    Args:
+        model: The architecture.
+        width: Its width.
+        input_shape: Shape of one sample.
+        outputs: C.
+        seed: Seed of the weights.
+
+    Raises:
+        InputError: The architecture is unknown, or its builder returned something else than a module.
+    """
+    if model.builder in BUILDERS:
+        builder = BUILDERS[model.builder]
+    elif is_reference(model.builder):
+        builder = resolve(model.builder)
+    else:
+        raise InputError(f"model {model.builder!r} is unknown: use {', '.join(BUILDERS)} or 'module:function'.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = builder(width, input_shape, outputs, **dict(model.options))
+    if not isinstance(network, nn.Module):
+        raise InputError(f"{model.builder} returned {type(network).__name__}: return a torch.nn.Module.")
+    return network

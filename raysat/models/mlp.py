@@ -1,0 +1,84 @@
+"""The paper's network: fully connected, in NTK parametrization, linear output layer, no biases (section 4)."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raysat.models.layers import NTKLinear
+from raysat.spec import InputError, Model
+
+
+class Erf(nn.Module):
+    """The Gauss error function, whose NTK has a closed form."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`erf(x)`, elementwise."""
+        return x.erf()
+
+
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "erf": Erf, "identity": nn.Identity}
+
+
+def mlp(depth: int = 3, activation: str = "relu", hidden_gain: float = 1.0, output_gain: float = 1.0) -> Model:
+    """A fully-connected network `alpha_l = sigma(hidden_gain / sqrt(m_{l-1}) W_l alpha_{l-1})`, as plain data.
+
+    Args:
+        depth: Hidden layers. Default: 3, as in the paper's experiments (section 5).
+        activation: One of `relu`, `tanh`, `gelu`, `erf`, `identity`. Default: relu. The paper's section 5 names none;
+            its theory asks for twice differentiable ones, which ReLU is not.
+        hidden_gain: Factor before each hidden layer's `1 / sqrt(m_{l-1})`. Default: 1, the paper's section 4. With
+            ReLU, sqrt(2) keeps the size of the signal from layer to layer (He et al. 2015), 1 halves its square.
+        output_gain: The same for the output layer. Default: 1, the paper's section 4.
+    """
+    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
+        raise InputError(f"mlp(depth={depth!r}): give a whole number of hidden layers of at least 0.")
+    if activation not in ACTIVATIONS:
+        raise InputError(f"mlp(activation={activation!r}): use one of {', '.join(ACTIVATIONS)}.")
+    for name, gain in (("hidden_gain", hidden_gain), ("output_gain", output_gain)):
+        if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 < gain < math.inf:
+            raise InputError(f"mlp({name}={gain!r}): give a positive, finite number.")
+    options = {
+        "activation": activation,
+        "depth": depth,
+        "hidden_gain": float(hidden_gain),
+        "output_gain": float(output_gain),
+    }
+    return Model("mlp", tuple(options.items()))
+
+
+class MLP(nn.Sequential):
+    """The network of `mlp`.
+
+    Example:
+        >>> MLP(64, 784, 10)(torch.randn(5, 784)).shape
+        torch.Size([5, 10])
+    """
+
+    def __init__(
+        self,
+        width: int,
+        inputs: int,
+        outputs: int,
+        depth: int = 3,
+        activation: str = "relu",
+        hidden_gain: float = 1.0,
+        output_gain: float = 1.0,
+    ) -> None:
+        sizes = [inputs] + [width] * depth
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in pairwise(sizes):
+            layers += [NTKLinear(before, after, hidden_gain), ACTIVATIONS[activation]()]
+        super().__init__(*layers, NTKLinear(sizes[-1], outputs, output_gain))
+
+    def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch outputs"]:
+        """`f(w, x)` for a batch of inputs of any shape."""
+        return super().forward(x)
+
+
+def build(width: int, input_shape: tuple[int, ...], outputs: int, **options: float | int | str) -> MLP:
+    """The network for inputs of a given shape."""
+    return MLP(width, math.prod(input_shape), outputs, **options)

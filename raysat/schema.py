@@ -1,0 +1,175 @@
+"""The columns of the three tables, declared once: name, type, unit, and what each means.
+
+`docs/columns.md` is this file as a page: `python -m raysat.schema > docs/columns.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Stored in every part-file and in `sweep.json`. Raise it when a column's meaning changes or a column goes."""
+
+COMPLETED, TARGET_REACHED, DIVERGED, FAILED = "completed", "target_reached", "diverged", "failed"
+FINISHED = (COMPLETED, TARGET_REACHED, DIVERGED)
+"""The statuses of cells that are never run again. A failed cell is tried again by the next run of its sweep."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, Arrow type, unit (empty where it has none) and meaning."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    doc: str
+
+
+_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+
+_INIT = (
+    Column("init_id", _TEXT, "", "Key of the initialization's statistics: a hash of everything they depend on."),
+    Column("sweep", _TEXT, "", "Name of the sweep."),
+    Column("dataset", _TEXT, "", "Data set, by name or import path."),
+    Column("preprocessing", _TEXT, "", "`none`, `center`, `standardize` or `unit_norm`."),
+    Column("n", _INT, "samples", "Training samples used."),
+    Column("n_test", _INT, "samples", "Test samples used."),
+    Column("n_outputs", _INT, "", "Outputs C of the network."),
+    Column("model", _TEXT, "", "Architecture, by name or import path."),
+    Column("model_options", _TEXT, "", "The architecture's options as JSON: gains, depth, activation."),
+    Column("depth", _INT, "layers", "Hidden layers; null where the architecture has no such option."),
+    Column("width", _INT, "", "Hidden width; 0 where the architecture has none."),
+    Column("activation", _TEXT, "", "Activation; null where the architecture has no such option."),
+    Column("parameters", _INT, "", "Trainable parameters p."),
+    Column("dtype", _TEXT, "", "Floating-point type of weights, data and statistics."),
+    Column("seed", _INT, "", "Seed of weights and batches."),
+    Column("loss_init", _REAL, "loss", "L(w_0) = 1/(2n) sum_i ||f(w_0, x_i) - y_i||^2 (eq. 2.1) over all n samples."),
+    Column("gamma", _REAL, "1/eta", "max_i lambda_max(J_i J_i^T) over all n samples, at w_0 (Lemma 3.1)."),
+    Column("gamma_mean", _REAL, "1/eta", "The mean over i of lambda_max(J_i J_i^T), at w_0."),
+    Column("gamma_frobenius", _REAL, "1/eta", "max_i ||J_i||_F^2, up to C times larger than gamma, at w_0."),
+    Column("k_op", _REAL, "1/eta", "lambda_max(K), K = (1/n) J J^T the NTK over k_samples samples, at w_0."),
+    Column("k_op_residual", _REAL, "", "Relative residual ||Kv - k_op v|| / k_op of the unit eigenvector found."),
+    Column("k_samples", _INT, "samples", "Samples over which K was taken: all n, or a fixed random subset of them."),
+    Column("b_star", _REAL, "samples", "Critical batch size gamma / k_op (Theorems 1.1, 4.2)."),
+    Column("b_star_thm33", _REAL, "samples", "Critical batch size 4 gamma / k_op with Theorem 3.3's constants."),
+    Column(
+        "noise_scale",
+        _REAL,
+        "samples",
+        "tr(Sigma) / ||grad L||^2 at w_0, Sigma the covariance of the per-sample gradients over all n samples "
+        "(B_simple of McCandlish et al. 2018).",
+    ),
+)
+
+_WHERE = (
+    Column("device", _TEXT, "", "`cpu`, or the GPU's name."),
+    Column("hostname", _TEXT, "", "The machine that computed the row."),
+    Column("threads", _INT, "", "CPU threads PyTorch used; rounding on a CPU depends on it."),
+    Column("raysat_version", _TEXT, "", "Version of raysat that computed the row."),
+    Column("finished_at", pa.timestamp("us", tz="UTC"), "", "When the row was computed."),
+)
+
+NTK = (
+    *_INIT,
+    Column("method", _TEXT, "", "How the per-sample Grams were made: `gram` (layer rules) or `jacobian` (general)."),
+    Column("k_iterations", _INT, "products", "Products with K that Lanczos used."),
+    Column("seconds", _REAL, "s", "Wall time of the statistics."),
+    *_WHERE,
+)
+
+TRIALS = (
+    Column("cell_id", _TEXT, "", "Key of the cell: a hash of everything that can change its result."),
+    Column(
+        "status",
+        _TEXT,
+        "",
+        "`completed`; `target_reached` (stopped at target_loss); `diverged` (loss not finite, or above 1000 times "
+        "loss_init); `failed` (an error; tried again by the next run).",
+    ),
+    Column("error", _TEXT, "", "The error of a failed cell; null otherwise."),
+    *_INIT,
+    Column("sampling", _TEXT, "", "`without_replacement`, `with_replacement` or `epochs`."),
+    Column("batch_size", _INT, "samples", "Batch size b."),
+    Column(
+        "stepsize",
+        _TEXT,
+        "",
+        "Stepsize policy: `fixed(eta)`, `fixed_fraction(c)`: c/beta(1), `theory(c)`: c/beta(b), `grid` and "
+        "`grid_relative`: one of several, of which the best counts.",
+    ),
+    Column("eta", _REAL, "eta", "The stepsize used."),
+    Column("beta", _REAL, "1/eta", "beta(b) of eq. 2.2 by Lemma 3.1, exact for the sampling used."),
+    Column("eta_beta", _REAL, "", "eta beta(b): the stepsize in units of what the theory grants."),
+    Column("iterations", _INT, "iterations", "T asked for."),
+    Column("iterations_done", _INT, "iterations", "T done; less than `iterations` where the trial ended early."),
+    Column("loss_final", _REAL, "loss", "L(w_T) over all n samples, at T = iterations_done."),
+    Column(
+        "h",
+        _REAL,
+        "1/iterations",
+        "Convergence exponent log(L(w_0)/L(w_T)) / T (section 5), T = iterations_done; null for a diverged trial. "
+        "Depends on T.",
+    ),
+    Column("train_accuracy", _REAL, "", "Share of training samples classified rightly at w_T; null for regression."),
+    Column("test_loss", _REAL, "loss", "The loss over the n_test test samples at w_T; null without test samples."),
+    Column("test_accuracy", _REAL, "", "Share of test samples classified rightly at w_T; null for regression."),
+    Column("distance_from_init", _REAL, "weights", "||w_T - w_0||, Euclidean over all parameters."),
+    Column("seconds", _REAL, "s", "Wall time of the trial, evaluations included, over all attempts that counted."),
+    Column("steps_per_second", _REAL, "1/s", "Iterations per second of the time spent in SGD steps."),
+    Column("engine", _TEXT, "", "What computed the steps."),
+    Column("attempts", _INT, "", "Processes that worked on the cell: above 1 where it was retried or resumed."),
+    *_WHERE,
+)
+
+CURVES = (
+    Column("cell_id", _TEXT, "", "Key of the cell."),
+    Column("iteration", _INT, "iterations", "Iteration t; 0 is the initialization."),
+    Column("samples", _INT, "samples", "Samples used so far, t b."),
+    Column("seconds", _REAL, "s", "Time spent in SGD steps so far, evaluations excluded."),
+    Column("train_loss", _REAL, "loss", "L(w_t) over all n training samples."),
+    Column("test_loss", _REAL, "loss", "The loss over the n_test test samples; null without test samples."),
+    Column("test_accuracy", _REAL, "", "Share of test samples classified rightly; null for regression."),
+)
+
+TABLES = {"trials": TRIALS, "curves": CURVES, "ntk": NTK}
+
+
+def arrow_schema(table: str) -> pa.Schema:
+    """The Arrow schema of `trials`, `curves` or `ntk`, units and meanings in its fields' metadata."""
+    return pa.schema(
+        [pa.field(c.name, c.type, metadata={"unit": c.unit, "doc": c.doc}) for c in TABLES[table]],
+        metadata={"raysat_schema": str(SCHEMA_VERSION)},
+    )
+
+
+_TITLES = {
+    "trials": "One row a cell: what was asked, the statistics at initialization, and how training ended.",
+    "curves": "One row an evaluation of a cell: about 30 log-spaced iterations, the first and the last.",
+    "ntk": "One row an initialization: the statistics that all cells sharing it have in common.",
+}
+
+
+def as_markdown() -> str:
+    """The page `docs/columns.md`."""
+    lines = [
+        "# Columns",
+        "",
+        f"Schema version {SCHEMA_VERSION}. Made by `python -m raysat.schema > docs/columns.md`.",
+        "",
+        "Every table is a folder of Parquet part-files, one a cell (or an initialization), that can be read at any",
+        'moment of a sweep: `pd.read_parquet("results/mnist/trials")`. Units are also in the Arrow fields\' metadata.',
+        "A statistic in units of 1/eta is one whose product with a stepsize is a pure number; losses are in the",
+        "squared units of the targets, halved (eq. 2.1).",
+    ]
+    for table, columns in TABLES.items():
+        lines += ["", f"## {table}", "", _TITLES[table], ""]
+        lines += ["| column | type | unit | meaning |", "| --- | --- | --- | --- |"]
+        cell = lambda text: text.replace("||", "‖").replace("|", "\\|")  # noqa: E731
+        lines += [f"| `{c.name}` | {c.type} | {c.unit} | {cell(c.doc)} |" for c in columns]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(as_markdown(), end="")

@@ -1,0 +1,34 @@
+"""Step engines: what turns batch indices into SGD steps."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+
+class AutogradEngine:
+    """Plain PyTorch autograd. Wins when: never by speed; it runs any module, and is what other engines must agree with.
+
+    Args:
+        network: Updated in place. Parameters that do not require a gradient stay as they are.
+        x: Inputs of all samples.
+        y: Targets of all samples.
+        eta: Stepsize.
+    """
+
+    name = "autograd"
+
+    def __init__(
+        self, network: nn.Module, x: Float[Tensor, "n *input"], y: Float[Tensor, "n outputs"], eta: float
+    ) -> None:
+        self.network, self.x, self.y, self.eta = network, x, y, eta
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+    def run(self, batches: Int64[Tensor, "steps b"]) -> None:
+        """One step `w <- w - eta g(w; S)` for each row S of indices, `g = 1/b sum_{i in S} J_i^T r_i` (section 2)."""
+        for batch in batches:
+            residual = self.network(self.x[batch]) - self.y[batch]
+            gradients = torch.autograd.grad(residual.square().sum() / (2 * len(batch)), self.parameters)
+            with torch.no_grad():
+                torch._foreach_add_(self.parameters, gradients, alpha=-self.eta)

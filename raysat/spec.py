@@ -1,0 +1,420 @@
+"""What a sweep is: plain, immutable data with validation and content-hashed identities.
+
+A `Sweep` is the product of its axes. Each point of the product is a `Cell`; all cells that differ only in batch size,
+stepsize and what else concerns training share one `Initialization`, whose NTK statistics are computed once.
+
+An identity is the hash of everything that can change a result, and of nothing else: the sweep's name, the number of
+CPUs a trial gets or the interval between checkpoints are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+
+RESULTS_VERSION = 1
+"""Part of every identity. Raise it when a change to the code changes what a cell's result would be."""
+
+PREPROCESSINGS = ("none", "center", "standardize", "unit_norm")
+SAMPLINGS = ("without_replacement", "with_replacement", "epochs")
+DTYPES = ("float32", "float64")
+
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+class InputError(ValueError):
+    """Something a user wrote cannot be run. The message is one sentence that ends in the remedy."""
+
+
+def is_reference(name: str) -> bool:
+    """Whether `name` is an import path, `module:function`, rather than a built-in name."""
+    return _REFERENCE.fullmatch(name) is not None
+
+
+def identity(*parts: object) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of dataclasses and plain values."""
+    plain = [asdict(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
+    text = json.dumps([RESULTS_VERSION, *plain], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Model:
+    """An architecture as plain data: a built-in name or an import path, and the builder's options.
+
+    Attributes:
+        builder: A built-in architecture's name, or `module:function`.
+        options: The builder's options, as sorted pairs.
+        has_width: False for an architecture that a width does not change; it is run once for all widths.
+    """
+
+    builder: str
+    options: tuple[tuple[str, float | int | str | bool], ...] = ()
+    has_width: bool = True
+
+    def option(self, name: str) -> float | int | str | bool | None:
+        """The value of one option, or None where the architecture does not have it."""
+        return dict(self.options).get(name)
+
+    @property
+    def label(self) -> str:
+        """How the model is named in rows and figures: `mlp`, or the function's import path."""
+        return self.builder
+
+
+@dataclass(frozen=True)
+class Stepsize:
+    """A stepsize policy and its one number. Made by `fixed`, `fixed_fraction`, `theory` and `grid`.
+
+    Attributes:
+        policy: `fixed` (eta = value), `fixed_fraction` (eta = value / beta(1)), `theory` (eta = value / beta(b)),
+            `grid` (eta = value, one of several of which the best counts) or `grid_relative` (eta = value / beta(b),
+            likewise).
+        value: The number; positive and finite.
+    """
+
+    policy: str
+    value: float
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.value, int | float) and math.isfinite(self.value) and self.value > 0):
+            raise InputError(f"stepsize {self.policy}({self.value!r}): give a positive, finite number.")
+        object.__setattr__(self, "value", float(self.value))
+
+    @property
+    def label(self) -> str:
+        """The group to which a trial belongs: every stepsize of one grid shares the label of the grid."""
+        return self.policy if self.policy.startswith("grid") else f"{self.policy}({self.value:g})"
+
+
+def fixed(eta: float) -> Stepsize:
+    """One stepsize for every batch size, as in the paper's section 5."""
+    return Stepsize("fixed", eta)
+
+
+def fixed_fraction(c: float = 1.0) -> Stepsize:
+    """One stepsize `c / beta(1) = c / gamma` for every batch size of an initialization.
+
+    The largest family of fixed stepsizes whose stability at b = 1 does not depend on the scale of the data.
+
+    Args:
+        c: The fraction. Default: 1, the stepsize of Theorem 4.2 (eta = 1/beta) at b = 1, where beta is largest.
+    """
+    return Stepsize("fixed_fraction", c)
+
+
+def theory(c: float = 1.0) -> Stepsize:
+    """The stepsize `c / beta(b)` that the theory grants each batch size (Lemma 3.1 gives beta).
+
+    Args:
+        c: The constant. Default: 1, from Theorem 4.2 (eta = 1/beta); Theorem 2.1 has 1/2.
+    """
+    return Stepsize("theory", c)
+
+
+def grid(values: Sequence[float], *, relative: bool = False) -> tuple[Stepsize, ...]:
+    """Several stepsizes, each its own trial; of each batch size the best counts.
+
+    Args:
+        values: The stepsizes; with `relative`, multiples of 1/beta(b).
+        relative: Whether the values are multiples of 1/beta(b) rather than stepsizes.
+    """
+    if len(values) == 0:
+        raise InputError("grid([]): give at least one stepsize.")
+    return tuple(Stepsize("grid_relative" if relative else "grid", value) for value in values)
+
+
+def powers_of_two(n: int) -> tuple[int, ...]:
+    """The powers of two below n, and n itself: `powers_of_two(10) == (1, 2, 4, 8, 10)`."""
+    if n < 1:
+        raise InputError(f"powers_of_two({n}): give a number of samples of at least 1.")
+    return (*(1 << k for k in range(n.bit_length()) if 1 << k < n), n)
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """All of a cell on which the statistics at initialization depend.
+
+    Attributes:
+        dataset: A built-in name, or `module:function`.
+        preprocessing: One of `PREPROCESSINGS`.
+        n: Number of training samples used.
+        n_test: Number of test samples used.
+        model: The architecture.
+        width: Its width; 0 where the architecture has none.
+        seed: Seed of the weights and of the batches.
+        dtype: `float32` or `float64`.
+        k_samples: Number of samples from which k_op is computed; at most n.
+        k_tolerance: Relative residual at which the computation of k_op stops.
+        code: Digest of the user's own modules that the data set or the model comes from; empty for built-in ones.
+    """
+
+    dataset: str
+    preprocessing: str
+    n: int
+    n_test: int
+    model: Model
+    width: int
+    seed: int
+    dtype: str
+    k_samples: int
+    k_tolerance: float
+    code: str = ""
+
+    @property
+    def init_id(self) -> str:
+        """The key of the statistics."""
+        return identity("init", self)
+
+    @property
+    def name(self) -> str:
+        """For messages to a person."""
+        return f"{self.dataset}, {self.model.label}, width {self.width}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trial to be run, as plain data.
+
+    Attributes:
+        init: What its statistics at initialization depend on.
+        batch_size: b, between 1 and n.
+        stepsize: The policy from which eta follows.
+        iterations: T.
+        sampling: One of `SAMPLINGS`.
+        evaluations: About how many times the full loss is evaluated, log-spaced.
+        target_loss: The trial ends where the full training loss is at most this; None to run all iterations.
+    """
+
+    init: Initialization
+    batch_size: int
+    stepsize: Stepsize
+    iterations: int
+    sampling: str
+    evaluations: int
+    target_loss: float | None
+
+    @property
+    def cell_id(self) -> str:
+        """The only key of the cell: of its row, its part-files, its checkpoint."""
+        return identity("cell", self)
+
+    @property
+    def name(self) -> str:
+        """For messages to a person."""
+        return f"{self.init.name}, b = {self.batch_size}, {self.stepsize.policy}({self.stepsize.value:g})"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep: the product of its axes, and what holds for all of it.
+
+    Axes:
+        models: Architectures: `mlp(...)`, `linear()`, or an import path `module:function`.
+        widths: Hidden widths. An architecture without a width is run once.
+        batch_sizes: Batch sizes, each between 1 and the number of training samples.
+        stepsizes: Policies: `fixed`, `fixed_fraction`, `theory`, `grid`.
+        seeds: Number of seeds (0, 1, ...), or the seeds themselves. A seed draws the weights and the batches.
+
+    Attributes that are part of every cell's identity:
+        dataset: A built-in name, or an import path `module:function`.
+        iterations: T.
+        n_train: Training samples used, a fixed random subset. Default: all.
+        n_test: Test samples used. Default: all, or `n_train` of them where that is fewer, so that a sweep made small
+            by `n_train` does not spend its time on evaluating the test loss.
+        preprocessing: `none`, `center`, `standardize` or `unit_norm` (see `raysat.data.preprocess`). Default: center;
+            the paper does not say. The mean of uncentred data is a direction of its own in the kernel, which then
+            sets k_op.
+        sampling: `without_replacement` (the paper's section 2: a uniform subset of fixed size, anew each iteration;
+            default), `with_replacement`, or `epochs` (shuffled passes).
+        evaluations: About how many log-spaced evaluations of the full loss. Default: 30, which resolves N(b) to about
+            a third at T = 4,000 before interpolation.
+        target_loss: Stop a trial once its full training loss is at most this. Default: run all iterations.
+        dtype: `float32` (default) or `float64`.
+        k_samples: Samples from which k_op is computed. Default: 4096; the operator norm hardly moves with more, while
+            gamma, a maximum, is always taken over every sample.
+        k_tolerance: Relative residual ||Kv - lambda v|| / lambda of k_op. Default: 1e-3; the error of the eigenvalue
+            is of the order of its square.
+
+    Attributes that are not:
+        name: The folder under the results. Letters, digits, `-`, `_` and `.`.
+        targets: Loss levels for the steps-to-target estimator. Default: chosen from the curves by the analysis.
+        checkpoint_seconds: Interval between a trial's checkpoints in seconds. Default: 60.
+        cpus_per_trial: CPU cores of a trial. Default: 1.
+        gpus_per_trial: GPUs, or the fraction of one, of a trial. Default: 1 where the cluster has GPUs, else 0.
+    """
+
+    name: str
+    dataset: str
+    models: tuple[Model, ...]
+    batch_sizes: tuple[int, ...]
+    stepsizes: tuple[Stepsize, ...]
+    iterations: int
+    widths: tuple[int, ...] = ()
+    seeds: int | tuple[int, ...] = 1
+    n_train: int | None = None
+    n_test: int | None = None
+    preprocessing: str = "center"
+    sampling: str = "without_replacement"
+    evaluations: int = 30
+    target_loss: float | None = None
+    dtype: str = "float32"
+    k_samples: int = 4096
+    k_tolerance: float = 1e-3
+    targets: tuple[float, ...] = ()
+    checkpoint_seconds: float = 60.0
+    cpus_per_trial: int = 1
+    gpus_per_trial: float | None = None
+
+    def __post_init__(self) -> None:
+        freeze = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        freeze("models", tuple(_as_model(model) for model in _listed("models", self.models)))
+        freeze("stepsizes", tuple(_flatten(_listed("stepsizes", self.stepsizes))))
+        for name in ("widths", "batch_sizes"):
+            freeze(name, tuple(_whole(name, value, 1) for value in _listed(name, getattr(self, name))))
+        freeze("targets", tuple(_positive("targets", value) for value in _listed("targets", self.targets)))
+        if isinstance(self.seeds, int) and not isinstance(self.seeds, bool):
+            freeze("seeds", tuple(range(_whole("seeds", self.seeds, 1))))
+        else:
+            freeze("seeds", tuple(_whole("seeds", value, 0) for value in _listed("seeds", self.seeds)))
+        self._validate()
+
+    def _validate(self) -> None:
+        if not (isinstance(self.name, str) and re.fullmatch(r"\w[\w.-]*", self.name)):
+            raise InputError(f"name={self.name!r}: use letters, digits, '-', '_' and '.', for it names a folder.")
+        if not (isinstance(self.dataset, str) and self.dataset):
+            raise InputError(f"dataset={self.dataset!r}: give a data set's name or 'module:function'.")
+        for name in ("models", "batch_sizes", "stepsizes", "seeds"):
+            if not getattr(self, name):
+                raise InputError(f"{name} is empty: give at least one.")
+        for stepsize in self.stepsizes:
+            if not isinstance(stepsize, Stepsize):
+                raise InputError(f"stepsizes has {stepsize!r}: use fixed(eta), fixed_fraction(c), theory(c) or grid().")
+        if not self.widths and any(model.has_width for model in self.models):
+            raise InputError("widths is empty: give at least one width for the models that have one.")
+        for name in ("models", "widths", "batch_sizes", "stepsizes", "seeds"):
+            values = getattr(self, name)
+            for value in {value for value in values if values.count(value) > 1}:
+                raise InputError(f"{name} has {value!r} twice: name each value once.")
+        _whole("iterations", self.iterations, 1)
+        _whole("evaluations", self.evaluations, 2)
+        _whole("k_samples", self.k_samples, 1)
+        _whole("cpus_per_trial", self.cpus_per_trial, 1)
+        for name in ("n_train", "n_test"):
+            if getattr(self, name) is not None:
+                _whole(name, getattr(self, name), 1 if name == "n_train" else 0)
+        for name in ("k_tolerance", "checkpoint_seconds"):
+            _positive(name, getattr(self, name))
+        if self.target_loss is not None:
+            _positive("target_loss", self.target_loss)
+        if self.gpus_per_trial is not None and not (
+            isinstance(self.gpus_per_trial, int | float) and 0 <= self.gpus_per_trial < math.inf
+        ):
+            raise InputError(f"gpus_per_trial={self.gpus_per_trial!r}: give 0, a fraction of a GPU, or whole GPUs.")
+        _among("preprocessing", self.preprocessing, PREPROCESSINGS)
+        _among("sampling", self.sampling, SAMPLINGS)
+        _among("dtype", self.dtype, DTYPES)
+
+    def initializations(self, n: int, n_test: int, code: str = "") -> Iterator[Initialization]:
+        """The sweep's initializations, given the sizes of the data set as it will be used.
+
+        Args:
+            n: Training samples, after `n_train`.
+            n_test: Test samples, after `n_test`.
+            code: Digest of the user's own modules, if any.
+        """
+        for model in self.models:
+            for width in self.widths if model.has_width else (0,):
+                for seed in self.seeds:
+                    yield Initialization(
+                        dataset=self.dataset,
+                        preprocessing=self.preprocessing,
+                        n=n,
+                        n_test=n_test,
+                        model=model,
+                        width=width,
+                        seed=seed,
+                        dtype=self.dtype,
+                        k_samples=min(self.k_samples, n),
+                        k_tolerance=float(self.k_tolerance),
+                        code=code,
+                    )
+
+    def cells(self, n: int, n_test: int, code: str = "") -> list[Cell]:
+        """All cells, given the sizes of the data set as it will be used.
+
+        Raises:
+            InputError: A batch size is above n.
+        """
+        if (largest := max(self.batch_sizes)) > n:
+            raise InputError(
+                f"batch_sizes has {largest}, but {self.dataset} is used with {n} training samples: "
+                f"leave out what is above {n}, or write batch_sizes=powers_of_two({n})."
+            )
+        return [
+            Cell(
+                init=init,
+                batch_size=batch_size,
+                stepsize=stepsize,
+                iterations=self.iterations,
+                sampling=self.sampling,
+                evaluations=self.evaluations,
+                target_loss=self.target_loss,
+            )
+            for init in self.initializations(n, n_test, code)
+            for stepsize in self.stepsizes
+            for batch_size in self.batch_sizes
+        ]
+
+
+AXES = ("models", "widths", "batch_sizes", "stepsizes", "seeds")
+"""The fields of a sweep along which a results folder may grow."""
+
+EXECUTION = ("name", "targets", "checkpoint_seconds", "cpus_per_trial", "gpus_per_trial")
+"""The fields of a sweep that change no cell's result."""
+
+SHARED = tuple(field.name for field in fields(Sweep) if field.name not in (*AXES, *EXECUTION))
+"""The fields that all cells of one results folder have in common."""
+
+
+def _listed(name: str, value: object) -> list:
+    if isinstance(value, str | Model | Stepsize) or not isinstance(value, Iterable):
+        raise InputError(f"{name}={value!r}: give a list.")
+    return list(value)
+
+
+def _flatten(values: Iterable) -> Iterator:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flatten(value)
+        else:
+            yield value
+
+
+def _as_model(value: object) -> Model:
+    if isinstance(value, Model):
+        return value
+    if isinstance(value, str) and is_reference(value):
+        return Model(value)
+    raise InputError(f"models has {value!r}: use mlp(...), linear() or an import path 'module:function'.")
+
+
+def _whole(name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} has {value!r}: give whole numbers of at least {least}.")
+    return value
+
+
+def _positive(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
+        raise InputError(f"{name} has {value!r}: give positive, finite numbers.")
+    return float(value)
+
+
+def _among(name: str, value: object, names: tuple[str, ...]) -> None:
+    if value not in names:
+        raise InputError(f"{name}={value!r}: use one of {', '.join(names)}.")
