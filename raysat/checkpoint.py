@@ -48,7 +48,7 @@ class Checkpoint:
             return Progress()
         try:
             progress = Progress(**torch.load(self.path, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, EOFError, TypeError, ValueError):  # a damaged file costs a restart, no more
+        except Exception:  # whatever a damaged file makes the reader say, it costs a restart and no more
             return Progress()
         progress.attempts += 1
         return progress

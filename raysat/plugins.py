@@ -13,31 +13,65 @@ import importlib.abc
 import importlib.util
 import linecache
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+
+from raysat.spec import InputError
 
 Sources = Mapping[str, str]
 """Source text by module name."""
 
 
-def gather(folder: Path, modules: Iterable[str]) -> dict[str, str]:
-    """The sources of some modules and of what they import from the same folder.
+def resolve(reference: str) -> Callable[..., object]:
+    """The function that an import path `module:function` names.
+
+    Raises:
+        InputError: There is no such module or function. What goes wrong inside the module is the module's own error.
+    """
+    module_name, _, function_name = reference.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name, None)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        raise InputError(
+            f"{reference!r} names the module {error.name}, which cannot be found: "
+            f"put {error.name.replace('.', '/')}.py beside the sweep file."
+        ) from None
+    if not callable(function):
+        raise InputError(f"{reference!r}: {module_name} has no function {function_name}; define it there.")
+    return function
+
+
+def gather(folder: Path, references: Sequence[str]) -> dict[str, str]:
+    """The sources of what some import paths name, and of what that imports from the same folder.
 
     Args:
         folder: Where the sweep file lies; it is put on `sys.path`.
-        modules: Names of modules to import.
+        references: Import paths `module:function`.
+
+    Raises:
+        InputError: There is no such module or function, or its module does not run.
     """
     folder = folder.resolve()
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    for name in modules:
-        importlib.import_module(name)
+    for reference in references:
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+        try:
+            resolve(reference)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{reference!r} cannot be imported ({type(error).__name__}: {error}): mend it.") from error
+    if not references:
+        return {}
     sources = {}
     for name, module in list(sys.modules.items()):
-        path = Path(getattr(module, "__file__", None) or "")
-        if name != "__main__" and path.suffix == ".py" and folder in path.resolve().parents:
+        path = Path(getattr(module, "__file__", None) or "").resolve()
+        own = folder.joinpath(*name.split("."))  # an environment that lies in the folder is not the user's own
+        if path in (own.with_suffix(".py"), own / "__init__.py") and name.partition(".")[0] != "raysat":
             sources[name] = path.read_text()
     return sources
 

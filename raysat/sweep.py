@@ -63,10 +63,7 @@ def plan(sweep: Sweep, folder: Path) -> Plan:
         InputError: Something that the user wrote cannot be run.
     """
     named = [name for name in (sweep.dataset, *(model.builder for model in sweep.models)) if is_reference(name)]
-    for name in named:
-        sys.path.insert(0, str(folder.resolve()))
-        models.resolve(name)
-    sources = plugins.gather(folder, {name.split(":")[0] for name in named}) if named else {}
+    sources = plugins.gather(folder, named)
     dataset = data.load(
         sweep.dataset, n_train=sweep.n_train, n_test=sweep.n_test, preprocessing=sweep.preprocessing, dtype=sweep.dtype
     )

@@ -82,7 +82,8 @@ def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
             close = difflib.get_close_matches(key, names, 1)
             hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(names)}."
             raise InputError(f"--set {key}: a Sweep has no such field; {hint}")
-        values[key] = value(text, f"--set {setting}")
+        plain = isinstance(getattr(sweep, key), str)  # a text, such as dataset=linear(n=64), needs no quotes
+        values[key] = text.strip(" '\"") if plain else value(text, f"--set {setting}")
     try:
         return replace(sweep, **values)
     except InputError as error:
@@ -92,21 +93,14 @@ def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
 def value(text: str, where: str) -> object:
     """The value of a small expression: literals, lists, arithmetic and the functions of `VOCABULARY`.
 
-    What is none of these is a text: `--set dataset=mnist`, `--set dataset=fashion:load`.
-
     Example:
         >>> value("[64, 2**7]", "--set widths=...")
         [64, 128]
     """
-    text = text.strip()
     try:
-        tree = ast.parse(text, mode="eval").body
+        tree = ast.parse(text.strip(), mode="eval").body
     except SyntaxError:
-        if any(character in text for character in "[](){},'\""):
-            raise InputError(f"{where}: this is no value; quote it for the shell, as in --set 'widths=[64]'.") from None
-        return text
-    if isinstance(tree, ast.Name):
-        return text
+        raise InputError(f"{where}: this is no value; quote it for the shell, as in --set 'widths=[64]'.") from None
     try:
         return _evaluate(tree)
     except InputError as error:

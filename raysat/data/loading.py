@@ -1,0 +1,158 @@
+"""From a data set's name to the samples that a sweep uses."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from raysat.data.builtin import BUILTIN, fixed_subset
+from raysat.data.dataset import Dataset
+from raysat.data.preprocessing import preprocess
+from raysat.plugins import resolve
+from raysat.spec import DTYPES, InputError, is_reference
+
+NAMES = tuple(BUILTIN)
+"""The built-in data sets."""
+
+Options = tuple[tuple[str, int | float], ...]
+
+
+def load(
+    name: str,
+    *,
+    n_train: int | None = None,
+    n_test: int | None = None,
+    preprocessing: str = "center",
+    dtype: str = "float32",
+) -> Dataset:
+    """A data set, cut to a subset, preprocessed and cast. The last two are kept in memory.
+
+    A built-in data set's files are looked for in the folder that the environment variable RAYSAT_DATA names, then in
+    the user's cache, and are downloaded if they are in neither. Their digests are verified every time.
+
+    Args:
+        name: One of `NAMES`; `linear(n=.., d=.., power=.., seed=..)`; or `module:function`, a function without
+            arguments that returns a `Dataset`.
+        n_train: Training samples: a fixed pseudo-random subset in file order, in which that of a smaller n_train is
+            contained. Default: all.
+        n_test: Test samples, likewise; 0 for none. Default: all, or n_train of them where that is fewer.
+        preprocessing: `none`, `center`, `standardize` or `unit_norm`, fitted on the training samples in use (see
+            `preprocess`). Default: center; the mean of uncentred data is a direction of its own in the kernel.
+        dtype: `float32` or `float64`, of x and y. Tokens are int64 always.
+
+    Returns:
+        The samples, shared by all callers in this process: treat the tensors as read-only.
+
+    Raises:
+        InputError: The name is unknown, a loader is not one, a size or option is impossible, or a file is missing or
+            is not the original.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}.")
+    builder, options = _imported(name) if is_reference(name) else _built_in(name)
+    return _load(name, builder, options, n_train, n_test, preprocessing, dtype, os.environ.get("RAYSAT_DATA"))
+
+
+@lru_cache(maxsize=2)
+def _load(
+    name: str,
+    builder: Callable[..., Dataset],
+    options: Options,
+    n_train: int | None,
+    n_test: int | None,
+    preprocessing: str,
+    dtype: str,
+    data_folder: str | None,
+) -> Dataset:
+    """`load` behind its memory. The folder is an argument because what is remembered depends on it."""
+    dataset = builder(**dict(options))
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"dataset={name!r} returned {type(dataset).__name__}: return raysat.data.Dataset(x=..., y=...)."
+        )
+    dataset = _subset(name, dataset, n_train, n_test)
+    target = getattr(torch, dtype)
+    dataset = _cast(dataset, torch.promote_types(dataset.x.dtype, target))
+    return _cast(preprocess(dataset, preprocessing), target)
+
+
+def _built_in(name: str) -> tuple[Callable[..., Dataset], Options]:
+    """The builder of a built-in name and the options written behind it, checked against the builder's defaults."""
+    base, given = _parse(name)
+    if base not in BUILTIN:
+        raise InputError(
+            f"dataset={name!r} is not known: use one of {', '.join(NAMES)}, linear(n=256, d=64, power=1.0, seed=0), "
+            "or an import path 'module:function'."
+        )
+    defaults = {key: parameter.default for key, parameter in inspect.signature(BUILTIN[base]).parameters.items()}
+    for key, value in given.items():
+        if key not in defaults:
+            remedy = f"the options are {', '.join(defaults)}" if defaults else "write its name alone"
+            raise InputError(f"dataset={name!r} has the option {key}, which {base} does not: {remedy}.")
+        if type(value) not in {int, type(defaults[key])}:
+            kind = "whole number" if isinstance(defaults[key], int) else "number"
+            raise InputError(f"dataset={name!r} has {key}={value!r}: give a {kind}.")
+    return BUILTIN[base], tuple((key, type(defaults[key])(value)) for key, value in given.items())
+
+
+def _parse(name: str) -> tuple[str, dict[str | None, object]]:
+    """`linear(n=64)` as `("linear", {"n": 64})`; what does not have this form, as it is, without options."""
+    try:
+        call = ast.parse(name, mode="eval").body
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
+            return call.func.id, {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (SyntaxError, ValueError):
+        pass
+    return name, {}
+
+
+def _imported(name: str) -> tuple[Callable[[], Dataset], Options]:
+    """The user's loader of that import path."""
+    loader = resolve(name)
+    try:
+        inspect.signature(loader).bind()
+    except TypeError:
+        raise InputError(f"dataset={name!r} needs arguments: give each of them a default.") from None
+    return loader, ()
+
+
+def _subset(name: str, dataset: Dataset, n_train: int | None, n_test: int | None) -> Dataset:
+    """The training and test samples in use, in file order."""
+    if n_test is None:
+        n_test = dataset.n_test if n_train is None else min(n_train, dataset.n_test)
+    train = _choose(name, "train", n_train, dataset.n)
+    test = _choose(name, "test", n_test, dataset.n_test)
+    return replace(
+        dataset,
+        x=dataset.x[train],
+        y=dataset.y[train],
+        x_test=dataset.x_test[test] if n_test else None,
+        y_test=dataset.y_test[test] if n_test else None,
+    )
+
+
+def _choose(name: str, split: str, count: int | None, available: int) -> Tensor | slice:
+    """What indexes the samples in use; a slice where that is all of them, which copies nothing."""
+    if count is None or count == available:
+        return slice(None)
+    least = 1 if split == "train" else 0
+    if not least <= count <= available:
+        raise InputError(
+            f"n_{split}={count}, but {name} has {available} {split} samples: "
+            f"give {least} to {available}, or leave n_{split} out to use all."
+        )
+    return torch.from_numpy(fixed_subset(available, count))
+
+
+def _cast(dataset: Dataset, dtype: torch.dtype) -> Dataset:
+    if not dataset.x.is_floating_point():
+        return dataset
+    floating = {name: getattr(dataset, name) for name in ("x", "y", "x_test", "y_test")}
+    return replace(dataset, **{name: value.to(dtype) for name, value in floating.items() if value is not None})

@@ -1,0 +1,179 @@
+"""The files of the built-in data sets: found in a folder, or downloaded, and verified each time they are read.
+
+A folder of data has one folder for each data set, with the files in their original formats:
+
+    mnist/train-images-idx3-ubyte.gz        cifar10/cifar-10-batches-py/data_batch_1
+    svhn/train_32x32.mat                    tinyshakespeare/input.txt
+
+The environment variable RAYSAT_DATA may name such a folder, which is looked in first. The cache is another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pooch
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+from raysat.spec import InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set comes from.
+
+    Attributes:
+        address: What the files' names are appended to; or the address of a gzipped tar archive that has them.
+        files: The files, relative to the data set's folder, and their digests, `algorithm:hexadecimal`.
+        archive: Digest of the archive, where the address is that of one.
+    """
+
+    address: str
+    files: dict[str, str]
+    archive: str | None = None
+
+
+SOURCES = {
+    "mnist": Source(
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        {
+            "train-images-idx3-ubyte.gz": "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "sha256:3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "sha256:f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
+    ),
+    "cifar10": Source(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        {
+            f"cifar-10-batches-py/{batch}": f"sha256:{digest}"
+            for batch, digest in {
+                "data_batch_1": "54636561a3ce25bd3e19253c6b0d8538147b0ae398331ac4a2d86c6d987368cd",
+                "data_batch_2": "766b2cef9fbc745cf056b3152224f7cf77163b330ea9a15f9392beb8b89bc5a8",
+                "data_batch_3": "0f00d98ebfb30b3ec0ad19f9756dc2630b89003e10525f5e148445e82aa6a1f9",
+                "data_batch_4": "3f7bb240661948b8f4d53e36ec720d8306f5668bd0071dcb4e6c947f78e9682b",
+                "data_batch_5": "d91802434d8376bbaeeadf58a737e3a1b12ac839077e931237e0dcd43adcb154",
+                "test_batch": "f53d8d457504f7cff4ea9e021afcf0e0ad8e24a91f3fc42091b8adef61157831",
+            }.items()
+        },
+        archive="md5:c58f30108f718f92721af3b95e74349a",
+    ),
+    "svhn": Source(
+        "http://ufldl.stanford.edu/housenumbers/",
+        {
+            "train_32x32.mat": "md5:e26dedcc434d2e4c54c9b2d4a06d8373",
+            "test_32x32.mat": "md5:eb5a983be6a315427106f1b164d9cef3",
+        },
+    ),
+    "tinyshakespeare": Source(
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",
+        {"input.txt": "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"},
+    ),
+}
+
+
+def read(name: str) -> Iterator[bytes]:
+    """The contents of a data set's files, in the order of its `SOURCES` entry.
+
+    What is verified is what is returned: each file is read once, when its turn comes.
+
+    Raises:
+        InputError: A file is nowhere and cannot be downloaded, or its digest is not the published one.
+    """
+    source = SOURCES[name]
+    missing = [file for file in source.files if _find(name, file) is None]
+    if missing:
+        _download(name, missing)
+    for file, digest in source.files.items():
+        path = _find(name, file)
+        content = path.read_bytes()
+        algorithm, expected = digest.split(":")
+        found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+        if found != expected:
+            raise InputError(
+                f"{path} has the {algorithm} digest {found}, but {name} has {expected}: "
+                f"remove the file, so that it comes anew from {source.address}, or put the original in its place."
+            )
+        yield content
+
+
+def folders() -> tuple[Path, ...]:
+    """The folders of data that are looked in: RAYSAT_DATA where it is set, then the cache, into which is downloaded."""
+    chosen = os.environ.get("RAYSAT_DATA")
+    cache = Path(pooch.os_cache("raysat"))
+    return (Path(chosen).expanduser(), cache) if chosen else (cache,)
+
+
+def _find(name: str, file: str) -> Path | None:
+    return next((path for folder in folders() if (path := folder / name / file).is_file()), None)
+
+
+def _download(name: str, files: Sequence[str]) -> None:
+    """Fetch files into the cache. Each appears whole or not at all, whatever other processes do meanwhile."""
+    source = SOURCES[name]
+    folder = folders()[-1] / name
+    try:
+        if source.archive is None:
+            for file in files:
+                _retrieve(source.address + file, source.files[file], folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=folder) as aside:
+                archive = _retrieve(source.address, source.archive, Path(aside))
+                _unpack(archive, files, Path(aside), folder)
+    except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
+        wrong = isinstance(error, ValueError) and not isinstance(error, OSError)
+        reason = "wrong digest" if wrong else getattr(error, "strerror", None) or type(error).__name__
+        raise InputError(
+            f"{name} needs {', '.join(files)}, not found in {' or '.join(str(f / name) for f in folders())}, and "
+            f"{source.address} could not be downloaded ({reason}): connect this machine to the internet, or set "
+            f"RAYSAT_DATA to a folder that has {name}/{files[0]}{' and the others' if len(files) > 1 else ''}."
+        ) from None
+
+
+def _unpack(archive: Path, files: Sequence[str], aside: Path, folder: Path) -> None:
+    """Take named members, and nothing else, out of an archive; no path that the archive contains is written to."""
+    with tarfile.open(archive) as tar:
+        for file in files:
+            partial, target = aside / "partial", folder / file
+            with tar.extractfile(file) as member, partial.open("wb") as out:
+                shutil.copyfileobj(member, out)
+            target.parent.mkdir(exist_ok=True)
+            partial.replace(target)
+
+
+def _retrieve(address: str, digest: str, folder: Path) -> Path:
+    """Download one file under its own name, verify it, and only then move it into the folder."""
+    name = address.rpartition("/")[-1]
+    pooch.get_logger().setLevel("WARNING")
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        fetch = pooch.HTTPDownloader(progressbar=_Bar(progress, name), chunk_size=1 << 16)
+        return Path(pooch.retrieve(address, digest, fname=name, path=folder, downloader=fetch))
+
+
+class _Bar:
+    """What pooch asks of a progress bar, drawn by rich."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        self.total = 0
+        self._progress = progress
+        self._task = progress.add_task(name, total=None)
+
+    def update(self, size: int) -> None:
+        self._progress.update(self._task, advance=size, total=self.total or None)
+
+    def reset(self) -> None:
+        self._progress.update(self._task, completed=0)
+
+    def close(self) -> None:
+        """The display ends with its context, also where a download fails."""

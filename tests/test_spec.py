@@ -1,0 +1,155 @@
+import dataclasses
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysat import InputError, Sweep, fixed, fixed_fraction, grid, linear, mlp, powers_of_two, theory
+from raysat.spec import AXES, EXECUTION, SHARED, Model, is_reference
+
+VALID = {
+    "name": "s",
+    "dataset": "digits",
+    "models": [mlp()],
+    "widths": [8, 16],
+    "batch_sizes": [1, 4],
+    "stepsizes": [theory()],
+    "iterations": 10,
+}
+
+
+@given(st.integers(1, 100_000))
+def test_powers_of_two_are_the_powers_below_n_and_n(n):
+    sizes = powers_of_two(n)
+    assert sizes[-1] == n
+    assert all(b == 2**k for k, b in enumerate(sizes[:-1]))
+    assert len(sizes) == 1 or sizes[-2] < n <= 2 * sizes[-2]
+
+
+def test_a_sweep_is_the_product_of_its_axes():
+    sweep = Sweep(**VALID | {"stepsizes": [fixed(0.1), grid([0.1, 0.2])], "seeds": 3})
+    cells = sweep.cells(n=20, n_test=5)
+    assert len(cells) == 2 * 2 * 3 * 3
+    assert len({cell.cell_id for cell in cells}) == len(cells)
+    assert len({cell.init.init_id for cell in cells}) == 2 * 3
+    assert {cell.init.k_samples for cell in cells} == {20}
+
+
+def test_a_model_without_width_is_run_once_for_all_widths():
+    cells = Sweep(**VALID | {"models": [linear(), mlp()]}).cells(20, 0)
+    assert [cell.init.width for cell in cells if cell.init.model.builder == "linear"] == [0, 0]
+    assert Sweep(**VALID | {"models": [linear()], "widths": []}).cells(20, 0)
+
+
+def test_identity_is_stable_across_processes_and_releases():
+    (cell,) = Sweep(**VALID | {"widths": [8], "batch_sizes": [1]}).cells(20, 5)
+    # Computed by hand from the canonical JSON with `sha256sum`; a change here is a change of every user's results.
+    import hashlib
+    import json
+
+    text = json.dumps([1, "cell", dataclasses.asdict(cell)], sort_keys=True, separators=(",", ":"))
+    assert cell.cell_id == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("dataset", "mnist"), ("iterations", 11), ("sampling", "epochs"), ("preprocessing", "none"), ("k_samples", 7)],
+)
+def test_what_can_change_a_result_changes_the_identity(field, value):
+    before = {cell.cell_id for cell in Sweep(**VALID).cells(20, 5)}
+    after = {cell.cell_id for cell in Sweep(**VALID | {field: value}).cells(20, 5)}
+    assert not before & after
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("name", "other"), ("cpus_per_trial", 2), ("checkpoint_seconds", 1.0), ("targets", [0.1])]
+)
+def test_what_cannot_does_not(field, value):
+    before = [cell.cell_id for cell in Sweep(**VALID).cells(20, 5)]
+    assert before == [cell.cell_id for cell in Sweep(**VALID | {field: value}).cells(20, 5)]
+
+
+def test_code_of_the_user_is_part_of_the_identity():
+    sweep = Sweep(**VALID)
+    assert not {c.cell_id for c in sweep.cells(20, 0, "a")} & {c.cell_id for c in sweep.cells(20, 0, "b")}
+
+
+def test_every_field_is_an_axis_or_shared_or_of_the_execution():
+    names = [field.name for field in dataclasses.fields(Sweep)]
+    assert sorted(names) == sorted([*AXES, *EXECUTION, *SHARED])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"name": "a/b"}, "names a folder"),
+        ({"dataset": ""}, "data set's name"),
+        ({"models": []}, "models is empty"),
+        ({"models": ["resnet"]}, "import path"),
+        ({"models": mlp()}, "give a list"),
+        ({"widths": []}, "at least one width"),
+        ({"widths": [0]}, "at least 1"),
+        ({"widths": [8, 8]}, "twice"),
+        ({"batch_sizes": [0]}, "at least 1"),
+        ({"batch_sizes": [1.5]}, "whole numbers"),
+        ({"batch_sizes": [True]}, "whole numbers"),
+        ({"batch_sizes": 4}, "give a list"),
+        ({"stepsizes": [0.1]}, "use fixed"),
+        ({"stepsizes": []}, "stepsizes is empty"),
+        ({"iterations": 0}, "at least 1"),
+        ({"iterations": "10"}, "whole numbers"),
+        ({"seeds": 0}, "at least 1"),
+        ({"seeds": [0, 0]}, "0 twice"),
+        ({"n_train": 0}, "at least 1"),
+        ({"preprocessing": "whiten"}, "use one of none, center"),
+        ({"sampling": "shuffle"}, "use one of without_replacement"),
+        ({"dtype": "bfloat16"}, "use one of float32"),
+        ({"target_loss": -1.0}, "positive"),
+        ({"target_loss": math.nan}, "positive"),
+        ({"gpus_per_trial": -1}, "fraction"),
+        ({"targets": [0.0]}, "positive"),
+        ({"k_tolerance": 0}, "positive"),
+        ({"evaluations": 1}, "at least 2"),
+    ],
+)
+def test_bad_input_is_one_sentence_with_the_remedy(changes, words):
+    with pytest.raises(InputError) as caught:
+        Sweep(**VALID | changes)
+    message = str(caught.value)
+    assert words in message
+    assert "\n" not in message
+    assert message.endswith(".")
+
+
+def test_a_batch_above_n_is_refused_with_the_remedy():
+    with pytest.raises(InputError, match=r"powers_of_two\(3\)"):
+        Sweep(**VALID).cells(3, 0)
+
+
+@pytest.mark.parametrize("make", [fixed, fixed_fraction, theory])
+@pytest.mark.parametrize("value", [0, -1.0, math.inf, math.nan, "1"])
+def test_a_stepsize_is_positive_and_finite(make, value):
+    with pytest.raises(InputError, match="positive, finite"):
+        make(value)
+
+
+def test_the_stepsizes_of_a_grid_share_its_label():
+    assert {stepsize.label for stepsize in grid([0.1, 0.2])} == {"grid"}
+    assert {stepsize.label for stepsize in grid([1, 2], relative=True)} == {"grid_relative"}
+    assert theory(0.5).label == "theory(0.5)"
+
+
+@pytest.mark.parametrize(("name", "expected"), [("a:b", True), ("a.b:c", True), ("mnist", False), ("a:b:c", False)])
+def test_references(name, expected):
+    assert is_reference(name) is expected
+
+
+def test_a_model_may_be_named_by_import_path():
+    assert Sweep(**VALID | {"models": ["fashion:build"]}).models == (Model("fashion:build"),)
+
+
+@pytest.mark.parametrize("bad", [{"depth": -1}, {"activation": "swish"}, {"hidden_gain": 0}, {"output_gain": "2"}])
+def test_bad_options_of_the_network_are_refused(bad):
+    with pytest.raises(InputError, match="mlp"):
+        mlp(**bad)

@@ -1,0 +1,196 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from raysat import data, fixed, fixed_fraction, linear, mlp, theory
+from raysat import trial as trial_module
+from raysat.checkpoint import Checkpoint, Progress
+from raysat.schema import arrow_schema
+from raysat.sgd.engine import AutogradEngine
+from raysat.spec import Model
+from raysat.theory import beta
+from raysat.trial import Job, compute_statistics, failed_row, run_trial
+
+
+def job_of(cell, **changes):
+    job = Job(sweep="s", init=cell.init, cell=cell, **changes)
+    return replace(job, statistics=compute_statistics(job))
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def test_a_trial_gives_a_row_and_a_curve_under_the_declared_columns(make_cell):
+    cell = make_cell()
+    row, curve = run_trial(job_of(cell))
+    assert set(row) <= set(arrow_schema("trials").names)
+    assert set(arrow_schema("trials").names) - set(row) == {"error"}
+    assert all(set(point) == set(arrow_schema("curves").names) for point in curve)
+    assert row["status"] == "completed"
+    assert row["cell_id"] == cell.cell_id == curve[0]["cell_id"]
+    assert [point["iteration"] for point in curve][-1] == row["iterations_done"] == 50
+    assert [point["samples"] for point in curve] == [8 * point["iteration"] for point in curve]
+    assert row["loss_init"] == curve[0]["train_loss"] == pytest.approx(row["loss_init"])
+    assert row["h"] == math.log(row["loss_init"] / row["loss_final"]) / 50
+    assert 0 < row["train_accuracy"] <= 1
+    assert 0 < row["test_accuracy"] <= 1
+    assert row["distance_from_init"] > 0
+    assert row["attempts"] == 1
+
+
+def test_the_statistics_are_a_row_of_ntk(make_cell):
+    cell = make_cell()
+    row = compute_statistics(Job("s", cell.init))
+    assert set(row) == set(arrow_schema("ntk").names)
+    assert row["b_star"] == row["gamma"] / row["k_op"]
+    assert row["loss_init"] == pytest.approx(run_trial(job_of(cell))[0]["loss_init"], rel=1e-12)
+
+
+@pytest.mark.parametrize("policy", [fixed(0.01), fixed_fraction(0.5), theory(1)])
+@pytest.mark.parametrize("sampling", ["without_replacement", "with_replacement", "epochs"])
+def test_the_stepsize_follows_the_policy(make_cell, policy, sampling):
+    cell = make_cell(stepsize=policy, sampling=sampling, iterations=2)
+    job = job_of(cell)
+    row, _ = run_trial(job)
+    gamma, k_op = job.statistics["gamma"], job.statistics["k_op"]
+    granted = beta(8, 100, gamma, k_op, replacement=sampling == "with_replacement")
+    assert row["beta"] == granted
+    expected = {"fixed": 0.01, "fixed_fraction": 0.5 / gamma, "theory": 1 / granted}[policy.policy]
+    assert row["eta"] == expected
+    assert row["eta_beta"] == expected * granted
+
+
+def test_the_same_cell_gives_the_same_bits(make_cell):
+    job = job_of(make_cell(dtype="float32"))
+    (row, curve), (again, curve_again) = run_trial(job), run_trial(job)
+    assert without_times(curve) == without_times(curve_again)
+    assert row["distance_from_init"] == again["distance_from_init"]
+
+
+def test_a_seed_draws_weights_and_batches(make_cell):
+    losses = {run_trial(job_of(make_cell(seed=seed)))[0]["loss_final"] for seed in range(3)}
+    assert len(losses) == 3
+
+
+@pytest.mark.parametrize("stop_at", [1, 7, 23])
+def test_a_trial_that_was_killed_ends_in_the_same_bits(make_cell, tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 1)  # a step at a time, so that it can be stopped anywhere
+    whole, whole_curve = run_trial(job_of(make_cell()))
+    job = job_of(make_cell(), checkpoints=str(tmp_path), checkpoint_seconds=1e-9)
+    steps = iter(range(100))
+
+    def killed(engine, batches, run=AutogradEngine.run):
+        if next(steps) == stop_at:
+            raise KeyboardInterrupt
+        run(engine, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutogradEngine, "run", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_trial(job)
+    assert [path.stem for path in tmp_path.iterdir()] == [job.cell.cell_id]
+    stored = Checkpoint(tmp_path / f"{job.cell.cell_id}.pt").load()
+    assert 0 < stored.iteration <= stop_at
+    row, curve = run_trial(job)
+    assert without_times(curve) == without_times(whole_curve)
+    assert row["distance_from_init"] == whole["distance_from_init"]
+    assert row["attempts"] == 2
+
+
+def test_a_damaged_checkpoint_costs_a_restart_and_no_more(make_cell, tmp_path):
+    job = job_of(make_cell(), checkpoints=str(tmp_path))
+    path = tmp_path / f"{job.cell.cell_id}.pt"
+    path.write_bytes(b"half")
+    row, _ = run_trial(job)
+    assert row["loss_final"] == run_trial(job_of(make_cell()))[0]["loss_final"]
+
+
+def test_a_checkpoint_keeps_all_of_the_progress(tmp_path):
+    progress = Progress(3, {"w": torch.randn(2)}, [{"iteration": 0, "test_loss": None}], 1.5, 2.5, 1)
+    checkpoint = Checkpoint(tmp_path / "a.pt")
+    checkpoint.save(progress)
+    loaded = checkpoint.load()
+    assert torch.equal(loaded.weights.pop("w"), progress.weights.pop("w"))
+    assert vars(loaded) == vars(progress) | {"attempts": 2}
+
+
+@pytest.mark.parametrize("eta", [10.0, 1e30])
+def test_divergence_is_a_row(make_cell, eta):
+    model = mlp(1, "identity")  # a ReLU network may die instead, with a finite loss
+    row, curve = run_trial(job_of(make_cell(model=model, stepsize=fixed(eta), iterations=1000, dtype="float32")))
+    assert row["status"] == "diverged"
+    assert row["h"] is None
+    assert row["iterations_done"] < 1000
+    final = curve[-1]["train_loss"]
+    assert not final <= 1e3 * row["loss_init"]
+
+
+def test_a_trial_stops_at_its_target(make_cell):
+    full, curve = run_trial(job_of(make_cell()))
+    target = 0.9 * full["loss_init"]
+    row, short = run_trial(job_of(make_cell(target_loss=target)))
+    assert row["status"] == "target_reached"
+    assert row["loss_final"] <= target < short[-2]["train_loss"]
+    assert without_times(short)[0]["train_loss"] == curve[0]["train_loss"]
+    assert row["iterations_done"] == short[-1]["iteration"] < 50
+
+
+def test_without_test_samples_and_classes_the_columns_are_null(make_cell):
+    cell = make_cell(dataset="linear(n=32, d=4)", model=linear(), n=32, n_test=0, preprocessing="none", width=0)
+    row, curve = run_trial(job_of(cell))
+    assert row["test_loss"] is None
+    assert row["test_accuracy"] is None
+    assert row["train_accuracy"] is None
+    assert {point["test_loss"] for point in curve} == {None}
+
+
+def test_a_failed_row_names_cell_and_error(make_cell):
+    cell = make_cell()
+    row = failed_row(Job("s", cell.init, cell), "Traceback\nValueError: no")
+    assert set(row) <= set(arrow_schema("trials").names)
+    assert (row["cell_id"], row["status"], row["error"]) == (cell.cell_id, "failed", "Traceback\nValueError: no")
+
+
+@pytest.mark.parametrize(("b", "c"), [(1, 0.5), (8, 1.0), (64, 1.0)])
+def test_the_mean_loss_on_least_squares_is_the_exact_recursion(make_cell, b, c):
+    """Bar of the linear data set: E L(w_t) over seeds against the second-moment recursion, for b = 1, 8, n."""
+    n, d, steps, runs = 64, 16, 60, 200
+    problem = data.linear_problem(n=n, d=d)
+    cell = make_cell(
+        dataset=f"linear(n={n}, d={d})",
+        preprocessing="none",
+        model=Model("linear", has_width=False),
+        width=0,
+        n=n,
+        n_test=0,
+        k_samples=n,
+        batch_size=b,
+        stepsize=theory(c),
+        iterations=steps,
+        evaluations=6,
+    )
+    statistics = compute_statistics(Job("s", cell.init))
+    assert statistics["gamma"] == pytest.approx(problem.gamma, rel=1e-10)
+    assert statistics["k_op"] == pytest.approx(problem.k_op, rel=1e-10)
+    curves, errors = [], []
+    for seed in range(runs):
+        init = replace(cell.init, seed=seed)
+        job = Job("s", init, replace(cell, init=init), statistics=statistics)
+        curves.append([point["train_loss"] for point in run_trial(job)[1]])
+        weights = trial_module._prepare(job)[1].get_parameter("1.weight")
+        errors.append(weights.detach().numpy()[0] - problem.w_bar)
+    iterations = [point["iteration"] for point in run_trial(job)[1]]
+    eta = c / beta(b, n, problem.gamma, problem.k_op)
+    expected = oracles.least_squares_recursion(problem.x, np.array(errors), eta, b, steps)[iterations]
+    mean, spread = np.mean(curves, 0), np.std(curves, 0, ddof=1) / runs**0.5
+    if b == n:
+        np.testing.assert_allclose(mean, expected, rtol=1e-10)
+    else:
+        # The batches of a seed are the only randomness that the recursion averages over; the weights are given.
+        assert (np.abs(mean - expected) <= 3 * spread + 1e-12).all()
+        assert (spread < 0.2 * expected).all()
