@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,16 +105,17 @@ class OnRay:
 
         address = self.address or os.environ.get("RAY_ADDRESS")
         try:
+            _knock(address)
             context = ray.init(
                 address=address or "local",
                 include_dashboard=False if address is None else None,
                 logging_level=logging.CRITICAL,
                 log_to_driver=False,
             )
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"no Ray cluster answers at {address!r} ({reason}): start one with 'ray start --head', name its "
+                f"no Ray cluster answers at {address!r} ({reason}): start one with 'ray start --head' and give its "
                 "address with --address, or run without Ray by --inline."
             ) from None
         resources = ray.cluster_resources()
@@ -203,3 +205,10 @@ class OnRay:
             ),
         )
         tuner.fit()
+
+
+def _knock(address: str | None) -> None:
+    """Raise `OSError` where nobody listens at `host:port`: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()

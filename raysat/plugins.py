@@ -55,6 +55,7 @@ def gather(folder: Path, references: Sequence[str]) -> dict[str, str]:
     Raises:
         InputError: There is no such module or function, or its module does not run.
     """
+    install({})  # what lies in the folder counts, not what an earlier sweep of this process brought
     folder = folder.resolve()
     for reference in references:
         if str(folder) not in sys.path:

@@ -68,6 +68,10 @@ class View:
         tail = "" if self.console.is_terminal or not left else f"  ({left})"
         self.console.print(f"{count}  {line}{tail}", highlight=False, soft_wrap=True)
 
+    def note(self, text: str) -> None:
+        """Print something that is not a job."""
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
+
     def left(self) -> str:
         """How long the rest will take, by cost rather than by count."""
         rest = sum(self.weights.values()) - self.done

@@ -74,6 +74,9 @@ _WHERE = (
 NTK = (
     *_INIT,
     Column("method", _TEXT, "", "How the per-sample Grams were made: `gram` (layer rules) or `jacobian` (general)."),
+    Column(
+        "method_reason", _TEXT, "", "Why layer rules could not serve: the layer without a rule, or the tied weight."
+    ),
     Column("k_iterations", _INT, "products", "Products with K that Lanczos used."),
     Column("seconds", _REAL, "s", "Wall time of the statistics."),
     *_WHERE,

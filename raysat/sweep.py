@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import platform
 import signal
@@ -145,6 +146,7 @@ class Recorder:
     def __init__(self, store: Store, view: View) -> None:
         self.store, self.view = store, view
         self.errors: dict[str, str] = {}
+        self.told: set[str] = set()
 
     def started(self, job: Job) -> None:
         """Nothing is shown before a job ends."""
@@ -169,6 +171,9 @@ class Recorder:
             f"{row['model']} width {row['width']}, seed {row['seed']}: gamma {row['gamma']:.4g}, k_op "
             f"{row['k_op']:.4g}, b_star {row['b_star']:.3g}, {duration(row['seconds'])}",
         )
+        if (reason := row["method_reason"]) and reason not in self.told:
+            self.told.add(reason)
+            self.view.note(f"{row['model']}: {reason}; its statistics come from per-sample Jacobians, which is slower.")
 
     def _trial(self, outcome: Outcome) -> None:
         key = outcome.job.cell.cell_id
@@ -277,6 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.getLogger("raysat.ntk").setLevel(
+        logging.ERROR
+    )  # what it would warn of is in its rows, and shown from there
     try:
         return _main(options, console)
     except InputError as error:

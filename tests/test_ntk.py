@@ -164,7 +164,7 @@ def test_the_weights_and_their_gradients_are_left_alone():
 def test_the_general_way_is_told_of_once(caplog):
     statistics_module._told.clear()
     network, x = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)), torch.randn(5, 4)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger="raysat.ntk"):
         ntk_statistics(network, x)
         ntk_statistics(network, x)
     assert [record.getMessage() for record in caplog.records] == [

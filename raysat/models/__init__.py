@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from raysat.models import linear, mlp
+from raysat.plugins import resolve
 from raysat.spec import InputError, Model, is_reference
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp.build, "linear": linear.build}
-
-
-def resolve(reference: str) -> Callable[..., object]:
-    """The function that an import path `module:function` names.
-
-    Raises:
-        InputError: There is no such module or function.
-    """
-    module_name, function_name = reference.split(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{reference}: no module {error.name!r}; put {error.name}.py beside the sweep file.") from None
-    except AttributeError:
-        raise InputError(f"{reference}: module {module_name!r} has no {function_name!r}; define it there.") from None
-    return function
 
 
 def build(model: Model, width: int, input_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +40,7 @@ class NTKStatistics:
         b_star_thm33: `4 gamma / k_op` (Theorem 3.3).
         noise_scale: `tr(Sigma) / ||grad L||^2` (McCandlish et al. 2018, B_simple); NaN without targets.
         method: How the Grams were made: `gram` by layer rules, `jacobian` by per-sample Jacobians.
+        method_reason: Why layer rules could not serve; empty where they did.
     """
 
     n: int
@@ -58,6 +58,7 @@ class NTKStatistics:
     b_star_thm33: float
     noise_scale: float
     method: str
+    method_reason: str = ""
 
 
 def ntk_statistics(
@@ -93,7 +94,8 @@ def ntk_statistics(
         True
     """
     _check(network, x, y)
-    by_sample, method = _gram_function(network, x)
+    reason = _reason_against_rules(network, x)
+    by_sample, method = (grams.grams_by_jacobians, "jacobian") if reason else (grams.grams_by_rules, "gram")
     chunk = max(1, min(len(x), memory // max(1, grams.bytes_per_sample(network, x, rules=method == "gram"))))
 
     operator_norms, frobenius, gradient_squares, squares = [], 0.0, 0.0, 0.0
@@ -134,6 +136,7 @@ def ntk_statistics(
         b_star_thm33=b_star_thm33(gamma, top.value),
         noise_scale=noise_scale,
         method=method,
+        method_reason=reason,
     )
 
 
@@ -160,19 +163,19 @@ def _check(network: nn.Module, x: Tensor, y: Tensor | None) -> None:
         raise InputError(f"y has shape {list(y.shape)}, outputs are {[len(x), outputs.shape[1]]}: make them agree.")
 
 
-def _gram_function(network: nn.Module, x: Tensor) -> tuple[Callable, str]:
-    """Layer rules where they serve the network, else the general way; which of the two, and why, is logged once."""
+def _reason_against_rules(network: nn.Module, x: Tensor) -> str:
+    """Why layer rules cannot serve a network; empty where they can. It is logged once."""
     reason = grams.uncovered(network)
     if reason is None:
         _, gram = grams.grams_by_rules(network, x[:1])
         off = grams.disagreement(network, x[:1], gram[0])
         if off <= 1e3 * torch.finfo(gram.dtype).eps:
-            return grams.grams_by_rules, "gram"
+            return ""
         reason = f"a parameter is used outside its own layer (the layers' share is off by {off:.1%})"
     if reason not in _told:
         _told.add(reason)
         log.warning("%s: %s; using per-sample Jacobians, which is slower.", type(network).__name__, reason)
-    return grams.grams_by_jacobians, "jacobian"
+    return reason
 
 
 def _subset(n: int, count: int) -> Tensor:

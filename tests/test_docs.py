@@ -1,0 +1,52 @@
+"""What the documentation shows is run; what it links to is there."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import raysat
+from raysat.sweep import main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = sorted(module.name for module in pkgutil.walk_packages(raysat.__path__, "raysat."))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_link_is_dead(page):
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text())
+    assert targets or page.name != "README.md"
+    for target in targets:
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_the_readme_has_its_two_lines():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert "    pip install -e . && python -m raysat.sweep sweeps/quickstart.py" in lines
+    assert '    pip install -e ".[test]" && pytest' in lines
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_are_true(name):
+    module = importlib.import_module(name)
+    assert module.__doc__
+    names = vars(module) | {"torch": importlib.import_module("torch"), "np": importlib.import_module("numpy")}
+    assert doctest.testmod(module, extraglobs=names).failed == 0
+
+
+def test_the_example_of_an_own_model_and_data_runs(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "own-model-and-data.md").read_text()
+    for name, text in re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", page, re.DOTALL):
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert main([str(tmp_path / "sweep.py"), "--results", str(tmp_path / "results"), "--inline"]) == 0
+    trials = pd.read_parquet(tmp_path / "results" / "fashion" / "trials")
+    assert len(trials) == 16
+    assert set(trials["status"]) == {"completed"}
+    assert trials["test_accuracy"].notna().all()
+    assert len(pd.read_parquet(tmp_path / "results" / "fashion" / "ntk")) == 4

@@ -1,0 +1,333 @@
+"""The command, as its user types it: in process without Ray, and once as a real process on Ray."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from raysat import plugins
+from raysat.schema import arrow_schema
+from raysat.spec import InputError
+from raysat.sweep import main
+
+SMALL = """
+from raysat import Sweep, fixed_fraction, mlp, theory
+sweep = Sweep(name="small", dataset="digits", n_train=64, models=[mlp(1, "relu", 2**0.5)], widths=[8, 16],
+              batch_sizes=[1, 4, 16, 64], stepsizes=[fixed_fraction(), theory()], iterations=40, seeds=2)
+"""
+
+
+@pytest.fixture(autouse=True)
+def clean_imports():
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    plugins.install({})
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name.startswith("my_"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def sweep_file(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(SMALL)
+    return path
+
+
+def run(path, *arguments):
+    return main([str(path), "--results", str(path.parent / "results"), "--inline", *arguments])
+
+
+def parts(root, table="trials"):
+    return {path.name: path.stat().st_mtime_ns for path in (root / table).glob("*.parquet")}
+
+
+def curves(root):
+    table = pd.read_parquet(root / "curves").drop(columns="seconds")
+    return table.sort_values(["cell_id", "iteration"]).reset_index(drop=True)
+
+
+def test_a_sweep_from_file_to_answer(sweep_file, capsys):
+    assert run(sweep_file) == 0
+    root = sweep_file.parent / "results" / "small"
+    trials = pd.read_parquet(root / "trials")
+    assert len(trials) == 2 * 4 * 2 * 2
+    assert trials["cell_id"].is_unique
+    assert set(trials["status"]) == {"completed"}
+    assert list(trials.columns) == arrow_schema("trials").names
+    assert len(pd.read_parquet(root / "ntk")) == 2 * 2
+    assert set(pd.read_parquet(root / "curves")["cell_id"]) == set(trials["cell_id"])
+    assert list((root / "checkpoints").iterdir()) == []
+    record = json.loads((root / "sweep.json").read_text())
+    assert record["versions"]["torch"]
+    assert record["machine"]["cpus"] == os.cpu_count()
+    said = capsys.readouterr().out
+    assert "32/32" in said
+    assert "b_star" in said
+    assert "report.html" in said
+    assert (root / "report.html").exists()
+    assert list((root / "figures").glob("*.png"))
+
+
+def test_statistics_in_the_rows_are_those_of_the_initialization(sweep_file):
+    run(sweep_file)
+    root = sweep_file.parent / "results" / "small"
+    trials, ntk = pd.read_parquet(root / "trials"), pd.read_parquet(root / "ntk").set_index("init_id")
+    for name in ("gamma", "k_op", "b_star", "noise_scale", "parameters"):
+        assert (trials[name].to_numpy() == ntk.loc[trials["init_id"], name].to_numpy()).all()
+    full = trials[(trials["batch_size"] == 64) & (trials["stepsize"] == "theory(1)")]
+    assert full["eta"].to_numpy() == pytest.approx(1 / full["k_op"].to_numpy())
+
+
+def test_the_same_command_runs_only_what_is_missing(sweep_file, capsys):
+    run(sweep_file, "--set", "widths=[8]")
+    root = sweep_file.parent / "results" / "small"
+    first = parts(root)
+    run(sweep_file)
+    assert {name: time for name, time in parts(root).items() if name in first} == first
+    assert len(parts(root)) == 1 + 32
+    capsys.readouterr()
+    before = parts(root)
+    assert run(sweep_file) == 0
+    assert parts(root) == before
+    assert "all 32 cells are finished" in capsys.readouterr().out
+
+
+def test_fresh_says_what_it_deletes_and_starts_over(sweep_file, capsys):
+    run(sweep_file, "--set", "seeds=1")
+    root = sweep_file.parent / "results" / "small"
+    before = parts(root)
+    assert run(sweep_file, "--set", "iterations=20", "--set", "seeds=1", "--fresh") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"deleting \S+small with 16 finished cells", said)
+    assert not set(before) & set(parts(root)) - {"schema.parquet"}
+
+
+def test_fresh_deletes_nothing_but_results(sweep_file, capsys):
+    thesis = sweep_file.parent / "results" / "small"
+    thesis.mkdir(parents=True)
+    (thesis / "chapter1.tex").touch()
+    assert run(sweep_file, "--fresh") == 2
+    assert "delete it by hand" in capsys.readouterr().err
+    assert (thesis / "chapter1.tex").exists()
+
+
+def test_the_dry_run_shows_cells_and_costs_and_runs_nothing(sweep_file, capsys):
+    assert run(sweep_file, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "32 cells, 0 finished" in said
+    assert said.count("theory(1)") == 8
+    # A step on one sample of 64-16-10: two products a layer, but one for the first, each 2 m_in m_out operations.
+    flops = 40 * 64 * 2 * (2 * 64 * 16 + 3 * 16 * 10)
+    assert f"{flops:.1e}" in said
+    assert "About" in said
+    assert not (sweep_file.parent / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "colour=3"], "no such field"),
+        (["--set", "batch_sizes=[0]"], "at least 1"),
+        (["--set", "batch_sizes=[65]"], "leave out what is above 64"),
+        (["--set", "dataset=imagenet"], "not known"),
+        (["--set", "models=['nowhere:build']"], "put nowhere.py beside"),
+        (["--set", "n_train=5000"], "digits has 1437"),
+        (["--set", "dataset=tinyshakespeare", "--set", "n_train=None"], "tinyshakespeare"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(sweep_file, capsys, arguments, words, monkeypatch):
+    monkeypatch.setenv("RAYSAT_DATA", str(sweep_file.parent))
+    monkeypatch.setattr("raysat.data.sources._retrieve", lambda *_: (_ for _ in ()).throw(OSError("offline")))
+    assert run(sweep_file, *arguments) == 2
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+    assert not (sweep_file.parent / "results").exists()
+
+
+def test_a_file_without_a_sweep_and_no_file_at_all(tmp_path, capsys):
+    (tmp_path / "empty.py").write_text("x = 1\n")
+    assert run(tmp_path / "empty.py") == 2
+    assert run(tmp_path / "missing.py") == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_results_of_another_sweep_or_schema_are_refused(sweep_file, capsys):
+    run(sweep_file, "--set", "seeds=1")
+    root = sweep_file.parent / "results" / "small"
+    before = parts(root)
+    assert run(sweep_file, "--set", "iterations=30") == 2
+    assert "iterations 40 there, 30 here" in capsys.readouterr().err
+    record = json.loads((root / "sweep.json").read_text())
+    (root / "sweep.json").write_text(json.dumps(record | {"schema": 0}))
+    assert run(sweep_file) == 2
+    assert "schema version 0" in capsys.readouterr().err
+    assert parts(root) == before
+
+
+OWN = """
+from raysat import Sweep, fixed
+sweep = Sweep(name="own", dataset="my_data:load", models=["my_data:build"], widths=[4], batch_sizes=[1, 8],
+              stepsizes=[fixed(0.01)], iterations=5, preprocessing="none")
+"""
+OWN_MODULE = """
+import torch
+from raysat.data import Dataset
+
+def load():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 3, generator=generator)
+    return Dataset(x=x, y=x.sum(1, keepdim=True))
+
+def build(width, input_shape, outputs):
+    inputs = input_shape[0]
+    layers = torch.nn.Linear(inputs, width), torch.nn.LayerNorm(width), torch.nn.Linear(width, outputs)
+    return torch.nn.Sequential(*layers)
+"""
+
+
+def test_own_model_and_data_and_their_code_in_the_identity(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "my_data.py").write_text(OWN_MODULE)
+    assert run(tmp_path / "own.py") == 0
+    trials = pd.read_parquet(tmp_path / "results" / "own" / "trials")
+    assert trials["model"].tolist() == ["my_data:build"] * 2
+    assert trials["depth"].isna().all()
+    assert pd.read_parquet(tmp_path / "results" / "own" / "ntk")["method"].tolist() == ["jacobian"]
+    assert capsys.readouterr().out.count("no rule for LayerNorm, which holds 1.weight") == 1
+    (tmp_path / "my_data.py").write_text(OWN_MODULE.replace("x.sum", "2 * x.sum"))
+    sys.modules.pop("my_data")
+    assert run(tmp_path / "own.py") == 2  # other code, other cells: not mixed into one folder
+    assert run(tmp_path / "own.py", "--fresh") == 0
+
+
+def test_a_trial_that_raises_is_a_row_and_the_sweep_goes_on(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN)
+    broken = OWN_MODULE.replace(
+        "def build(",
+        "class Touchy(torch.nn.Linear):\n    def forward(self, x):\n        if torch.is_grad_enabled() and "
+        "len(x) == 1 and Touchy.armed:\n            raise ValueError('touched')\n        return super().forward(x)\n"
+        "    armed = False\n\ndef build(",
+    ).replace("torch.nn.Linear(inputs, width)", "Touchy(inputs, width)")
+    (tmp_path / "my_data.py").write_text(broken)
+    import raysat.sweep as command
+
+    def armed(job, run_trial=command.run_trial):
+        plugins.resolve("my_data:load").__globals__["Touchy"].armed = True
+        return run_trial(job)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "run_trial", armed)
+        assert run(tmp_path / "own.py") == 1
+    trials = pd.read_parquet(tmp_path / "results" / "own" / "trials").set_index("batch_size")
+    assert trials["status"].to_dict() == {1: "failed", 8: "completed"}
+    assert "ValueError: touched" in trials.loc[1, "error"]
+    captured = capsys.readouterr()
+    assert "b = 1: failed" in captured.out
+    assert "1 cells failed" in captured.err
+    assert run(tmp_path / "own.py") == 0  # a failed cell is tried again
+    assert set(pd.read_parquet(tmp_path / "results" / "own" / "trials")["status"]) == {"completed"}
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(sweep_file, capsys, monkeypatch):
+    import raysat.sweep as command
+
+    count = iter(range(100))
+
+    def interrupted(job, run_trial=command.run_trial):
+        if next(count) == 5:
+            raise KeyboardInterrupt
+        return run_trial(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "run_trial", interrupted)
+        assert run(sweep_file) == 130
+    assert "run the same command again" in capsys.readouterr().out
+    root = sweep_file.parent / "results" / "small"
+    before = parts(root)
+    assert len(before) == 1 + 5
+    assert run(sweep_file) == 0
+    after = parts(root)
+    assert len(after) == 1 + 32
+    assert {name: after[name] for name in before} == before
+
+
+def descendants(pid):
+    """All processes that a process has started, and they in turn, from /proc."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents.setdefault(int(fields[1]), []).append(int(status.parent.name))
+    found, queue = [], [pid]
+    while queue:
+        children = parents.get(queue.pop(), [])
+        found += children
+        queue += children
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes to kill through /proc")
+def test_kill_9_of_everything_loses_nothing(sweep_file):
+    """On Ray: killed in mid-sweep and run again, the sweep ends in the same bits as one that was left alone."""
+    results = sweep_file.parent / "killed"
+    command = [sys.executable, "-m", "raysat.sweep", str(sweep_file), "--results", str(results)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        for line in process.stdout:
+            if re.match(r"\s*7/32", line):
+                break
+        family = [process.pid, *descendants(process.pid)]
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    root = results / "small"
+    before = parts(root)
+    assert 1 + 7 <= len(before) < 1 + 32
+    assert len(pd.read_parquet(root / "trials")) == len(before) - 1  # readable as it was left
+
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert again.returncode == 0, again.stderr
+    after = parts(root)
+    assert {name: after[name] for name in before} == before
+    trials = pd.read_parquet(root / "trials")
+    assert len(trials) == 32
+    assert trials["cell_id"].is_unique
+    assert set(trials["status"]) == {"completed"}
+
+    assert run(sweep_file) == 0  # undisturbed, in this process
+    pd.testing.assert_frame_equal(curves(root), curves(sweep_file.parent / "results" / "small"), check_exact=True)
+
+
+def test_own_modules_reach_rays_workers(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "my_data.py").write_text(OWN_MODULE)
+    command = [sys.executable, "-m", "raysat.sweep", str(tmp_path / "own.py"), "--results", str(tmp_path / "results")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path.parent)
+    assert done.returncode == 0, done.stderr
+    trials = pd.read_parquet(tmp_path / "results" / "own" / "trials")
+    assert trials["status"].tolist() == ["completed"] * 2
+    assert done.stdout.count("per-sample Jacobians") == 1
+    assert not (tmp_path / "results" / "own" / ".tune").exists()
+    assert "Configuration for experiment" not in done.stdout
+
+
+def test_a_cluster_that_is_not_there_is_refused_at_once(sweep_file, capsys):
+    results = str(sweep_file.parent / "results")
+    assert main([str(sweep_file), "--results", results, "--address", "127.0.0.1:1"]) == 2
+    assert "no Ray cluster answers at '127.0.0.1:1'" in capsys.readouterr().err
+    assert not (sweep_file.parent / "results").exists()
+
+
+def test_input_errors_are_value_errors():
+    assert issubclass(InputError, ValueError)
