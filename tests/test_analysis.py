@@ -1,0 +1,341 @@
+import io
+import json
+import math
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from raysat.analysis import THEORY_CAVEAT, analyze, main, print_summary, setting, summary
+from raysat.schema import CURVES, TRIALS, arrow_schema
+from raysat.spec import Model, Sweep, theory
+from raysat.store import Store
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+GAMMA, K_OP, LOSS_INIT = 6.0, 0.5, 1.0
+ITERATIONS = np.unique(np.geomspace(1, 1000, 25).round()).astype(int)
+
+
+def trial(
+    b, seed=0, stepsize="theory(1)", eta=None, rate=None, b_c=12.0, status="completed", iterations=300, **changes
+):
+    """A trial whose loss is exp(-rate t), so that h = rate and N(b; eps) = log(1/eps) / rate follow the law exactly."""
+    rate = 0.02 / (1 + b_c / b) if rate is None else rate
+    eta = 0.1 if eta is None else eta
+    times = [0, *ITERATIONS[iterations > ITERATIONS], iterations]
+    key = f"{stepsize}-{eta}-{b}-{seed}-{changes.get('width', 64)}-{changes.get('cell', '')}"
+    changes.pop("cell", None)
+    ended = status in ("completed", "target_reached")
+    row = {
+        **{"cell_id": key, "status": status, "dataset": "toy", "preprocessing": "center", "n": 1000, "model": "mlp"},
+        **{"model_options": '{"depth": 2}', "depth": 2, "width": 64, "dtype": "float32", "seed": seed},
+        **{"gamma": GAMMA + seed, "k_op": K_OP, "b_star": (GAMMA + seed) / K_OP, "noise_scale": 30.0},
+        **{"b_star_thm33": 4 * (GAMMA + seed) / K_OP, "loss_init": LOSS_INIT, "sampling": "without_replacement"},
+        **{"batch_size": b, "stepsize": stepsize, "eta": eta, "eta_beta": 10 * eta, "iterations": iterations},
+        **{
+            "h": rate if ended else None,
+            "finished_at": datetime(2026, 1, 1, tzinfo=UTC),
+            "iterations_done": iterations,
+        },
+        **changes,
+    }
+    curve = [{"cell_id": key, "iteration": t, "train_loss": LOSS_INIT * math.exp(-rate * t)} for t in times]
+    return row, curve if ended else []
+
+
+def tables(made):
+    rows, curves = zip(*made, strict=True) if made else ((), ())
+    frames = [rows, [point for curve in curves for point in curve]]
+    return [
+        pa.Table.from_pylist(list(frame), schema=arrow_schema(name)).to_pandas()
+        for name, frame in zip(("trials", "curves"), frames, strict=True)
+    ]
+
+
+def analyzed(made, targets=()):
+    return analyze(*tables(made), targets)
+
+
+def headline(made, quantity, targets=()):
+    fits = analyzed(made, targets).fits
+    rows = fits[(fits["quantity"] == quantity) & fits["headline"]]
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+def printed(analysis, width=80):
+    console = Console(file=io.StringIO(), width=width)
+    print_summary(analysis, console)
+    return console.file.getvalue()
+
+
+def flat(text):
+    return " ".join(text.split())
+
+
+def full(stepsize="theory(1)", seeds=2, **changes):
+    return [trial(b, seed, stepsize, **changes) for seed in range(seeds) for b in SIZES]
+
+
+def grid_of(label="grid"):
+    """The rate rises with eta up to 0.8 b, and what is above diverges: the best stepsize grows with b."""
+    return [
+        trial(b, seed, label, eta, rate=0.01 * eta, status="completed" if eta <= 0.8 * b else "diverged")
+        for seed in range(2)
+        for b in SIZES
+        for eta in (0.5, 1.0, 2.0, 3.0, 5.0, 9.0)
+    ]
+
+
+class TestFits:
+    def test_recover_the_law_from_both_estimators(self):
+        for quantity in ("b_h", "b_N"):
+            fit = headline(full(), quantity)
+            assert fit["value"] == pytest.approx(12, rel=1e-3)
+            assert fit["reason"] == ""
+            assert (fit["seeds"], fit["batch_sizes"], fit["n_diverged"], fit["n_failed"]) == (2, 8, 0, 0)
+        assert headline(full(), "b_h")["asymptote"] == pytest.approx(0.02, rel=1e-3)
+
+    def test_carry_the_predictions_as_means_over_seeds_with_their_ends(self):
+        fit = headline(full(seeds=3), "b_N")
+        assert (fit["gamma"], fit["gamma_min"], fit["gamma_max"]) == (7, 6, 8)
+        assert (fit["b_star"], fit["b_star_min"], fit["b_star_max"]) == (14, 12, 16)
+        assert (fit["k_op"], fit["b_star_thm33"], fit["noise_scale"]) == (0.5, 56, 30)
+
+    def test_groups_are_kept_apart(self):
+        made = full() + full(width=128, b_c=5.0) + full("fixed(0.1)", b_c=3.0)
+        fits = analyzed(made).fits.query("headline and quantity == 'b_h'").set_index(["width", "stepsize"])["value"]
+        assert fits[64, "theory(1)"] == pytest.approx(12, rel=1e-3)
+        assert fits[128, "theory(1)"] == pytest.approx(5, rel=1e-3)
+        assert fits[64, "fixed(0.1)"] == pytest.approx(3, rel=1e-3)
+
+    def test_diverged_and_failed_trials_are_left_out_and_counted(self):
+        made = [
+            *full(),
+            trial(256, 0, status="diverged", rate=-1.0),
+            trial(512, 0, status="failed", eta=math.nan),
+            trial(512, 1, status="failed", eta=math.nan),
+        ]
+        fit = headline(made, "b_h")
+        assert fit["value"] == pytest.approx(12, rel=1e-3)
+        assert (fit["batch_sizes"], fit["n_diverged"], fit["n_failed"]) == (8, 1, 2)
+
+    def test_a_group_in_which_nothing_ended_well_says_so(self):
+        made = [trial(b, status="failed") for b in SIZES]
+        assert "a fit needs 3" in headline(made, "b_h")["reason"]
+        assert "no loss level" in headline(made, "b_N")["reason"]
+        assert headline(made, "b_N")["n_failed"] == len(SIZES)
+
+    def test_of_a_cell_that_was_run_twice_the_later_holds(self):
+        later = [
+            trial(b, seed, cell="again", b_c=5.0, finished_at=datetime(2026, 2, 1, tzinfo=UTC))
+            for seed in range(2)
+            for b in SIZES
+        ]
+        assert headline(later + full(), "b_h")["value"] == pytest.approx(5, rel=1e-3)
+
+    def test_small_range_is_said(self):
+        assert "h varies by only" in headline(full(b_c=0.2), "b_h")["reason"]
+        assert "N varies by only" in headline(full(b_c=0.2), "b_N")["reason"]
+        fixed = headline(full("fixed(0.1)", b_c=0.07), "b_h")
+        assert fixed["range"] == pytest.approx(1.07 / (1 + 0.07 / 128), rel=1e-6)
+        assert "h varies by only 6.9 %: agreement of h with h_interp says little" in fixed["reason"]
+
+    def test_a_target_that_ends_trials_is_said(self):
+        made = full(status="target_reached")
+        assert "ended at the target loss" in headline(made, "b_h")["reason"]
+
+
+class TestTargets:
+    def test_are_chosen_and_the_deepest_is_the_headline(self):
+        fits = analyzed(full()).fits.query("quantity == 'b_N'")
+        deepest = math.exp(-300 * 0.02 / 13)  # where b = 1 ends
+        levels = sorted(fits["target"])
+        assert len(levels) == 3
+        assert deepest <= levels[0] < deepest + 0.01
+        assert fits.loc[fits["headline"], "target"].tolist() == [levels[0]]
+        assert fits["value"].to_numpy() == pytest.approx(12, rel=1e-2)
+
+    def test_given_ones_hold_and_the_smallest_that_all_reach_is_the_headline(self):
+        fits = analyzed(full(), targets=[0.9, 0.7, 0.05]).fits.query("quantity == 'b_N'").set_index("target")
+        assert fits.index[fits["headline"]].tolist() == [0.7]
+        assert fits.at[0.7, "value"] == pytest.approx(12, rel=1e-2)
+
+    def test_a_missed_one_names_how_many_trials_miss_it(self):
+        fits = analyzed(full(), targets=[0.7, 0.05]).fits.query("quantity == 'b_N'").set_index("target")
+        missing = 2 * sum(300 * 0.02 / (1 + 12 / b) < -math.log(0.05) for b in SIZES)
+        assert math.isnan(fits.at[0.05, "value"])
+        assert fits.at[0.05, "reason"] == f"{missing} of 16 trials do not reach L <= 0.05"
+
+    def test_where_none_is_reached_the_easiest_stands_for_the_refusal(self):
+        fit = headline(full(), "b_N", targets=[1e-9, 1e-8])
+        assert fit["target"] == 1e-8
+        assert "16 of 16" in fit["reason"]
+
+    def test_one_above_the_initial_loss_is_refused(self):
+        assert "target is not below the initial loss" in headline(full(), "b_N", targets=[2.0])["reason"]
+
+    def test_a_trial_that_does_not_descend_leaves_none(self):
+        made = [*full(), trial(256, 0, rate=-0.001)]
+        assert "no loss level" in headline(made, "b_N")["reason"]
+        assert "h is not positive at b = 256" in headline(made, "b_h")["reason"]
+
+
+class TestPoints:
+    def test_have_h_beside_the_interpolated_h(self):
+        rows = analyzed(full()).points.query("quantity == 'h'").set_index("batch_size")
+        assert rows["value"].to_numpy() == pytest.approx([0.02 / (1 + 12 / b) for b in SIZES])
+        one, last = rows.at[1, "value"], rows.at[128, "value"]
+        assert rows.at[8, "h_interp"] == pytest.approx(1 / (1 / 8 / one + 7 / 8 / last))
+        assert set(rows["h_interp_n"]) == {128}  # b = n = 1000 was not run
+
+    def test_h_is_not_interpolated_without_h_of_1(self):
+        made = [trial(b) for b in SIZES[1:]]
+        assert analyzed(made).points["h_interp"].isna().all()
+
+    def test_average_over_seeds_geometrically_with_an_interval(self):
+        made = [trial(b, seed, rate=0.01 * (1 + seed)) for seed in range(2) for b in SIZES]
+        row = analyzed(made).points.query("quantity == 'h' and batch_size == 4").iloc[0]
+        assert row["value"] == pytest.approx(0.01 * math.sqrt(2))
+        assert (row["low"], row["high"], row["seeds"]) == (pytest.approx(0.01), pytest.approx(0.02), 2)
+
+    def test_leave_out_a_batch_size_at_which_a_seed_misses_the_target(self):
+        made = [*full(), trial(256, 0), trial(256, 1, rate=1e-4)]
+        rows = analyzed(made, targets=[0.7]).points.query("quantity == 'N'").set_index("batch_size")
+        assert math.isnan(rows.at[256, "value"])
+        assert rows.at[128, "value"] == pytest.approx(-math.log(0.7) * (1 + 12 / 128) / 0.02)
+
+
+class TestGrid:
+    def test_the_best_stepsize_of_each_counts(self):
+        best = {1: 0.5, 2: 1, 4: 3, 8: 5, 16: 9, 32: 9, 64: 9, 128: 9}
+        for quantity, value in (("h", lambda eta: 0.01 * eta), ("N", lambda eta: -math.log(0.7) / (0.01 * eta))):
+            points = analyzed(grid_of(), targets=[0.7]).points
+            rows = points[(points["quantity"] == quantity) & (points["tuning"] == "free")].set_index("batch_size")
+            assert rows["eta"].to_dict() == best
+            assert rows["value"].to_dict() == pytest.approx({b: value(eta) for b, eta in best.items()})
+
+    def test_is_read_twice(self):
+        points = analyzed(grid_of(), targets=[0.7]).points.query("quantity == 'N'")
+        stable = points[points["tuning"] == "stable"].set_index("batch_size")
+        assert stable["eta"].max() == 3.0  # below 2/k_op = 4
+        assert stable["eta_k_op"].max() == 1.5
+        assert points.loc[points["tuning"] == "free", "eta_k_op"].max() == 4.5
+
+    def test_where_the_best_stepsizes_lie_is_said(self):
+        fits = analyzed(grid_of(), targets=[0.7]).fits.query("quantity == 'b_N'").set_index("tuning")
+        assert "reach 4.5/k_op" in fits.at["free", "reason"]
+        assert "largest tried at b = 16, 32, 64, 128: widen the grid" in fits.at["free", "reason"]
+        assert "smallest tried at b = 1" in fits.at["free", "reason"]
+        assert "widen" not in fits.at["stable", "reason"]
+        assert fits.at["stable", "eta_k_op_max"] == 1.5
+        assert (fits.at["free", "eta_beta_min"], fits.at["free", "eta_beta_max"]) == (5, 90)
+        assert fits.at["free", "n_diverged"] == sum(row["status"] == "diverged" for row, _ in grid_of())
+
+    def test_only_the_best_must_reach_a_target(self):
+        made = [trial(b, seed, "grid", eta, rate=eta * 0.02 / (1 + 12 / b)) for seed in (0, 1) for b in SIZES
+                for eta in (1e-6, 1.0)]  # fmt: skip
+        fit = analyzed(made).fits.query("quantity == 'b_N' and headline and tuning == 'free'").iloc[0]
+        assert fit["value"] == pytest.approx(12, rel=1e-2)
+        assert fit["target"] < 0.65
+
+    def test_one_multiple_of_beta_for_all_b_is_a_tautology_and_is_called_one(self):
+        made = [trial(b, seed, "grid_relative", eta, rate=eta * 0.02 / (1 + 12 / b), eta_beta=eta)
+                for seed in (0, 1) for b in SIZES for eta in (0.5, 1.0)]  # fmt: skip
+        fit = analyzed(made).fits.query("quantity == 'b_N' and headline and tuning == 'free'").iloc[0]
+        assert "nearly by construction" in fit["reason"]
+
+
+class TestSummary:
+    def test_has_a_row_for_each_reading(self):
+        table = summary(analyzed(full() + full("fixed(0.1)", b_c=0.07)).fits).set_index("stepsize")
+        assert table.at["theory(1)", "b_N"] == pytest.approx(12, rel=1e-2)
+        assert table.at["theory(1)", "b_star"] == 13
+        assert THEORY_CAVEAT in table.at["theory(1)", "notes"]
+        assert THEORY_CAVEAT not in table.at["fixed(0.1)", "notes"]
+
+    @pytest.mark.parametrize("width", [80, 100])
+    def test_the_printed_table_is_whole_and_says_what_it_does_not_show(self, width):
+        made = full() + full("fixed_fraction(1)", b_c=0.07) + grid_of() + [trial(256, status="diverged")]
+        text = printed(analyzed(made), width)
+        assert max(map(len, text.splitlines())) <= width
+        assert "…" not in text
+        for name in ("width", "gamma", "k_op", "b_star", "b_h", "b_N", "L <=", "notes", "[12, 12]", "(stable)"):
+            assert name in text
+        words = flat(text)
+        assert THEORY_CAVEAT in words
+        assert "under one stepsize for all b, h varies by only 6.9 %: agreement of h with h_interp says little" in words
+        assert "depends on the number of iterations, here T = 300; b_N does not" in words
+        assert "Trials left out: 1 diverged." in words
+
+    def test_each_setting_has_its_own_table(self):
+        text = printed(analyzed(full() + full(n=500)))
+        assert "n = 1,000" in text
+        assert "n = 500" in text
+        assert text.count("b_star b_h") + flat(text).count("gamma k_op b_star") == 2
+
+    def test_nothing_is_said_in_a_plain_sentence(self):
+        analysis = analyzed([])
+        assert analysis.fits.empty
+        assert analysis.points.empty
+        assert summary(analysis.fits).empty
+        assert "No trial has ended yet" in printed(analysis)
+
+    def test_a_setting_names_data_model_and_training(self):
+        row = analyzed(full()).fits.iloc[0].to_dict()
+        assert setting(row) == "toy (center, n = 1,000), mlp(depth=2), float32, without_replacement, T = 300"
+
+    def test_a_row_that_is_null_in_depth_and_activation_is_a_group_too(self):
+        made = full(model="linear", model_options="{}", depth=None, activation=None, width=0)
+        assert summary(analyzed(made).fits)["b_h"].tolist() == [pytest.approx(12, rel=1e-3)]
+
+
+def results(root, made, **sweep):
+    """A results folder with these trials."""
+    store = Store(root)
+    fields = {"name": "toy", "dataset": "toy", "models": (Model("mlp", (("depth", 2),)),), "widths": (64,)}
+    fields |= {"batch_sizes": SIZES, "stepsizes": (theory(1.0),), "iterations": 300, "seeds": 2}
+    store.open(Sweep(**{**fields, **sweep}), {"versions": {"raysat": "0.1"}}, {"n": 1000, "n_test": 0})
+    for row, curve in made:
+        known = {column.name for column in TRIALS}
+        assert set(row) <= known
+        store.write_trial({**row, "cell_id": row["cell_id"]}, curve)
+    return root
+
+
+class TestCommand:
+    def test_prints_the_table_and_writes_the_fits(self, tmp_path, capsys):
+        root = results(tmp_path / "toy", full(), targets=(0.7,))
+        assert main([str(root)]) == 0
+        fits = pd.read_parquet(root / "analysis.parquet")
+        assert fits.query("quantity == 'b_N'")["target"].tolist() == [0.7]
+        assert fits.query("headline")["value"].to_numpy() == pytest.approx(12, rel=1e-2)
+        assert "python -m raysat.report" in flat(capsys.readouterr().out)
+
+    def test_an_empty_folder_has_an_empty_table(self, tmp_path, capsys):
+        root = results(tmp_path / "toy", [])
+        assert main([str(root)]) == 0
+        assert len(pd.read_parquet(root / "analysis.parquet")) == 0
+        assert "No trial has ended yet" in capsys.readouterr().out
+
+    def test_another_folder_is_refused_in_one_line(self, tmp_path, capsys):
+        assert main([str(tmp_path / "nothing")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "give a results folder" in error
+
+    def test_another_schema_is_refused(self, tmp_path, capsys):
+        root = results(tmp_path / "toy", full())
+        record = json.loads((root / "sweep.json").read_text())
+        (root / "sweep.json").write_text(json.dumps({**record, "schema": 0}))
+        assert main([str(root)]) == 2
+        assert "schema version 0" in capsys.readouterr().err
+
+
+def test_the_tables_made_here_use_columns_that_exist():
+    rows, curves = zip(*full(), strict=True)
+    assert {name for row in rows for name in row} <= {column.name for column in TRIALS}
+    assert {name for point in curves[0] for name in point} <= {column.name for column in CURVES}
