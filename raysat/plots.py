@@ -235,7 +235,10 @@ def _mark_critical(panel: Axes, fit: dict) -> None:
     panel.axvline(fit["b_star"], color=STAR, linestyle="--", linewidth=1)
     panel.set_xlim(low, high)
     said = [f"b_N = {number(fit['value'])}"] if not math.isnan(fit["value"]) else ["no b_N: see the table"]
-    _say(panel, [*said, f"b_star = {number(fit['b_star'])}"], "top")
+    said.append(f"b_star = {number(fit['b_star'])}")
+    if policy(fit["stepsize"]) == "theory":
+        said += ["eta is made from beta(b):", "this checks the code"]
+    _say(panel, said, "top")
 
 
 def _error_bars(panel: Axes, rows: pd.DataFrame, marker: str, *, filled: bool = True) -> None:
