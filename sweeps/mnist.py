@@ -11,8 +11,8 @@ On two cores in some ten minutes:
     python -m raysat.sweep sweeps/mnist.py --set n_train=1000 --set widths=[512] \
         --set batch_sizes=[1,2,4,8,16,32,64,256] --set 'stepsizes=[theory()]'
 
-What one should see there: b_N within 15 % of b_star, about 9.5. That checks the code, not the theory: under `theory` the
-stepsize is made from beta(b), and N(b) follows beta(b) wherever noise is small.
+What one should see there: b_N within 15 % of b_star, both about 10. That checks the code, not the theory: under
+`theory` the stepsize is made from beta(b), and N(b) follows beta(b) wherever noise is small.
 """
 
 from raysat import Sweep, fixed_fraction, mlp, powers_of_two, theory
