@@ -4,8 +4,10 @@ Predicted from the neural tangent kernel at initialization, measured by training
 """
 
 from raysat.data import Dataset
+from raysat.models.gpt import gpt
 from raysat.models.linear import linear
 from raysat.models.mlp import mlp
+from raysat.models.resnet import resnet
 from raysat.ntk import NTKStatistics, ntk_statistics
 from raysat.spec import InputError, Sweep, fixed, fixed_fraction, grid, powers_of_two, theory
 
@@ -16,10 +18,12 @@ __all__ = [
     "Sweep",
     "fixed",
     "fixed_fraction",
+    "gpt",
     "grid",
     "linear",
     "mlp",
     "ntk_statistics",
     "powers_of_two",
+    "resnet",
     "theory",
 ]

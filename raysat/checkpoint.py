@@ -19,6 +19,7 @@ class Progress:
         iteration: Steps done.
         weights: The network's state, by parameter name; None before the first checkpoint.
         curve: Rows of `curves` so far, without the cell's id.
+        ntk: Rows of `ntk` so far.
         step_seconds: Time spent in steps.
         seconds: Wall time in all.
         attempts: Processes that have worked on it, this one included.
@@ -27,6 +28,7 @@ class Progress:
     iteration: int = 0
     weights: dict[str, Tensor] | None = None
     curve: list[dict[str, float | int | None]] = field(default_factory=list)
+    ntk: list[dict[str, object]] = field(default_factory=list)
     step_seconds: float = 0.0
     seconds: float = 0.0
     attempts: int = 1

@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from raysat.losses import Loss
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.schedule import evaluation_iterations
@@ -46,13 +46,13 @@ class Flops:
         return self.of_steps(cell) * (1 + 40 / cell.batch_size) + self.of_evaluations(cell)
 
 
-def count(network: nn.Module, x: Float[Tensor, "n *input"], y: Float[Tensor, "n outputs"]) -> Flops:
+def count(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Flops:
     """Count the operations of the first sample."""
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         network(x[:1])
     with FlopCounterMode(display=False) as step:
-        loss = (network(x[:1]) - y[:1]).square().sum()
-        torch.autograd.grad(loss, [p for p in network.parameters() if p.requires_grad])
+        value = loss.total(network(x[:1]), y[:1])
+        torch.autograd.grad(value, [p for p in network.parameters() if p.requires_grad])
     return Flops(forward.get_total_flops(), step.get_total_flops())
 
 
@@ -77,15 +77,15 @@ class Pace:
         return steps + evaluations * (cell.init.n + cell.init.n_test) * self.evaluation
 
 
-def calibrate(network: nn.Module, x: Float[Tensor, "n *input"], y: Float[Tensor, "n outputs"]) -> Pace:
+def calibrate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Pace:
     """Time a few steps at b = 1 and at b = 256 (or n), and an evaluation. It takes about a second; weights stay."""
-    engine = AutogradEngine(network, x, y, eta=0.0)
+    engine = AutogradEngine(network, x, y, loss, eta=0.0)
     small = _seconds(lambda: engine.run(torch.zeros(1, 1, dtype=torch.int64)))
     most = min(256, len(x))
     large = _seconds(lambda: engine.run(torch.arange(most)[None]))
     sample = max(large - small, 0.0) / max(most - 1, 1)
     chunk = min(len(x), 2048)
-    evaluation = _seconds(lambda: evaluate(network, x[:chunk], y[:chunk], classes=False)) / chunk
+    evaluation = _seconds(lambda: evaluate(network, x[:chunk], y[:chunk], loss, classes=False)) / chunk
     return Pace(max(small - sample, 0.0), sample, evaluation)
 
 

@@ -45,10 +45,16 @@ _INIT = (
     Column("parameters", _INT, "", "Trainable parameters p."),
     Column("dtype", _TEXT, "", "Floating-point type of weights, data and statistics."),
     Column("seed", _INT, "", "Seed of weights and batches."),
-    Column("loss_init", _REAL, "loss", "L(w_0) = 1/(2n) sum_i ||f(w_0, x_i) - y_i||^2 (eq. 2.1) over all n samples."),
+    Column("loss", _TEXT, "", "Loss of a sample: `mse` (eq. 2.1) or `cross_entropy`."),
+    Column(
+        "loss_init",
+        _REAL,
+        "loss",
+        "L(w_0) over all n samples: 1/(2n) sum_i ||f(w_0, x_i) - y_i||^2 (eq. 2.1) for `mse`.",
+    ),
     Column("gamma", _REAL, "1/eta", "max_i lambda_max(J_i J_i^T) over all n samples, at w_0 (Lemma 3.1)."),
     Column("gamma_mean", _REAL, "1/eta", "The mean over i of lambda_max(J_i J_i^T), at w_0."),
-    Column("gamma_frobenius", _REAL, "1/eta", "max_i ||J_i||_F^2, up to C times larger than gamma, at w_0."),
+    Column("gamma_frobenius", _REAL, "1/eta", "max_i ||J_i||_F^2, up to C times larger than gamma; null by iteration."),
     Column("k_op", _REAL, "1/eta", "lambda_max(K), K = (1/n) J J^T the NTK over k_samples samples, at w_0."),
     Column("k_op_residual", _REAL, "", "Relative residual ||Kv - k_op v|| / k_op of the unit eigenvector found."),
     Column("k_samples", _INT, "samples", "Samples over which K was taken: all n, or a fixed random subset of them."),
@@ -71,9 +77,32 @@ _WHERE = (
     Column("finished_at", pa.timestamp("us", tz="UTC"), "", "When the row was computed."),
 )
 
+_REALS = pa.list_(pa.float64())
+
 NTK = (
+    Column("cell_id", _TEXT, "", "The cell whose weights they are, for a row of `ntk_at`; null at initialization."),
+    Column("iteration", _INT, "iterations", "Iteration t whose w_t the statistics are of; 0 is the initialization."),
     *_INIT,
-    Column("method", _TEXT, "", "How the per-sample Grams were made: `gram` (layer rules) or `jacobian` (general)."),
+    Column("gamma_tight", _REAL, "1/eta", "Smallest gamma of eq. 3.2, for C = 1, over dense_samples samples."),
+    Column("lambda_min", _REAL, "1/eta", "lambda_min(K) over dense_samples samples; null where there are none."),
+    Column("dense_samples", _INT, "samples", "Samples of the dense kernel."),
+    Column(
+        "kernel_drift",
+        _REAL,
+        "",
+        "||K(w_t) - K(w_0)||_F / ||K(w_0)||_F over a fixed random subset of samples whose outputs number about 1,000.",
+    ),
+    Column("top", _REALS, "1/eta", "Largest eigenvalues of K, descending, as far as they have converged."),
+    Column("residual_nodes", _REALS, "1/eta", "Spectral measure of K and the residual (Lanczos quadrature): nodes."),
+    Column("residual_weights", _REALS, "loss", "Its weights, of sum ||r||^2 over the k_samples samples."),
+    Column("density_nodes", _REALS, "1/eta", "Density of K's eigenvalues (stochastic Lanczos quadrature): nodes."),
+    Column("density_weights", _REALS, "", "Its weights, of sum 1."),
+    Column(
+        "method",
+        _TEXT,
+        "",
+        "How per-sample quantities were computed: by `gram` (layer rules), `jacobian` or `iteration` (many outputs).",
+    ),
     Column(
         "method_reason", _TEXT, "", "Why layer rules could not serve: the layer without a rule, or the tied weight."
     ),
@@ -150,7 +179,7 @@ def arrow_schema(table: str) -> pa.Schema:
 _TITLES = {
     "trials": "One row a cell: what was asked, the statistics at initialization, and how training ended.",
     "curves": "One row an evaluation of a cell: about 30 log-spaced iterations, the first and the last.",
-    "ntk": "One row an initialization: the statistics that all cells sharing it have in common.",
+    "ntk": "One row an initialization: the statistics that its cells have in common; and one a cell and `ntk_at`.",
 }
 
 

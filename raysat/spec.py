@@ -22,6 +22,7 @@ RESULTS_VERSION = 1
 PREPROCESSINGS = ("none", "center", "standardize", "unit_norm")
 SAMPLINGS = ("without_replacement", "with_replacement", "epochs")
 DTYPES = ("float32", "float64")
+LOSS_NAMES = ("mse", "cross_entropy")
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -147,9 +148,12 @@ class Initialization:
         model: The architecture.
         width: Its width; 0 where the architecture has none.
         seed: Seed of the weights and of the batches.
+        loss: `mse` or `cross_entropy`.
         dtype: `float32` or `float64`.
         k_samples: Number of samples from which k_op is computed; at most n.
         k_tolerance: Relative residual at which the computation of k_op stops.
+        spectrum: Products with K for each spectral measure; 0 for none.
+        dense_samples: Samples of the dense kernel; 0 for none.
         code: Digest of the user's own modules that the data set or the model comes from; empty for built-in ones.
     """
 
@@ -163,6 +167,9 @@ class Initialization:
     dtype: str
     k_samples: int
     k_tolerance: float
+    loss: str = "mse"
+    spectrum: int = 0
+    dense_samples: int = 0
     code: str = ""
 
     @property
@@ -188,6 +195,7 @@ class Cell:
         sampling: One of `SAMPLINGS`.
         evaluations: About how many times the full loss is evaluated, log-spaced.
         target_loss: The trial ends where the full training loss is at most this; None to run all iterations.
+        ntk_at: Iterations at which the NTK statistics are taken again.
     """
 
     init: Initialization
@@ -197,6 +205,7 @@ class Cell:
     sampling: str
     evaluations: int
     target_loss: float | None
+    ntk_at: tuple[int, ...] = ()
 
     @property
     def cell_id(self) -> str:
@@ -233,12 +242,18 @@ class Sweep:
             default), `with_replacement`, or `epochs` (shuffled passes).
         evaluations: About how many log-spaced evaluations of the full loss. Default: 30, which resolves N(b) to about
             a third at T = 4,000 before interpolation.
+        loss: `mse` (eq. 2.1; default) or `cross_entropy`, for which the statistics are those of the generalized
+            Gauss-Newton kernel, beyond the paper's theorem.
         target_loss: Stop a trial once its full training loss is at most this. Default: run all iterations.
         dtype: `float32` (default) or `float64`.
         k_samples: Samples from which k_op is computed. Default: 4096; the operator norm hardly moves with more, while
             gamma, a maximum, is always taken over every sample.
         k_tolerance: Relative residual ||Kv - lambda v|| / lambda of k_op. Default: 1e-3; the error of the eigenvalue
             is of the order of its square.
+        spectrum: Products with K for each spectral measure (the forecast needs them). Default: 0, none.
+        dense_samples: Samples of a dense kernel, of which lambda_min and the tight gamma are. Default: 0, none.
+        ntk_at: Iterations at which the statistics are taken again, each a row of `ntk` with the drift of K. Default:
+            none; critical batch sizes measured along a run start small and grow (Merrill et al. 2025).
 
     Attributes that are not:
         name: The folder under the results. Letters, digits, `-`, `_` and `.`.
@@ -262,9 +277,13 @@ class Sweep:
     sampling: str = "without_replacement"
     evaluations: int = 30
     target_loss: float | None = None
+    loss: str = "mse"
     dtype: str = "float32"
     k_samples: int = 4096
     k_tolerance: float = 1e-3
+    spectrum: int = 0
+    dense_samples: int = 0
+    ntk_at: tuple[int, ...] = ()
     targets: tuple[float, ...] = ()
     checkpoint_seconds: float = 60.0
     cpus_per_trial: int = 1
@@ -276,6 +295,7 @@ class Sweep:
         freeze("stepsizes", tuple(_flatten(_listed("stepsizes", self.stepsizes))))
         for name in ("widths", "batch_sizes"):
             freeze(name, tuple(_whole(name, value, 1) for value in _listed(name, getattr(self, name))))
+        freeze("ntk_at", tuple(sorted(_whole("ntk_at", value, 0) for value in _listed("ntk_at", self.ntk_at))))
         freeze("targets", tuple(_positive("targets", value) for value in _listed("targets", self.targets)))
         if isinstance(self.seeds, int) and not isinstance(self.seeds, bool):
             freeze("seeds", tuple(range(_whole("seeds", self.seeds, 1))))
@@ -304,6 +324,10 @@ class Sweep:
         _whole("evaluations", self.evaluations, 2)
         _whole("k_samples", self.k_samples, 1)
         _whole("cpus_per_trial", self.cpus_per_trial, 1)
+        for name in ("spectrum", "dense_samples"):
+            _whole(name, getattr(self, name), 0)
+        if self.ntk_at and self.ntk_at[-1] > self.iterations:
+            raise InputError(f"ntk_at has {self.ntk_at[-1]}, after the last of {self.iterations} iterations: lower it.")
         for name in ("n_train", "n_test"):
             if getattr(self, name) is not None:
                 _whole(name, getattr(self, name), 1 if name == "n_train" else 0)
@@ -318,6 +342,7 @@ class Sweep:
         _among("preprocessing", self.preprocessing, PREPROCESSINGS)
         _among("sampling", self.sampling, SAMPLINGS)
         _among("dtype", self.dtype, DTYPES)
+        _among("loss", self.loss, LOSS_NAMES)
 
     def initializations(self, n: int, n_test: int, code: str = "") -> Iterator[Initialization]:
         """The sweep's initializations, given the sizes of the data set as it will be used.
@@ -341,6 +366,9 @@ class Sweep:
                         dtype=self.dtype,
                         k_samples=min(self.k_samples, n),
                         k_tolerance=float(self.k_tolerance),
+                        loss=self.loss,
+                        spectrum=self.spectrum,
+                        dense_samples=self.dense_samples,
                         code=code,
                     )
 
@@ -364,6 +392,7 @@ class Sweep:
                 sampling=self.sampling,
                 evaluations=self.evaluations,
                 target_loss=self.target_loss,
+                ntk_at=tuple(t for t in self.ntk_at if t > 0),  # those of iteration 0 are the initialization's
             )
             for init in self.initializations(n, n_test, code)
             for stepsize in self.stepsizes
@@ -400,7 +429,9 @@ def _as_model(value: object) -> Model:
         return value
     if isinstance(value, str) and is_reference(value):
         return Model(value)
-    raise InputError(f"models has {value!r}: use mlp(...), linear() or an import path 'module:function'.")
+    raise InputError(
+        f"models has {value!r}: use mlp(...), resnet(...), gpt(...), linear() or an import path 'module:function'."
+    )
 
 
 def _whole(name: str, value: object, least: int) -> int:

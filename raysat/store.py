@@ -105,9 +105,11 @@ class Store:
         """Delete the folder."""
         shutil.rmtree(self.root)
 
-    def write_trial(self, row: Row, curve: Sequence[Row]) -> None:
+    def write_trial(self, row: Row, curve: Sequence[Row], ntk: Sequence[Row] = ()) -> None:
         """Store a finished cell: its curve first, then the row that makes it count, and drop its checkpoint."""
         cell_id = str(row["cell_id"])
+        if ntk:
+            self._write("ntk", cell_id, ntk)
         self._write("curves", cell_id, curve)
         self._write("trials", cell_id, [row])
         if row["status"] in FINISHED:
@@ -141,5 +143,6 @@ class Store:
         return set(trials.loc[trials["status"].isin(FINISHED), "cell_id"])
 
     def statistics(self) -> dict[str, dict[str, float]]:
-        """The rows of `ntk` by init_id."""
-        return {row["init_id"]: row for row in self.read("ntk").to_dict("records")}
+        """The rows of `ntk` at initialization, by init_id."""
+        rows = self.read("ntk")
+        return {row["init_id"]: row for row in rows[rows["iteration"] == 0].to_dict("records")}

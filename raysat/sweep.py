@@ -23,6 +23,7 @@ from rich.table import Table
 
 from raysat import cost, data, models, plugins, report, sweepfile
 from raysat.executor import InProcess, OnRay, Outcome
+from raysat.losses import LOSSES
 from raysat.progress import View, duration, last_line, trial_line
 from raysat.schema import FAILED
 from raysat.spec import Cell, Initialization, InputError, Model, Sweep, is_reference
@@ -68,15 +69,19 @@ def plan(sweep: Sweep, folder: Path) -> Plan:
     dataset = data.load(
         sweep.dataset, n_train=sweep.n_train, n_test=sweep.n_test, preprocessing=sweep.preprocessing, dtype=sweep.dtype
     )
-    if dataset.y.ndim != 2 or not dataset.x.is_floating_point():
-        raise InputError(f"dataset={sweep.dataset!r}: the squared loss needs targets [n, C]; use another data set.")
+    if sweep.loss == "mse" and not dataset.y.is_floating_point():
+        raise InputError(f"dataset={sweep.dataset!r} has tokens for targets: set loss='cross_entropy'.")
+    if sweep.loss == "cross_entropy" and dataset.y.is_floating_point() and not dataset.classes:
+        raise InputError(
+            f"loss='cross_entropy' needs classes, {sweep.dataset!r} has numbers for targets: set loss='mse'."
+        )
     code = plugins.digest(sources)
     cells = sweep.cells(dataset.n, dataset.n_test, code)
     flops = {}
     for cell in cells:
         key = cell.init.model, cell.init.width
         if key not in flops:
-            flops[key] = cost.count(_network(cell.init, dataset), dataset.x, dataset.y)
+            flops[key] = cost.count(_network(cell.init, dataset), dataset.x, dataset.y, LOSSES[sweep.loss])
     resolved = {"n": dataset.n, "n_test": dataset.n_test, "code": code}
     laid_out = Plan(sweep, cells, flops, sources, resolved)
     cells.sort(key=laid_out.weight, reverse=True)
@@ -97,10 +102,10 @@ def _network(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
             f"model {init.model.label} at width {init.width} does not run on {init.dataset} "
             f"({type(error).__name__}: {last_line(str(error))}): mend the model or choose other data."
         ) from error
-    if shape != dataset.y[:2].shape:
+    wanted = dataset.y[:2].shape if dataset.y.is_floating_point() else (*dataset.y[:2].shape, dataset.outputs)
+    if shape != wanted:
         raise InputError(
-            f"model {init.model.label} returns shape {list(shape)} for targets {list(dataset.y[:2].shape)}: "
-            "return [n, C]."
+            f"model {init.model.label} returns shape {list(shape)} for two samples: return {list(wanted)}."
         )
     return network
 
@@ -111,7 +116,10 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
     dataset = load_dataset(laid_out.cells[0].init)
     torch.set_num_threads(sweep.cpus_per_trial)
     firsts = {(cell.init.model, cell.init.width): cell.init for cell in reversed(laid_out.cells)}
-    paces = {key: cost.calibrate(_network(init, dataset), dataset.x, dataset.y) for key, init in firsts.items()}
+    paces = {
+        key: cost.calibrate(_network(init, dataset), dataset.x, dataset.y, LOSSES[sweep.loss])
+        for key, init in firsts.items()
+    }
     table = Table(title=f"{sweep.name}: {len(laid_out.cells)} cells, {len(finished)} finished; T = {sweep.iterations}")
     for name in ("model", "width", "stepsize", "b", "seeds", "step FLOP", "eval FLOP", "time"):
         table.add_column(name, justify="left" if name in ("model", "stepsize") else "right", no_wrap=True)
@@ -177,8 +185,9 @@ class Recorder:
 
     def _trial(self, outcome: Outcome) -> None:
         key = outcome.job.cell.cell_id
-        row, curve = (failed_row(outcome.job, outcome.error), []) if outcome.error else outcome.value
-        self.store.write_trial(row, curve)
+        rows = (failed_row(outcome.job, outcome.error), []) if outcome.error else outcome.value
+        row = rows[0]
+        self.store.write_trial(*rows)
         if row["status"] == FAILED:
             self.errors[key] = outcome.error
         self.view.job_ended(key, trial_line(row))

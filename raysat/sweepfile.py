@@ -13,8 +13,10 @@ from pathlib import Path
 from types import ModuleType
 
 from raysat import spec
+from raysat.models.gpt import gpt
 from raysat.models.linear import linear
 from raysat.models.mlp import mlp
+from raysat.models.resnet import resnet
 from raysat.spec import InputError, Sweep
 
 VOCABULARY: dict[str, Callable[..., object]] = {
@@ -25,6 +27,8 @@ VOCABULARY: dict[str, Callable[..., object]] = {
     "powers_of_two": spec.powers_of_two,
     "mlp": mlp,
     "linear": linear,
+    "resnet": resnet,
+    "gpt": gpt,
     "range": range,
 }
 """The functions that `--set` knows."""

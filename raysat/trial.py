@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from raysat import data, models, plugins
 from raysat.checkpoint import Checkpoint, Progress
-from raysat.ntk import ntk_statistics
+from raysat.losses import LOSSES
+from raysat.ntk import dense_kernel, ntk_statistics
 from raysat.schema import COMPLETED, DIVERGED, FAILED, TARGET_REACHED
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
@@ -86,23 +87,31 @@ def compute_statistics(job: Job) -> Row:
     """The row of `ntk` of an initialization."""
     begun = time.perf_counter()
     dataset, network, device = _prepare(job)
+    row = _statistics(job, network, dataset.x.to(device), dataset.y.to(device))
+    return {**row, "iteration": 0, "seconds": time.perf_counter() - begun, **_where(device)}
+
+
+def _statistics(job: Job, network: nn.Module, x: Tensor, y: Tensor) -> Row:
     init = job.init
     statistics = ntk_statistics(
-        network, dataset.x.to(device), dataset.y.to(device), k_samples=init.k_samples, k_tolerance=init.k_tolerance
+        network,
+        x,
+        y,
+        loss=init.loss,
+        k_samples=init.k_samples,
+        k_tolerance=init.k_tolerance,
+        spectrum=init.spectrum,
+        dense_samples=init.dense_samples,
     )
-    return {
-        **_describe(job),
-        **asdict(statistics),
-        "seconds": time.perf_counter() - begun,
-        **_where(device),
-    }
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(statistics).items()}
+    return {**_describe(job), **{name: _known(value) for name, value in values.items()}}
 
 
-def run_trial(job: Job) -> tuple[Row, list[Row]]:
+def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
     """Train one cell by fixed-stepsize SGD.
 
     Returns:
-        The row of `trials` and the rows of `curves`.
+        The row of `trials`, the rows of `curves`, and those of `ntk` for the iterations `ntk_at`.
     """
     begun = time.perf_counter()
     cell, init, statistics = job.cell, job.init, job.statistics
@@ -114,12 +123,15 @@ def run_trial(job: Job) -> tuple[Row, list[Row]]:
     eta = stepsize(cell.stepsize, cell.batch_size, init.n, gamma, k_op, replacement=replacement)
     beta = second_moment_constant(cell.batch_size, init.n, gamma, k_op, replacement=replacement)
 
+    loss = LOSSES[init.loss]
+    classes = dataset.classes or not y.is_floating_point()
     start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+    drift = _Drift(network, x) if cell.ntk_at and y.is_floating_point() else None
     checkpoint = Checkpoint(Path(job.checkpoints) / f"{cell.cell_id}.pt" if job.checkpoints else None)
     progress = checkpoint.load()
     if progress.weights is not None:
         network.load_state_dict(progress.weights)
-    engine = AutogradEngine(network, x, y, eta)
+    engine = AutogradEngine(network, x, y, loss, eta)
     before = progress.seconds
 
     def save() -> None:
@@ -128,7 +140,7 @@ def run_trial(job: Job) -> tuple[Row, list[Row]]:
         checkpoint.save(progress)
 
     status = COMPLETED
-    for until in evaluation_iterations(cell.iterations, cell.evaluations):
+    for until in sorted({*evaluation_iterations(cell.iterations, cell.evaluations), *cell.ntk_at}):
         if progress.curve and until <= progress.curve[-1]["iteration"]:
             continue
         saved = time.perf_counter()
@@ -137,8 +149,8 @@ def run_trial(job: Job) -> tuple[Row, list[Row]]:
                 save()
                 saved = time.perf_counter()
             _advance(engine, cell, progress, until, device)
-        train = evaluate(network, x, y, classes=dataset.classes)
-        tested = evaluate(network, *test, classes=dataset.classes) if test else None
+        train = evaluate(network, x, y, loss, classes=classes)
+        tested = evaluate(network, *test, loss, classes=classes) if test else None
         progress.curve.append(
             {
                 "iteration": until,
@@ -149,6 +161,10 @@ def run_trial(job: Job) -> tuple[Row, list[Row]]:
                 "test_accuracy": _known(tested.accuracy) if tested else None,
             }
         )
+        if until in cell.ntk_at and math.isfinite(train.loss):
+            measured = _statistics(job, network, x, y)
+            drifted = {"kernel_drift": drift.of(network) if drift else None}
+            progress.ntk.append({**measured, "cell_id": cell.cell_id, "iteration": until, **drifted})
         if not train.loss <= DIVERGENCE * progress.curve[0]["train_loss"]:  # also where it is not a number
             status = DIVERGED
             break
@@ -180,7 +196,26 @@ def run_trial(job: Job) -> tuple[Row, list[Row]]:
         "attempts": progress.attempts,
         **_where(device),
     }
-    return row, [{"cell_id": cell.cell_id, **point} for point in progress.curve]
+    where = _where(device)
+    return (
+        row,
+        [{"cell_id": cell.cell_id, **point} for point in progress.curve],
+        [{**measured, **where} for measured in progress.ntk],
+    )
+
+
+class _Drift:
+    """How far the kernel of a few samples has moved from where it was when this was made."""
+
+    def __init__(self, network: nn.Module, x: Tensor, outputs: int = 1000) -> None:
+        with torch.no_grad():
+            count = max(1, outputs // network(x[:1]).numel())
+        self.x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:count]]
+        self.before = dense_kernel(network, self.x)
+
+    def of(self, network: nn.Module) -> float:
+        """`||K - K_0||_F / ||K_0||_F`."""
+        return ((dense_kernel(network, self.x) - self.before).norm() / self.before.norm()).item()
 
 
 def failed_row(job: Job, error: str) -> Row:
@@ -230,6 +265,7 @@ def _describe(job: Job) -> Row:
         "activation": init.model.option("activation"),
         "dtype": init.dtype,
         "seed": init.seed,
+        "loss": init.loss,
     }
 
 
@@ -266,5 +302,6 @@ def _distance(network: nn.Module, start: Mapping[str, Tensor]) -> float:
     return math.sqrt(float(squares))
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _known(value: object) -> object:
+    """What stands in a row: null for a number that is not known."""
+    return None if isinstance(value, float) and math.isnan(value) else value

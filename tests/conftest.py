@@ -43,6 +43,7 @@ def make_cell():
             "dtype": "float64",
             "k_samples": 100,
             "k_tolerance": 1e-6,
+            "loss": "mse",
         }
         cell = {
             "batch_size": 8,
@@ -51,6 +52,7 @@ def make_cell():
             "sampling": "without_replacement",
             "evaluations": 8,
             "target_loss": None,
+            "ntk_at": (),
         }
         init |= {key: value for key, value in changes.items() if key in init}
         cell |= {key: value for key, value in changes.items() if key in cell}

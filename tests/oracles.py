@@ -18,8 +18,10 @@ def jacobians(network: nn.Module, x: Tensor) -> Tensor:
     return torch.stack(rows).view(len(x), -1, sum(p.numel() for p in parameters)).detach()
 
 
-def statistics(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+def statistics(network: nn.Module, x: Tensor, y: Tensor, loss: str = "mse") -> dict[str, float]:
     """Every NTK statistic from the Jacobians themselves."""
+    if loss != "mse":
+        return _gauss_newton(network, x, y)
     j = jacobians(network, x)
     n, outputs, p = j.shape
     operator_norms = torch.linalg.matrix_norm(j, ord=2) ** 2
@@ -66,3 +68,39 @@ def least_squares_recursion(x: np.ndarray, errors: np.ndarray, eta: float, b: in
         m = m - eta * (h @ m + m @ h) + eta**2 * (own / b + (b - 1) / b * pairs)
         losses.append(np.trace(h @ m) / 2)
     return np.array(losses)
+
+
+def _gauss_newton(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
+    """The same for the cross-entropy: each Jacobian behind the symmetric square root of the Hessian of its sample."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    rows, gradients, losses = [], [], []
+    for sample, target in zip(x, y, strict=True):
+        outputs = network(sample[None])[0]
+        flat = outputs.flatten()
+        j = [torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True) for value in flat]
+        jacobian = torch.stack([torch.cat([part.flatten() for part in row]) for row in j])
+
+        def value(z, target=target, shape=outputs.shape):
+            return nn.functional.cross_entropy(z.view(shape), target)
+
+        hessian = torch.func.hessian(value)(flat.detach())
+        values, vectors = torch.linalg.eigh(hessian)
+        root = vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.T
+        rows.append(root @ jacobian)
+        gradients.append(jacobian.T @ torch.func.grad(value)(flat.detach()))
+        losses.append(value(flat).item())
+    weighed, gradients = torch.stack(rows), torch.stack(gradients)
+    n, size, p = weighed.shape
+    flat = weighed.reshape(n * size, p)
+    k_op = torch.linalg.eigvalsh(flat @ flat.T / n)[-1].item()
+    gamma = (torch.linalg.matrix_norm(weighed, ord=2) ** 2).max().item()
+    mean = gradients.mean(0)
+    return {
+        "loss_init": sum(losses) / n,
+        "gamma": gamma,
+        "gamma_mean": (torch.linalg.matrix_norm(weighed, ord=2) ** 2).mean().item(),
+        "gamma_frobenius": weighed.square().sum((1, 2)).max().item(),
+        "k_op": k_op,
+        "b_star": gamma / k_op,
+        "noise_scale": ((gradients - mean).square().sum(1).mean() / mean.square().sum()).item(),
+    }

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from raysat import InputError, linear, mlp, models
-from raysat.models.layers import NTKLinear
+from raysat.models.layers import NTKConv2d, NTKEmbedding, NTKLinear, NTKUnembedding
 from raysat.models.mlp import ACTIVATIONS
 from raysat.spec import Model
 
@@ -55,6 +55,9 @@ def test_the_linear_model_has_no_scaling():
 
 def test_layers_say_their_sizes():
     assert "3, 2, scale=0.5774" in repr(NTKLinear(3, 2))
+    assert "3, 2, size=5, stride=2, scale=0.1155" in repr(NTKConv2d(3, 2, 5, 2))
+    assert "7, 4" in repr(NTKEmbedding(7, 4))
+    assert "4, 7, tied, scale=0.5" in repr(NTKUnembedding(NTKEmbedding(7, 4)))
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from raysat import InputError, linear, mlp, models, ntk_statistics
-from raysat.ntk import KernelOperator, grams, largest_eigenpair
+from raysat import InputError, gpt, linear, mlp, models, ntk_statistics, resnet
+from raysat.ntk import KernelOperator, dense_kernel, grams, largest_eigenpairs
 from raysat.ntk import statistics as statistics_module
 
 
@@ -60,6 +60,36 @@ class Positions(nn.Module):
         return self.outer(torch.tanh(self.inner(x.view(len(x), 2, 2)))).mean(1)
 
 
+class Scale(nn.Module):
+    """A layer that no rule knows."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(size))
+
+    def forward(self, x):
+        return self.weight * x
+
+
+class Tokens(nn.Module):
+    """Embedding, attention and a head, on tokens made of the numbers; tied, the head holds the embedding's weight."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.embed, self.place = nn.Embedding(3, 4, padding_idx=None if tied else 1), nn.Embedding(4, 4)
+        self.norm, self.qkv, self.out = nn.LayerNorm(4), nn.Linear(4, 12), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, x):
+        tokens = x.detach().gt(0).long() + x.detach().gt(0.7).long()
+        h = self.embed(tokens) + self.place(torch.arange(4).expand_as(tokens))
+        q, k, v = self.qkv(self.norm(h)).chunk(3, -1)
+        h = h + self.out(torch.softmax(q @ k.mT / 2, -1) @ v)
+        return self.head(h).mean(1)
+
+
 def frozen():
     network = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     network[0].weight.requires_grad_(False)
@@ -77,12 +107,77 @@ CASES = {
     "frozen weight": (frozen, "gram"),
     "used twice": (Tied, "gram"),
     "positions": (Positions, "gram"),
-    "tied modules": (Shared, "jacobian"),
+    "tied modules": (Shared, "gram"),
     "used outside": (Outside, "jacobian"),
-    "no rule": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)), "jacobian"),
+    "no rule": (lambda: nn.Sequential(nn.Linear(4, 5), Scale(5), nn.Tanh(), nn.Linear(5, 3)), "jacobian"),
+    "tokens": (lambda: Tokens(tied=False), "gram"),
+    "tokens, tied": (lambda: Tokens(tied=True), "gram"),
+    "layer norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)), "gram"),
+    "layer norm at positions": (
+        lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.LayerNorm(2), nn.Flatten(), nn.Linear(4, 3)),
+        "gram",
+    ),
+    "layer norm over two axes": (
+        lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.LayerNorm((2, 2)), nn.Flatten(), nn.Linear(4, 3)),
+        "gram",
+    ),
+    "group norm": (
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 2, 2)),
+            nn.Conv2d(1, 6, 2, padding=1),
+            nn.GroupNorm(3, 6),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(54, 3),
+        ),
+        "gram",
+    ),
+    "batch norm in evaluation": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).eval(),
+        "gram",
+    ),
     "convolution": (
         lambda: nn.Sequential(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(3, 3)),
+        "gram",
+    ),
+    "strided, grouped, dilated": (
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (4, 1, 1)),
+            nn.Upsample(size=(5, 7)),
+            nn.Tanh(),
+            nn.Conv2d(4, 6, (2, 3), stride=(1, 2), padding=(1, 2), dilation=(2, 1), groups=2),
+            nn.Tanh(),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(24, 3, bias=False),
+        ),
+        "gram",
+    ),
+    "padding same": (
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, (2, 3), padding="same"), nn.Flatten(), nn.Linear(8, 3)
+        ),
+        "gram",
+    ),
+    "circular padding": (
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (1, 2, 2)),
+            nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular"),
+            nn.Flatten(),
+            nn.Linear(8, 3),
+        ),
         "jacobian",
+    ),
+    "one dimension": (
+        lambda: nn.Sequential(
+            nn.Unflatten(1, (2, 2)),
+            nn.Conv1d(2, 4, 2, padding=1, groups=2),
+            nn.Tanh(),
+            nn.MaxPool1d(2),
+            nn.Flatten(),
+            nn.Linear(4, 3),
+        ),
+        "gram",
     ),
 }
 
@@ -163,12 +258,12 @@ def test_the_weights_and_their_gradients_are_left_alone():
 
 def test_the_general_way_is_told_of_once(caplog):
     statistics_module._told.clear()
-    network, x = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)), torch.randn(5, 4)
+    network, x = nn.Sequential(nn.Linear(4, 5), Scale(5), nn.Linear(5, 3)), torch.randn(5, 4)
     with caplog.at_level(logging.WARNING, logger="raysat.ntk"):
         ntk_statistics(network, x)
         ntk_statistics(network, x)
     assert [record.getMessage() for record in caplog.records] == [
-        "Sequential: no rule for LayerNorm, which holds 1.weight; using per-sample Jacobians, which is slower."
+        "Sequential: no rule for Scale, which holds 1.weight; using per-sample Jacobians, which is slower."
     ]
 
 
@@ -211,26 +306,143 @@ def test_the_kernel_operator_is_the_dense_kernel():
 
 
 @settings(max_examples=30)
-@given(st.integers(1, 30), st.integers(0, 2**31))
-def test_lanczos_finds_the_largest_eigenvalue(size, seed):
+@given(st.integers(1, 30), st.integers(1, 4), st.integers(0, 2**31))
+def test_lanczos_finds_the_largest_eigenvalues_side_by_side(size, batch, seed):
     generator = np.random.default_rng(seed)
-    factor = torch.tensor(generator.normal(size=(size, size)))
-    matrix = factor @ factor.T
-    start = torch.tensor(generator.normal(size=size))
-    pair = largest_eigenpair(lambda v: matrix @ v, start, tolerance=1e-10)
-    assert pair.value == pytest.approx(torch.linalg.eigvalsh(matrix)[-1].item(), rel=1e-9)
-    residual = (matrix @ pair.vector - pair.value * pair.vector).norm() / pair.value
-    assert pair.residual == pytest.approx(residual.item(), abs=1e-12)
-    assert pair.residual < 1e-8
+    factor = torch.tensor(generator.normal(size=(batch, size, size)))
+    matrix = factor @ factor.mT
+    apply = lambda v: (matrix @ v[:, :, None]).squeeze(2)  # noqa: E731
+    pairs = largest_eigenpairs(apply, torch.tensor(generator.normal(size=(batch, size))), tolerance=1e-10)
+    torch.testing.assert_close(pairs.values, torch.linalg.eigvalsh(matrix)[:, -1], rtol=1e-9, atol=0)
+    residuals = (apply(pairs.vectors) - pairs.values[:, None] * pairs.vectors).norm(dim=1) / pairs.values
+    torch.testing.assert_close(pairs.residuals, residuals, rtol=1e-3, atol=1e-13)
+    assert pairs.residuals.max() < 1e-8
 
 
 def test_lanczos_says_how_far_it_came():
     matrix = torch.diag(torch.linspace(1, 1.01, 200, dtype=torch.float64))
-    pair = largest_eigenpair(lambda v: matrix @ v, torch.ones(200, dtype=torch.float64), tolerance=1e-12, most=3)
-    assert pair.products == 4
-    assert pair.residual > 1e-4
+    pairs = largest_eigenpairs(lambda v: v @ matrix, torch.ones(1, 200, dtype=torch.float64), tolerance=1e-12, most=3)
+    assert pairs.products == 4
+    assert pairs.residuals.item() > 1e-4
 
 
-def test_lanczos_on_zero():
-    pair = largest_eigenpair(torch.zeros_like, torch.ones(5, dtype=torch.float64))
-    assert pair.value == 0
+def test_lanczos_on_zero_and_on_operators_of_different_rank():
+    assert largest_eigenpairs(torch.zeros_like, torch.ones(1, 5, dtype=torch.float64)).values.item() == 0
+    scales = torch.tensor([[1.0, 1, 1, 1], [1, 2, 3, 4]], dtype=torch.float64)  # one Krylov space ends at once
+    pairs = largest_eigenpairs(lambda v: scales * v, torch.ones(2, 4, dtype=torch.float64), tolerance=1e-10)
+    torch.testing.assert_close(pairs.values, torch.tensor([1.0, 4.0], dtype=torch.float64))
+
+
+def tokens(n=5, length=4, vocabulary=5):
+    generator = torch.Generator().manual_seed(2)
+    stream = torch.randint(vocabulary, (n, length + 1), generator=generator)
+    return stream[:, :-1], stream[:, 1:]
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("method", [None, "iteration", "jacobian"])
+def test_cross_entropy_of_classes_is_the_gauss_newton_kernel(method, dtype, rtol):
+    network = models.build(mlp(2, "tanh"), 6, (4,), 3, 0).double()
+    x, y = torch.randn(9, 4, dtype=torch.float64), torch.eye(3, dtype=torch.float64)[torch.arange(9) % 3]
+    expected = oracles.statistics(network, x, y, "cross_entropy")
+    tolerance = 1e-8 if dtype == torch.float64 else 1e-4
+    found = ntk_statistics(
+        network.to(dtype), x.to(dtype), y.to(dtype), loss="cross_entropy", k_tolerance=tolerance, method=method
+    )
+    assert found.method == (method or "gram")
+    for quantity, value in expected.items():
+        slack = 1e-4 if quantity in ("k_op", "b_star") and dtype == torch.float32 else rtol
+        if quantity == "gamma_frobenius" and method == "iteration":
+            assert math.isnan(found.gamma_frobenius)
+        else:
+            assert getattr(found, quantity) == pytest.approx(value, rel=slack), quantity
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
+def test_cross_entropy_of_sequences_by_iteration(tied, dtype, rtol):
+    network = models.build(gpt(1, 2, tied=tied), 4, (4,), 5, 0).double()
+    x, y = tokens()
+    expected = oracles.statistics(network, x, y, "cross_entropy")
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    found = ntk_statistics(network.to(dtype), x, y, loss="cross_entropy", k_tolerance=tolerance, method="iteration")
+    for quantity in ("loss_init", "gamma", "gamma_mean", "noise_scale"):
+        assert getattr(found, quantity) == pytest.approx(expected[quantity], rel=rtol), quantity
+    assert found.k_op == pytest.approx(expected["k_op"], rel=1e-4)
+
+
+def test_many_outputs_are_iterated_and_few_are_not():
+    x, y = tokens(2, 30)
+    assert ntk_statistics(models.build(gpt(1, 2), 4, (30,), 5, 0), x, y, loss="cross_entropy").method == "iteration"
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_a_resnet_by_its_rules(norm):
+    network = models.build(resnet(10, norm), 4, (3, 4, 4), 3, 0).double()
+    x, y = torch.randn(4, 3, 4, 4, dtype=torch.float64), torch.randn(4, 3, dtype=torch.float64)
+    expected = oracles.statistics(network, x, y)
+    found = ntk_statistics(network, x, y, k_tolerance=1e-9)
+    assert found.method == "gram"
+    for quantity, value in expected.items():
+        assert getattr(found, quantity) == pytest.approx(value, rel=1e-10), quantity
+
+
+def test_a_parameter_without_a_rule_is_an_error_that_names_it_where_rules_are_asked_for():
+    network = nn.Sequential(nn.Linear(4, 5), Scale(5), nn.Linear(5, 3))
+    with pytest.raises(InputError, match=r"no rule for Scale, which holds 1.weight; use method='jacobian'"):
+        ntk_statistics(network, torch.randn(3, 4), method="gram")
+
+
+def test_the_spectrum_is_that_of_the_dense_kernel():
+    network = models.build(mlp(2), 8, (4,), 2, 0).double()
+    x, y = torch.randn(12, 4, dtype=torch.float64), torch.randn(12, 2, dtype=torch.float64)
+    found = ntk_statistics(network, x, y, spectrum=24, probes=40, dense_samples=12)
+    j = oracles.jacobians(network, x).flatten(0, 1)
+    kernel = j @ j.T / 12
+    values, vectors = torch.linalg.eigh(kernel)
+    assert found.lambda_min == pytest.approx(values[0].item(), abs=1e-12)
+    assert found.dense_samples == 12
+    assert found.top[:3] == pytest.approx(values.flip(0)[:3].tolist(), rel=1e-9)
+    residual = (network(x) - y).detach().flatten()
+    nodes, weights = np.array(found.residual_nodes), np.array(found.residual_weights)
+    assert weights.sum() == pytest.approx(residual.square().sum().item(), rel=1e-12)
+    for power in range(1, 8):  # Gauss quadrature: moments are exact
+        moment = (residual @ torch.linalg.matrix_power(kernel, power) @ residual).item()
+        assert (weights * nodes**power).sum() == pytest.approx(moment, rel=1e-8)
+    masses = (vectors.T @ residual) ** 2
+    half = values[12].item()
+    assert weights[nodes >= half * (1 - 1e-9)].sum() == pytest.approx(masses[12:].sum().item(), rel=0.05)
+    density = np.array(found.density_nodes), np.array(found.density_weights)
+    assert density[1].sum() == pytest.approx(1.0)
+    assert (density[0] * density[1]).sum() == pytest.approx(values.mean().item(), rel=0.1)
+
+
+def test_without_being_asked_for_there_is_no_spectrum():
+    found = ntk_statistics(models.build(mlp(1), 8, (4,), 2, 0), torch.randn(5, 4))
+    assert found.top == found.residual_nodes == found.density_weights == ()
+    assert math.isnan(found.lambda_min)
+
+
+@pytest.mark.parametrize(("d", "full_rank"), [(8, True), (2, False)])
+def test_the_tight_gamma_is_the_smallest_of_equation_3_2(d, full_rank):
+    x = torch.randn(6, d, dtype=torch.float64) * torch.tensor([3.0, 1, 1, 1, 1, 1], dtype=torch.float64)[:, None]
+    found = ntk_statistics(models.build(linear(), 0, (d,), 1, 0).double(), x, dense_samples=6)
+    norms = x.square().sum(1)
+    fourth, second = (norms[:, None] * x).T @ x / 6, x.T @ x / 6
+    if full_rank:  # more features than samples: the largest norm is tight
+        assert found.gamma_tight == pytest.approx(norms.max().item(), rel=1e-9)
+    else:
+        expected = torch.linalg.eigvals(torch.linalg.solve(second, fourth)).real.max().item()
+        assert found.gamma_tight == pytest.approx(expected, rel=1e-9)
+        assert found.gamma_tight < norms.max().item() * (1 - 1e-3)
+        assert found.gamma_tight >= norms.mean().item()  # the paper's lower bound, from the trace of eq. 3.1
+
+
+@pytest.mark.parametrize(
+    "build", [Tied, Shared, Positions, lambda: models.build(mlp(2), 8, (4,), 3, 0), lambda: Scale(4)]
+)
+def test_the_dense_kernel(build):
+    torch.manual_seed(0)
+    network, x = build().double(), torch.randn(6, 4, dtype=torch.float64)
+    j = oracles.jacobians(network, x).flatten(0, 1)
+    torch.testing.assert_close(dense_kernel(network, x), j @ j.T / 6, rtol=1e-10, atol=1e-12)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from raysat import mlp, models
+from raysat.losses import LOSSES
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.sampler import batches
@@ -106,7 +107,7 @@ def test_evaluation_is_equation_2_1_whatever_the_chunk(classes):
     network = models.build(mlp(1), 8, (4,), 3, 0).double()
     x = torch.randn(25, 4, dtype=torch.float64)
     y = torch.eye(3, dtype=torch.float64)[torch.randint(3, (25,))]
-    evaluation = evaluate(network, x, y, classes=classes, chunk=7)
+    evaluation = evaluate(network, x, y, LOSSES["mse"], classes=classes, chunk=7)
     outputs = network(x)
     assert evaluation.loss == pytest.approx(((outputs - y) ** 2).sum().item() / 50, rel=1e-12)
     if classes:
@@ -120,7 +121,7 @@ def test_a_step_is_the_papers_formula():
     x, y = torch.randn(20, 4, dtype=torch.float64), torch.randn(20, 3, dtype=torch.float64)
     reference = models.build(mlp(2), 8, (4,), 3, 0).double()
     chosen = batches(0, 0, 10, 5, 20)
-    AutogradEngine(network, x, y, eta=0.05).run(chosen)
+    AutogradEngine(network, x, y, LOSSES["mse"], eta=0.05).run(chosen)
     for batch in chosen:
         total = [torch.zeros_like(p) for p in reference.parameters()]
         for i in batch:
@@ -140,5 +141,6 @@ def test_frozen_parameters_stay():
     first = next(network.parameters())
     first.requires_grad_(False)
     before = first.clone()
-    AutogradEngine(network, torch.randn(5, 4), torch.randn(5, 3), 0.1).run(torch.zeros(3, 1, dtype=torch.int64))
+    x, y = torch.randn(5, 4), torch.randn(5, 3)
+    AutogradEngine(network, x, y, LOSSES["mse"], 0.1).run(torch.zeros(3, 1, dtype=torch.int64))
     assert torch.equal(first, before)

@@ -188,9 +188,17 @@ def load():
     x = torch.randn(8, 3, generator=generator)
     return Dataset(x=x, y=x.sum(1, keepdim=True))
 
+class Scale(torch.nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return self.factor * x
+
 def build(width, input_shape, outputs):
     inputs = input_shape[0]
-    layers = torch.nn.Linear(inputs, width), torch.nn.LayerNorm(width), torch.nn.Linear(width, outputs)
+    layers = torch.nn.Linear(inputs, width), Scale(width), torch.nn.Linear(width, outputs)
     return torch.nn.Sequential(*layers)
 """
 
@@ -203,7 +211,7 @@ def test_own_model_and_data_and_their_code_in_the_identity(tmp_path, capsys):
     assert trials["model"].tolist() == ["my_data:build"] * 2
     assert trials["depth"].isna().all()
     assert pd.read_parquet(tmp_path / "results" / "own" / "ntk")["method"].tolist() == ["jacobian"]
-    assert capsys.readouterr().out.count("no rule for LayerNorm, which holds 1.weight") == 1
+    assert capsys.readouterr().out.count("no rule for Scale, which holds 1.factor") == 1
     (tmp_path / "my_data.py").write_text(OWN_MODULE.replace("x.sum", "2 * x.sum"))
     sys.modules.pop("my_data")
     assert run(tmp_path / "own.py") == 2  # other code, other cells: not mixed into one folder

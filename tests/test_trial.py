@@ -10,6 +10,7 @@ from raysat import data, fixed, fixed_fraction, linear, mlp, theory
 from raysat import trial as trial_module
 from raysat.checkpoint import Checkpoint, Progress
 from raysat.schema import arrow_schema
+from raysat.sgd import sampler
 from raysat.sgd.engine import AutogradEngine
 from raysat.spec import Model
 from raysat.theory import beta
@@ -27,7 +28,7 @@ def without_times(rows):
 
 def test_a_trial_gives_a_row_and_a_curve_under_the_declared_columns(make_cell):
     cell = make_cell()
-    row, curve = run_trial(job_of(cell))
+    row, curve, _ = run_trial(job_of(cell))
     assert set(row) <= set(arrow_schema("trials").names)
     assert set(arrow_schema("trials").names) - set(row) == {"error"}
     assert all(set(point) == set(arrow_schema("curves").names) for point in curve)
@@ -46,7 +47,8 @@ def test_a_trial_gives_a_row_and_a_curve_under_the_declared_columns(make_cell):
 def test_the_statistics_are_a_row_of_ntk(make_cell):
     cell = make_cell()
     row = compute_statistics(Job("s", cell.init))
-    assert set(row) == set(arrow_schema("ntk").names)
+    assert set(arrow_schema("ntk").names) - set(row) == {"cell_id", "kernel_drift"}
+    assert set(row) <= set(arrow_schema("ntk").names)
     assert row["b_star"] == row["gamma"] / row["k_op"]
     assert row["loss_init"] == pytest.approx(run_trial(job_of(cell))[0]["loss_init"], rel=1e-12)
 
@@ -56,7 +58,7 @@ def test_the_statistics_are_a_row_of_ntk(make_cell):
 def test_the_stepsize_follows_the_policy(make_cell, policy, sampling):
     cell = make_cell(stepsize=policy, sampling=sampling, iterations=2)
     job = job_of(cell)
-    row, _ = run_trial(job)
+    row, *_ = run_trial(job)
     gamma, k_op = job.statistics["gamma"], job.statistics["k_op"]
     granted = beta(8, 100, gamma, k_op, replacement=sampling == "with_replacement")
     assert row["beta"] == granted
@@ -67,7 +69,7 @@ def test_the_stepsize_follows_the_policy(make_cell, policy, sampling):
 
 def test_the_same_cell_gives_the_same_bits(make_cell):
     job = job_of(make_cell(dtype="float32"))
-    (row, curve), (again, curve_again) = run_trial(job), run_trial(job)
+    (row, curve, _), (again, curve_again, _) = run_trial(job), run_trial(job)
     assert without_times(curve) == without_times(curve_again)
     assert row["distance_from_init"] == again["distance_from_init"]
 
@@ -80,7 +82,7 @@ def test_a_seed_draws_weights_and_batches(make_cell):
 @pytest.mark.parametrize("stop_at", [1, 7, 23])
 def test_a_trial_that_was_killed_ends_in_the_same_bits(make_cell, tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 1)  # a step at a time, so that it can be stopped anywhere
-    whole, whole_curve = run_trial(job_of(make_cell()))
+    whole, whole_curve, _ = run_trial(job_of(make_cell()))
     job = job_of(make_cell(), checkpoints=str(tmp_path), checkpoint_seconds=1e-9)
     steps = iter(range(100))
 
@@ -96,7 +98,7 @@ def test_a_trial_that_was_killed_ends_in_the_same_bits(make_cell, tmp_path, monk
     assert [path.stem for path in tmp_path.iterdir()] == [job.cell.cell_id]
     stored = Checkpoint(tmp_path / f"{job.cell.cell_id}.pt").load()
     assert 0 < stored.iteration <= stop_at
-    row, curve = run_trial(job)
+    row, curve, _ = run_trial(job)
     assert without_times(curve) == without_times(whole_curve)
     assert row["distance_from_init"] == whole["distance_from_init"]
     assert row["attempts"] == 2
@@ -106,12 +108,12 @@ def test_a_damaged_checkpoint_costs_a_restart_and_no_more(make_cell, tmp_path):
     job = job_of(make_cell(), checkpoints=str(tmp_path))
     path = tmp_path / f"{job.cell.cell_id}.pt"
     path.write_bytes(b"half")
-    row, _ = run_trial(job)
+    row, *_ = run_trial(job)
     assert row["loss_final"] == run_trial(job_of(make_cell()))[0]["loss_final"]
 
 
 def test_a_checkpoint_keeps_all_of_the_progress(tmp_path):
-    progress = Progress(3, {"w": torch.randn(2)}, [{"iteration": 0, "test_loss": None}], 1.5, 2.5, 1)
+    progress = Progress(3, {"w": torch.randn(2)}, [{"iteration": 0, "test_loss": None}], [{"top": [1.0]}], 1.5, 2.5, 1)
     checkpoint = Checkpoint(tmp_path / "a.pt")
     checkpoint.save(progress)
     loaded = checkpoint.load()
@@ -122,7 +124,7 @@ def test_a_checkpoint_keeps_all_of_the_progress(tmp_path):
 @pytest.mark.parametrize("eta", [10.0, 1e30])
 def test_divergence_is_a_row(make_cell, eta):
     model = mlp(1, "identity")  # a ReLU network may die instead, with a finite loss
-    row, curve = run_trial(job_of(make_cell(model=model, stepsize=fixed(eta), iterations=1000, dtype="float32")))
+    row, curve, _ = run_trial(job_of(make_cell(model=model, stepsize=fixed(eta), iterations=1000, dtype="float32")))
     assert row["status"] == "diverged"
     assert row["h"] is None
     assert row["iterations_done"] < 1000
@@ -131,9 +133,9 @@ def test_divergence_is_a_row(make_cell, eta):
 
 
 def test_a_trial_stops_at_its_target(make_cell):
-    full, curve = run_trial(job_of(make_cell()))
+    full, curve, _ = run_trial(job_of(make_cell()))
     target = 0.9 * full["loss_init"]
-    row, short = run_trial(job_of(make_cell(target_loss=target)))
+    row, short, _ = run_trial(job_of(make_cell(target_loss=target)))
     assert row["status"] == "target_reached"
     assert row["loss_final"] <= target < short[-2]["train_loss"]
     assert without_times(short)[0]["train_loss"] == curve[0]["train_loss"]
@@ -142,11 +144,58 @@ def test_a_trial_stops_at_its_target(make_cell):
 
 def test_without_test_samples_and_classes_the_columns_are_null(make_cell):
     cell = make_cell(dataset="linear(n=32, d=4)", model=linear(), n=32, n_test=0, preprocessing="none", width=0)
-    row, curve = run_trial(job_of(cell))
+    row, curve, _ = run_trial(job_of(cell))
     assert row["test_loss"] is None
     assert row["test_accuracy"] is None
     assert row["train_accuracy"] is None
     assert {point["test_loss"] for point in curve} == {None}
+
+
+@pytest.mark.parametrize("checkpoint_seconds", [60.0, 1e-9])
+def test_statistics_along_the_run_are_rows_with_the_drift(make_cell, tmp_path, checkpoint_seconds):
+    job = job_of(make_cell(ntk_at=(7, 50)), checkpoints=str(tmp_path), checkpoint_seconds=checkpoint_seconds)
+    row, curve, ntk = run_trial(job)
+    assert [measured["iteration"] for measured in ntk] == [7, 50]
+    assert {7, 50} <= {point["iteration"] for point in curve}
+    assert {measured["cell_id"] for measured in ntk} == {row["cell_id"]}
+    assert set(ntk[0]) <= set(arrow_schema("ntk").names)
+    assert 0 < ntk[0]["kernel_drift"] < ntk[1]["kernel_drift"]
+    assert ntk[1]["loss_init"] == pytest.approx(row["loss_final"], rel=1e-12)
+    assert ntk[0]["k_op"] != job.statistics["k_op"]
+
+
+def test_the_drift_is_that_of_the_dense_kernel(make_cell):
+    cell = make_cell(ntk_at=(50,), n=60, k_samples=60)
+    _, network, _ = trial_module._prepare(Job("s", cell.init))
+    dataset = trial_module.load_dataset(cell.init)
+    x = dataset.x
+    before = oracles.jacobians(network, x).flatten(0, 1)
+    row, _, (measured,) = run_trial(job_of(cell))
+    eta = row["eta"]
+    for batch in sampler.batches(0, 0, 50, 8, 60):
+        value = ((network(x[batch]) - dataset.y[batch]) ** 2).sum() / 16
+        value.backward()
+        with torch.no_grad():
+            for p in network.parameters():
+                p -= eta * p.grad
+                p.grad = None
+    after = oracles.jacobians(network, x).flatten(0, 1)
+    k0, k1 = before @ before.T, after @ after.T
+    assert measured["kernel_drift"] == pytest.approx(((k1 - k0).norm() / k0.norm()).item(), rel=1e-8)
+
+
+def test_cross_entropy_on_sequences(make_cell, monkeypatch):
+    tokens = torch.randint(5, (40, 7))
+    small = data.Dataset(tokens[:30, :-1], tokens[:30, 1:], tokens[30:, :-1], tokens[30:, 1:], vocabulary=5)
+    monkeypatch.setattr(trial_module, "load_dataset", lambda init: small)
+    model = Model("gpt", (("heads", 2), ("layers", 1)))
+    cell = make_cell(dataset="x", model=model, width=8, n=30, n_test=10, loss="cross_entropy", k_samples=30)
+    row, curve, _ = run_trial(job_of(cell))
+    assert row["status"] == "completed"
+    assert row["n_outputs"] == 5
+    assert row["loss_final"] < row["loss_init"] == pytest.approx(curve[0]["train_loss"])
+    assert 0 <= row["test_accuracy"] <= 1
+    assert row["gamma_frobenius"] is None or row["gamma_frobenius"] > 0
 
 
 def test_a_failed_row_names_cell_and_error(make_cell):

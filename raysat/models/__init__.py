@@ -7,11 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from raysat.models import linear, mlp
+from raysat.models import gpt, linear, mlp, resnet
 from raysat.plugins import resolve
 from raysat.spec import InputError, Model, is_reference
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp.build, "linear": linear.build}
+BUILDERS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": mlp.build,
+    "linear": linear.build,
+    "resnet": resnet.build,
+    "gpt": gpt.build,
+}
 
 
 def build(model: Model, width: int, input_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:

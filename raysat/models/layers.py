@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 
@@ -33,3 +34,108 @@ class NTKLinear(nn.Module):
         """Sizes and scale, for `repr`."""
         outputs, inputs = self.weight.shape
         return f"{inputs}, {outputs}, scale={self.scale:.4g}"
+
+
+class NTKConv2d(nn.Module):
+    """Convolution `x -> gain / sqrt(inputs size^2) W * x` with `W_ijkl ~ N(0, 1)`, zero padding and no bias.
+
+    The padding is `size // 2`, so that an odd size keeps height and width (divided by the stride, rounded up).
+
+    Args:
+        inputs: Input channels.
+        outputs: Output channels.
+        size: Height and width of the window; odd.
+        stride: Step of the window.
+        gain: Factor beside `1 / sqrt(fan_in)`, `fan_in = inputs size^2`.
+
+    Attributes:
+        weight: W. Shape: [outputs, inputs, size, size].
+        scale: `gain / sqrt(inputs size^2)`.
+        kernel_size, stride, padding, dilation, groups: As in `nn.Conv2d`, so that one rule reads both.
+
+    Example:
+        >>> NTKConv2d(3, 16, 3, stride=2)(torch.randn(5, 3, 32, 32)).shape
+        torch.Size([5, 16, 16, 16])
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int, stride: int = 1, gain: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, size, size))
+        self.scale = gain / (inputs * size**2) ** 0.5
+        self.kernel_size, self.stride, self.padding = size, stride, size // 2
+        self.dilation = self.groups = 1
+
+    def forward(self, x: Float[Tensor, "n inputs height width"]) -> Float[Tensor, "n outputs rows columns"]:
+        """The layer's output before norm and activation."""
+        return F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.padding)
+
+    def extra_repr(self) -> str:
+        """Sizes, stride and scale, for `repr`."""
+        outputs, inputs = self.weight.shape[:2]
+        return f"{inputs}, {outputs}, size={self.kernel_size}, stride={self.stride}, scale={self.scale:.4g}"
+
+
+class NTKEmbedding(nn.Module):
+    """A table `W_ij ~ N(0, 1)` of which each index takes a row.
+
+    It is the linear layer of a one-hot vector, of which one entry counts: fan_in is 1, and so is the scale.
+
+    Args:
+        entries: Number of rows.
+        width: Length of a row.
+
+    Attributes:
+        weight: W. Shape: [entries, width].
+
+    Example:
+        >>> NTKEmbedding(65, 16)(torch.zeros(5, 8, dtype=torch.int64)).shape
+        torch.Size([5, 8, 16])
+    """
+
+    def __init__(self, entries: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(entries, width))
+
+    def forward(self, indices: Int64[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
+        """The rows of the indices."""
+        return F.embedding(indices, self.weight)
+
+    def extra_repr(self) -> str:
+        """Sizes, for `repr`."""
+        entries, width = self.weight.shape
+        return f"{entries}, {width}"
+
+
+class NTKUnembedding(nn.Module):
+    """The output layer tied to an embedding: `x -> gain / sqrt(width) E x`, E the embedding's own parameter.
+
+    The parameter belongs to both modules, so that each use of it is one module's forward.
+
+    Args:
+        embedding: The layer to which this one is tied.
+        gain: Factor beside `1 / sqrt(width)`.
+
+    Attributes:
+        weight: E, the same object as `embedding.weight`. Shape: [entries, width].
+        scale: `gain / sqrt(width)`.
+
+    Example:
+        >>> embedding = NTKEmbedding(65, 16)
+        >>> head = NTKUnembedding(embedding)
+        >>> head(torch.randn(5, 8, 16)).shape, head.weight is embedding.weight
+        (torch.Size([5, 8, 65]), True)
+    """
+
+    def __init__(self, embedding: NTKEmbedding, gain: float = 1.0) -> None:
+        super().__init__()
+        self.weight = embedding.weight
+        self.scale = gain / self.weight.shape[1] ** 0.5
+
+    def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch entries"]:
+        """One number for each row of the table."""
+        return x @ (self.weight * self.scale).T
+
+    def extra_repr(self) -> str:
+        """Sizes and scale, for `repr`."""
+        entries, width = self.weight.shape
+        return f"{width}, {entries}, tied, scale={self.scale:.4g}"

@@ -1,7 +1,21 @@
 """Statistics of the empirical neural tangent kernel at a parameter point, matrix-free."""
 
 from raysat.ntk.kernel import KernelOperator
-from raysat.ntk.lanczos import Eigenpair, largest_eigenpair
+from raysat.ntk.lanczos import largest_eigenpairs, tridiagonalize
+from raysat.ntk.per_sample import Method
+from raysat.ntk.spectrum import Measure, dense_kernel, spectral_density, spectral_measure, tight_gamma
 from raysat.ntk.statistics import NTKStatistics, ntk_statistics
 
-__all__ = ["Eigenpair", "KernelOperator", "NTKStatistics", "largest_eigenpair", "ntk_statistics"]
+__all__ = [
+    "KernelOperator",
+    "Measure",
+    "Method",
+    "NTKStatistics",
+    "dense_kernel",
+    "largest_eigenpairs",
+    "ntk_statistics",
+    "spectral_density",
+    "spectral_measure",
+    "tight_gamma",
+    "tridiagonalize",
+]

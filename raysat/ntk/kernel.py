@@ -1,6 +1,7 @@
 """The empirical NTK `K = (1/n) J J^T in R^{nC x nC}` as an operator: products with it, never its entries.
 
-This is the one place that owns the `1/n`.
+For a loss other than the squared error it is the kernel of the generalized Gauss-Newton matrix, `(1/n) S^T J J^T S`
+(see `raysat.losses`). This is the one place that owns the `1/n` of the operator.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysat.losses import LOSSES, Loss
+
 
 class KernelOperator:
-    """`u -> K u`, `K = (1/n) J J^T`, by one backward and one forward-mode pass over the samples, in chunks.
+    """`u -> K u` by one backward and one forward-mode pass over the samples, in chunks.
 
     Args:
         network: The network at the parameters at which K is taken.
         x: The n samples.
         chunk: Samples at a time.
+        loss: The loss, whose Hessian weighs the outputs. Default: the squared error, of weight 1.
 
     Example:
         >>> from raysat.models.mlp import MLP
@@ -24,30 +28,69 @@ class KernelOperator:
         torch.Size([5, 2])
     """
 
-    def __init__(self, network: nn.Module, x: Float[Tensor, "n *input"], chunk: int = 1024) -> None:
-        self.network, self.x, self.chunk = network, x, chunk
+    def __init__(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        chunk: int = 1024,
+        loss: Loss = LOSSES["mse"],
+    ) -> None:
+        self.network, self.x, self.chunk, self.loss = network, x, chunk, loss
         self.weights = {name: p for name, p in network.named_parameters() if p.requires_grad}
 
-    def __call__(self, u: Float[Tensor, "n outputs"]) -> Float[Tensor, "n outputs"]:
+    def __call__(self, u: Float[Tensor, "n *outputs"]) -> Float[Tensor, "n *outputs"]:
         """The product `K u`."""
         return self.pushforward(self.pullback(u)) / len(self.x)
 
-    def pullback(self, u: Float[Tensor, "n outputs"]) -> dict[str, Tensor]:
-        """`J^T u`, by parameter."""
+    def pullback(self, u: Float[Tensor, "n *outputs"]) -> dict[str, Tensor]:
+        """`J^T S u`, by parameter."""
         total = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         for samples, rows in zip(self.x.split(self.chunk), u.split(self.chunk), strict=True):
+            outputs = self.network(samples)
             gradients = torch.autograd.grad(
-                self.network(samples), list(self.weights.values()), rows, allow_unused=True, materialize_grads=True
+                outputs,
+                list(self.weights.values()),
+                self.loss.factor(outputs.detach(), rows),
+                allow_unused=True,
+                materialize_grads=True,
             )
             torch._foreach_add_(list(total.values()), gradients)
         return total
 
-    def pushforward(self, direction: dict[str, Tensor]) -> Float[Tensor, "n outputs"]:
-        """`J d` for a direction d in parameter space."""
+    def pushforward(self, direction: dict[str, Tensor]) -> Float[Tensor, "n *outputs"]:
+        """`S^T J d` for a direction d in parameter space."""
         weights = {name: weight.detach() for name, weight in self.weights.items()}
         products = []
         for samples in self.x.split(self.chunk):
             at = lambda w, samples=samples: torch.func.functional_call(self.network, w, (samples,))  # noqa: E731
             with torch.no_grad():
-                products.append(torch.func.jvp(at, (weights,), (direction,))[1])
+                outputs, tangents = torch.func.jvp(at, (weights,), (direction,))
+                products.append(self.loss.factor_transposed(outputs, tangents))
         return torch.cat(products)
+
+
+def per_sample_products(
+    network: nn.Module, x: Tensor, loss: Loss, u: Float[Tensor, "n *outputs"]
+) -> Float[Tensor, "n *outputs"]:
+    """`S_i^T J_i J_i^T S_i u_i` for each sample by itself: p numbers a sample are formed, and no C x C matrix."""
+    weights = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+
+    def product(sample: Tensor, direction: Tensor) -> Tensor:
+        at = lambda w: torch.func.functional_call(network, w, (sample[None],))  # noqa: E731
+        outputs, pull = torch.func.vjp(at, weights)
+        (gradient,) = pull(loss.factor(outputs, direction[None]))
+        return loss.factor_transposed(outputs, torch.func.jvp(at, (weights,), (gradient,))[1])[0]
+
+    with torch.no_grad():
+        return torch.func.vmap(product)(x, u)
+
+
+def gradient_squares(network: nn.Module, x: Tensor, loss: Loss, y: Tensor) -> Float[Tensor, " n"]:
+    """`||grad l_i||^2 = ||J_i^T r_i||^2` of each sample, from the per-sample gradients themselves."""
+    weights = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
+
+    def value(w: dict[str, Tensor], sample: Tensor, target: Tensor) -> Tensor:
+        return loss.total(torch.func.functional_call(network, w, (sample[None],)), target[None])
+
+    rows = torch.func.vmap(torch.func.grad(value), (None, 0, 0))(weights, x, y)
+    return sum(row.flatten(1).double().square().sum(1) for row in rows.values())

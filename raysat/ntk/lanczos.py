@@ -1,4 +1,4 @@
-"""The largest eigenvalue of a symmetric operator by Lanczos, to a stated relative residual."""
+"""Lanczos with full reorthogonalization for one symmetric operator, or for a batch of them side by side."""
 
 from __future__ import annotations
 
@@ -9,66 +9,110 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+Operator = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
-class Eigenpair:
-    """The largest eigenvalue found.
+class Tridiagonal:
+    """`Q^T A Q = T` for each operator A of a batch, Q with orthonormal columns, the first of which is the start.
 
     Attributes:
-        value: The Ritz value; never above the largest eigenvalue but for rounding.
-        vector: Its unit Ritz vector, float64. Shape: that of the start vector.
-        residual: `||A v - value v|| / value`, computed from the vector, not from the recurrence.
+        values: Eigenvalues of T (Ritz values), ascending. Shape: [batch, k].
+        vectors: Its eigenvectors, as columns. Shape: [batch, k, k].
+        basis: Q. Shape: [batch, k, size].
+        last: Norm of the next vector before normalization: `last * |vectors[-1, j]|` is the residual of value j.
         products: Products with the operator that were used.
     """
 
-    value: float
-    vector: Tensor
-    residual: float
+    values: Float64[Tensor, "batch k"]
+    vectors: Float64[Tensor, "batch k k"]
+    basis: Float64[Tensor, "batch k size"]
+    last: Float64[Tensor, " batch"]
     products: int
 
 
-def largest_eigenpair(
-    operator: Callable[[Tensor], Tensor], start: Tensor, *, tolerance: float = 1e-3, most: int = 200
-) -> Eigenpair:
-    """Lanczos with full reorthogonalization (Golub and Van Loan, section 10.3) in float64.
+def tridiagonalize(
+    operator: Operator, start: Tensor, most: int, done: Callable[[Tridiagonal], bool] = lambda _: False
+) -> Tridiagonal:
+    """Lanczos (Golub and Van Loan, section 10.3), vectors kept orthogonal in float64.
+
+    Args:
+        operator: Symmetric positive semidefinite operators on tensors of the start's shape and dtype, one for each
+            entry of the first axis.
+        start: The start vectors. Shape: [batch, ...].
+        most: Products at most. It also ends where a Krylov space is exhausted.
+        done: Asked after every product whether that is enough.
+    """
+    size = start[0].numel()
+
+    def apply(vector: Float64[Tensor, "batch size"]) -> Float64[Tensor, "batch size"]:
+        return operator(vector.view(start.shape).to(start.dtype)).flatten(1).double()
+
+    q = start.flatten(1).double()
+    q = q / q.norm(dim=1, keepdim=True)
+    basis, diagonal, beside = [q], [], []
+    while True:
+        w = apply(basis[-1])
+        diagonal.append((w * basis[-1]).sum(1))
+        stacked = torch.stack(basis, 1)
+        for _ in range(2):  # twice is enough (Kahan and Parlett)
+            w = w - ((stacked @ w[:, :, None]).mT @ stacked).squeeze(1)
+        last = w.norm(dim=1)
+        matrix = torch.diag_embed(torch.stack(diagonal, 1))
+        if beside:
+            off = torch.stack(beside, 1)
+            matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+        values, vectors = torch.linalg.eigh(matrix)
+        exhausted = last <= 1e-13 * values[:, -1].abs().clamp_min(torch.finfo(torch.float64).tiny)
+        result = Tridiagonal(values, vectors, stacked, torch.where(exhausted, 0.0, last), len(diagonal))
+        if result.products >= min(most, size) or exhausted.all() or done(result):
+            return result
+        # An exhausted operator goes on with zeros, which add eigenvalues 0 and change nothing else.
+        beside.append(result.last)
+        basis.append(torch.where(exhausted[:, None], 0.0, w / last.clamp_min(torch.finfo(torch.float64).tiny)[:, None]))
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """The largest eigenvalue of each operator of a batch.
+
+    Attributes:
+        values: The Ritz values; never above the largest eigenvalues but for rounding. Shape: [batch].
+        vectors: Their unit Ritz vectors, float64. Shape: that of the start.
+        residuals: `||A v - value v|| / value`, computed from the vectors, not from the recurrence. Shape: [batch].
+        products: Products with the operator that were used.
+    """
+
+    values: Float64[Tensor, " batch"]
+    vectors: Float64[Tensor, "batch *shape"]
+    residuals: Float64[Tensor, " batch"]
+    products: int
+
+
+def largest_eigenpairs(operator: Operator, start: Tensor, *, tolerance: float = 1e-3, most: int = 200) -> Eigenpairs:
+    """The largest eigenvalues, to a relative residual.
 
     The recurrence's own estimate of the residual ends the iteration; the residual that is returned is measured with
     one more product.
 
     Args:
-        operator: A symmetric positive semidefinite operator on tensors of the start's shape and dtype.
-        start: The start vector; random ones work.
+        operator: As for `tridiagonalize`.
+        start: The start vectors; random ones work. Shape: [batch, ...].
         tolerance: Relative residual to reach. Default: 1e-3; the eigenvalue is then good to about its square over the
             relative gap.
         most: Products after which to stop in any case. The residual says how far it came.
     """
+    tiny = torch.finfo(torch.float64).tiny
 
-    def apply(vector: Float64[Tensor, " size"]) -> Float64[Tensor, " size"]:
-        return operator(vector.view(start.shape).to(start.dtype)).flatten().double()
-
-    size = start.numel()
-    q = start.flatten().double()
-    basis, diagonal, off = [q / q.norm()], [], []
-    for _ in range(min(most, size)):
-        w = apply(basis[-1])
-        diagonal.append((w @ basis[-1]).item())
-        q_matrix = torch.stack(basis)
-        for _again in range(2):  # twice is enough (Kahan and Parlett)
-            w = w - q_matrix.T @ (q_matrix @ w)
-        norm = w.norm().item()
-        tridiagonal = torch.diag(torch.tensor(diagonal, dtype=torch.float64, device=w.device))
-        if off:
-            beside = torch.tensor(off, dtype=torch.float64, device=w.device)
-            tridiagonal = tridiagonal + torch.diag(beside, 1) + torch.diag(beside, -1)
-        values, vectors = torch.linalg.eigh(tridiagonal)
-        value, weights = values[-1].item(), vectors[:, -1]
-        scale = max(abs(value), torch.finfo(torch.float64).tiny)
+    def done(found: Tridiagonal) -> bool:
         # Half the tolerance: the products' rounding adds to what the recurrence estimates.
-        if norm * abs(weights[-1].item()) <= tolerance / 2 * scale or norm <= 1e-14 * scale:
-            break
-        off.append(norm)
-        basis.append(w / norm)
-    vector = q_matrix.T @ weights
-    vector = vector / vector.norm()
-    residual = (apply(vector) - value * vector).norm().item() / scale
-    return Eigenpair(value, vector.view(start.shape), residual, len(diagonal) + 1)
+        estimate = found.last * found.vectors[:, -1, -1].abs()
+        return bool((estimate <= tolerance / 2 * found.values[:, -1].abs().clamp_min(tiny)).all())
+
+    found = tridiagonalize(operator, start, most, done)
+    values = found.values[:, -1]
+    vectors = (found.vectors[:, None, :, -1] @ found.basis).squeeze(1)
+    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    products = operator(vectors.view(start.shape).to(start.dtype)).flatten(1).double()
+    residuals = (products - values[:, None] * vectors).norm(dim=1) / values.abs().clamp_min(tiny)
+    return Eigenpairs(values, vectors.view(start.shape), residuals, found.products + 1)

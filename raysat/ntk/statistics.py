@@ -7,12 +7,13 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from raysat.ntk import grams
+from raysat.losses import LOSSES, Loss
 from raysat.ntk.kernel import KernelOperator
-from raysat.ntk.lanczos import largest_eigenpair
+from raysat.ntk.lanczos import largest_eigenpairs, tridiagonalize
+from raysat.ntk.per_sample import Method, choose, chunk_size, per_sample
+from raysat.ntk.spectrum import dense_kernel, spectral_density, spectral_measure, tight_gamma
 from raysat.spec import InputError
 from raysat.theory import b_star, b_star_thm33
 
@@ -24,23 +25,34 @@ _told: set[str] = set()
 class NTKStatistics:
     """The statistics, under the names of their columns (see `docs/columns.md`).
 
+    Under the cross-entropy, J_i stands for `S_i^T J_i`, `S_i S_i^T` the Hessian of the sample's loss in its outputs: K
+    is the kernel of the generalized Gauss-Newton matrix. That goes beyond the paper's theorem.
+
     Attributes:
         n: Samples over which gamma, loss and noise scale were taken.
         n_outputs: C.
         parameters: Trainable parameters p.
-        loss_init: `1/(2n) sum_i ||r_i||^2` (eq. 2.1); NaN without targets.
+        loss_init: The mean loss (eq. 2.1 for the squared error); NaN without targets.
         gamma: `max_i lambda_max(J_i J_i^T)`: the sharp constant in `||J_i^T r||^2 <= gamma ||r||^2` (Lemma 3.1).
         gamma_mean: The mean of the same over the samples.
-        gamma_frobenius: `max_i ||J_i||_F^2`.
+        gamma_frobenius: `max_i ||J_i||_F^2`; NaN by iteration.
+        gamma_tight: The smallest gamma of eq. 3.2, for C = 1, over `dense_samples` samples; NaN otherwise.
         k_op: `lambda_max(K)`, `K = (1/n) J J^T` over `k_samples` samples.
         k_op_residual: `||K v - k_op v|| / k_op`.
         k_samples: Samples over which K was taken.
-        k_iterations: Products with K that were used.
+        k_iterations: Products with K that were used for k_op.
+        lambda_min: `lambda_min(K)` of `dense_samples` samples; NaN where none were asked for.
+        dense_samples: Samples of the dense kernel.
         b_star: `gamma / k_op` (Theorems 1.1, 4.2).
         b_star_thm33: `4 gamma / k_op` (Theorem 3.3).
         noise_scale: `tr(Sigma) / ||grad L||^2` (McCandlish et al. 2018, B_simple); NaN without targets.
-        method: How the Grams were made: `gram` by layer rules, `jacobian` by per-sample Jacobians.
-        method_reason: Why layer rules could not serve; empty where they did.
+        top: Largest eigenvalues of K, descending, as far as they have converged to the tolerance.
+        residual_nodes: Nodes of the spectral measure of K and the initial residual.
+        residual_weights: Their weights, of sum `||r||^2` over the k_samples samples.
+        density_nodes: Nodes of the density of K's eigenvalues.
+        density_weights: Their weights, of sum 1.
+        method: How the per-sample quantities were computed (`raysat.ntk.per_sample.Method`).
+        method_reason: Why layer rules could not serve; empty where they did, or were not asked.
     """
 
     n: int
@@ -50,42 +62,63 @@ class NTKStatistics:
     gamma: float
     gamma_mean: float
     gamma_frobenius: float
+    gamma_tight: float
     k_op: float
     k_op_residual: float
     k_samples: int
     k_iterations: int
+    lambda_min: float
+    dense_samples: int
     b_star: float
     b_star_thm33: float
     noise_scale: float
+    top: tuple[float, ...]
+    residual_nodes: tuple[float, ...]
+    residual_weights: tuple[float, ...]
+    density_nodes: tuple[float, ...]
+    density_weights: tuple[float, ...]
     method: str
     method_reason: str = ""
 
 
 def ntk_statistics(
     network: nn.Module,
-    x: Float[Tensor, "n *input"],
-    y: Float[Tensor, "n outputs"] | None = None,
+    x: Tensor,
+    y: Tensor | None = None,
     *,
+    loss: str = "mse",
     k_samples: int = 4096,
     k_tolerance: float = 1e-3,
+    spectrum: int = 0,
+    probes: int = 4,
+    dense_samples: int = 0,
     memory: int = 1 << 30,
+    method: str | None = None,
 ) -> NTKStatistics:
-    """The NTK statistics of a network at its present parameters, for the squared loss (eq. 2.1).
+    """The NTK statistics of a network at its present parameters.
 
     gamma is a maximum and is taken over every sample, streamed in chunks; k_op is an average that settles quickly, and
     may be taken over a fixed random subset.
 
     Args:
-        network: Maps `[n, *input]` to `[n, C]`. Parameters that do not require a gradient count as constants.
+        network: Maps `[n, *input]` to `[n, C]`; under the cross-entropy also to `[n, L, V]`. Parameters that do not
+            require a gradient count as constants.
         x: Inputs.
-        y: Targets; without them, loss and noise scale are NaN.
-        k_samples: Samples for k_op; all where there are fewer. Default: 4096.
+        y: Targets (see `raysat.losses`); without them, loss and noise scale are NaN.
+        loss: `mse` (eq. 2.1) or `cross_entropy`.
+        k_samples: Samples for k_op and the spectrum; all where there are fewer. Default: 4096.
         k_tolerance: Relative residual of k_op. Default: 1e-3.
+        spectrum: Products with K for each spectral measure. Default: 0, none.
+        probes: Random vectors of the density. Default: 4.
+        dense_samples: Samples for the dense kernel, of which lambda_min and gamma_tight are; squared error only.
+            Default: 0, none.
         memory: Bytes that the intermediate values of a chunk may take. Default: 1 GiB.
+        method: One of `raysat.ntk.per_sample.Method`. Default: chosen by the network's layers and outputs.
 
     Raises:
-        InputError: There are no samples, a weight is not finite, the output is not [n, C], nothing is trainable, or a
-            layer mixes samples, so that a sample has no Jacobian of its own.
+        InputError: There are no samples, a weight is not finite, the output is not [n, C], nothing is trainable, a
+            layer mixes samples, so that a sample has no Jacobian of its own, or `method="gram"` and a parameter has no
+            rule.
 
     Example:
         >>> from raysat.models.mlp import MLP
@@ -93,54 +126,89 @@ def ntk_statistics(
         >>> statistics.gamma >= statistics.gamma_mean > 0
         True
     """
-    _check(network, x, y)
-    reason = _reason_against_rules(network, x)
-    by_sample, method = (grams.grams_by_jacobians, "jacobian") if reason else (grams.grams_by_rules, "gram")
-    chunk = max(1, min(len(x), memory // max(1, grams.bytes_per_sample(network, x, rules=method == "gram"))))
-
-    operator_norms, frobenius, gradient_squares, squares = [], 0.0, 0.0, 0.0
-    for first in range(0, len(x), chunk):
-        outputs, gram = by_sample(network, x[first : first + chunk])
-        operator_norms.append(torch.linalg.eigvalsh(gram)[:, -1])
-        frobenius = max(frobenius, gram.diagonal(dim1=1, dim2=2).sum(1).max().item())
-        if y is not None:
-            residual = (outputs - y[first : first + chunk])[:, :, None]
-            squares += residual.square().sum(dtype=torch.float64).item()
-            gradient_squares += (residual.mT @ gram @ residual).sum(dtype=torch.float64).item()
-    norms = torch.cat(operator_norms).double()
-    gamma = norms.max().item()
+    if loss not in LOSSES:
+        raise InputError(f"loss={loss!r}: use one of {', '.join(LOSSES)}.")
+    if method is not None and method not in set(Method):
+        raise InputError(f"method={method!r}: use one of {', '.join(Method)}, or leave it out.")
+    function = LOSSES[loss]
+    _check(network, x, y, loss)
+    way, reason = choose(network, x, method)
+    if reason and reason not in _told:
+        _told.add(reason)
+        log.warning("%s: %s; using per-sample Jacobians, which is slower.", type(network).__name__, reason)
+    samples = per_sample(network, x, y, function, way, memory, k_tolerance)
+    gamma = samples.operator_norms.max().item()
 
     subset = _subset(len(x), k_samples).to(x.device)
+    # A backward or a forward-mode pass holds each layer's values about twice.
+    chunk = chunk_size(network, x, way, memory)
+    operator = KernelOperator(network, x[subset], chunk, function)
+    with torch.no_grad():
+        outputs = torch.cat([network(part) for part in x[subset].split(chunk)])
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(len(subset), outputs.shape[1], generator=generator, dtype=torch.float64).to(outputs)
-    top = largest_eigenpair(KernelOperator(network, x[subset], chunk), start, tolerance=k_tolerance)
+    start = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    top = largest_eigenpairs(lambda u: operator(u[0])[None], start[None], tolerance=k_tolerance)
+    k_op = top.values.item()
 
-    loss, noise_scale = math.nan, math.nan
+    loss_init, noise_scale = math.nan, math.nan
     if y is not None:
-        loss = squares / (2 * len(x))
-        signal = _gradient_square(network, x, y, chunk)
-        noise_scale = (gradient_squares / len(x) - signal) / signal if signal > 0 else math.inf
+        loss_init = samples.loss / len(x)
+        signal = _gradient_square(network, x, y, function, chunk)
+        noise_scale = (samples.gradient_squares.mean().item() - signal) / signal if signal > 0 else math.inf
+    dense = min(dense_samples, len(x)) if loss == "mse" else 0
+    kernel = dense_kernel(network, x[_subset(len(x), dense).to(x.device)]) if dense else None
     return NTKStatistics(
         n=len(x),
-        n_outputs=outputs.shape[1],
+        n_outputs=outputs.shape[-1],
         parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
-        loss_init=loss,
+        loss_init=loss_init,
         gamma=gamma,
-        gamma_mean=norms.mean().item(),
-        gamma_frobenius=frobenius,
-        k_op=top.value,
-        k_op_residual=top.residual,
+        gamma_mean=samples.operator_norms.mean().item(),
+        gamma_frobenius=samples.frobenius.max().item(),
+        gamma_tight=tight_gamma(kernel) if kernel is not None and outputs.shape[1:] == (1,) else math.nan,
+        k_op=k_op,
+        k_op_residual=top.residuals.item(),
         k_samples=len(subset),
         k_iterations=top.products,
-        b_star=b_star(gamma, top.value),
-        b_star_thm33=b_star_thm33(gamma, top.value),
+        lambda_min=torch.linalg.eigvalsh(kernel.double())[0].item() if kernel is not None else math.nan,
+        dense_samples=dense,
+        b_star=b_star(gamma, k_op),
+        b_star_thm33=b_star_thm33(gamma, k_op),
         noise_scale=noise_scale,
-        method=method,
+        **_spectra(operator, outputs, None if y is None else y[subset], function, spectrum, probes, k_tolerance),
+        method=str(way),
         method_reason=reason,
     )
 
 
-def _check(network: nn.Module, x: Tensor, y: Tensor | None) -> None:
+def _spectra(
+    operator: KernelOperator,
+    outputs: Tensor,
+    y: Tensor | None,
+    loss: Loss,
+    steps: int,
+    probes: int,
+    tolerance: float,
+) -> dict[str, tuple[float, ...]]:
+    """The spectral measures, as tuples; empty where none were asked for."""
+    names = ("top", "residual_nodes", "residual_weights", "density_nodes", "density_weights")
+    if steps == 0:
+        return dict.fromkeys(names, ())
+    density = spectral_density(operator, outputs, steps, probes)
+    found = {"density_nodes": density.nodes, "density_weights": density.weights}
+    if y is not None and loss.name == "mse":
+        residual = spectral_measure(operator, loss.residual(outputs, y), steps)
+        found |= {"residual_nodes": residual.nodes, "residual_weights": residual.weights}
+    generator = torch.Generator().manual_seed(1)
+    start = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    ritz = tridiagonalize(lambda u: operator(u[0])[None], start[None], steps)
+    converged = ritz.last[0] * ritz.vectors[0, -1].abs() <= tolerance * ritz.values[0].abs()
+    below = int((~converged.flip(0)).float().argmax()) if not converged.all() else len(converged)
+    found["top"] = ritz.values[0].flip(0)[:below]
+    return {name: tuple(found[name].tolist()) if name in found else () for name in names}
+
+
+def _check(network: nn.Module, x: Tensor, y: Tensor | None, loss: str) -> None:
     if len(x) == 0:
         raise InputError("the statistics need at least one sample: x is empty.")
     weights = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
@@ -149,6 +217,8 @@ def _check(network: nn.Module, x: Tensor, y: Tensor | None) -> None:
     for name, weight in weights:
         if not weight.isfinite().all():
             raise InputError(f"parameter {name} is not finite: take the statistics before training diverges.")
+        if weight.is_complex():
+            raise InputError(f"parameter {name} is complex: the theory is of real networks; split it into two parts.")
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not module.track_running_stats):
             raise InputError(
@@ -157,25 +227,17 @@ def _check(network: nn.Module, x: Tensor, y: Tensor | None) -> None:
             )
     with torch.no_grad():
         outputs = network(x[:2])
-    if outputs.ndim != 2 or len(outputs) != len(x[:2]):
-        raise InputError(f"the network's output has shape {list(outputs.shape)} for two samples: return [n, C].")
-    if y is not None and y.shape != (len(x), outputs.shape[1]):
-        raise InputError(f"y has shape {list(y.shape)}, outputs are {[len(x), outputs.shape[1]]}: make them agree.")
-
-
-def _reason_against_rules(network: nn.Module, x: Tensor) -> str:
-    """Why layer rules cannot serve a network; empty where they can. It is logged once."""
-    reason = grams.uncovered(network)
-    if reason is None:
-        _, gram = grams.grams_by_rules(network, x[:1])
-        off = grams.disagreement(network, x[:1], gram[0])
-        if off <= 1e3 * torch.finfo(gram.dtype).eps:
-            return ""
-        reason = f"a parameter is used outside its own layer (the layers' share is off by {off:.1%})"
-    if reason not in _told:
-        _told.add(reason)
-        log.warning("%s: %s; using per-sample Jacobians, which is slower.", type(network).__name__, reason)
-    return reason
+    wanted = "[n, C]" if loss == "mse" else "[n, C] or [n, L, V]"
+    if len(outputs) != len(x[:2]) or not (outputs.ndim == 2 or (outputs.ndim > 2 and loss != "mse")):
+        raise InputError(f"the network's output has shape {list(outputs.shape)} for two samples: return {wanted}.")
+    if y is None:
+        return
+    shape = outputs.shape[1:] if y.is_floating_point() else outputs.shape[1:-1]
+    if y.shape != (len(x), *shape) or (loss == "mse" and not y.is_floating_point()):
+        raise InputError(
+            f"y has shape {list(y.shape)} and type {y.dtype}, outputs are {[len(x), *outputs.shape[1:]]} under {loss}: "
+            "make them agree."
+        )
 
 
 def _subset(n: int, count: int) -> Tensor:
@@ -183,13 +245,13 @@ def _subset(n: int, count: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count].sort().values
 
 
-def _gradient_square(network: nn.Module, x: Tensor, y: Tensor, chunk: int) -> float:
-    """`||grad L(w)||^2`, L the loss over all samples."""
+def _gradient_square(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, chunk: int) -> float:
+    """`||grad L(w)||^2`, L the mean loss over all samples."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
     for samples, targets in zip(x.split(chunk), y.split(chunk), strict=True):
         outputs = network(samples)
-        residual = (outputs - targets).detach() / len(x)
+        residual = loss.residual(outputs, targets).detach() / len(x)
         gradients = torch.autograd.grad(outputs, parameters, residual, allow_unused=True, materialize_grads=True)
         for sum_, gradient in zip(total, gradients, strict=True):
             sum_ += gradient

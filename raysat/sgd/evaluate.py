@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
+
+from raysat.losses import Loss
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,9 @@ class Evaluation:
     """Loss and accuracy over a set of samples.
 
     Attributes:
-        loss: `1/(2n) sum_i ||f(w, x_i) - y_i||^2` (eq. 2.1).
-        accuracy: Share of samples whose largest output is at the target's largest entry; NaN for regression.
+        loss: The mean of the samples' losses (eq. 2.1 for the squared error).
+        accuracy: Share of samples (of positions, for sequences) whose largest output is at the target; NaN for
+            regression.
     """
 
     loss: float
@@ -24,27 +26,20 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(
-    network: nn.Module,
-    x: Float[Tensor, "n *input"],
-    y: Float[Tensor, "n outputs"],
-    *,
-    classes: bool,
-    chunk: int = 4096,
-) -> Evaluation:
-    """Evaluate a network on samples, in chunks, summed in float64.
+def evaluate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, classes: bool, chunk: int = 4096) -> Evaluation:
+    """Evaluate a network on samples, in chunks whose sums are added in float64.
 
     Args:
         network: The network.
-        x: Inputs.
-        y: Targets.
-        classes: Whether the targets are one-hot.
+        x: Inputs. Shape: [n, ...].
+        y: Targets. Shape: [n, ...].
+        loss: The loss of a sample.
+        classes: Whether the targets name classes.
         chunk: Samples at a time.
     """
-    squares, hits = 0.0, 0
+    total = hits = 0.0
     for inputs, targets in zip(x.split(chunk), y.split(chunk), strict=True):
         outputs = network(inputs)
-        squares += (outputs - targets).square().sum(dtype=torch.float64).item()
-        if classes:
-            hits += int((outputs.argmax(1) == targets.argmax(1)).sum())
-    return Evaluation(loss=squares / (2 * len(x)), accuracy=hits / len(x) if classes else math.nan)
+        total += loss.total(outputs, targets).item()
+        hits += loss.hits(outputs, targets).item() if classes else math.nan
+    return Evaluation(loss=total / len(x), accuracy=hits / len(x))
