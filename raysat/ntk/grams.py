@@ -99,7 +99,7 @@ def grams_by_rules(
 
 
 def kernel_by_rules(network: nn.Module, x: Shaped[Tensor, "n *input"]) -> Float[Tensor, "size size"]:
-    """The dense `K = (1/n) J J^T` of a few samples, of size nC: (nC)^2 numbers, and the rows of one parameter at a time."""
+    """The dense `K = (1/n) J J^T`, of size nC, of a few samples: (nC)^2 numbers, and one parameter's rows at a time."""
     outputs, shares = _shares(network, x)
     size = outputs.numel()
     kernel = outputs.new_zeros(size, size)
