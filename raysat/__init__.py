@@ -6,6 +6,7 @@ Predicted from the neural tangent kernel at initialization, measured by training
 from raysat.data import Dataset
 from raysat.models.gpt import gpt
 from raysat.models.linear import linear
+from raysat.models.linearized import linearized
 from raysat.models.mlp import mlp
 from raysat.models.resnet import resnet
 from raysat.ntk import NTKStatistics, ntk_statistics
@@ -21,6 +22,7 @@ __all__ = [
     "gpt",
     "grid",
     "linear",
+    "linearized",
     "mlp",
     "ntk_statistics",
     "powers_of_two",

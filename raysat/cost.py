@@ -56,6 +56,17 @@ def count(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Flops:
     return Flops(forward.get_total_flops(), step.get_total_flops())
 
 
+GPU_RATE, GPU_LAUNCH = 2.5e13, 1e-3
+"""What the dry run assumes of one H100-class GPU, unmeasured: float32 operations a second, about 40 % of the peak of
+6.7e13 without tensor cores, and seconds to launch a step."""
+
+
+def gpu_hours(cell: Cell, flops: Flops) -> float:
+    """Hours of a cell on one H100-class GPU, by `GPU_RATE` and `GPU_LAUNCH`."""
+    work = (flops.of_steps(cell) + flops.of_evaluations(cell)) / GPU_RATE
+    return (work + cell.iterations * GPU_LAUNCH) / 3600
+
+
 @dataclass(frozen=True)
 class Pace:
     """Seconds on this machine.
@@ -78,22 +89,25 @@ class Pace:
 
 
 def calibrate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Pace:
-    """Time a few steps at b = 1 and at b = 256 (or n), and an evaluation. It takes about a second; weights stay."""
+    """Time a few steps at b = 1 and at a larger b, and an evaluation: some seconds at most; weights stay.
+
+    The larger b is 256 (or n), or less where that many samples would take seconds.
+    """
     engine = AutogradEngine(network, x, y, loss, eta=0.0)
     small = _seconds(lambda: engine.run(torch.zeros(1, 1, dtype=torch.int64)))
-    most = min(256, len(x))
+    most = int(min(256, len(x), max(2, 1 / small)))
     large = _seconds(lambda: engine.run(torch.arange(most)[None]))
     sample = max(large - small, 0.0) / max(most - 1, 1)
-    chunk = min(len(x), 2048)
+    chunk = int(min(len(x), 2048, max(1, 1 / small)))
     evaluation = _seconds(lambda: evaluate(network, x[:chunk], y[:chunk], loss, classes=False)) / chunk
     return Pace(max(small - sample, 0.0), sample, evaluation)
 
 
 def _seconds(function, least: float = 0.2) -> float:
-    """Median seconds of a call, over at least three and at least `least` seconds, after one that is not counted."""
+    """Median seconds of a call, over at least `least` seconds, after one that is not counted."""
     function()
     times: list[float] = []
-    while len(times) < 3 or sum(times) < least:
+    while sum(times) < least:
         begun = time.perf_counter()
         function()
         times.append(time.perf_counter() - begun)

@@ -126,7 +126,7 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
     groups: dict[tuple, list[Cell]] = {}
     for cell in sorted(laid_out.cells, key=lambda cell: (cell.init.width, cell.stepsize.label, cell.batch_size)):
         groups.setdefault((cell.init.model, cell.init.width, cell.stepsize, cell.batch_size), []).append(cell)
-    steps = evaluations = seconds = 0.0
+    steps = evaluations = seconds = hours = 0.0
     for (model, width, policy, batch_size), cells in groups.items():
         flops, pace = laid_out.flops[model, width], paces[model, width]
         table.add_row(
@@ -138,13 +138,16 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
         steps += sum(map(flops.of_steps, left))
         evaluations += sum(map(flops.of_evaluations, left))
         seconds += sum(map(pace.seconds, left))
+        hours += sum(cost.gpu_hours(cell, flops) for cell in left)
     console.print(table)
     workers = max(1, (os.cpu_count() or 1) // sweep.cpus_per_trial)
     console.print(
         "FLOP and time are of one cell.\n"
         f"To be done: {steps:.2e} floating-point operations in steps, {evaluations:.2e} in evaluations.\n"
         f"About {duration(seconds / workers)} with {workers} trials at a time on this machine "
-        f"({sweep.cpus_per_trial} thread{'s' * (sweep.cpus_per_trial > 1)} each), from a calibration of a few steps."
+        f"({sweep.cpus_per_trial} thread{'s' * (sweep.cpus_per_trial > 1)} each), from a calibration of a few steps.\n"
+        f"About {hours:.2g} hours of one H100-class GPU, assuming {cost.GPU_RATE:.1e} operations a second and "
+        f"{1e3 * cost.GPU_LAUNCH:g} ms to launch a step. The statistics at initialization are not counted."
     )
 
 

@@ -15,6 +15,7 @@ from types import ModuleType
 from raysat import spec
 from raysat.models.gpt import gpt
 from raysat.models.linear import linear
+from raysat.models.linearized import linearized
 from raysat.models.mlp import mlp
 from raysat.models.resnet import resnet
 from raysat.spec import InputError, Sweep
@@ -27,6 +28,7 @@ VOCABULARY: dict[str, Callable[..., object]] = {
     "powers_of_two": spec.powers_of_two,
     "mlp": mlp,
     "linear": linear,
+    "linearized": linearized,
     "resnet": resnet,
     "gpt": gpt,
     "range": range,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from raysat import data, models, plugins
 from raysat.checkpoint import Checkpoint, Progress
 from raysat.losses import LOSSES
+from raysat.models.linearized import Linearized
 from raysat.ntk import dense_kernel, ntk_statistics
 from raysat.schema import COMPLETED, DIVERGED, FAILED, TARGET_REACHED
 from raysat.sgd.engine import AutogradEngine
@@ -87,7 +88,7 @@ def compute_statistics(job: Job) -> Row:
     """The row of `ntk` of an initialization."""
     begun = time.perf_counter()
     dataset, network, device = _prepare(job)
-    row = _statistics(job, network, dataset.x.to(device), dataset.y.to(device))
+    row = _statistics(job, models.at_initialization(network), dataset.x.to(device), dataset.y.to(device))
     return {**row, "iteration": 0, "seconds": time.perf_counter() - begun, **_where(device)}
 
 
@@ -126,7 +127,8 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
     loss = LOSSES[init.loss]
     classes = dataset.classes or not y.is_floating_point()
     start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
-    drift = _Drift(network, x) if cell.ntk_at and y.is_floating_point() else None
+    ntk_at = () if isinstance(network, Linearized) else cell.ntk_at  # its kernel never moves
+    drift = _Drift(network, x) if ntk_at and y.is_floating_point() else None
     checkpoint = Checkpoint(Path(job.checkpoints) / f"{cell.cell_id}.pt" if job.checkpoints else None)
     progress = checkpoint.load()
     if progress.weights is not None:
@@ -140,7 +142,7 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
         checkpoint.save(progress)
 
     status = COMPLETED
-    for until in sorted({*evaluation_iterations(cell.iterations, cell.evaluations), *cell.ntk_at}):
+    for until in sorted({*evaluation_iterations(cell.iterations, cell.evaluations), *ntk_at}):
         if progress.curve and until <= progress.curve[-1]["iteration"]:
             continue
         saved = time.perf_counter()
@@ -161,7 +163,7 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
                 "test_accuracy": _known(tested.accuracy) if tested else None,
             }
         )
-        if until in cell.ntk_at and math.isfinite(train.loss):
+        if until in ntk_at and math.isfinite(train.loss):
             measured = _statistics(job, network, x, y)
             drifted = {"kernel_drift": drift.of(network) if drift else None}
             progress.ntk.append({**measured, "cell_id": cell.cell_id, "iteration": until, **drifted})

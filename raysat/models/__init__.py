@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from raysat.models import gpt, linear, mlp, resnet
+from raysat.models.linearized import Linearized
 from raysat.plugins import resolve
 from raysat.spec import InputError, Model, is_reference
 
@@ -41,9 +42,16 @@ def build(model: Model, width: int, input_shape: tuple[int, ...], outputs: int, 
         builder = resolve(model.builder)
     else:
         raise InputError(f"model {model.builder!r} is unknown: use {', '.join(BUILDERS)} or 'module:function'.")
+    options = dict(model.options)
+    linearize = options.pop("linearized", False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = builder(width, input_shape, outputs, **dict(model.options))
+        network = builder(width, input_shape, outputs, **options)
     if not isinstance(network, nn.Module):
         raise InputError(f"{model.builder} returned {type(network).__name__}: return a torch.nn.Module.")
-    return network
+    return Linearized(network) if linearize else network
+
+
+def at_initialization(network: nn.Module) -> nn.Module:
+    """The network whose kernel at initialization is the network's: of a linearization, what was linearized."""
+    return network.network.requires_grad_() if isinstance(network, Linearized) else network

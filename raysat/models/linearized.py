@@ -1,0 +1,53 @@
+"""The linearized network `f_lin(w) = f(w_0) + J(w_0) (w - w_0)`, which a network becomes at infinite width (section 4).
+
+Trained beside the network itself, it shows how far the theory's dynamics are from the network's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from raysat.spec import InputError, Model
+
+
+def linearized(model: Model) -> Model:
+    """A model's linearization around its initialization, as plain data. The same seed has the same w_0.
+
+    Args:
+        model: What `mlp(...)`, `resnet(...)` and the like return.
+    """
+    if not isinstance(model, Model):
+        raise InputError(f"linearized({model!r}): give a model, such as linearized(mlp()).")
+    options = dict(model.options) | {"linearized": True}
+    return replace(model, options=tuple(sorted(options.items())))
+
+
+class Linearized(nn.Module):
+    """`f(w_0) + J(w_0) d`, trained in d, which starts at 0.
+
+    Its kernel is that of the network at initialization, at any d.
+
+    Args:
+        network: The network at w_0; its parameters become constants.
+
+    Example:
+        >>> from raysat.models.mlp import MLP
+        >>> Linearized(MLP(8, 3, 2))(torch.randn(5, 3)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.names = [name for name, _ in network.named_parameters()]
+        self.offsets = nn.ParameterList(torch.zeros_like(p) for p in network.parameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The linearized output, of the shape of the network's."""
+        at = lambda weights: torch.func.functional_call(self.network, weights, (x,))  # noqa: E731
+        start = {name: p.detach() for name, p in self.network.named_parameters()}
+        outputs, tangents = torch.func.jvp(at, (start,), (dict(zip(self.names, self.offsets, strict=True)),))
+        return outputs + tangents

@@ -1,0 +1,38 @@
+"""The paper's figure 3: NanoGPT on the characters of tiny Shakespeare, loss curves by batch size.
+
+    python -m raysat.sweep sweeps/shakespeare.py
+
+From the paper (section 5): 6 layers, 6 heads, 384 channels, context 256, samples of 256 characters, cross-entropy.
+Ours, for it does not say: 5,000 iterations, nanoGPT's own for characters; NTK parametrization; an untied output layer
+(tied networks have no limit of infinite width, see `raysat.models.gpt`); the stepsizes. The theorem is about the
+squared loss: under cross-entropy gamma and k_op are those of the generalized Gauss-Newton kernel, an analogy.
+
+Cost at full size, by the dry run: about 6e+10 operations a sample and step, so that b = 64 takes 2e+16 and some 14
+minutes of one H100-class GPU a trial.
+
+On two cores in some five minutes:
+
+    python -m raysat.sweep sweeps/shakespeare.py --set name=shakespeare-small --set n_train=32 --set n_test=8 \
+        --set 'models=[gpt(layers=2, heads=2)]' --set widths=[32] --set batch_sizes=[1,2,4,8,32] --set iterations=100 \
+        --set seeds=2
+
+What one should see there: losses from about 4.7 (log 65 is 4.17) to below 4, deeper for larger b; and b_star near 1:
+the worst sequence is hardly worse than the mean.
+"""
+
+from raysat import Sweep, fixed_fraction, gpt, theory
+
+sweep = Sweep(
+    name="shakespeare",
+    dataset="tinyshakespeare",
+    loss="cross_entropy",
+    preprocessing="none",
+    models=[gpt(layers=6, heads=6)],
+    widths=[384],
+    batch_sizes=[1, 2, 4, 8, 16, 32, 64, 128, 256],
+    stepsizes=[fixed_fraction(), theory()],
+    iterations=5_000,
+    evaluations=20,  # one evaluation of all 3,921 sequences costs as much as a thousand steps at b = 1
+    k_samples=256,
+    seeds=2,
+)
