@@ -40,6 +40,8 @@ from raysat.analysis import (
 from raysat.files import write_aside
 from raysat.schema import DIVERGED, FAILED, FINISHED
 from raysat.spec import InputError
+from raysat.store import Store
+from raysat.widths import by_width, sentences
 
 LISTED = 50
 """Failed or diverged cells that are listed one by one. Default: 50; the rest are counted, and are all in `trials`."""
@@ -107,7 +109,11 @@ def answer(table: pd.DataFrame) -> list[str]:
 
 
 def render(
-    record: Mapping, trials: pd.DataFrame, analysis: Analysis, images: Iterable[tuple[plots.Plate, bytes]]
+    record: Mapping,
+    trials: pd.DataFrame,
+    analysis: Analysis,
+    images: Iterable[tuple[plots.Plate, bytes]],
+    widths: pd.DataFrame | None = None,
 ) -> str:
     """The page as HTML.
 
@@ -116,6 +122,7 @@ def render(
         trials: The `trials` table.
         analysis: Its analysis.
         images: Each figure and its PNG.
+        widths: The result of `raysat.widths.by_width`, where there is one.
     """
     name = str(record["sweep"].get("name", "sweep"))
     table = summary(analysis.fits)
@@ -124,6 +131,7 @@ def render(
         f'<p class="soft">{escape(progress(record, trials))}</p>',
         *(f'<p class="answer">{escape(sentence)}</p>' for sentence in answer(table) or [NOTHING]),
         *_summaries(table),
+        *_widths(widths),
         *_figures(images),
         *_lost(trials),
         *_record(record),
@@ -175,6 +183,26 @@ def _summaries(table: pd.DataFrame) -> Iterable[str]:
             "A grid is read twice: free, the best of all stepsizes; stable, the best of those below 2/k_op, of which "
             "alone the theory speaks.</p>"
         )
+
+
+def _widths(widths: pd.DataFrame | None) -> Iterable[str]:
+    if widths is None or widths.empty:
+        return
+    yield "<h2>What becomes exact with width</h2>"
+    names = ("width", "seeds", "b_star", "kernel drift", "at iteration", "error of the linearization")
+    cells = []
+    for row in widths.to_dict("records"):
+        ranges = (f"[{number(row[f'{name}_min'])}, {number(row[f'{name}_max'])}]" for name in ("b_star", "drift"))
+        b_star, drift = (f"{number(row[name])} {ends}" for name, ends in zip(("b_star", "drift"), ranges, strict=True))
+        error = f"{number(row['h_error'])} (at most {number(row['h_error_max'])})"
+        whole = (f"{row[name]:.0f}" for name in ("width", "seeds"))
+        cells.append([*whole, b_star, drift, number(row["drift_iteration"]), error])
+    yield _table(names, cells, text=set())
+    yield (
+        '<p class="soft">Means and, in brackets, ranges over seeds and batch sizes. The drift is '
+        "‖K(w_t) - K(w_0)‖/‖K(w_0)‖, the error |h/h_lin - 1|, h_lin of the linearized network.</p>"
+    )
+    yield from (f"<p>{escape(sentence)}</p>" for sentence in sentences(widths))
 
 
 def _figures(images: Iterable[tuple[plots.Plate, bytes]]) -> Iterable[str]:
@@ -274,8 +302,12 @@ def finish(root: Path, console: Console) -> Path:
     plots.save(made, figures)
     images = [(plate, (figures / f"{plate.name}.png").read_bytes()) for plate in made]
     page = root / "report.html"
-    write_aside(page, lambda path: path.write_text(render(record, trials, analysis, images), encoding="utf-8"))
+    widths = by_width(trials, Store(root).read("ntk"))
+    html = render(record, trials, analysis, images, widths)
+    write_aside(page, lambda path: path.write_text(html, encoding="utf-8"))
     print_summary(analysis, console)
+    for sentence in sentences(widths):
+        console.print(Text(sentence))
     console.print(Text(f"Results: {root}\nFigures: {figures}\nReport:  {page}"), soft_wrap=True)
     return page
 
