@@ -8,8 +8,8 @@ the base width (16, the narrowest ResNet-28 of Zagoruyko and Komodakis, and 64),
 of a batch, so that a sample has no gradient of its own), the stepsize's size, the preprocessing, the batch sizes, and
 the `theory` stepsize, without which saturation cannot be seen.
 
-Cost at full size, by the dry run: 1.7e+20 operations in steps and 4.1e+16 in evaluations at 12,000 iterations, about
-1,900 hours of one H100-class GPU; b = n alone is half of it, and `--set 'batch_sizes=powers_of_two(1024)'` a fortieth.
+Cost at full size, by the dry run: 4.6e+19 operations in steps and 3.4e+17 in evaluations at 12,000 iterations, about
+520 hours of one H100-class GPU. The large batches are nearly all of it: b up to 1,024 alone takes about twelve.
 
 On two cores in some five minutes:
 

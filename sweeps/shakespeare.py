@@ -7,8 +7,8 @@ Ours, for it does not say: 5,000 iterations, nanoGPT's own for characters; NTK p
 (tied networks have no limit of infinite width, see `raysat.models.gpt`); the stepsizes. The theorem is about the
 squared loss: under cross-entropy gamma and k_op are those of the generalized Gauss-Newton kernel, an analogy.
 
-Cost at full size, by the dry run: about 6e+10 operations a sample and step, so that b = 64 takes 2e+16 and some 14
-minutes of one H100-class GPU a trial.
+Cost at full size, by the dry run: 1.9e+17 operations in steps and 1.9e+16 in evaluations, about 2.3 hours of one
+H100-class GPU; thirteen days on two cores.
 
 On two cores in some five minutes:
 
