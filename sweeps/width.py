@@ -14,7 +14,7 @@ GPU, or two hours on two cores; the statistics at width 4096 take a few minutes 
 On two cores in some five minutes:
 
     python -m raysat.sweep sweeps/width.py --set name=width-small --set n_train=250 --set widths=[256,1024,4096] \
-        --set batch_sizes=[1,16] --set iterations=100 --set ntk_at=[100] --set seeds=2
+        --set batch_sizes=[1,4,16] --set iterations=100 --set ntk_at=[100] --set seeds=2
 
 What one should see there: a drift and an error of the linearization that fall with width, about like 1/sqrt(width).
 """

@@ -297,12 +297,37 @@ def test_weights_that_are_not_finite_are_named():
         ntk_statistics(network, torch.randn(3, 4))
 
 
-def test_the_kernel_operator_is_the_dense_kernel():
-    network, x = models.build(mlp(2), 8, (4,), 3, 0).double(), torch.randn(7, 4, dtype=torch.float64)
+@pytest.mark.parametrize("memory", [0, 1 << 30])
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernel_operator_is_the_dense_kernel_whether_recorded_or_not(name, memory):
+    torch.manual_seed(0)
+    network, x = CASES[name][0]().double(), torch.randn(7, 4, dtype=torch.float64)
     j = oracles.jacobians(network, x).flatten(0, 1)
-    u = torch.randn(7, 3, dtype=torch.float64)
-    expected = (j @ (j.T @ u.flatten()) / 7).view(7, 3)
-    torch.testing.assert_close(KernelOperator(network, x, chunk=3)(u), expected, rtol=1e-10, atol=1e-12)
+    u = torch.randn(network(x).shape, dtype=torch.float64)
+    expected = (j @ (j.T @ u.flatten()) / 7).view(u.shape)
+    operator = KernelOperator(network, x, chunk=3, memory=memory)
+    assert bool(operator.graphs) == bool(memory)
+    for _ in range(2):
+        torch.testing.assert_close(operator(u), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_parameter_that_nothing_depends_on_changes_nothing():
+    network = nn.Sequential(nn.Linear(4, 2))
+    network.idle = nn.Linear(3, 3)
+    network.forward = network[0].forward
+    x, u = torch.randn(5, 4), torch.randn(5, 2)
+    torch.testing.assert_close(
+        KernelOperator(network, x, memory=1 << 30)(u), KernelOperator(network[0], x, memory=0)(u)
+    )
+
+
+def test_the_start_is_near_the_top_eigenvector():
+    network, x = models.build(mlp(2), 16, (8,), 3, 0).double(), torch.randn(600, 8, dtype=torch.float64) + 0.5
+    operator = KernelOperator(network, x)
+    start = statistics_module._start(operator, network(x))
+    exact = largest_eigenpairs(lambda u: operator(u[0])[None], start[None], tolerance=1e-9).vectors[0]
+    assert abs((start / start.norm() * exact).sum()) > 0.95
+    assert statistics_module._start(KernelOperator(network, x[:20]), network(x[:20])).shape == (20, 3)
 
 
 @settings(max_examples=30)

@@ -11,16 +11,21 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raysat.losses import LOSSES, Loss
+from raysat.ntk.grams import activations
 
 
 class KernelOperator:
-    """`u -> K u` by one backward and one forward-mode pass over the samples, in chunks.
+    """`u -> K u`: `J^T u` by a backward pass, `J d` by the transpose of that pass or in forward mode; in chunks.
+
+    Where memory holds every layer's values for all samples, the graphs of both passes are recorded once and a product
+    costs four matrix products a layer and sample; otherwise the values are made anew each time, and it costs six.
 
     Args:
         network: The network at the parameters at which K is taken.
         x: The n samples.
         chunk: Samples at a time.
         loss: The loss, whose Hessian weighs the outputs. Default: the squared error, of weight 1.
+        memory: Bytes that the recorded graphs may take. Default: 0, none are recorded.
 
     Example:
         >>> from raysat.models.mlp import MLP
@@ -29,14 +34,23 @@ class KernelOperator:
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        x: Tensor,
-        chunk: int = 1024,
-        loss: Loss = LOSSES["mse"],
+        self, network: nn.Module, x: Tensor, chunk: int = 1024, loss: Loss = LOSSES["mse"], memory: int = 0
     ) -> None:
         self.network, self.x, self.chunk, self.loss = network, x, chunk, loss
         self.weights = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        each = 3 * activations(network, x) * next(iter(self.weights.values())).element_size()
+        recorded = each * len(x) <= memory
+        self.graphs = [self._record(samples) for samples in x.split(chunk)] if recorded else []
+
+    def _record(self, samples: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Outputs, and `J^T S u` as a function of u: linear, so that its own backward pass is `d -> S^T J d`."""
+        outputs = self.network(samples)
+        u = torch.zeros_like(outputs, requires_grad=True)
+        rows = self.loss.factor(outputs.detach(), u)
+        gradients = torch.autograd.grad(
+            outputs, list(self.weights.values()), rows, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return outputs, u, gradients
 
     def __call__(self, u: Float[Tensor, "n *outputs"]) -> Float[Tensor, "n *outputs"]:
         """The product `K u`."""
@@ -44,13 +58,15 @@ class KernelOperator:
 
     def pullback(self, u: Float[Tensor, "n *outputs"]) -> dict[str, Tensor]:
         """`J^T S u`, by parameter."""
+        weights = list(self.weights.values())
         total = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
-        for samples, rows in zip(self.x.split(self.chunk), u.split(self.chunk), strict=True):
-            outputs = self.network(samples)
+        for k, (samples, rows) in enumerate(zip(self.x.split(self.chunk), u.split(self.chunk), strict=True)):
+            outputs = self.graphs[k][0] if self.graphs else self.network(samples)
             gradients = torch.autograd.grad(
                 outputs,
-                list(self.weights.values()),
+                weights,
                 self.loss.factor(outputs.detach(), rows),
+                retain_graph=bool(self.graphs),
                 allow_unused=True,
                 materialize_grads=True,
             )
@@ -59,6 +75,9 @@ class KernelOperator:
 
     def pushforward(self, direction: dict[str, Tensor]) -> Float[Tensor, "n *outputs"]:
         """`S^T J d` for a direction d in parameter space."""
+        if self.graphs:
+            d = list(direction.values())
+            return torch.cat([_transposed(gradients, u, d) for _, u, gradients in self.graphs])
         weights = {name: weight.detach() for name, weight in self.weights.items()}
         products = []
         for samples in self.x.split(self.chunk):
@@ -67,6 +86,13 @@ class KernelOperator:
                 outputs, tangents = torch.func.jvp(at, (weights,), (direction,))
                 products.append(self.loss.factor_transposed(outputs, tangents))
         return torch.cat(products)
+
+
+def _transposed(gradients: tuple[Tensor, ...], u: Tensor, direction: list[Tensor]) -> Tensor:
+    """The backward pass of `u -> gradients`, linear in u; of parameters that no output depends on, nothing."""
+    pairs = [(g, d) for g, d in zip(gradients, direction, strict=True) if g.requires_grad]
+    used, along = zip(*pairs, strict=True)
+    return torch.autograd.grad(used, u, along, retain_graph=True)[0]
 
 
 def per_sample_products(
