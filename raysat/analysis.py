@@ -40,7 +40,7 @@ from raysat.store import Store
 from raysat.theory import h_interpolated
 
 SETTING = (
-    *("dataset", "preprocessing", "n", "model", "model_options", "depth", "activation", "dtype", "sampling"),
+    *("dataset", "preprocessing", "n", "model", "model_options", "depth", "activation", "loss", "dtype", "sampling"),
     "iterations",
 )
 """The columns of `trials` that one table or figure has in common."""
@@ -275,7 +275,7 @@ def setting(row: Mapping) -> str:
     """What a group was measured on, in one line: data, model, sampling, T.
 
     Example:
-        `mnist (center, n = 1,000), mlp(activation=relu, depth=3), float32, without_replacement, T = 300`
+        `mnist (center, n = 1,000), mlp(activation=relu, depth=3), mse, float32, without_replacement, T = 300`
     """
     try:
         options = json.loads(row["model_options"])
@@ -285,7 +285,8 @@ def setting(row: Mapping) -> str:
         options = ""
     model = f"{row['model']}({options})" if options else row["model"]
     data = f"{row['dataset']} ({row['preprocessing']}, n = {row['n']:,})"
-    return f"{data}, {model}, {row['dtype']}, {row['sampling']}, T = {row['iterations']:,}"
+    rest = f"{row['loss']}, {row['dtype']}, {row['sampling']}, T = {row['iterations']:,}"
+    return f"{data}, {model}, {rest}"
 
 
 def method(row: Mapping) -> str:

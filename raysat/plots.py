@@ -133,7 +133,8 @@ def loss_curves(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure | None:
     for key, panel in axes.items():
         _log_ticks(panel)
         _label_ends(panel, ends[key])
-    _finish(figure, axes, "iteration t", "loss L (½ mean squared residual)")
+    unit = {"mse": "½ mean squared residual", "cross_entropy": "mean cross-entropy, nats"}[trials["loss"].iloc[0]]
+    _finish(figure, axes, "iteration t", f"loss L ({unit})")
     return figure
 
 

@@ -31,7 +31,7 @@ def trial(
     ended = status in ("completed", "target_reached")
     row = {
         **{"cell_id": key, "status": status, "dataset": "toy", "preprocessing": "center", "n": 1000, "model": "mlp"},
-        **{"model_options": '{"depth": 2}', "depth": 2, "width": 64, "dtype": "float32", "seed": seed},
+        **{"model_options": '{"depth": 2}', "depth": 2, "width": 64, "dtype": "float32", "seed": seed, "loss": "mse"},
         **{"gamma": GAMMA + seed, "k_op": K_OP, "b_star": (GAMMA + seed) / K_OP, "noise_scale": 30.0},
         **{"b_star_thm33": 4 * (GAMMA + seed) / K_OP, "loss_init": LOSS_INIT, "sampling": "without_replacement"},
         **{"batch_size": b, "stepsize": stepsize, "eta": eta, "eta_beta": 10 * eta, "iterations": iterations},
@@ -286,7 +286,7 @@ class TestSummary:
 
     def test_a_setting_names_data_model_and_training(self):
         row = analyzed(full()).fits.iloc[0].to_dict()
-        assert setting(row) == "toy (center, n = 1,000), mlp(depth=2), float32, without_replacement, T = 300"
+        assert setting(row) == "toy (center, n = 1,000), mlp(depth=2), mse, float32, without_replacement, T = 300"
 
     def test_a_row_that_is_null_in_depth_and_activation_is_a_group_too(self):
         made = full(model="linear", model_options="{}", depth=None, activation=None, width=0)
