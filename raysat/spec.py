@@ -16,6 +16,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 
+from raysat.validation import InputError, among, listed, positive, whole
+
 RESULTS_VERSION = 1
 """Part of every identity. Raise it when a change to the code changes what a cell's result would be."""
 
@@ -25,10 +27,6 @@ DTYPES = ("float32", "float64")
 LOSS_NAMES = ("mse", "cross_entropy")
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-class InputError(ValueError):
-    """Something a user wrote cannot be run. The message is one sentence that ends in the remedy."""
 
 
 def is_reference(name: str) -> bool:
@@ -291,16 +289,16 @@ class Sweep:
 
     def __post_init__(self) -> None:
         freeze = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        freeze("models", tuple(_as_model(model) for model in _listed("models", self.models)))
-        freeze("stepsizes", tuple(_flatten(_listed("stepsizes", self.stepsizes))))
+        freeze("models", tuple(_as_model(model) for model in listed("models", self.models, (str, Model))))
+        freeze("stepsizes", tuple(_flatten(listed("stepsizes", self.stepsizes, (str, Stepsize)))))
         for name in ("widths", "batch_sizes"):
-            freeze(name, tuple(_whole(name, value, 1) for value in _listed(name, getattr(self, name))))
-        freeze("ntk_at", tuple(sorted(_whole("ntk_at", value, 0) for value in _listed("ntk_at", self.ntk_at))))
-        freeze("targets", tuple(_positive("targets", value) for value in _listed("targets", self.targets)))
+            freeze(name, tuple(whole(name, value, 1) for value in listed(name, getattr(self, name))))
+        freeze("ntk_at", tuple(sorted(whole("ntk_at", value, 0) for value in listed("ntk_at", self.ntk_at))))
+        freeze("targets", tuple(positive("targets", value) for value in listed("targets", self.targets)))
         if isinstance(self.seeds, int) and not isinstance(self.seeds, bool):
-            freeze("seeds", tuple(range(_whole("seeds", self.seeds, 1))))
+            freeze("seeds", tuple(range(whole("seeds", self.seeds, 1))))
         else:
-            freeze("seeds", tuple(_whole("seeds", value, 0) for value in _listed("seeds", self.seeds)))
+            freeze("seeds", tuple(whole("seeds", value, 0) for value in listed("seeds", self.seeds)))
         self._validate()
 
     def _validate(self) -> None:
@@ -320,29 +318,29 @@ class Sweep:
             values = getattr(self, name)
             for value in {value for value in values if values.count(value) > 1}:
                 raise InputError(f"{name} has {value!r} twice: name each value once.")
-        _whole("iterations", self.iterations, 1)
-        _whole("evaluations", self.evaluations, 2)
-        _whole("k_samples", self.k_samples, 1)
-        _whole("cpus_per_trial", self.cpus_per_trial, 1)
+        whole("iterations", self.iterations, 1)
+        whole("evaluations", self.evaluations, 2)
+        whole("k_samples", self.k_samples, 1)
+        whole("cpus_per_trial", self.cpus_per_trial, 1)
         for name in ("spectrum", "dense_samples"):
-            _whole(name, getattr(self, name), 0)
+            whole(name, getattr(self, name), 0)
         if self.ntk_at and self.ntk_at[-1] > self.iterations:
             raise InputError(f"ntk_at has {self.ntk_at[-1]}, after the last of {self.iterations} iterations: lower it.")
         for name in ("n_train", "n_test"):
             if getattr(self, name) is not None:
-                _whole(name, getattr(self, name), 1 if name == "n_train" else 0)
+                whole(name, getattr(self, name), 1 if name == "n_train" else 0)
         for name in ("k_tolerance", "checkpoint_seconds"):
-            _positive(name, getattr(self, name))
+            positive(name, getattr(self, name))
         if self.target_loss is not None:
-            _positive("target_loss", self.target_loss)
+            positive("target_loss", self.target_loss)
         if self.gpus_per_trial is not None and not (
             isinstance(self.gpus_per_trial, int | float) and 0 <= self.gpus_per_trial < math.inf
         ):
             raise InputError(f"gpus_per_trial={self.gpus_per_trial!r}: give 0, a fraction of a GPU, or whole GPUs.")
-        _among("preprocessing", self.preprocessing, PREPROCESSINGS)
-        _among("sampling", self.sampling, SAMPLINGS)
-        _among("dtype", self.dtype, DTYPES)
-        _among("loss", self.loss, LOSS_NAMES)
+        among("preprocessing", self.preprocessing, PREPROCESSINGS)
+        among("sampling", self.sampling, SAMPLINGS)
+        among("dtype", self.dtype, DTYPES)
+        among("loss", self.loss, LOSS_NAMES)
 
     def initializations(self, n: int, n_test: int, code: str = "") -> Iterator[Initialization]:
         """The sweep's initializations, given the sizes of the data set as it will be used.
@@ -410,12 +408,6 @@ SHARED = tuple(field.name for field in fields(Sweep) if field.name not in (*AXES
 """The fields that all cells of one results folder have in common."""
 
 
-def _listed(name: str, value: object) -> list:
-    if isinstance(value, str | Model | Stepsize) or not isinstance(value, Iterable):
-        raise InputError(f"{name}={value!r}: give a list.")
-    return list(value)
-
-
 def _flatten(values: Iterable) -> Iterator:
     for value in values:
         if isinstance(value, list | tuple):
@@ -432,20 +424,3 @@ def _as_model(value: object) -> Model:
     raise InputError(
         f"models has {value!r}: use mlp(...), resnet(...), gpt(...), linear() or an import path 'module:function'."
     )
-
-
-def _whole(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{name} has {value!r}: give whole numbers of at least {least}.")
-    return value
-
-
-def _positive(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
-        raise InputError(f"{name} has {value!r}: give positive, finite numbers.")
-    return float(value)
-
-
-def _among(name: str, value: object, names: tuple[str, ...]) -> None:
-    if value not in names:
-        raise InputError(f"{name}={value!r}: use one of {', '.join(names)}.")

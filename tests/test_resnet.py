@@ -185,8 +185,8 @@ def test_the_model_is_plain_data():
         ({"norm": "batch"}, "mixes the samples of a batch.*use 'group' or 'none'"),
         ({"norm": "layer"}, "use one of group, none"),
         ({"activation": "swish"}, "use one of relu"),
-        ({"hidden_gain": 0}, "hidden_gain=0.*positive"),
-        ({"output_gain": float("inf")}, "output_gain=inf.*positive"),
+        ({"hidden_gain": 0}, "hidden_gain\\) has 0.*positive"),
+        ({"output_gain": float("inf")}, "output_gain\\) has inf.*positive"),
     ],
 )
 def test_an_option_that_cannot_be_built_is_named(options, words):

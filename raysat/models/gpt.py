@@ -9,7 +9,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from raysat.models.layers import NTKEmbedding, NTKLinear, NTKUnembedding
-from raysat.spec import InputError, Model
+from raysat.spec import Model
+from raysat.validation import InputError, positive, whole
 
 
 def gpt(layers: int = 6, heads: int = 6, tied: bool = False, output_gain: float = 1.0) -> Model:
@@ -36,13 +37,11 @@ def gpt(layers: int = 6, heads: int = 6, tied: bool = False, output_gain: float 
     Raises:
         InputError: An option cannot be built.
     """
-    for name, value in (("layers", layers), ("heads", heads)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"gpt({name}={value!r}): give a whole number of at least 1.")
+    whole("gpt(layers)", layers, 1)
+    whole("gpt(heads)", heads, 1)
     if not isinstance(tied, bool):
         raise InputError(f"gpt(tied={tied!r}): give True or False.")
-    if isinstance(output_gain, bool) or not isinstance(output_gain, int | float) or not 0 < output_gain < math.inf:
-        raise InputError(f"gpt(output_gain={output_gain!r}): give a positive, finite number.")
+    positive("gpt(output_gain)", output_gain)
     options = {"heads": heads, "layers": layers, "output_gain": float(output_gain), "tied": tied}
     return Model("gpt", tuple(options.items()))
 

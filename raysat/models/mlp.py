@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raysat.models.layers import NTKLinear
-from raysat.spec import InputError, Model
+from raysat.spec import Model
+from raysat.validation import among, positive, whole
 
 
 class Erf(nn.Module):
@@ -34,13 +35,10 @@ def mlp(depth: int = 3, activation: str = "relu", hidden_gain: float = 1.0, outp
             ReLU, sqrt(2) keeps the size of the signal from layer to layer (He et al. 2015), 1 halves its square.
         output_gain: The same for the output layer. Default: 1, the paper's section 4.
     """
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 0:
-        raise InputError(f"mlp(depth={depth!r}): give a whole number of hidden layers of at least 0.")
-    if activation not in ACTIVATIONS:
-        raise InputError(f"mlp(activation={activation!r}): use one of {', '.join(ACTIVATIONS)}.")
-    for name, gain in (("hidden_gain", hidden_gain), ("output_gain", output_gain)):
-        if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 < gain < math.inf:
-            raise InputError(f"mlp({name}={gain!r}): give a positive, finite number.")
+    whole("mlp(depth)", depth, 0)
+    among("mlp(activation)", activation, ACTIVATIONS)
+    positive("mlp(hidden_gain)", hidden_gain)
+    positive("mlp(output_gain)", output_gain)
     options = {
         "activation": activation,
         "depth": depth,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 from jaxtyping import Float
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from raysat.models.layers import NTKConv2d, NTKLinear
 from raysat.models.mlp import ACTIVATIONS
-from raysat.spec import InputError, Model
+from raysat.spec import Model
+from raysat.validation import InputError, among, positive
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -71,13 +71,10 @@ def resnet(
             "resnet(norm='batch'): batch normalization mixes the samples of a batch, so that a sample has no gradient "
             "of its own; use 'group' or 'none'."
         )
-    if norm not in NORMS:
-        raise InputError(f"resnet(norm={norm!r}): use one of {', '.join(NORMS)}.")
-    if activation not in ACTIVATIONS:
-        raise InputError(f"resnet(activation={activation!r}): use one of {', '.join(ACTIVATIONS)}.")
-    for name, gain in (("hidden_gain", hidden_gain), ("output_gain", output_gain)):
-        if isinstance(gain, bool) or not isinstance(gain, int | float) or not 0 < gain < math.inf:
-            raise InputError(f"resnet({name}={gain!r}): give a positive, finite number.")
+    among("resnet(norm)", norm, NORMS)
+    among("resnet(activation)", activation, ACTIVATIONS)
+    positive("resnet(hidden_gain)", hidden_gain)
+    positive("resnet(output_gain)", output_gain)
     options = {
         "activation": activation,
         "depth": depth,

@@ -1,0 +1,38 @@
+"""Checks of what a user wrote: each refusal is one sentence that names the field and ends in the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something a user wrote cannot be run. The message is one sentence that ends in the remedy."""
+
+
+def listed(name: str, value: object, single: tuple[type, ...] = (str,)) -> list:
+    """The value as a list; a `single` thing is none, although Python could iterate over it."""
+    if isinstance(value, single) or not isinstance(value, Iterable):
+        raise InputError(f"{name}={value!r}: give a list.")
+    return list(value)
+
+
+def whole(name: str, value: object, least: int) -> int:
+    """The value, a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} has {value!r}: give whole numbers of at least {least}.")
+    return value
+
+
+def positive(name: str, value: object) -> float:
+    """The value, a positive and finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise InputError(f"{name} has {value!r}: give positive, finite numbers.")
+    return float(value)
+
+
+def among(name: str, value: object, names: Iterable[str]) -> str:
+    """The value, one of some names."""
+    if not isinstance(value, str) or value not in list(names):
+        raise InputError(f"{name}={value!r}: use one of {', '.join(names)}.")
+    return value
