@@ -1,0 +1,93 @@
+"""A sweep checked against its data and its models, before any work starts: what can be wrong shows here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from raysat import cost, data, models, plugins
+from raysat.losses import LOSSES
+from raysat.progress import last_line
+from raysat.spec import Cell, Initialization, Model, Sweep, is_reference
+from raysat.validation import InputError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep that has been checked against its data and its models.
+
+    Attributes:
+        sweep: The sweep.
+        cells: Its cells, those that take longest first, so that none of them starts last.
+        flops: Floating-point operations of one sample, by (model, width).
+        sources: The user's own modules.
+        data: What was resolved of the data set: sizes, and the digest of the user's modules.
+    """
+
+    sweep: Sweep
+    cells: list[Cell]
+    flops: dict[tuple[Model, int], cost.Flops]
+    sources: dict[str, str]
+    data: dict[str, object]
+
+    def weight(self, cell: Cell) -> float:
+        """The cell's share of the time."""
+        return self.flops[cell.init.model, cell.init.width].weight(cell)
+
+
+def plan(sweep: Sweep, folder: Path) -> Plan:
+    """Load the data, build each network once, and lay out the cells: all that can be wrong shows here.
+
+    Args:
+        sweep: The sweep.
+        folder: Where the sweep file lies.
+
+    Raises:
+        InputError: Something that the user wrote cannot be run.
+    """
+    named = [name for name in (sweep.dataset, *(model.builder for model in sweep.models)) if is_reference(name)]
+    sources = plugins.gather(folder, named)
+    dataset = data.load(
+        sweep.dataset, n_train=sweep.n_train, n_test=sweep.n_test, preprocessing=sweep.preprocessing, dtype=sweep.dtype
+    )
+    if sweep.loss == "mse" and not dataset.y.is_floating_point():
+        raise InputError(f"dataset={sweep.dataset!r} has tokens for targets: set loss='cross_entropy'.")
+    if sweep.loss == "cross_entropy" and dataset.y.is_floating_point() and not dataset.classes:
+        raise InputError(
+            f"loss='cross_entropy' needs classes, {sweep.dataset!r} has numbers for targets: set loss='mse'."
+        )
+    code = plugins.digest(sources)
+    cells = sweep.cells(dataset.n, dataset.n_test, code)
+    flops = {}
+    for cell in cells:
+        key = cell.init.model, cell.init.width
+        if key not in flops:
+            flops[key] = cost.count(network_of(cell.init, dataset), dataset.x, dataset.y, LOSSES[sweep.loss])
+    resolved = {"n": dataset.n, "n_test": dataset.n_test, "code": code}
+    laid_out = Plan(sweep, cells, flops, sources, resolved)
+    cells.sort(key=laid_out.weight, reverse=True)
+    return laid_out
+
+
+def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
+    """The network of an initialization, tried on two samples."""
+    try:
+        network = models.build(init.model, init.width, dataset.input_shape, dataset.outputs, init.seed)
+        network.to(getattr(torch, init.dtype))
+        with torch.no_grad():
+            shape = network(dataset.x[:2]).shape
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"model {init.model.label} at width {init.width} does not run on {init.dataset} "
+            f"({type(error).__name__}: {last_line(str(error))}): mend the model or choose other data."
+        ) from error
+    wanted = dataset.y[:2].shape if dataset.y.is_floating_point() else (*dataset.y[:2].shape, dataset.outputs)
+    if shape != wanted:
+        raise InputError(
+            f"model {init.model.label} returns shape {list(shape)} for two samples: return {list(wanted)}."
+        )
+    return network

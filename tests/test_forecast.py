@@ -1,0 +1,174 @@
+from dataclasses import asdict, replace
+
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from raysat import InputError, data, linearized, mlp, models, ntk_statistics
+from raysat.fits import fit_saturation, steps_to_target
+from raysat.forecast import Spectrum, forecast, largest_stable, loss_curves, main, noise_factor, tuned_steps
+from raysat.losses import LOSSES
+from raysat.sgd.engine import AutogradEngine
+from raysat.sgd.evaluate import evaluate
+from raysat.sgd.sampler import batches
+from raysat.theory import beta
+from raysat.trial import Job, compute_statistics, run_trial
+
+MODEL = mlp(2, "relu", 2**0.5)
+
+
+def prepared(width=64, n=120):
+    dataset = data.load("digits", n_train=n, n_test=0, dtype="float64")
+    network = models.build(MODEL, width, dataset.input_shape, 10, seed=0).double()
+    return dataset, asdict(ntk_statistics(network, dataset.x, dataset.y, spectrum=60, probes=6))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return prepared()
+
+
+def linear_row(n=64, d=16):
+    """The statistics of the linear data set from w_0 = 0, exact, as a row."""
+    problem = data.linear_problem(n=n, d=d)
+    values, vectors = np.linalg.eigh(problem.x @ problem.x.T / n)
+    row = {"n": n, "k_samples": n, "n_outputs": 1, "gamma": problem.gamma, "k_op": problem.k_op}
+    row |= {"residual_nodes": values, "residual_weights": (vectors.T @ problem.y) ** 2}
+    return problem, row | {"density_nodes": values, "density_weights": np.full(n, 1 / n)}
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0, 1.9])
+def test_full_batch_gradient_descent_is_exact(eta):
+    problem, row = linear_row()
+    curve = loss_curves(Spectrum.of(row), np.array([eta]), np.array([noise_factor(64, 64)]), 50)[0]
+    expected = oracles.least_squares_recursion(problem.x, -problem.w_bar[None], eta, 64, 50)
+    np.testing.assert_allclose(curve, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("b", [1, 4, 16])
+def test_on_least_squares_it_is_near_the_exact_recursion(b):
+    """Gaussian features are nearly delocalized: what the approximation costs shows against the exact recursion."""
+    problem, row = linear_row(n=256, d=64)
+    eta = 1 / beta(b, 256, problem.gamma, problem.k_op)
+    curve = loss_curves(Spectrum.of(row), np.array([eta]), np.array([noise_factor(b, 256)]), 200)[0]
+    expected = oracles.least_squares_recursion(problem.x, -problem.w_bar[None], eta, b, 200)
+    np.testing.assert_allclose(curve, expected, rtol=0.08)
+
+
+@pytest.mark.parametrize("b", [1, 8, 32, 120])
+def test_it_is_the_mean_of_linearized_sgd(digits, b):
+    dataset, statistics = digits
+    eta = 1 / beta(b, 120, statistics["gamma"], statistics["k_op"])
+    steps, runs = 80, 1 if b == 120 else 12
+    forecasted = loss_curves(Spectrum.of(statistics), np.array([eta]), np.array([noise_factor(b, 120)]), steps)[0, -1]
+    losses = []
+    for seed in range(runs):
+        network = models.build(linearized(MODEL), 64, dataset.input_shape, 10, seed=0).double()
+        AutogradEngine(network, dataset.x, dataset.y, LOSSES["mse"], eta).run(batches(seed, 0, steps, b, 120))
+        losses.append(evaluate(network, dataset.x, dataset.y, LOSSES["mse"], classes=False).loss)
+    if b == 120:
+        assert forecasted == pytest.approx(losses[0], rel=1e-6)  # quadrature is all that is between them
+    else:
+        error = np.std(losses, ddof=1) / runs**0.5
+        assert abs(forecasted - np.mean(losses)) <= 0.03 * np.mean(losses) + 3 * error
+        assert error < 0.05 * np.mean(losses)
+
+
+def test_against_trained_networks_the_error_falls_with_width(make_cell):
+    errors = []
+    for width in (16, 512):
+        off = []
+        for seed in range(3):
+            cell = make_cell(model=MODEL, width=width, batch_size=16, n=80, n_test=0, iterations=60, seed=seed)
+            init = replace(cell.init, spectrum=50)
+            row = compute_statistics(Job("s", init))
+            eta = 1 / beta(16, 80, row["gamma"], row["k_op"])
+            curve = loss_curves(Spectrum.of(row), np.array([eta]), np.array([noise_factor(16, 80)]), 60)[0]
+            h = run_trial(Job("s", init, replace(cell, init=init), statistics=row))[0]["h"]
+            off.append(abs(np.log(curve[0] / curve[-1]) / 60 / h - 1))
+        errors.append(np.mean(off))
+    assert errors[1] < 0.7 * errors[0]
+    assert errors[1] < 0.1
+
+
+def test_the_largest_stable_stepsize_divides_decay_from_growth(digits):
+    spectrum = Spectrum.of(digits[1])
+    limit = 2 / digits[1]["k_op"]
+    assert largest_stable(spectrum, 0.0) == pytest.approx(limit, rel=1e-6)
+    for b in (1, 4, 16):
+        phi = noise_factor(b, 120)
+        eta = largest_stable(spectrum, phi)
+        assert eta <= limit * (1 + 1e-9)
+        curves = loss_curves(spectrum, np.array([0.9, 1.1]) * eta, np.array([phi, phi]), 3000)
+        assert curves[0, -1] < curves[0, 0] < curves[1, -1]
+
+
+@pytest.mark.parametrize(
+    ("b", "n", "replacement", "expected"), [(1, 9, False, 1), (9, 9, False, 0), (4, 9, True, 0.25)]
+)
+def test_the_noise_factor_has_the_right_ends(b, n, replacement, expected):
+    assert noise_factor(b, n, replacement=replacement) == expected
+    assert noise_factor(1, 1) == 0
+
+
+def test_the_noise_factor_is_the_variance_of_a_batchs_mean():
+    z = np.random.default_rng(0).normal(size=10)
+    means = z[batches(0, 0, 200_000, 3, 10).numpy()].mean(1)
+    assert means.var() == pytest.approx(z.var() * noise_factor(3, 10), rel=0.02)
+
+
+def test_tuned_steps_are_the_best_of_those_tried(digits):
+    spectrum = Spectrum.of(digits[1])
+    steps, etas = tuned_steps(spectrum, np.array([1, 8, 120]), 1.0, 500)
+    assert (np.diff(steps) < 0).all()
+    for b, n, eta in zip((1, 8, 120), steps, etas, strict=True):
+        curve = loss_curves(spectrum, np.array([eta]), np.array([noise_factor(b, 120)]), 500)[0]
+        assert curve[int(np.ceil(n))] <= 1.0 < curve[int(np.floor(n)) - 1]
+    assert np.isnan(tuned_steps(spectrum, np.array([1]), 1e-9, 10)[0]).all()
+
+
+def test_a_forecast_has_every_sense_of_the_critical_batch(digits):
+    made = forecast(digits[1], [1, 2, 4, 8, 16, 32, 64, 120], 300)
+    assert made.b_star == digits[1]["gamma"] / digits[1]["k_op"]
+    assert made.b_N_theory == pytest.approx(made.b_star, rel=0.5)
+    assert made.b_N > 0
+    assert made.b_h_theory > 0
+    assert made.by_batch["N_theory"].iloc[0] == pytest.approx(300)
+    assert (made.by_batch["N_best"] <= made.by_batch["N_theory"] * 1.02).all()
+
+
+def test_on_least_squares_b_n_is_that_of_the_exact_recursion():
+    problem, row = linear_row(n=128, d=32)
+    sizes = [1, 2, 4, 8, 16, 32, 64, 128]
+    made = forecast(row, sizes, 200)
+    steps = []
+    for b in sizes:
+        eta = 1 / beta(b, 128, problem.gamma, problem.k_op)
+        curve = oracles.least_squares_recursion(problem.x, -problem.w_bar[None], eta, b, 240)
+        steps.append(steps_to_target(np.arange(241), curve, made.target))
+    assert made.b_N_theory == pytest.approx(float(fit_saturation(np.array(sizes), np.array(steps)).b_c), rel=0.03)
+
+
+def test_without_a_spectrum_it_says_what_to_set():
+    network = models.build(MODEL, 8, (4,), 2, seed=0)
+    statistics = asdict(ntk_statistics(network, torch.randn(10, 4), torch.randn(10, 2)))
+    with pytest.raises(InputError, match="set spectrum=64"):
+        Spectrum.of(statistics)
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    path = tmp_path / "sweep.py"
+    path.write_text(
+        "from raysat import Sweep, mlp, theory\n"
+        "sweep = Sweep(name='s', dataset='digits', n_train=60, models=[mlp(1)], widths=[8, 16], batch_sizes=[1, 4, 60],"
+        " stepsizes=[theory()], iterations=50, seeds=2)\n"
+    )
+    assert main([str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("b_star") == 2
+    assert "N_best" in said
+    assert main([str(path), "--set", "loss=cross_entropy"]) == 2
+    assert "set loss='mse'" in capsys.readouterr().err
+    assert main([str(tmp_path / "none.py")]) == 2
