@@ -164,7 +164,7 @@ def bytes_per_sample(network: nn.Module, x: Shaped[Tensor, "n *input"], *, rules
     with torch.no_grad():
         outputs = network(x[:1]).shape[1]
     trained = [p for p in network.parameters() if p.requires_grad]
-    numbers = activations(network, x) * (outputs + 2)
+    numbers = activations(network, x) * (outputs + 4)  # a gradient an output, values, and what is being made
     if rules:
         with_rows = (share for share in _shares(network, x[:1])[1] if not isinstance(share, Outer))
         numbers += 2 * max((share.numel() for share in with_rows), default=0)
