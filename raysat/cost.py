@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from raysat.losses import Loss
-from raysat.sgd.engine import AutogradEngine
+from raysat.sgd.engine import build
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.spec import Cell
@@ -88,15 +88,23 @@ class Pace:
         return steps + evaluations * (cell.init.n + cell.init.n_test) * self.evaluation
 
 
-def calibrate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Pace:
+def calibrate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, engine: str = "auto") -> Pace:
     """Time a few steps at b = 1 and at a larger b, and an evaluation: some seconds at most; weights stay.
 
     The larger b is 256 (or n), or less where that many samples would take seconds.
+
+    Args:
+        network: On the CPU, like the data.
+        x: Inputs.
+        y: Targets.
+        loss: The loss of a sample.
+        engine: The engine that will take the steps; a GPU's is timed as `auto`.
     """
-    engine = AutogradEngine(network, x, y, loss, eta=0.0)
-    small = _seconds(lambda: engine.run(torch.zeros(1, 1, dtype=torch.int64)))
+    taker = build("auto" if engine == "graph" else engine, network, x, y, loss, eta=0.0)
+    steps = 16 if taker.name == "fused" else 1  # a block of them
+    small = _seconds(lambda: taker.run(torch.zeros(steps, 1, dtype=torch.int64))) / steps
     most = int(min(256, len(x), max(2, 1 / small)))
-    large = _seconds(lambda: engine.run(torch.arange(most)[None]))
+    large = _seconds(lambda: taker.run(torch.arange(most)[None]))
     sample = max(large - small, 0.0) / max(most - 1, 1)
     chunk = int(min(len(x), 2048, max(1, 1 / small)))
     evaluation = _seconds(lambda: evaluate(network, x[:chunk], y[:chunk], loss, classes=False)) / chunk

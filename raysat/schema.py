@@ -150,7 +150,14 @@ TRIALS = (
     Column("distance_from_init", _REAL, "weights", "||w_T - w_0||, Euclidean over all parameters."),
     Column("seconds", _REAL, "s", "Wall time of the trial, evaluations included, over all attempts that counted."),
     Column("steps_per_second", _REAL, "1/s", "Iterations per second of the time spent in SGD steps."),
-    Column("engine", _TEXT, "", "What computed the steps."),
+    Column("engine", _TEXT, "", "What computed the steps: `autograd`, `fused` or `graph` (see `raysat.sgd.engine`)."),
+    Column(
+        "matmul",
+        _TEXT,
+        "",
+        "Where the steps' matrix products were computed: `torch` (PyTorch's own), `onednn` or `onednn_all` (see "
+        "`raysat.sgd.matmul`).",
+    ),
     Column("attempts", _INT, "", "Processes that worked on the cell: above 1 where it was retried or resumed."),
     *_WHERE,
 )

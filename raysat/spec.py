@@ -24,6 +24,7 @@ RESULTS_VERSION = 1
 PREPROCESSINGS = ("none", "center", "standardize", "unit_norm")
 SAMPLINGS = ("without_replacement", "with_replacement", "epochs")
 DTYPES = ("float32", "float64")
+ENGINES = ("auto", "autograd", "fused", "graph")
 LOSS_NAMES = ("mse", "cross_entropy")
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -259,6 +260,8 @@ class Sweep:
         checkpoint_seconds: Interval between a trial's checkpoints in seconds. Default: 60.
         cpus_per_trial: CPU cores of a trial. Default: 1.
         gpus_per_trial: GPUs, or the fraction of one, of a trial. Default: 1 where the cluster has GPUs, else 0.
+        engine: What computes the steps, one of `ENGINES` (see `raysat.sgd.engine`). Engines differ by rounding alone.
+            Default: auto, the fastest for the model and the device.
     """
 
     name: str
@@ -286,6 +289,7 @@ class Sweep:
     checkpoint_seconds: float = 60.0
     cpus_per_trial: int = 1
     gpus_per_trial: float | None = None
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         freeze = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
@@ -341,6 +345,7 @@ class Sweep:
         among("sampling", self.sampling, SAMPLINGS)
         among("dtype", self.dtype, DTYPES)
         among("loss", self.loss, LOSS_NAMES)
+        among("engine", self.engine, ENGINES)
 
     def initializations(self, n: int, n_test: int, code: str = "") -> Iterator[Initialization]:
         """The sweep's initializations, given the sizes of the data set as it will be used.
@@ -401,8 +406,8 @@ class Sweep:
 AXES = ("models", "widths", "batch_sizes", "stepsizes", "seeds")
 """The fields of a sweep along which a results folder may grow."""
 
-EXECUTION = ("name", "targets", "checkpoint_seconds", "cpus_per_trial", "gpus_per_trial")
-"""The fields of a sweep that change no cell's result."""
+EXECUTION = ("name", "targets", "checkpoint_seconds", "cpus_per_trial", "gpus_per_trial", "engine")
+"""The fields of a sweep that change no cell's result, rounding apart."""
 
 SHARED = tuple(field.name for field in fields(Sweep) if field.name not in (*AXES, *EXECUTION))
 """The fields that all cells of one results folder have in common."""

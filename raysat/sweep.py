@@ -39,7 +39,7 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
     torch.set_num_threads(sweep.cpus_per_trial)
     firsts = {(cell.init.model, cell.init.width): cell.init for cell in reversed(laid_out.cells)}
     paces = {
-        key: cost.calibrate(network_of(init, dataset), dataset.x, dataset.y, LOSSES[sweep.loss])
+        key: cost.calibrate(network_of(init, dataset), dataset.x, dataset.y, LOSSES[sweep.loss], sweep.engine)
         for key, init in firsts.items()
     }
     table = Table(title=f"{sweep.name}: {len(laid_out.cells)} cells, {len(finished)} finished; T = {sweep.iterations}")
@@ -132,6 +132,7 @@ def run(laid_out: Plan, store: Store, executor: InProcess | OnRay, console: Cons
         checkpoints=str(store.checkpoints.resolve()),
         checkpoint_seconds=sweep.checkpoint_seconds,
         threads=sweep.cpus_per_trial,
+        engine=sweep.engine,
     )
     errors: dict[str, str] = {}
     if inits:

@@ -21,7 +21,7 @@ from raysat.losses import LOSSES
 from raysat.models.linearized import Linearized
 from raysat.ntk import dense_kernel, ntk_statistics
 from raysat.schema import COMPLETED, DIVERGED, FAILED, TARGET_REACHED
-from raysat.sgd.engine import AutogradEngine
+from raysat.sgd import engine as engines
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.sampler import batches
 from raysat.sgd.schedule import evaluation_iterations
@@ -50,6 +50,7 @@ class Job:
         checkpoints: Folder of the trials' checkpoints; None keeps none.
         checkpoint_seconds: Interval between checkpoints.
         threads: CPU threads.
+        engine: What computes the steps, one of `spec.ENGINES`.
     """
 
     sweep: str
@@ -60,6 +61,7 @@ class Job:
     checkpoints: str | None = None
     checkpoint_seconds: float = 60.0
     threads: int = 1
+    engine: str = "auto"
 
     @property
     def name(self) -> str:
@@ -133,7 +135,7 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
     progress = checkpoint.load()
     if progress.weights is not None:
         network.load_state_dict(progress.weights)
-    engine = AutogradEngine(network, x, y, loss, eta)
+    engine = engines.build(job.engine, network, x, y, loss, eta)
     before = progress.seconds
 
     def save() -> None:
@@ -195,6 +197,7 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
         "seconds": before + time.perf_counter() - begun,
         "steps_per_second": done / progress.step_seconds if progress.step_seconds > 0 else None,
         "engine": engine.name,
+        "matmul": engine.matmul,
         "attempts": progress.attempts,
         **_where(device),
     }
@@ -233,7 +236,7 @@ def failed_row(job: Job, error: str) -> Row:
     }
 
 
-def _advance(engine: AutogradEngine, cell: Cell, progress: Progress, until: int, device: torch.device) -> None:
+def _advance(engine: engines.StepEngine, cell: Cell, progress: Progress, until: int, device: torch.device) -> None:
     """Some of the steps before the next evaluation: as many as one drawing of indices holds, at most 256."""
     steps = min(until - progress.iteration, max(1, _INDICES_AT_ONCE // cell.batch_size), 256)
     begun = time.perf_counter()

@@ -11,7 +11,7 @@ from raysat import trial as trial_module
 from raysat.checkpoint import Checkpoint, Progress
 from raysat.schema import arrow_schema
 from raysat.sgd import sampler
-from raysat.sgd.engine import AutogradEngine
+from raysat.sgd.engine import FusedEngine
 from raysat.spec import Model
 from raysat.theory import beta
 from raysat.trial import Job, compute_statistics, failed_row, run_trial
@@ -86,13 +86,13 @@ def test_a_trial_that_was_killed_ends_in_the_same_bits(make_cell, tmp_path, monk
     job = job_of(make_cell(), checkpoints=str(tmp_path), checkpoint_seconds=1e-9)
     steps = iter(range(100))
 
-    def killed(engine, batches, run=AutogradEngine.run):
+    def killed(engine, batches, run=FusedEngine.run):
         if next(steps) == stop_at:
             raise KeyboardInterrupt
         run(engine, batches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(AutogradEngine, "run", killed)
+        patch.setattr(FusedEngine, "run", killed)
         with pytest.raises(KeyboardInterrupt):
             run_trial(job)
     assert [path.stem for path in tmp_path.iterdir()] == [job.cell.cell_id]

@@ -1,0 +1,83 @@
+"""The engine for GPUs: a CUDA graph of many iterations, so that the processor's launches no longer set the pace."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from raysat.sgd.autograd import AutogradEngine
+from raysat.spec import InputError
+
+STEPS = 32
+"""Iterations of a graph. A launch costs some 10 microseconds, which 32 iterations share; more would only make the
+capture longer. Not measured: it was written without a GPU at hand."""
+
+WARMUP = 3
+"""Iterations before a capture, on a stream of their own, as PyTorch's notes on CUDA graphs have it: libraries allocate
+their workspaces and choose their algorithms in the first of them."""
+
+log = logging.getLogger(__name__)
+
+
+class GraphEngine:
+    """Replays `STEPS` iterations of autograd a launch, the batch indices being copied into the graph's own buffer.
+
+    Args:
+        inner: The engine whose iterations are captured.
+        optional: Where the module cannot be captured (it copies something to the host, or its shapes depend on values):
+            whether to go on without a graph. `name` then says `autograd`.
+
+    Raises:
+        InputError: From `run`, where the module cannot be captured and `optional` is False.
+    """
+
+    def __init__(self, inner: AutogradEngine, *, optional: bool = False) -> None:
+        self.inner, self.optional = inner, optional
+        self.name, self.matmul = "graph", inner.matmul
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    def run(self, batches: Int64[Tensor, "steps b"]) -> None:
+        """One step for each row of indices; those that do not fill a graph are launched one by one."""
+        b = batches.shape[1]
+        whole = len(batches) - len(batches) % STEPS
+        if whole and self.name == "graph" and b not in self._graphs:
+            self._capture(batches[:STEPS])
+        if b in self._graphs:
+            graph, indices = self._graphs[b]
+            for chunk in batches[:whole].split(STEPS):
+                indices.copy_(chunk)
+                graph.replay()
+        else:
+            whole = 0
+        if whole < len(batches):
+            self.inner.run(batches[whole:])
+
+    def _capture(self, batches: Int64[Tensor, "steps b"]) -> None:
+        """Record the iterations of a batch size. The warm-up's own iterations are undone, and a capture runs none."""
+        indices = batches.clone()
+        network = self.inner.network
+        before = {name: value.clone() for name, value in network.state_dict().items()}
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.inner.run(indices[:WARMUP])
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self.inner.run(indices)
+        except RuntimeError as error:
+            message = f"a CUDA graph cannot record {type(network).__name__} ({str(error).splitlines()[0]})"
+            if not self.optional:
+                raise InputError(f"{message}: set engine='autograd'.") from error
+            log.warning("%s: its iterations are launched one by one.", message)
+            self.name = "autograd"
+        else:
+            self._graphs[len(batches[0])] = graph, indices
+        finally:
+            with torch.no_grad():
+                for name, value in network.state_dict().items():
+                    value.copy_(before[name])

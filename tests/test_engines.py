@@ -1,0 +1,321 @@
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from raysat import Sweep, fixed, mlp, models, resnet
+from raysat import trial as trial_module
+from raysat.losses import LOSSES
+from raysat.models.layers import NTKLinear
+from raysat.models.linearized import Linearized
+from raysat.models.mlp import ACTIVATIONS
+from raysat.sgd import fused, matmul
+from raysat.sgd.engine import AutogradEngine, Engine, FusedEngine, GraphEngine, build, choose
+from raysat.sgd.matmul import VARIABLE, Matmul, Products, by_processor
+from raysat.sgd.sampler import batches
+from raysat.spec import ENGINES, InputError
+from raysat.trial import Job, compute_statistics, run_trial
+
+N, INPUTS, OUTPUTS = 20, 12, 6
+
+
+def problem(loss="mse", targets="one_hot", dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(N, 3, 4, generator=generator, dtype=dtype)
+    labels = torch.randint(OUTPUTS, (N,), generator=generator)
+    return x, torch.eye(OUTPUTS, dtype=dtype)[labels] if targets == "one_hot" else labels, LOSSES[loss]
+
+
+def network_of(depth=2, activation="relu", dtype=torch.float64, width=24, **gains):
+    return models.build(mlp(depth, activation, **gains), width, (3, 4), OUTPUTS, seed=0).to(dtype)
+
+
+def difference(a, b):
+    return max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def both(network, x, y, loss, chosen, eta=0.1, other=FusedEngine, calls=1):
+    """A network after autograd's steps and after another engine's, of which the second stands in the first's place."""
+    reference = copy.deepcopy(network)
+    AutogradEngine(reference, x, y, loss, eta).run(chosen)
+    engine = other(network, x, y, loss, eta)
+    for part in chosen.chunk(calls):
+        engine.run(part)
+    return difference(network, reference)
+
+
+@pytest.fixture(params=["deferred", "immediate"])
+def updates(request, monkeypatch):
+    """Both ways of updating a layer, which in use its size decides."""
+    monkeypatch.setattr(fused, "DEFER_FROM", 1 if request.param == "deferred" else 1 << 60)
+    return request.param
+
+
+@pytest.mark.parametrize("b", [1, 3, N])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_fused_is_autograd_in_double_precision(updates, depth, activation, b):
+    network = network_of(depth, activation, hidden_gain=1.3, output_gain=0.7)
+    start = copy.deepcopy(network)
+    assert both(network, *problem(), batches(0, 0, 50, b, N)) < 1e-12
+    assert difference(network, start) > 1e-3
+
+
+@pytest.mark.parametrize(("loss", "targets"), [("cross_entropy", "one_hot"), ("cross_entropy", "classes")])
+@pytest.mark.parametrize("b", [1, 3, N])
+def test_fused_is_autograd_for_the_cross_entropy(updates, b, loss, targets):
+    assert both(network_of(), *problem(loss, targets), batches(0, 0, 50, b, N)) < 1e-12
+
+
+@pytest.mark.parametrize("sampling", ["with_replacement", "epochs"])
+def test_fused_is_autograd_whatever_the_sampling(updates, sampling):
+    assert both(network_of(), *problem(), batches(0, 0, 50, 3, N, sampling)) < 1e-12
+
+
+@pytest.mark.parametrize("defer_from", [100, 24 * 24])
+def test_layers_that_defer_stand_beside_layers_that_do_not(monkeypatch, defer_from):
+    monkeypatch.setattr(fused, "DEFER_FROM", defer_from)  # 12 x 24, 24 x 24, 24 x 24 and 24 x 6 entries
+    for activation in ACTIVATIONS:
+        assert both(network_of(3, activation), *problem(), batches(0, 0, 50, 2, N)) < 1e-12
+
+
+def test_fused_is_autograd_however_the_steps_are_divided_among_calls(updates):
+    for calls in (2, 7, 50):
+        assert both(network_of(), *problem(), batches(0, 0, 50, 1, N), calls=calls) < 1e-12
+
+
+def test_fused_is_autograd_when_threads_share_a_row(updates, monkeypatch):
+    monkeypatch.setattr(matmul, "SPLIT_FROM", 1)
+    for threads in (2, 4, 5):
+        torch.set_num_threads(threads)
+        assert both(network_of(), *problem(), batches(0, 0, 50, 1, N)) < 1e-12
+
+
+@pytest.mark.parametrize("b", [1, 8, N])
+@pytest.mark.parametrize("choice", Matmul)
+def test_fused_is_autograd_in_single_precision_with_every_library(updates, monkeypatch, choice, b):
+    monkeypatch.setattr(matmul, "ONEDNN_FROM", 1)
+    monkeypatch.setenv(VARIABLE, choice.label)
+    network = network_of(dtype=torch.float32)
+    assert both(network, *problem(dtype=torch.float32), batches(0, 0, 50, b, N)) < 2e-5
+
+
+@pytest.mark.parametrize("choice", Matmul)
+def test_the_three_products_are_what_they_say(monkeypatch, choice):
+    monkeypatch.setattr(matmul, "ONEDNN_FROM", 1)
+    if not matmul._onednn_is_right() and choice is not Matmul.TORCH:
+        pytest.skip("oneDNN cannot be reached in this build of PyTorch")
+    for b, (inputs, outputs) in itertools.product((1, 2, 16, 200), ((48, 40), (5, 64))):
+        a, d, w = torch.randn(b, inputs), torch.randn(b, outputs), torch.randn(outputs, inputs)
+        products, z, below = Products(choice), torch.full((b, outputs), torch.nan), torch.full((b, inputs), torch.nan)
+        updated = w.clone()
+        for call in [
+            *products.forward(a, w, 0.5, z),
+            *products.backward(d, w, 2.0, below),
+            *products.update(updated, d, a, -0.1),
+        ]:
+            call()
+        close = {"rtol": 1e-4, "atol": 1e-4}
+        torch.testing.assert_close(z, 0.5 * a @ w.T, **close)
+        torch.testing.assert_close(below, 2 * d @ w, **close)
+        torch.testing.assert_close(updated, w - 0.1 * d.T @ a, **close)
+        for call in products.forward(a, w, 0.5, z, relu=True):
+            call()
+        torch.testing.assert_close(z, 0.5 * (a @ w.T).relu(), **close)
+
+
+@pytest.mark.parametrize("engine", [AutogradEngine, FusedEngine])
+def test_parameters_are_updated_where_they_are(updates, engine):
+    network = network_of()
+    before = [(p, p.data_ptr(), p.detach().clone()) for p in network.parameters()]
+    engine(network, *problem(), 0.1).run(batches(0, 0, 7, 1, N))
+    for now, (parameter, place, value) in zip(network.parameters(), before, strict=True):
+        assert now is parameter
+        assert now.data_ptr() == place
+        assert not torch.equal(now, value)
+        assert now.requires_grad
+    network(problem()[0]).sum().backward()  # it can still be trained in the ordinary way
+
+
+def test_two_runs_give_the_same_bits(updates):
+    results = []
+    for _ in range(2):
+        network = network_of(dtype=torch.float32)
+        FusedEngine(network, *problem(dtype=torch.float32), 0.1).run(batches(0, 0, 50, 2, N))
+        results.append(network)
+    assert difference(*results) == 0
+
+
+def frozen():
+    network = network_of()
+    next(network.parameters()).requires_grad_(False)
+    return network
+
+
+def tied():
+    layer = NTKLinear(INPUTS, INPUTS)
+    return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer).double()
+
+
+def watched():
+    network = network_of()
+    network[1].register_forward_hook(lambda *_: None)
+    return network
+
+
+class Doubled(models.mlp.MLP):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+UNKNOWN = {
+    "another architecture": lambda: models.build(resnet(), 4, (1, 8, 8), 3, 0),
+    "a linearization": lambda: Linearized(network_of()),
+    "a subclass": lambda: Doubled(24, INPUTS, OUTPUTS),
+    "biases": lambda: nn.Sequential(nn.Flatten(), nn.Linear(INPUTS, OUTPUTS)),
+    "another activation": lambda: nn.Sequential(nn.Flatten(), NTKLinear(INPUTS, 8), nn.SiLU(), NTKLinear(8, OUTPUTS)),
+    "an approximation": lambda: nn.Sequential(NTKLinear(INPUTS, 8), nn.GELU("tanh"), NTKLinear(8, OUTPUTS)),
+    "no activation": lambda: nn.Sequential(nn.Flatten(), NTKLinear(INPUTS, 8), NTKLinear(8, OUTPUTS)),
+    "a frozen weight": frozen,
+    "a tied weight": tied,
+    "a hook": watched,
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_fused_refuses_what_it_does_not_know_and_auto_takes_autograd(name):
+    network = UNKNOWN[name]()
+    assert build("auto", network, *problem(), 0.1).name == "autograd"
+    with pytest.raises(InputError, match=r"engine='fused' knows .* and not this \w+: set engine='auto'\.$"):
+        build("fused", network, *problem(), 0.1)
+
+
+def test_auto_takes_fused_for_fully_connected_networks():
+    for network in (network_of(), network_of(0), nn.Sequential(NTKLinear(4, 3), nn.Tanh(), NTKLinear(3, 2))):
+        assert choose(network, problem()[0]) is Engine.FUSED
+    assert build("auto", network_of(), *problem(), 0.1).name == "fused"
+    assert build("autograd", network_of(), *problem(), 0.1).name == "autograd"
+
+
+def test_every_engine_and_library_says_where_it_wins():
+    assert ("auto", *(engine.label for engine in Engine)) == ENGINES
+    assert all(kind.wins.startswith("on ") for kind in (*Engine, *Matmul))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_graph_needs_a_gpu():
+    with pytest.raises(InputError, match=r"needs a GPU.*: set engine='auto'\.$"):
+        build("graph", network_of(), *problem(), 0.1)
+
+
+def test_an_unknown_engine_is_refused_with_its_names():
+    axes = {"models": [mlp()], "widths": [8], "batch_sizes": [1], "stepsizes": [fixed(0.1)], "iterations": 2}
+    with pytest.raises(InputError, match=r"engine='fast': use one of auto, autograd, fused, graph\.$"):
+        Sweep("s", "digits", **axes, engine="fast")
+
+
+def test_the_engine_is_no_part_of_a_cells_identity():
+    axes = {"models": [mlp()], "widths": [8], "batch_sizes": [1], "stepsizes": [fixed(0.1)], "iterations": 2}
+    ids = {Sweep("s", "digits", **axes, engine=engine).cells(10, 0)[0].cell_id for engine in ENGINES}
+    assert len(ids) == 1
+
+
+@pytest.mark.parametrize(("asked", "got"), [("auto", "fused"), ("fused", "fused"), ("autograd", "autograd")])
+def test_a_trial_records_engine_and_library(make_cell, asked, got):
+    cell = make_cell()
+    job = Job("s", cell.init, cell, engine=asked)
+    row, *_ = run_trial(Job("s", cell.init, cell, statistics=compute_statistics(job), engine=asked))
+    assert (row["engine"], row["matmul"]) == (got, "torch")  # in double precision
+
+
+@pytest.mark.parametrize("stop_at", [1, 3])
+def test_a_trial_killed_between_blocks_ends_in_the_same_bits(make_cell, tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(fused, "DEFER_FROM", 1)
+    cell = make_cell(batch_size=1, dtype="float32")
+    plain = Job("s", cell.init, cell)
+    plain = Job("s", cell.init, cell, statistics=compute_statistics(plain))
+    whole, *_ = run_trial(plain)
+    job = Job("s", cell.init, cell, plain.statistics, checkpoints=str(tmp_path), checkpoint_seconds=1e-9)
+    calls = itertools.count()
+
+    def killed(*arguments, advance=trial_module._advance):
+        if next(calls) == stop_at:
+            raise KeyboardInterrupt
+        advance(*arguments)
+
+    monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 4)  # a few steps at a time, so that there is a between
+    expected, *_ = run_trial(plain)
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_module, "_advance", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_trial(job)
+    resumed, *_ = run_trial(job)
+    assert resumed["attempts"] == 2
+    assert resumed["distance_from_init"] == expected["distance_from_init"]
+    assert resumed["distance_from_init"] == pytest.approx(whole["distance_from_init"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "wide", "choice"),
+    [
+        ("AuthenticAMD", 25, True, Matmul.ONEDNN),
+        ("AuthenticAMD", 26, True, Matmul.ONEDNN_ALL),
+        ("AuthenticAMD", 23, False, Matmul.TORCH),
+        ("GenuineIntel", 6, True, Matmul.TORCH),
+        ("", 0, False, Matmul.TORCH),
+    ],
+)
+def test_the_library_follows_from_the_processor(vendor, family, wide, choice):
+    assert by_processor(vendor, family, wide) is choice
+
+
+def test_the_library_can_be_overridden_in_single_precision_only(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "torch")
+    assert matmul.choose(torch.float32, torch.device("cpu")) is Matmul.TORCH
+    monkeypatch.setattr(matmul, "_onednn_is_right", lambda: True)
+    monkeypatch.setenv(VARIABLE, "onednn")
+    assert matmul.choose(torch.float32, torch.device("cpu")) is Matmul.ONEDNN
+    assert matmul.choose(torch.float64, torch.device("cpu")) is Matmul.TORCH
+    monkeypatch.setenv(VARIABLE, "blas")
+    with pytest.raises(InputError, match=r"RAYSAT_MATMUL='blas': use one of torch, onednn, onednn_all, or unset it\.$"):
+        matmul.choose(torch.float32, torch.device("cpu"))
+
+
+def test_where_onednn_cannot_be_reached_or_is_wrong_the_library_is_pytorchs_own(monkeypatch):
+    def unreachable(*arguments):
+        raise RuntimeError
+
+    for stand_in in (unreachable, lambda a, w: (a.bfloat16() @ w.bfloat16().T).float()):
+        monkeypatch.setattr(matmul, "_linear", stand_in)
+        assert not matmul._onednn_is_right.__wrapped__()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("b", [1, 3, N])
+def test_graph_is_autograd_in_double_precision(b):
+    x, y, loss = problem()
+    network = network_of().cuda()
+    captured = lambda *arguments: GraphEngine(AutogradEngine(*arguments))  # noqa: E731
+    assert both(network, x.cuda(), y.cuda(), loss, batches(0, 0, 100, b, N, device="cuda"), other=captured) < 1e-12
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+def test_what_a_graph_cannot_record_is_refused_or_run_without_one():
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network_of()
+
+        def forward(self, x):
+            return self.network(x) * (1 + 0 * x.sum().item())
+
+    x, y, loss = problem()
+    data = x.cuda(), y.cuda(), loss, 0.1
+    chosen = batches(0, 0, 64, 3, N, device="cuda")
+    with pytest.raises(InputError, match=r"set engine='autograd'\.$"):
+        build("graph", Reading().cuda(), *data).run(chosen)
+    engine = build("auto", Reading().cuda(), *data)
+    engine.run(chosen)
+    assert engine.name == "autograd"
