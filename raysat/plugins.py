@@ -102,9 +102,19 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         exec(compile(text, origin, "exec"), module.__dict__)
 
 
+def _present() -> _Finder | None:
+    return next((finder for finder in sys.meta_path if isinstance(finder, _Finder)), None)
+
+
+def installed() -> dict[str, str]:
+    """The sources that `install` was last given in this process."""
+    present = _present()
+    return present.sources if present else {}
+
+
 def install(sources: Sources) -> None:
     """Make `import` find modules by these sources in this process, instead of what it had under the same names."""
-    present = next((finder for finder in sys.meta_path if isinstance(finder, _Finder)), None)
+    present = _present()
     if present is not None and present.sources == dict(sources):
         return
     if present is not None:

@@ -4,5 +4,17 @@ from raysat.data.dataset import Dataset
 from raysat.data.linear import LinearProblem, linear_problem
 from raysat.data.loading import NAMES, load
 from raysat.data.preprocessing import preprocess
+from raysat.data.sharing import load_shared
+from raysat.data.sources import look_also_in, put
 
-__all__ = ["NAMES", "Dataset", "LinearProblem", "linear_problem", "load", "preprocess"]
+__all__ = [
+    "NAMES",
+    "Dataset",
+    "LinearProblem",
+    "linear_problem",
+    "load",
+    "load_shared",
+    "look_also_in",
+    "preprocess",
+    "put",
+]

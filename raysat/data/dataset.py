@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -78,6 +78,12 @@ class Dataset:
     def outputs(self) -> int:
         """C, the number of outputs: the columns of y, or the size of the vocabulary."""
         return self.y.shape[1] if self.vocabulary is None else self.vocabulary
+
+    def to(self, device: torch.device) -> Dataset:
+        """The same samples on a device."""
+        names = ("x", "y", "x_test", "y_test")
+        moved = {name: tensor.to(device) for name in names if (tensor := getattr(self, name)) is not None}
+        return replace(self, **moved) if device != self.x.device else self
 
 
 def _check(split: str, x: object, y: object, vocabulary: int | None) -> None:

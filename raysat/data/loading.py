@@ -31,6 +31,7 @@ def load(
     n_test: int | None = None,
     preprocessing: str = "center",
     dtype: str = "float32",
+    keep: bool = True,
 ) -> Dataset:
     """A data set, cut to a subset, preprocessed and cast. The last two are kept in memory.
 
@@ -46,6 +47,7 @@ def load(
         preprocessing: `none`, `center`, `standardize` or `unit_norm`, fitted on the training samples in use (see
             `preprocess`). Default: center; the mean of uncentred data is a direction of its own in the kernel.
         dtype: `float32` or `float64`, of x and y. Tokens are int64 always.
+        keep: Keep it in memory for the next call.
 
     Returns:
         The samples, shared by all callers in this process: treat the tensors as read-only.
@@ -57,7 +59,8 @@ def load(
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}.")
     builder, options = _imported(name) if is_reference(name) else _built_in(name)
-    return _load(name, builder, options, n_train, n_test, preprocessing, dtype, os.environ.get("RAYSAT_DATA"))
+    make = _load if keep else _load.__wrapped__
+    return make(name, builder, options, n_train, n_test, preprocessing, dtype, os.environ.get("RAYSAT_DATA"))
 
 
 @lru_cache(maxsize=2)

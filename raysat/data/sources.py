@@ -5,7 +5,8 @@ A folder of data has one folder for each data set, with the files in their origi
     mnist/train-images-idx3-ubyte.gz        cifar10/cifar-10-batches-py/data_batch_1
     svhn/train_32x32.mat                    tinyshakespeare/input.txt
 
-The environment variable RAYSAT_DATA may name such a folder, which is looked in first. The cache is another one.
+The environment variable RAYSAT_DATA may name such a folder, which is looked in first. The cache is another one. A
+sweep whose results are on an object store puts its files there too, for workers without internet.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +26,10 @@ import pooch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from raysat.files import Location, write_aside
 from raysat.spec import InputError
+
+_elsewhere: list[Location] = []
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ def read(name: str) -> Iterator[bytes]:
         InputError: A file is nowhere and cannot be downloaded, or its digest is not the published one.
     """
     source = SOURCES[name]
+    _fetch(name, [file for file in source.files if _find(name, file) is None])
     missing = [file for file in source.files if _find(name, file) is None]
     if missing:
         _download(name, missing)
@@ -106,6 +112,19 @@ def read(name: str) -> Iterator[bytes]:
         yield content
 
 
+def look_also_in(place: Location | None) -> None:
+    """Let files that are missing here be copied from a place, before they are downloaded; None for no such place."""
+    _elsewhere[:] = [place] if place else []
+
+
+def put(name: str, place: Location) -> None:
+    """Copy a data set's files from here to a place for `look_also_in`, those that are not there yet."""
+    for file in SOURCES[name].files if name in SOURCES else ():
+        found = _find(name, file)
+        if found and not (place / name / file).exists():
+            (place / name / file).write_bytes(found.read_bytes())
+
+
 def folders() -> tuple[Path, ...]:
     """The folders of data that are looked in: RAYSAT_DATA where it is set, then the cache, into which is downloaded."""
     chosen = os.environ.get("RAYSAT_DATA")
@@ -115,6 +134,17 @@ def folders() -> tuple[Path, ...]:
 
 def _find(name: str, file: str) -> Path | None:
     return next((path for folder in folders() if (path := folder / name / file).is_file()), None)
+
+
+def _fetch(name: str, files: Sequence[str]) -> None:
+    """Copy files from elsewhere into the cache, as far as they are there."""
+    for place in _elsewhere:
+        for file in files:
+            target = folders()[-1] / name / file
+            with suppress(OSError):
+                content = (place / name / file).read_bytes()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_aside(target, lambda aside, content=content: aside.write_bytes(content))
 
 
 def _download(name: str, files: Sequence[str]) -> None:

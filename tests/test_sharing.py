@@ -1,0 +1,74 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from raysat import data
+from raysat.data import sharing
+
+OPTIONS = {"n_train": 100, "n_test": 20, "preprocessing": "center", "dtype": "float32"}
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """A machine on which nothing is shared yet."""
+    monkeypatch.setattr(sharing, "gettempdir", lambda: str(tmp_path))
+    sharing._load.cache_clear()
+    yield tmp_path
+    sharing._load.cache_clear()
+
+
+def again(name, **options):
+    """What another process would see."""
+    sharing._load.cache_clear()
+    return data.load_shared(name, **options)
+
+
+@pytest.mark.parametrize(("name", "changes"), [("digits", {}), ("digits", {"n_test": 0}), ("linear(n=128)", {})])
+def test_what_is_shared_is_what_is_loaded(name, changes):
+    options = OPTIONS | ({"n_test": 0} if name != "digits" else {}) | changes
+    expected = data.load(name, **options)
+    for found in (data.load_shared(name, **options), again(name, **options)):
+        for field in ("x", "y", "x_test", "y_test"):
+            one, other = getattr(expected, field), getattr(found, field)
+            assert (one is None and other is None) or (one.dtype == other.dtype and torch.equal(one, other))
+        assert (found.classes, found.vocabulary) == (expected.classes, expected.vocabulary)
+
+
+def test_the_second_process_builds_nothing_and_shares_the_pages(monkeypatch):
+    first = data.load_shared("digits", **OPTIONS)
+    monkeypatch.setattr(sharing, "load", lambda *_, **__: pytest.fail("loaded again"))
+    second = again("digits", **OPTIONS)
+    maps = Path("/proc/self/maps").read_text() if sys.platform == "linux" else "/x.npy" * 2
+    assert maps.count("/x.npy") == 2  # both are the file
+    second.x[0] = 7.0  # a trial that forgets the convention harms itself alone
+    assert torch.equal(again("digits", **OPTIONS).x, first.x)
+
+
+def test_other_options_or_other_code_are_another_file(machine, monkeypatch):
+    data.load_shared("digits", **OPTIONS)
+    again("digits", **OPTIONS | {"preprocessing": "none"})
+    monkeypatch.setattr(sharing, "_code", lambda: "changed")
+    again("digits", **OPTIONS)
+    assert len(list(sharing.folder().iterdir())) == 3
+
+
+def test_processes_at_the_same_time_leave_one_whole_copy(machine):
+    code = (
+        "from raysat.data import load_shared, sharing\n"
+        f"sharing.gettempdir = lambda: {str(machine)!r}\n"
+        f"print(load_shared('digits', **{OPTIONS!r}).x.double().sum().item())"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    sums = {process.communicate(timeout=120)[0] for process in processes}
+    assert len(sums) == 1
+    assert float(sums.pop()) == pytest.approx(data.load("digits", **OPTIONS).x.double().sum().item())
+    assert len(list(sharing.folder().iterdir())) == 1
+
+
+def test_where_the_folder_cannot_be_used_the_data_are_loaded_as_ever(machine, monkeypatch, caplog):
+    monkeypatch.setattr(sharing, "gettempdir", lambda: str(machine / "is not there"))
+    assert data.load_shared("digits", **OPTIONS).n == 100
+    assert "digits is not shared between processes" in caplog.text
