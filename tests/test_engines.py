@@ -1,5 +1,7 @@
 import copy
 import itertools
+from contextlib import contextmanager
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -292,12 +294,68 @@ def test_where_onednn_cannot_be_reached_or_is_wrong_the_library_is_pytorchs_own(
         assert not matmul._onednn_is_right.__wrapped__()
 
 
+@pytest.fixture
+def pretend_graphs(monkeypatch):
+    """An engine whose iterations a stand-in for CUDA graphs records, and what is being recorded."""
+    recording = []
+
+    class Graph:
+        def replay(self):
+            self.iterations()
+
+    @contextmanager
+    def record(graph):
+        recording.append(graph)
+        try:
+            yield
+        finally:
+            recording.pop()
+
+    class Recorded(AutogradEngine):
+        def run(self, chosen):
+            if recording:
+                recording[-1].iterations = lambda: AutogradEngine.run(self, chosen)
+            else:
+                super().run(chosen)
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    for name in ("Stream", "current_stream", "stream"):
+        monkeypatch.setattr(torch.cuda, name, MagicMock())
+    return Recorded, recording
+
+
+@pytest.mark.parametrize("steps", [1, 31, 32, 63, 100])
+def test_graph_takes_every_step_once(pretend_graphs, steps):
+    captured = lambda *arguments: GraphEngine(pretend_graphs[0](*arguments))  # noqa: E731
+    for calls in (1, 2):
+        assert both(network_of(), *problem(), batches(0, 0, steps, 3, N), other=captured, calls=calls) == 0
+
+
+def test_what_cannot_be_recorded_is_refused_or_run_without_a_graph(pretend_graphs, caplog):
+    recorded, recording = pretend_graphs
+
+    class Reading(recorded):
+        def run(self, chosen):
+            if recording:
+                raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            super().run(chosen)
+
+    chosen = batches(0, 0, 64, 3, N)
+    with pytest.raises(InputError, match=r"cannot record MLP \(operation .* capturing\): set engine='autograd'\.$"):
+        GraphEngine(Reading(network_of(), *problem(), 0.1)).run(chosen)
+    optional = lambda *arguments: GraphEngine(Reading(*arguments), optional=True)  # noqa: E731
+    assert both(network_of(), *problem(), chosen, other=optional, calls=2) == 0
+    assert "launched one by one" in caplog.text
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("inner", [AutogradEngine, FusedEngine])
 @pytest.mark.parametrize("b", [1, 3, N])
-def test_graph_is_autograd_in_double_precision(b):
+def test_graph_is_autograd_in_double_precision(b, inner):
     x, y, loss = problem()
     network = network_of().cuda()
-    captured = lambda *arguments: GraphEngine(AutogradEngine(*arguments))  # noqa: E731
+    captured = lambda *arguments: GraphEngine(inner(*arguments))  # noqa: E731
     assert both(network, x.cuda(), y.cuda(), loss, batches(0, 0, 100, b, N, device="cuda"), other=captured) < 1e-12
 
 

@@ -8,9 +8,10 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysat.models.ghost import GhostBatchNorm
 from raysat.models.layers import NTKLinear
 from raysat.spec import Model
-from raysat.validation import among, positive, whole
+from raysat.validation import InputError, among, positive, whole
 
 
 class Erf(nn.Module):
@@ -24,7 +25,14 @@ class Erf(nn.Module):
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "erf": Erf, "identity": nn.Identity}
 
 
-def mlp(depth: int = 3, activation: str = "relu", hidden_gain: float = 1.0, output_gain: float = 1.0) -> Model:
+def mlp(
+    depth: int = 3,
+    activation: str = "relu",
+    hidden_gain: float = 1.0,
+    output_gain: float = 1.0,
+    norm: str = "none",
+    ghost: int = 0,
+) -> Model:
     """A fully-connected network `alpha_l = sigma(hidden_gain / sqrt(m_{l-1}) W_l alpha_{l-1})`, as plain data.
 
     Args:
@@ -34,9 +42,13 @@ def mlp(depth: int = 3, activation: str = "relu", hidden_gain: float = 1.0, outp
         hidden_gain: Factor before each hidden layer's `1 / sqrt(m_{l-1})`. Default: 1, the paper's section 4. With
             ReLU, sqrt(2) keeps the size of the signal from layer to layer (He et al. 2015), 1 halves its square.
         output_gain: The same for the output layer. Default: 1, the paper's section 4.
+        norm: `none`, or `batch` for batch normalization between each hidden layer and its activation, with which the
+            network has no NTK statistics. Default: none.
+        ghost: Samples of a ghost batch, for `norm="batch"` (see `raysat.models.ghost`). Default: 0, the whole batch.
     """
     whole("mlp(depth)", depth, 0)
     among("mlp(activation)", activation, ACTIVATIONS)
+    among("mlp(norm)", norm, ("none", "batch"))
     positive("mlp(hidden_gain)", hidden_gain)
     positive("mlp(output_gain)", output_gain)
     options = {
@@ -44,8 +56,21 @@ def mlp(depth: int = 3, activation: str = "relu", hidden_gain: float = 1.0, outp
         "depth": depth,
         "hidden_gain": float(hidden_gain),
         "output_gain": float(output_gain),
+        **({"norm": norm} if norm != "none" else {}),
+        **ghost_options("mlp", norm, ghost),
     }
-    return Model("mlp", tuple(options.items()))
+    return Model("mlp", tuple(sorted(options.items())))
+
+
+def ghost_options(model: str, norm: str, ghost: int) -> dict[str, int]:
+    """The option `ghost` of a model: none for the whole batch, so that it changes no identity of a model without it.
+
+    Raises:
+        InputError: There is no batch normalization that it could be of.
+    """
+    if whole(f"{model}(ghost)", ghost, 0) and norm != "batch":
+        raise InputError(f"{model}(ghost={ghost}) is for batch normalization: add norm='batch', or leave it out.")
+    return {"ghost": ghost} if ghost else {}
 
 
 class MLP(nn.Sequential):
@@ -65,11 +90,16 @@ class MLP(nn.Sequential):
         activation: str = "relu",
         hidden_gain: float = 1.0,
         output_gain: float = 1.0,
+        norm: str = "none",
+        ghost: int = 0,
     ) -> None:
         sizes = [inputs] + [width] * depth
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in pairwise(sizes):
-            layers += [NTKLinear(before, after, hidden_gain), ACTIVATIONS[activation]()]
+            layers.append(NTKLinear(before, after, hidden_gain))
+            if norm == "batch":
+                layers.append(GhostBatchNorm(after, ghost))
+            layers.append(ACTIVATIONS[activation]())
         super().__init__(*layers, NTKLinear(sizes[-1], outputs, output_gain))
 
     def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch outputs"]:

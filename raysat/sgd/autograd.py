@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from raysat.losses import Loss
+from raysat.sgd.memory import couples_samples, in_parts
 
 
 class AutogradEngine:
@@ -18,20 +19,52 @@ class AutogradEngine:
         y: Targets of all samples.
         loss: The loss of a sample.
         eta: Stepsize.
+        at_once: Samples whose gradient is computed at a time; a larger batch is taken in parts. Where memory runs out
+            it is halved, unless the network couples samples. Default: all.
     """
 
     name = "autograd"
     matmul = "torch"
 
-    def __init__(self, network: nn.Module, x: Tensor, y: Tensor, loss: Loss, eta: float) -> None:
+    def __init__(
+        self, network: nn.Module, x: Tensor, y: Tensor, loss: Loss, eta: float, at_once: int | None = None
+    ) -> None:
         self.network, self.x, self.y, self.loss, self.eta = network, x, y, loss, eta
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.whole = couples_samples(network)
+        self.at_once = len(x) if self.whole or at_once is None else at_once
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One step `w <- w - eta g(w; S)` for each row S of indices, `g = 1/b sum_{i in S} J_i^T r_i` (section 2)."""
         for batch in batches:
-            x, y = self.x.index_select(0, batch), self.y.index_select(0, batch)
-            value = self.loss.total(self.network(x), y) / len(batch)
-            gradients = torch.autograd.grad(value, self.parameters)
+            gradients = self.gradients(batch)
             with torch.no_grad():
                 torch._foreach_add_(self.parameters, gradients, alpha=-self.eta)
+
+    def gradients(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None = None) -> list[Tensor]:
+        """`g(w; S)`, a tensor for each parameter; with z, `1/b sum_i z_i J_i^T r_i`."""
+        if self.whole or len(batch) == 1:
+            return self._gradients(batch, z, len(batch))
+        at_once = min(self.at_once, len(batch))
+        gradients, used = in_parts(lambda count: self._gradients(batch, z, count), at_once)
+        if used < at_once:
+            self.at_once = used
+        return gradients
+
+    def _gradients(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, at_once: int) -> list[Tensor]:
+        total: list[Tensor] = []
+        for k, part in enumerate(batch.split(at_once)):
+            x, y = self.x.index_select(0, part), self.y.index_select(0, part)
+            outputs = self.network(x)
+            if z is None:
+                value = self.loss.total(outputs, y) / len(batch)
+                gradients = list(torch.autograd.grad(value, self.parameters))
+            else:
+                share = z[k * at_once : k * at_once + len(part)].to(outputs) / len(batch)
+                residual = self.loss.residual(outputs, y).detach() * share.view(-1, *[1] * (outputs.ndim - 1))
+                gradients = list(torch.autograd.grad(outputs, self.parameters, residual))
+            if total:
+                torch._foreach_add_(total, gradients)
+            else:
+                total = gradients
+        return total

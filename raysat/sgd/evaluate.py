@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from raysat.losses import Loss
+from raysat.sgd.memory import in_parts
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,23 @@ class Evaluation:
     accuracy: float
 
 
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """The network in evaluation mode; afterwards each of its modules is as it was."""
+    before = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
+
+
 @torch.inference_mode()
 def evaluate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, classes: bool, chunk: int = 4096) -> Evaluation:
-    """Evaluate a network on samples, in chunks whose sums are added in float64.
+    """Evaluate a network on samples, in chunks whose sums are added in float64, smaller ones where memory runs out.
+
+    The network is in evaluation mode meanwhile: batch normalization then uses its running averages.
 
     Args:
         network: The network.
@@ -37,9 +54,15 @@ def evaluate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, classes: b
         classes: Whether the targets name classes.
         chunk: Samples at a time.
     """
-    total = hits = 0.0
-    for inputs, targets in zip(x.split(chunk), y.split(chunk), strict=True):
-        outputs = network(inputs)
-        total += loss.total(outputs, targets).item()
-        hits += loss.hits(outputs, targets).item() if classes else math.nan
+
+    def sums(chunk: int) -> tuple[float, float]:
+        total = hits = 0.0
+        for inputs, targets in zip(x.split(chunk), y.split(chunk), strict=True):
+            outputs = network(inputs)
+            total += loss.total(outputs, targets).item()
+            hits += loss.hits(outputs, targets).item() if classes else math.nan
+        return total, hits
+
+    with evaluation_mode(network):
+        (total, hits), _ = in_parts(sums, chunk)
     return Evaluation(loss=total / len(x), accuracy=hits / len(x))

@@ -9,6 +9,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.fused import FusedEngine
 from raysat.spec import InputError
 
 STEPS = 32
@@ -23,21 +24,26 @@ log = logging.getLogger(__name__)
 
 
 class GraphEngine:
-    """Replays `STEPS` iterations of autograd a launch, the batch indices being copied into the graph's own buffer.
+    """Replays `STEPS` iterations of another engine a launch, the batch indices being copied into the graph's buffer.
 
     Args:
         inner: The engine whose iterations are captured.
         optional: Where the module cannot be captured (it copies something to the host, or its shapes depend on values):
-            whether to go on without a graph. `name` then says `autograd`.
+            whether to go on without a graph. `name` then is the inner engine's.
 
     Raises:
         InputError: From `run`, where the module cannot be captured and `optional` is False.
     """
 
-    def __init__(self, inner: AutogradEngine, *, optional: bool = False) -> None:
+    def __init__(self, inner: AutogradEngine | FusedEngine, *, optional: bool = False) -> None:
         self.inner, self.optional = inner, optional
         self.name, self.matmul = "graph", inner.matmul
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+
+    @property
+    def at_once(self) -> int:
+        """Samples whose gradient is computed at a time."""
+        return self.inner.at_once
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One step for each row of indices; those that do not fill a graph are launched one by one."""
@@ -45,15 +51,15 @@ class GraphEngine:
         whole = len(batches) - len(batches) % STEPS
         if whole and self.name == "graph" and b not in self._graphs:
             self._capture(batches[:STEPS])
-        if b in self._graphs:
+        done = 0
+        if whole and b in self._graphs:
             graph, indices = self._graphs[b]
             for chunk in batches[:whole].split(STEPS):
                 indices.copy_(chunk)
                 graph.replay()
-        else:
-            whole = 0
-        if whole < len(batches):
-            self.inner.run(batches[whole:])
+            done = whole
+        if done < len(batches):
+            self.inner.run(batches[done:])
 
     def _capture(self, batches: Int64[Tensor, "steps b"]) -> None:
         """Record the iterations of a batch size. The warm-up's own iterations are undone, and a capture runs none."""
@@ -74,7 +80,7 @@ class GraphEngine:
             if not self.optional:
                 raise InputError(f"{message}: set engine='autograd'.") from error
             log.warning("%s: its iterations are launched one by one.", message)
-            self.name = "autograd"
+            self.name = self.inner.name
         else:
             self._graphs[len(batches[0])] = graph, indices
         finally:

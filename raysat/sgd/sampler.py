@@ -10,12 +10,15 @@ shuffling for GPUs", with their 24 rounds; the round function is the finalizer o
 from __future__ import annotations
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 ROUNDS = 24  # Mitchell et al. 2022, section 4: fewer fail their tests of uniformity on short sequences.
 _MASK = 0xFFFFFFFF
-_STREAMS = {"without_replacement": 0x9E3779B9, "with_replacement": 0x7F4A7C15, "epochs": 0x85157AF5}
+_STREAMS = {
+    **{"without_replacement": 0x9E3779B9, "with_replacement": 0x7F4A7C15, "epochs": 0x85157AF5},
+    **{"staleness": 0xA511E9B3, "noise": 0x63D83595},
+}
 
 
 def _hash(value: Tensor) -> Tensor:
@@ -90,3 +93,30 @@ def batches(
     else:
         index = _permute(position, keys, n)
     return index.view(steps, b)
+
+
+def uniform(seed: int, stream: str, counters: Int64[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """One number in [0, 1) for each counter, in float64; a function of seed, stream and counter alone.
+
+    Args:
+        seed: The trial's seed.
+        stream: What the numbers are for: numbers of different streams are independent.
+        counters: Such as the steps.
+    """
+    keys = _keys(seed, stream, counters)
+    return _hash(_hash(keys) ^ keys).double() / 2**32
+
+
+def normal(seed: int, start: int, steps: int, b: int, device: str = "cpu") -> Float[Tensor, "steps b"]:
+    """Standard normal numbers for each sample of the batches of some steps, in float64 (Box and Muller 1958).
+
+    Args:
+        seed: The trial's seed.
+        start: The first step.
+        steps: How many steps.
+        b: Batch size.
+        device: Where they are made.
+    """
+    counters = 2 * torch.arange(start * b, (start + steps) * b, device=device)
+    radius = (-2 * torch.log1p(-uniform(seed, "noise", counters))).sqrt()
+    return (radius * torch.cos(2 * torch.pi * uniform(seed, "noise", counters + 1))).view(steps, b)

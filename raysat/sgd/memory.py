@@ -1,0 +1,126 @@
+"""How many samples may pass through a network at a time: measured, so that a user need not know.
+
+A batch above that is taken in parts, whose gradients are added before the step. Where memory runs out all the same,
+the parts are halved and the step is taken anew: no weight has changed before its gradient is whole.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from raysat.losses import Loss
+
+SHARE = 0.25
+"""Of the free memory, what the tensors kept for the backward pass may take. The backward pass's own tensors and the
+libraries' workspaces come on top: the peak was 1.1 to 1.7 times as much (ResNet-28,
+NanoGPT and three layers of 1000, on one thread), and half of what is free is left for what else runs."""
+
+Value = TypeVar("Value")
+
+
+def samples_at_once(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, threads: int = 0) -> int:
+    """The number of samples whose forward and backward passes fit in the memory that is free.
+
+    It is a power of two, so that it hardly ever differs between two runs on one machine, whose rounding depends on it.
+
+    Args:
+        network: At the weights at which it will be trained.
+        x: Inputs, where they will be used.
+        y: Targets.
+        loss: The loss of a sample.
+        threads: CPU threads of the trial: beside it run as many others as the processor has room for. 0 for all.
+    """
+    if couples_samples(network):
+        return len(x)
+    share = SHARE * min(1.0, (threads or 1e9) / (os.cpu_count() or 1)) if x.device.type == "cpu" else SHARE
+    fitting = int(share * free_bytes(x.device) / max(sample_bytes(network, x, y, loss), 1))
+    return 1 << max(0, fitting.bit_length() - 1)
+
+
+def sample_bytes(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> int:
+    """Bytes that one sample more makes the forward pass keep for the backward pass."""
+    two, four = (
+        kept_bytes(network, x[:1].expand(count, *x.shape[1:]), y[:1].expand(count, *y.shape[1:]), loss)
+        for count in (2, 4)
+    )
+    return (four - two) // 2
+
+
+def couples_samples(network: nn.Module) -> bool:
+    """Whether a sample's output depends on what else is in its batch, so that a batch cannot be taken in parts."""
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+def kept_bytes(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> int:
+    """Bytes that the forward pass keeps for the backward pass, beyond parameters and inputs."""
+    seen = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), x, y)}
+    total = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal total
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            total += storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kept = loss.total(network(x), y)  # its graph holds the tensors, so that no address is used twice
+    del kept
+    return total
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process may still take: of the GPU, or of the machine or its control group."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        entries = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(entries["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no control group, or one without a limit
+        return free
+    return max(0, min(free, limit))
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error says that there is no memory left, on a GPU or on the processor."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def in_parts(function: Callable[[int], Value], at_once: int) -> tuple[Value, int]:
+    """Call a function of the number of samples at a time, with half of it wherever memory runs out.
+
+    Args:
+        function: Must begin anew each time, and have changed nothing where it fails.
+        at_once: The number to begin with.
+
+    Returns:
+        What the function returned, and the number with which it did.
+
+    Raises:
+        RuntimeError: Not even one sample fits, or the function fails for another reason.
+    """
+    while True:
+        try:
+            return function(at_once), at_once
+        except RuntimeError as error:
+            if at_once == 1 or not out_of_memory(error):
+                raise
+        at_once = math.ceil(at_once / 2)
+        gc.collect()  # the failed call's frames hold its tensors
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

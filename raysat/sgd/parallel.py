@@ -1,0 +1,166 @@
+"""The engine of a trial that spans GPUs or processes: each batch is split among ranks, and the gradients are summed.
+
+Rank 0 is the trial itself. The others are processes on the same node that it starts; each has the data and a replica of
+the network, takes its share of every batch, and makes the same update as all the others, from the same sum
+(`torch.distributed`'s all_reduce: NCCL on GPUs, gloo on CPUs). They end with the engine, and with the trial's process
+however that one ends.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import threading
+import weakref
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+
+import torch
+import torch.distributed
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from raysat import plugins
+from raysat.losses import Loss
+from raysat.sgd.autograd import AutogradEngine
+from raysat.validation import InputError
+
+_HOST = "127.0.0.1"
+
+
+class ParallelEngine:
+    """Several ranks of `AutogradEngine`, each with its share of every batch. Differs from one by rounding alone.
+
+    Args:
+        network: Updated in place; its replicas start from its present parameters.
+        x: Inputs of all samples.
+        y: Targets of all samples.
+        loss: The loss of a sample.
+        eta: Stepsize.
+        at_once: Samples whose gradient a rank computes at a time. Default: all of its share.
+        ranks: Number of ranks, each with a GPU of its own where the data are on one.
+
+    Raises:
+        InputError: There are fewer GPUs than ranks, or the network couples the samples of a batch.
+    """
+
+    name = "parallel"
+    matmul = "torch"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        loss: Loss,
+        eta: float,
+        at_once: int | None = None,
+        *,
+        ranks: int,
+    ) -> None:
+        if x.is_cuda and torch.cuda.device_count() < ranks:
+            raise InputError(
+                f"ranks_per_trial={ranks} needs a GPU for each rank, and this trial has {torch.cuda.device_count()}: "
+                f"set gpus_per_trial={ranks}."
+            )
+        self.inner, self.ranks = AutogradEngine(network, x, y, loss, eta, at_once), ranks
+        if self.inner.whole:
+            raise InputError(
+                f"{type(network).__name__} couples the samples of a batch, which ranks would split: "
+                "set ranks_per_trial=1."
+            )
+        store = torch.distributed.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
+        context = multiprocessing.get_context("spawn")
+        buffer = io.BytesIO()
+        torch.save((network.cpu(), x.cpu(), y.cpu(), loss, eta, self.inner.at_once), buffer)
+        network.to(x.device)
+        threads = max(1, torch.get_num_threads() // ranks)
+        self.pipes: list[Connection] = []
+        processes: list[BaseProcess] = []
+        for rank in range(1, ranks):
+            ours, theirs = context.Pipe()
+            given = (rank, ranks, store.port, x.is_cuda, threads, plugins.installed(), buffer.getvalue(), theirs)
+            processes.append(context.Process(target=_follow, args=given, daemon=True, name=f"rank {rank}"))
+            processes[-1].start()
+            theirs.close()
+            self.pipes.append(ours)
+        self._end = weakref.finalize(self, _end, self.pipes, processes)
+        _join(store, 0, ranks, x.is_cuda)
+
+    @property
+    def at_once(self) -> int:
+        """Samples whose gradient a rank computes at a time."""
+        return self.inner.at_once
+
+    def run(self, batches: Int64[Tensor, "steps b"]) -> None:
+        """One SGD step for each row of indices."""
+        indices = batches.cpu().numpy()
+        for pipe in self.pipes:
+            pipe.send(indices)
+        _run(self.inner, batches, 0, self.ranks)
+
+
+def _run(engine: AutogradEngine, batches: Int64[Tensor, "steps b"], rank: int, ranks: int) -> None:
+    """One step of a rank for each row of indices: `g = 1/b sum_rank sum_{i in share} J_i^T r_i`."""
+    sizes = [parameter.numel() for parameter in engine.parameters]
+    for batch in batches:
+        share = batch.tensor_split(ranks)[rank]
+        if len(share):
+            gradient = torch.cat([part.flatten() for part in engine.gradients(share)]) * (len(share) / len(batch))
+        else:  # b < ranks
+            gradient = engine.parameters[0].new_zeros(sum(sizes))
+        torch.distributed.all_reduce(gradient)
+        with torch.no_grad():
+            parts = [part.view_as(to) for part, to in zip(gradient.split(sizes), engine.parameters, strict=True)]
+            torch._foreach_add_(engine.parameters, parts, alpha=-engine.eta)
+
+
+def _join(store: torch.distributed.Store, rank: int, ranks: int, cuda: bool) -> None:
+    torch.distributed.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=ranks)
+
+
+def _end(pipes: list[Connection], processes: list[BaseProcess]) -> None:
+    """Let the other ranks end: they do as their pipe closes."""
+    for pipe in pipes:
+        pipe.close()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for process in processes:
+        process.join(timeout=5)
+        process.kill()
+
+
+def _follow(
+    rank: int,
+    ranks: int,
+    port: int,
+    cuda: bool,
+    threads: int,
+    sources: dict[str, str],
+    payload: bytes,
+    pipe: Connection,
+) -> None:
+    """What a rank other than 0 does: the steps it is told of, until nobody is there to tell."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    plugins.install(sources)
+    device = torch.device("cuda", rank) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    network, x, y, loss, eta, at_once = torch.load(io.BytesIO(payload), weights_only=False)
+    engine = AutogradEngine(network.to(device), x.to(device), y.to(device), loss, eta, at_once)
+    _join(torch.distributed.TCPStore(_HOST, port, is_master=False), rank, ranks, cuda)
+    while True:
+        try:
+            batches = torch.from_numpy(pipe.recv()).to(device)
+        except EOFError:
+            break
+        _run(engine, batches, rank, ranks)
+    torch.distributed.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    """End this process as the trial's ends, also in the middle of an all_reduce that will never return."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)

@@ -1,0 +1,60 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysat import Sweep, mlp, theory
+from raysat.cost import Flops, evaluated_samples
+from raysat.plan import plan
+from raysat.sgd.schedule import evaluation_iterations
+from raysat.spec import FEWEST_EVALUATIONS, InputError
+
+SWEEP = {"name": "s", "dataset": "digits", "models": [mlp(1)], "widths": [16], "stepsizes": [theory()], "n_train": 100}
+
+
+@given(
+    b=st.integers(1, 100),
+    iterations=st.integers(1, 10**6),
+    evaluations=st.integers(2, 60),
+    subset=st.integers(0, 99),
+    budget=st.floats(0.01, 10),
+)
+def test_evaluations_stay_within_the_budget_unless_they_are_the_fewest(
+    make_cell, b, iterations, evaluations, subset, budget
+):
+    cell = make_cell(batch_size=b, iterations=iterations, evaluations=evaluations)
+    cell = replace(cell, init=replace(cell.init, evaluation_samples=subset))
+    flops = Flops(forward=1000, step=3000, launch=5)
+    found = flops.within_budget(cell, budget)
+    steps = iterations * (b + 5) * 3000
+    if found.evaluations > FEWEST_EVALUATIONS:
+        assert flops.of_evaluations(found) <= budget * steps * (1 + 1e-9)
+    assert min(evaluations, FEWEST_EVALUATIONS) <= found.evaluations <= evaluations
+    assert replace(found, evaluations=evaluations) == cell
+    if found.evaluations < evaluations:  # one more would not have been within it
+        one_more = (found.evaluations + 1) * ((subset or 100) + 50) * 1000
+        assert one_more > budget * steps or found.evaluations == FEWEST_EVALUATIONS
+
+
+def test_the_fewest_are_the_last_and_six_before_it():
+    assert evaluation_iterations(10**6, FEWEST_EVALUATIONS) == [0, 1, 10, 100, 1000, 10**4, 10**5, 10**6]
+
+
+def test_the_evaluation_of_the_initialization_is_not_the_cells_own(make_cell):
+    cell = make_cell(iterations=100, evaluations=5)
+    assert evaluated_samples(cell) == 5 * (100 + 50)  # after 1, 3, 10, 32 and 100 iterations
+
+
+def test_a_plan_gives_small_batches_fewer_evaluations(tmp_path):
+    sweep = Sweep(**SWEEP, batch_sizes=[1, 100], iterations=50)
+    by_size = {cell.batch_size: cell.evaluations for cell in plan(sweep, tmp_path).cells}
+    assert by_size[1] == FEWEST_EVALUATIONS < by_size[100]
+    generous = plan(replace(sweep, evaluation_budget=1e6), tmp_path)
+    assert {cell.evaluations for cell in generous.cells} == {sweep.evaluations}
+
+
+@pytest.mark.parametrize("field", ["evaluation_budget", "evaluation_samples"])
+def test_a_budget_must_be_positive(field):
+    with pytest.raises(InputError, match=f"{field} has 0: give"):
+        Sweep(**SWEEP, batch_sizes=[1], iterations=50, **{field: 0})
