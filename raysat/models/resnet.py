@@ -7,8 +7,9 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysat.models.ghost import GhostBatchNorm
 from raysat.models.layers import NTKConv2d, NTKLinear
-from raysat.models.mlp import ACTIVATIONS
+from raysat.models.mlp import ACTIVATIONS, ghost_options
 from raysat.spec import Model
 from raysat.validation import InputError, among, positive
 
@@ -29,7 +30,12 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-NORMS: dict[str, Callable[[int], nn.Module]] = {"group": group_norm, "none": lambda channels: nn.Identity()}
+NORMS: dict[str, Callable[[int, int], nn.Module]] = {
+    "group": lambda channels, ghost: group_norm(channels),
+    "batch": GhostBatchNorm,
+    "none": lambda channels, ghost: nn.Identity(),
+}
+"""A norm for a number of channels, and a size of ghost batches."""
 
 
 def resnet(
@@ -38,6 +44,7 @@ def resnet(
     activation: str = "relu",
     hidden_gain: float = 2**0.5,
     output_gain: float = 1.0,
+    ghost: int = 0,
 ) -> Model:
     """A residual network for images, as plain data. Its width is the number of channels of the first of three stages.
 
@@ -54,23 +61,19 @@ def resnet(
 
     Args:
         depth: 6k + 4 with k of at least 1. Default: 28, as in the paper's experiments (section 5).
-        norm: `group` or `none`. Default: `group`. Batch normalization, which these networks were introduced with, mixes
-            samples, so that a sample has no gradient of its own.
+        norm: `group`, `batch` or `none`. Default: `group`. Batch normalization, which these networks were introduced
+            with, mixes samples, so that a sample has no gradient of its own and the network no NTK statistics.
         activation: One of `relu`, `tanh`, `gelu`, `erf`, `identity`. Default: relu, as in He et al. 2016b.
         hidden_gain: Factor before each convolution's `1 / sqrt(fan_in)`, but for the first one, whose input no
             activation has halved. Default: sqrt(2), which keeps the size of the signal through ReLU (He et al. 2015).
         output_gain: The same for the output layer. Default: 1, the paper's section 4.
+        ghost: Samples of a ghost batch, for `norm="batch"` (see `raysat.models.ghost`). Default: 0, the whole batch.
 
     Raises:
         InputError: An option cannot be built.
     """
     if isinstance(depth, bool) or not isinstance(depth, int) or depth < 10 or depth % 6 != 4:
         raise InputError(f"resnet(depth={depth!r}): give 6k + 4 with k of at least 1, such as 10, 22, 28 or 34.")
-    if norm == "batch":
-        raise InputError(
-            "resnet(norm='batch'): batch normalization mixes the samples of a batch, so that a sample has no gradient "
-            "of its own; use 'group' or 'none'."
-        )
     among("resnet(norm)", norm, NORMS)
     among("resnet(activation)", activation, ACTIVATIONS)
     positive("resnet(hidden_gain)", hidden_gain)
@@ -81,6 +84,7 @@ def resnet(
         "hidden_gain": float(hidden_gain),
         "norm": norm,
         "output_gain": float(output_gain),
+        **ghost_options("resnet", norm, ghost),
     }
     return Model("resnet", tuple(options.items()))
 
@@ -96,15 +100,24 @@ class Block(nn.Module):
         activation: One of `ACTIVATIONS`.
         gain: Of every convolution.
         branch_gain: Factor before the branch beside the shortcut; part of the second convolution's scale.
+        ghost: Samples of a ghost batch; 0 for the whole batch.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, norm: str, activation: str, gain: float, branch_gain: float
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        norm: str,
+        activation: str,
+        gain: float,
+        branch_gain: float,
+        ghost: int = 0,
     ) -> None:
         super().__init__()
-        self.norm1 = NORMS[norm](inputs)
+        self.norm1 = NORMS[norm](inputs, ghost)
         self.conv1 = NTKConv2d(inputs, outputs, 3, stride, gain)
-        self.norm2 = NORMS[norm](outputs)
+        self.norm2 = NORMS[norm](outputs, ghost)
         self.conv2 = NTKConv2d(outputs, outputs, 3, gain=gain * branch_gain)
         self.shortcut = None
         if inputs != outputs or stride != 1:
@@ -136,6 +149,7 @@ class ResNet(nn.Module):
         activation: str = "relu",
         hidden_gain: float = 2**0.5,
         output_gain: float = 1.0,
+        ghost: int = 0,
     ) -> None:
         super().__init__()
         k = (depth - 4) // 6
@@ -144,11 +158,12 @@ class ResNet(nn.Module):
         for stage in range(3):
             for block in range(k):
                 stride = 2 if stage > 0 and block == 0 else 1
-                blocks.append(Block(channels, width * 2**stage, stride, norm, activation, hidden_gain, branch_gain))
-                channels = width * 2**stage
+                after = width * 2**stage
+                blocks.append(Block(channels, after, stride, norm, activation, hidden_gain, branch_gain, ghost))
+                channels = after
         self.stem = NTKConv2d(inputs, width, 3)
         self.blocks = nn.Sequential(*blocks)
-        self.norm = NORMS[norm](channels)
+        self.norm = NORMS[norm](channels, ghost)
         self.activation = ACTIVATIONS[activation]()
         self.output = NTKLinear(channels, outputs, output_gain)
 

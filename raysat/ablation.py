@@ -1,0 +1,212 @@
+"""What each way of training ends with: a table of a sweep's trainings, batch sizes and models, with intervals.
+
+    $ python -m raysat.ablation RESULTS/generalization     prints the table and writes ablation.parquet and a figure
+
+It is made for the questions of Hoffer, Hubara and Soudry 2017 (test accuracy and generalization gap of large batches
+and of their remedies; how far the weights travel) and of the theory of asynchronous SGD under a budget of samples
+(final loss and mean squared gradient norm against batch size and learners).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import t as student
+
+from raysat.analysis import load, number, usable
+from raysat.files import location, write_aside
+from raysat.validation import InputError
+
+WAY = ("model", "model_options", "width", "stepsize", "batch_size", "learners", "training")
+"""The columns of `trials` that name one row of the table; its trials differ in their seed."""
+
+QUANTITIES = {
+    "loss_final": "train loss",
+    "train_accuracy": "train accuracy",
+    "test_accuracy": "test accuracy",
+    "gap": "gap",
+    "gradient_square_mean": "mean ||grad L||^2",
+    "slope": "slope",
+    "seconds": "seconds",
+}
+"""What is averaged over seeds, by column: its name for a person."""
+
+
+def measured(trials: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """The trials that neither diverged nor failed, with what follows from their curves.
+
+    Returns:
+        `trials` with the columns `gap` (accuracy on the training samples less that on the test samples),
+        `gradient_square_mean` (over the whole run), and `slope`, `intercept` and `r_square` of the least-squares line
+        `||w_t - w_0|| = intercept + slope log t` through the evaluations from t = 1 on (Hoffer et al. 2017, section 3).
+    """
+    kept = usable(trials)
+    kept = kept.assign(gap=kept["train_accuracy"] - kept["test_accuracy"])
+    paths = {cell_id: path.sort_values("iteration") for cell_id, path in curves.groupby("cell_id")}
+    found = [_of_curve(paths[cell_id]) for cell_id in kept["cell_id"]]
+    names = ("gradient_square_mean", "slope", "intercept", "r_square")
+    return kept.assign(**{name: [row[k] for row in found] for k, name in enumerate(names)})
+
+
+def _of_curve(path: pd.DataFrame) -> tuple[float, float, float, float]:
+    mean = float(path["gradient_square_mean"].iloc[-1]) if "gradient_square_mean" in path else math.nan
+    path = path[path["iteration"] > 0]
+    x, y = np.log(path["iteration"].to_numpy(float)), path["distance_from_init"].to_numpy(float)
+    if len(x) < 3 or not np.isfinite(y).all() or np.ptp(y) == 0:
+        return mean, math.nan, math.nan, math.nan
+    slope, intercept = np.polyfit(x, y, 1)
+    residual = y - intercept - slope * x
+    return mean, float(slope), float(intercept), float(1 - residual.var() / y.var())
+
+
+def ablation(trials: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
+    """One row for each way of training: means over seeds with their intervals.
+
+    Args:
+        trials: The `trials` table.
+        curves: The `curves` table.
+
+    Returns:
+        The columns `WAY`, `iterations`, `seeds` (that ended well), `lost` (that diverged or failed), `r_square` (the
+        smallest, of the line through the distances), and for each of `QUANTITIES` its mean, `_low` and `_high`, the
+        95 % interval of the mean by Student's t; nan with one seed.
+    """
+    kept = measured(trials, curves)
+    rows = []
+    for key, everything in trials.groupby(list(WAY), dropna=False):
+        of_way = kept[kept["cell_id"].isin(everything["cell_id"])]
+        row = dict(zip(WAY, key, strict=True)) | {"iterations": int(everything["iterations"].max())}
+        row |= {"seeds": len(of_way), "lost": len(everything) - len(of_way), "r_square": of_way["r_square"].min()}
+        for name in QUANTITIES:
+            row |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_and_interval(of_way[name]), strict=True))
+        rows.append(row)
+    made = ("iterations", "seeds", "lost", "r_square")
+    names = (*WAY, *made, *(name + end for name in QUANTITIES for end in ("", "_low", "_high")))
+    return pd.DataFrame(rows, columns=list(names))
+
+
+def mean_and_interval(values: pd.Series) -> tuple[float, float, float]:
+    """The mean, and its 95 % interval by Student's t, which is honest for few values where they are near normal."""
+    known = values.dropna().to_numpy(float)
+    if not len(known):
+        return math.nan, math.nan, math.nan
+    mean = known.mean()
+    if len(known) < 2:
+        return mean, math.nan, math.nan
+    half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+    return mean, mean - half, mean + half
+
+
+def model_labels(table: pd.DataFrame) -> pd.Series:
+    """How the models of a table are told apart: the architecture, and the options in which they differ."""
+    options = table["model_options"].map(lambda text: json.loads(text or "{}"))
+    names = {name for one in options for name in one}
+    differing = sorted(name for name in names if len({repr(one.get(name)) for one in options}) > 1)
+    said = options.map(lambda one: ", ".join(f"{name}={one[name]}" for name in differing if name in one))
+    return table["model"] + said.map(lambda text: f"({text})" if text else "")
+
+
+NAMES = ("model", "stepsize", "training")
+TITLE = "Means over seeds ± half of the 95 % interval (Student's t)"
+
+
+def cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """The table as text, of each quantity that was measured: the columns, of which the first are `NAMES`; the rows."""
+    known = [name for name in QUANTITIES if table[name].notna().any()]
+    rows = []
+    for row, label in zip(table.to_dict("records"), model_labels(table), strict=True):
+        seeds = f"{row['seeds']}" + (f" ({row['lost']} lost)" if row["lost"] else "")
+        counts = (str(row["batch_size"]), f"{row['iterations']:,}", seeds)
+        rows.append([label, row["stepsize"], row["training"], *counts, *(_value(row, name) for name in known)])
+    return [*NAMES, "b", "T", "seeds", *(QUANTITIES[name] for name in known)], rows
+
+
+def about_slope(table: pd.DataFrame) -> str:
+    """What the slope is, and how well the line fits; empty where there is none."""
+    if not table["slope"].notna().any():
+        return ""
+    return (
+        "slope: of ||w_t - w_0|| against log t, by least squares over all evaluations; the line explains at least "
+        f"{100 * table['r_square'].min():.0f} % of the variance (the worst trial)."
+    )
+
+
+def show(table: pd.DataFrame, console: Console) -> None:
+    """Print the table."""
+    shown = Table(title=TITLE)
+    columns, rows = cells(table)
+    for name in columns:
+        shown.add_column(name, justify="left" if name in NAMES else "right")
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    if said := about_slope(table):
+        console.print(said)
+
+
+def _value(row: dict, name: str) -> str:
+    if math.isnan(row[name]):
+        return "-"
+    half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2
+    return number(row[name]) + ("" if math.isnan(half) else f" ± {half:.2g}")
+
+
+def figure(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure:
+    """Distance from w_0 against log t, and train loss and test accuracy against wall-clock time: medians over seeds."""
+    kept = usable(trials)
+    kept = kept.assign(label=model_labels(kept))
+    joined = kept[["cell_id", "label", "training", "batch_size"]].merge(curves, on="cell_id")
+    joined = joined[joined["iteration"] > 0]
+    drawn = Figure(figsize=(13, 4.2), layout="constrained")
+    panels = drawn.subplots(1, 3)
+    for (label, training, b), rows in joined.groupby(["label", "training", "batch_size"]):
+        path = rows.groupby("iteration")[["distance_from_init", "train_loss", "test_accuracy", "seconds"]].median()
+        name = f"{label}, b = {b}, {training}"
+        panels[0].plot(path.index, path["distance_from_init"], linewidth=1, label=name)
+        panels[1].plot(path["seconds"], path["train_loss"], linewidth=1)
+        panels[2].plot(path["seconds"], path["test_accuracy"], linewidth=1)
+    names = ("distance ||w_t - w_0||", "training loss", "test accuracy")
+    for panel, y, x in zip(panels, names, ("iteration t", *["seconds in steps"] * 2), strict=True):
+        panel.set(xscale="log", xlabel=x, ylabel=y)
+        panel.grid(visible=True, color="0.9", linewidth=0.6)
+    panels[1].set_yscale("log")
+    drawn.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    return drawn
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m raysat.ablation", description=__doc__.splitlines()[0])
+    parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
+    options = parser.parse_args(arguments)
+    try:
+        root = location(options.root)
+        _, trials, curves = load(root)
+        if usable(trials).empty:
+            raise InputError(f"{root} has no trial that ended well: run the sweep first.")
+    except InputError as error:
+        print(f"raysat: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    table = ablation(trials, curves)
+    show(table, console)
+    write_aside(root / "ablation.parquet", table.to_parquet)
+    (root / "figures").mkdir(exist_ok=True)
+    path = root / "figures" / "ablation.png"
+    write_aside(path, partial(figure(trials, curves).savefig, dpi=150, format="png"))
+    console.print(f"Table: {root / 'ablation.parquet'}. Figure: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""Asynchronous SGD for real: a parameter server and p learners as Ray actors; its staleness goes into the simulation.
+
+    $ python -m raysat.asgd sweeps/asgd.py --learners 4     the sweep's first cell, beside five simulated runs
+
+A learner hands in its gradient and gets the newest weights in one call. The server takes the step at once, so that a
+gradient's staleness is the number of steps of others since its learner read. A learner that dies is started anew; its
+gradient is lost, and the others do not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from raysat import sweepfile
+from raysat.executor import OnRay, with_server
+from raysat.files import write_aside
+from raysat.losses import LOSSES
+from raysat.plan import plan
+from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness
+from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.sampler import batches
+from raysat.sgd.schedule import evaluation_iterations
+from raysat.spec import Cell
+from raysat.training import PLAIN
+from raysat.trial import Evaluator, Job, compute_statistics, fitting, prepare, stepsize_and_beta
+from raysat.validation import InputError, whole
+
+SIMULATED = 5
+"""Simulated runs beside a real one. Default: 5, whose spread shows what a difference means."""
+
+Curve = list[dict[str, float]]
+
+
+class Server:
+    """The parameter server: holds w_t, takes a step for each gradient that comes in, and counts how stale it was.
+
+    Args:
+        weights: w_0, a tensor for each trained parameter.
+        eta: Stepsize.
+        iterations: T, after which learners are sent home.
+        keep_at: Iterations whose weights are kept.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], eta: float, iterations: int, keep_at: Sequence[int]) -> None:
+        self.weights = [weight.detach().clone() for weight in weights]
+        self.eta, self.iterations, self.keep_at = eta, iterations, set(keep_at)
+        self.t = self.issued = 0
+        self.counts: dict[int, int] = {}
+        self.kept = {0: [weight.clone() for weight in self.weights]} if 0 in self.keep_at else {}
+
+    def exchange(
+        self, read_at: int = 0, gradients: Sequence[Tensor] | None = None
+    ) -> tuple[int, int, list[Tensor]] | None:
+        """Take a gradient, if there is one, and give the next task.
+
+        Args:
+            read_at: The t of the weights at which the gradient was taken.
+            gradients: A tensor for each parameter; None from a learner that has just started.
+
+        Returns:
+            t, the number of the batch to use (each is given out once), and w_t; None after T steps.
+        """
+        if gradients is not None and self.t < self.iterations:
+            torch._foreach_add_(
+                self.weights, [g.to(w) for g, w in zip(gradients, self.weights, strict=True)], alpha=-self.eta
+            )
+            self.counts[self.t - read_at] = self.counts.get(self.t - read_at, 0) + 1
+            self.t += 1
+            if self.t in self.keep_at:
+                self.kept[self.t] = [weight.clone() for weight in self.weights]
+        if self.t >= self.iterations:
+            return None
+        self.issued += 1
+        return self.t, self.issued - 1, [weight.clone() for weight in self.weights]
+
+    def result(self) -> tuple[dict[int, list[Tensor]], list[int]]:
+        """The weights that were kept, and how often a staleness of 0, 1, 2, ... occurred."""
+        return self.kept, [self.counts.get(tau, 0) for tau in range(max(self.counts, default=-1) + 1)]
+
+
+class Learner:
+    """One learner: computes gradients at the weights it is given, until the server has no more to do.
+
+    Args:
+        job: The cell.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.cell = job.cell
+        dataset, self.network, self.device = prepare(job)
+        at_once = fitting(job, dataset, self.network)
+        self.engine = AutogradEngine(self.network, dataset.x, dataset.y, LOSSES[job.init.loss], 0.0, at_once)
+
+    def gradients(self, number: int, weights: Sequence[Tensor]) -> list[Tensor]:
+        """The gradient of the batch of that number at some weights, on the CPU."""
+        _put(self.network, weights)
+        cell = self.cell
+        batch = batches(cell.init.seed, number, 1, cell.batch_size, cell.init.n, cell.sampling, str(self.device))[0]
+        return [gradient.cpu() for gradient in self.engine.gradients(batch)]
+
+    def work(self, exchange: Callable[..., object]) -> None:
+        """Learn until there is no more to do.
+
+        Args:
+            exchange: The server's method.
+        """
+        task = exchange()
+        while task is not None:
+            t, number, weights = task
+            task = exchange(t, self.gradients(number, weights))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a real run has shown.
+
+    Attributes:
+        curve: The losses at the evaluations, with their `iteration`.
+        staleness: How often a staleness of 0, 1, 2, ... occurred.
+        died: Learners that died and were started anew, up to `raysat.executor.RETRIES` times each.
+    """
+
+    curve: Curve
+    staleness: tuple[float, ...]
+    died: int
+
+
+def run(job: Job, learners: int, begun: Callable[[list[int]], None] | None = None) -> Run:
+    """Train a cell by p learners on the Ray cluster that this process has joined.
+
+    Args:
+        job: The cell, with its statistics where its stepsize is made of them.
+        learners: p. They share the cluster's CPUs, however few there are.
+        begun: Called with the ids of the learners' processes once they work.
+
+    Raises:
+        RuntimeError: All learners are lost.
+    """
+    dataset, network, _ = prepare(job)
+    at = _evaluations(job.cell)
+    trained = [weight.cpu() for weight in _trained(network)]
+    server = partial(Server, trained, _eta(job), job.cell.iterations, at)
+    (kept, counts), died = with_server(server, partial(Learner, job), learners, begun)
+    if job.cell.iterations not in kept:
+        raise RuntimeError("all learners are lost")
+    evaluate = _evaluator(job, dataset, network)
+    curve = []
+    for t in at:
+        _put(network, kept[t])
+        curve.append({"iteration": t, **evaluate(network)})
+    return Run(curve, tuple(map(float, counts)), died)
+
+
+def simulate(job: Job, learners: int, staleness: Sequence[float], seed: int) -> Curve:
+    """The same cell from the same w_0 in the simulation: batches and staleness are drawn from a seed.
+
+    Args:
+        job: The cell.
+        learners: p.
+        staleness: How often 0, 1, 2, ... was measured.
+        seed: Of the draws.
+    """
+    dataset, network, device = prepare(job)
+    cell, evaluate = job.cell, _evaluator(job, dataset, network)
+    common = network, dataset.x, dataset.y, LOSSES[job.init.loss], _eta(job)
+    engine = AsynchronousEngine(*common, learners, tuple(staleness), seed)
+    curve, done = [], 0
+    for t in _evaluations(cell):
+        engine.run(batches(seed, done, t - done, cell.batch_size, cell.init.n, cell.sampling, str(device)))
+        curve.append({"iteration": t, **evaluate(network)})
+        done = t
+    return curve
+
+
+def _evaluations(cell: Cell) -> list[int]:
+    return evaluation_iterations(cell.iterations, cell.evaluations)
+
+
+def _evaluator(job: Job, dataset: object, network: nn.Module) -> Evaluator:
+    return Evaluator(job.init, dataset, fitting(job, dataset, network))
+
+
+def _eta(job: Job) -> float:
+    return stepsize_and_beta(job.cell, job.statistics)[0]
+
+
+def _trained(network: nn.Module) -> list[Tensor]:
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def _put(network: nn.Module, weights: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, weight in zip(_trained(network), weights, strict=True):
+            parameter.copy_(weight)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m raysat.asgd", description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path, help="a sweep file, of which the first cell is run")
+    parser.add_argument("--learners", type=int, default=4, help="p [4]")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a field of the sweep")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="parent of the sweep's folder [results]")
+    parser.add_argument("--address", help="address of a running Ray cluster [one is started on this machine]")
+    options = parser.parse_args(arguments)
+    try:
+        _main(options, Console())
+    except InputError as error:
+        print(f"raysat: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _main(options: argparse.Namespace, console: Console) -> None:
+    whole("--learners", options.learners, 1)
+    sweep = sweepfile.override(sweepfile.load(options.file), options.set)
+    sweep = replace(sweep, trainings=(PLAIN,))
+    laid_out = plan(sweep, options.file.parent)
+    cell = sweep.cells(laid_out.data["n"], laid_out.data["n_test"], laid_out.data["code"])[0]
+    job = Job(sweep=sweep.name, init=cell.init, cell=cell, sources=laid_out.sources)
+    job = replace(job, statistics=compute_statistics(job))
+    folder = options.results / sweep.name
+    with OnRay(folder / ".tune", address=options.address) as cluster:
+        console.print(f"{cell.name}: {options.learners} learners {cluster.where}.")
+        real = run(job, options.learners)
+    curves = [simulate(job, options.learners, real.staleness, seed) for seed in range(SIMULATED)]
+    losses = [curve[-1]["train_loss"] for curve in curves]
+    counts = torch.tensor(real.staleness)
+    console.print(
+        f"Staleness 0, 1, 2, ...: {[int(count) for count in real.staleness]}, mean {mean_staleness(counts):.2f}; "
+        f"{real.died} learners died and were started anew.\n"
+        f"Loss after {cell.iterations} iterations: {real.curve[-1]['train_loss']:.4g}; "
+        f"simulated with this staleness, {SIMULATED} seeds: {min(losses):.4g} to {max(losses):.4g}."
+    )
+    record = {
+        **{
+            "cell_id": cell.cell_id,
+            "learners": options.learners,
+            "staleness": real.staleness,
+            "died": real.died,
+        },
+        **{"curve": real.curve, "simulated": curves},
+    }
+    path = folder / f"asgd-{cell.cell_id}-{options.learners}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(path, lambda aside: aside.write_text(json.dumps(record)))
+    console.print(f"Curves and staleness: {path}. In a sweep: asynchronous({options.learners}, {record['staleness']}).")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Asynchronous SGD with p learners, simulated exactly and deterministically in one process.
+
+A learner computes the gradient of a batch at the weights that it read last, and hands it to a server, which at once
+takes the step and gives it the new weights. The t-th step is then
+
+    w_{t+1} = w_t - eta g(w_{t - tau_t}; S_t),
+
+and tau_t, the number of steps that others took between reading and writing, is its staleness (Lian et al. 2015). What a
+run does is decided by the order in which learners arrive alone, so that nothing needs to run at the same time.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int64, Real
+from torch import Tensor, nn
+
+from raysat.losses import Loss
+from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.sampler import uniform
+from raysat.training import RANDOM, ROUND_ROBIN, Staleness
+
+
+def slots(staleness: Staleness, learners: int, seed: int, start: int, steps: int) -> Int64[Tensor, "steps 2"]:
+    """Which stored weights the steps `start, ..., start + steps - 1` read, and in whose place w_{t+1} then stands.
+
+    All places hold w_0 at first. `round_robin`: the learners arrive in turn, t mod p, so that tau_t = min(t, p - 1).
+    `random`: each step's learner is any of the p with equal chance, so that tau is geometric with mean p - 1. Where it
+    was measured, the places are a ring of the last weights, as long as the largest tau needs, and tau_t is drawn from
+    what was measured, at most t.
+
+    Args:
+        staleness: `round_robin`, `random`, or how often tau = 0, 1, 2, ... was measured
+        learners: p.
+        seed: The trial's seed. A draw depends on seed and step alone.
+        start: The first step.
+        steps: How many steps.
+
+    Example:
+        >>> slots("round_robin", 2, seed=0, start=0, steps=3).tolist()
+        [[0, 0], [1, 1], [0, 0]]
+    """
+    t = torch.arange(start, start + steps)
+    if staleness == ROUND_ROBIN:
+        return torch.stack([t % learners, t % learners], 1)
+    draws = uniform(seed, "staleness", t)
+    if staleness == RANDOM:
+        learner = (draws * learners).long()
+        return torch.stack([learner, learner], 1)
+    cumulative = torch.tensor(staleness, dtype=torch.float64).cumsum(0)
+    tau = torch.searchsorted(cumulative, draws * cumulative[-1], right=True).clamp(max=len(staleness) - 1)
+    return torch.stack([(t - torch.minimum(tau, t)) % len(staleness), (t + 1) % len(staleness)], 1)
+
+
+def places(staleness: Staleness, learners: int) -> int:
+    """How many past weights are kept: p, or as many as the largest measured staleness needs, and one."""
+    return learners if isinstance(staleness, str) else len(staleness)
+
+
+class AsynchronousEngine:
+    """A step engine whose gradients are stale.
+
+    It keeps `places` copies of the parameters, and one more while a gradient is computed: O(p x parameters) memory.
+    With one learner its steps are those of `AutogradEngine`, bit for bit.
+
+    Args:
+        network: Holds w_t, updated in place. Layers with running averages update them as gradients are computed.
+        x: Inputs of all samples.
+        y: Targets of all samples.
+        loss: The loss of a sample.
+        eta: Stepsize.
+        learners: p.
+        staleness: `round_robin`, `random`, or how often tau = 0, 1, 2, ... was measured.
+        seed: The trial's seed.
+        at_once: Samples whose gradient is computed at a time (`raysat.sgd.memory`). Default: all.
+
+    Attributes:
+        counts: How often each staleness has occurred so far, from 0 on.
+    """
+
+    name = "asynchronous"
+    matmul = "torch"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        loss: Loss,
+        eta: float,
+        learners: int,
+        staleness: Staleness = ROUND_ROBIN,
+        seed: int = 0,
+        at_once: int | None = None,
+    ) -> None:
+        self.network, self.inner = network, AutogradEngine(network, x, y, loss, eta, at_once)
+        self.eta, self.learners, self.staleness, self.seed = eta, learners, staleness, seed
+        self.step, self.counts = 0, torch.zeros(0, dtype=torch.int64)
+        self.stale = [self._copies() for _ in range(places(staleness, learners))]
+        self.read_at = [0] * len(self.stale)  # the t of the w_t in each place
+
+    @property
+    def at_once(self) -> int:
+        """Samples whose gradient is computed at a time."""
+        return self.inner.at_once
+
+    def run(self, batches: Int64[Tensor, "steps b"]) -> None:
+        """One step for each row of indices."""
+        parameters, newest = self.inner.parameters, self._copies()
+        order = slots(self.staleness, self.learners, self.seed, self.step, len(batches)).tolist()
+        for batch, (read, written) in zip(batches, order, strict=True):
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, self.stale[read])
+            gradients = self.inner.gradients(batch)
+            torch._foreach_add_(newest, gradients, alpha=-self.eta)
+            torch._foreach_copy_(self.stale[written], newest)
+            self._count(self.step - self.read_at[read])
+            self.step += 1
+            self.read_at[written] = self.step
+        with torch.no_grad():
+            torch._foreach_copy_(parameters, newest)
+
+    def state_dict(self) -> dict[str, object]:
+        """All that the engine holds beside the network, for a checkpoint."""
+        return {"step": self.step, "counts": self.counts, "read_at": self.read_at, "stale": self.stale}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.step, self.counts, self.read_at = state["step"], state["counts"], list(state["read_at"])
+        for place, stored in zip(self.stale, state["stale"], strict=True):
+            for weight, value in zip(place, stored, strict=True):
+                weight.copy_(value)
+
+    def _copies(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.inner.parameters]
+
+    def _count(self, tau: int) -> None:
+        missing = max(0, tau + 1 - len(self.counts))
+        self.counts = torch.cat([self.counts, self.counts.new_zeros(missing)])
+        self.counts[tau] += 1
+
+
+def mean_staleness(counts: Real[Tensor, " k"]) -> float:
+    """The mean of tau, given how often 0, 1, 2, ... occurred; 0 where nothing did."""
+    total = counts.sum().item()
+    return (counts * torch.arange(len(counts))).sum().item() / total if total else 0.0

@@ -1,0 +1,84 @@
+"""The engine for what is not plain SGD: the optimizers of `torch.optim`, schedules, and multiplicative noise."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from raysat.losses import Loss
+from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.sampler import normal
+from raysat.training import Training, factor
+
+
+def optimizer_of(training: Training, parameters: list[Tensor], eta: float) -> torch.optim.Optimizer:
+    """The optimizer of a training, with PyTorch's defaults for what it does not name."""
+    if training.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=eta)
+    momentum = training.momentum if training.optimizer in ("momentum", "nesterov") else 0.0
+    return torch.optim.SGD(parameters, lr=eta, momentum=momentum, nesterov=training.optimizer == "nesterov")
+
+
+class OptimizerEngine:
+    """Steps of an optimizer under a schedule.
+
+    Args:
+        network: Updated in place. Parameters that do not require a gradient stay as they are.
+        x: Inputs of all samples.
+        y: Targets of all samples.
+        loss: The loss of a sample.
+        eta: Stepsize, before the schedule.
+        training: Optimizer, schedule and noise.
+        iterations: T, over which the schedule runs.
+        seed: The trial's seed, of the noise.
+        at_once: Samples whose gradient is computed at a time (`raysat.sgd.memory`). Default: all.
+    """
+
+    name = "optimizer"
+    matmul = "torch"
+
+    def __init__(
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        loss: Loss,
+        eta: float,
+        training: Training,
+        iterations: int,
+        seed: int = 0,
+        at_once: int | None = None,
+    ) -> None:
+        self.network, self.inner = network, AutogradEngine(network, x, y, loss, eta, at_once)
+        self.eta, self.training, self.iterations, self.seed = eta, training, iterations, seed
+        self.optimizer = optimizer_of(training, self.inner.parameters, eta)
+        self.step = 0
+
+    @property
+    def at_once(self) -> int:
+        """Samples whose gradient is computed at a time."""
+        return self.inner.at_once
+
+    def run(self, batches: Int64[Tensor, "steps b"]) -> None:
+        """One step for each row of indices."""
+        steps, b = batches.shape
+        deviation = self.training.noise_deviation(b)
+        noise = 1 + deviation * normal(self.seed, self.step, steps, b, str(batches.device)) if deviation else None
+        for k, batch in enumerate(batches):
+            gradients = self.inner.gradients(batch, None if noise is None else noise[k])
+            for parameter, value in zip(self.inner.parameters, gradients, strict=True):
+                parameter.grad = value
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.eta * factor(self.training.schedule, self.step, self.iterations)
+            self.optimizer.step()
+            self.step += 1
+
+    def state_dict(self) -> dict[str, object]:
+        """All that the engine holds beside the network, for a checkpoint."""
+        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.step = state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])

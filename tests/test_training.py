@@ -1,0 +1,74 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysat import InputError
+from raysat.training import SCHEDULES, Training, asynchronous, factor, iterations_of
+
+
+def test_the_default_is_plain_sgd():
+    assert Training().is_plain
+    assert Training().label == "sgd"
+    assert asynchronous(1) == Training()
+    assert not asynchronous(2).is_plain
+    assert not asynchronous(1, [0.5, 0.5]).is_plain
+    assert Training(scaling="sqrt", base_batch=8, adapt_regime=True).is_plain  # other stepsize, other T, same steps
+
+
+@pytest.mark.parametrize(
+    ("scaling", "factors"), [("none", (1, 1, 1)), ("linear", (0.25, 1, 16)), ("sqrt", (0.5, 1, 4))]
+)
+def test_scaling_is_its_formula(scaling, factors):
+    training = Training(scaling=scaling, base_batch=8)
+    assert tuple(training.stepsize_factor(b) for b in (2, 8, 128)) == factors
+
+
+def test_a_budget_of_samples_gives_iterations():
+    plain, adapted = Training(), Training(adapt_regime=True, base_batch=4)
+    assert [iterations_of(1000, b, plain) for b in (1, 3, 64, 3000)] == [1000, 333, 16, 1]
+    assert [iterations_of(1000, b, adapted) for b in (1, 3, 64, 3000)] == [250] * 4
+
+
+@given(st.sampled_from(SCHEDULES), st.integers(1, 500), st.data())
+def test_schedules_fall_from_one_and_stay_positive(schedule, iterations, data):
+    t = data.draw(st.integers(0, iterations - 1))
+    assert 0 < factor(schedule, t, iterations) <= factor(schedule, 0, iterations) == 1
+    assert factor(schedule, t, iterations) == pytest.approx(factor(schedule, 7 * t, 7 * iterations))  # stretched
+
+
+def test_labels_tell_trainings_apart():
+    trainings = [
+        Training(),
+        Training("momentum"),
+        Training("momentum", momentum=0.5),
+        Training("nesterov"),
+        Training("adam"),
+        Training(schedule="cosine"),
+        *(Training(scaling=scaling, base_batch=base) for scaling in ("linear", "sqrt") for base in (8, 16)),
+        *(Training(base_batch=8, noise=noise, adapt_regime=not noise) for noise in (True, False)),
+        *(asynchronous(p, staleness) for p in (2, 3) for staleness in ("round_robin", "random", [1, 2])),
+    ]
+    assert len({training.label for training in trainings}) == len(trainings)
+    assert Training("momentum", schedule="step", scaling="sqrt", base_batch=8).label == (
+        "momentum 0.9, step schedule, sqrt scaling from 8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: Training("lion"), "optimizer='lion': use one of sgd"),
+        (lambda: Training(schedule="linear"), "schedule='linear': use one of constant"),
+        (lambda: Training(scaling="sqrt"), "give base_batch"),
+        (lambda: Training(noise=True), "give base_batch"),
+        (lambda: Training("momentum", momentum=1.0), "below 1"),
+        (lambda: asynchronous(0), "learners has 0"),
+        (lambda: asynchronous(2, "often"), "staleness='often': use 'round_robin'"),
+        (lambda: asynchronous(2, [0, 0]), "use 'round_robin'"),
+        (lambda: asynchronous(2, optimizer="adam"), "plain SGD: leave out its optimizer"),
+        (lambda: asynchronous(2, speed=3), "no such field"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_a_sentence(build, words):
+    with pytest.raises(InputError, match=words):
+        build()
