@@ -9,7 +9,8 @@ The second is the law of McCandlish et al. (2018). Lemma 3.1 has the same form: 
 `beta(b) = k_op (1 + (gamma/k_op - 1)/b)`.
 
 Uncertainty comes from resampling seeds, not trials: a seed has the same w_0 at every batch size, so that its errors at
-different batch sizes go together.
+different batch sizes go together. Of one seed the fit's residuals are resampled instead, which does not show how seeds
+differ.
 """
 
 from __future__ import annotations
@@ -225,6 +226,30 @@ def resample_seeds(
         return np.exp((distinct @ np.where(used, logs, 0)) / (distinct @ used))[which]
 
 
+def resample_residuals(
+    b: Real[np.ndarray, " b"],
+    y: Float[np.ndarray, " b"],
+    fit: SaturationFit,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Float[np.ndarray, "replicates b"]:
+    """The fitted curve with the fit's own residuals, in log y, drawn anew for each b: the residual bootstrap.
+
+    The residuals are scaled by sqrt(m/(m-2)) for the two parameters that were fitted to m values, without which they
+    are smaller than the errors (Davison and Hinkley 1997, section 6.2.3).
+
+    Args:
+        b: Batch sizes, at least three.
+        y: What was fitted; no nan.
+        fit: The fit of y.
+        replicates: Number of replicates.
+        seed: Of the generator: the same values give the same replicates.
+    """
+    fitted = np.log(fit.y_inf * (1 + fit.b_c / b))
+    residuals = (np.log(y) - fitted) * math.sqrt(len(b) / (len(b) - 2))
+    return np.exp(fitted + np.random.default_rng(seed).choice(residuals, (replicates, len(b))))
+
+
 def geometric_mean(values: Float[np.ndarray, "seeds b"]) -> Float[np.ndarray, " b"]:
     """The mean over seeds that the fits use; nan where no seed has a value."""
     logs = np.log(values)
@@ -249,10 +274,11 @@ class CriticalBatch:
 
     Attributes:
         value: b_h or b_N in samples; nan where the data do not support a fit.
-        low: Lower end of the 95 % interval over seeds; nan with one seed, 0 where it is below all that was sought.
+        low: Lower end of the 95 % interval; 0 where it is below all that was sought.
         high: Upper end; inf where it is above all that was sought.
+        interval: What was resampled for it: `seeds`, or of one seed the fit's `residuals`; empty without a value.
         asymptote: h_inf or N_inf, in the unit of the quantity.
-        rms_log_residual: Of the fit.
+        rms_log_residual: Of the fit, refused or not: 0.05 is a scatter of 5 %; nan where there was nothing to fit.
         range: Largest over smallest of the quantity's means over the batch sizes.
         seeds: Seeds with a value.
         batch_sizes: Batch sizes with a value.
@@ -262,6 +288,7 @@ class CriticalBatch:
     value: float = math.nan
     low: float = math.nan
     high: float = math.nan
+    interval: Literal["", "seeds", "residuals"] = ""
     asymptote: float = math.nan
     rms_log_residual: float = math.nan
     range: float = math.nan
@@ -276,9 +303,9 @@ def critical_batch(
     """Fit the critical batch size to a quantity of several seeds, or say why that cannot be done.
 
     The fit is of the geometric mean over seeds. It is refused where fewer than three batch sizes have a value, where a
-    value is not positive, where the quantity varies with b by less than it scatters about the fit, and where b_c comes
-    out above the largest batch size, where there is nothing to hold it. With fewer than about five seeds a percentile
-    interval is too narrow: two seeds make three different replicates.
+    value is not positive, where the quantity varies with b by less than its own interval over seeds or than it scatters
+    about the fit, and where b_c comes out above the largest batch size, where there is nothing to hold it. With fewer
+    than about five seeds a percentile interval is too narrow: two seeds make three different replicates.
 
     Args:
         b: Batch sizes, ascending.
@@ -304,29 +331,46 @@ def critical_batch(
     law = (lambda q: 1 / q) if quantity == "h" else (lambda q: q)
     fit = fit_saturation(b, law(mean))
     found = {**counts, "range": spread, "rms_log_residual": float(fit.rms_log_residual)}
-    if refusal := _refusal(b, fit, spread, quantity):
+    several = counts["seeds"] > 1
+    replicates = resample_seeds(values) if several else resample_residuals(b, law(mean), fit)
+    if refusal := _refusal(b, fit, spread, _width(replicates) if several else 1.0, quantity):
         return CriticalBatch(**found, reason=refusal)
-    found |= {"value": float(fit.b_c), "asymptote": float(law(fit.y_inf))}
-    if counts["seeds"] < 2:
-        return CriticalBatch(**found, reason="one seed, hence no interval")
-    distinct, which = np.unique(resample_seeds(values), axis=0, return_inverse=True)
-    resampled = fit_saturation(b, law(distinct))
+    distinct, which = np.unique(law(replicates) if several else replicates, axis=0, return_inverse=True)
+    resampled = fit_saturation(b, distinct)
     low, high = interval(np.select([resampled.edge < 0, resampled.edge > 0], [0.0, math.inf], resampled.b_c)[which])
-    return CriticalBatch(**found, low=float(low), high=float(high))
+    return CriticalBatch(
+        **found,
+        value=float(fit.b_c),
+        low=float(low),
+        high=float(high),
+        interval="seeds" if several else "residuals",
+        asymptote=float(law(fit.y_inf)),
+    )
 
 
-def _refusal(b: Real[np.ndarray, " b"], fit: SaturationFit, spread: float, quantity: str) -> str:
+def _width(replicates: Float[np.ndarray, "replicates b"]) -> float:
+    """The median over b of the interval's upper over its lower end.
+
+    A replicate's level, which is common to its batch sizes and says nothing of b, is taken out first.
+    """
+    logs = np.log(replicates)
+    low, high = interval(np.exp(logs - np.nanmean(logs, axis=1, keepdims=True)))
+    return float(np.nanmedian(high / low))
+
+
+def _refusal(b: Real[np.ndarray, " b"], fit: SaturationFit, spread: float, width: float, quantity: str) -> str:
     """Why the fit says nothing of b_c, or an empty string."""
     if fit.edge < 0:
         towards = "rise" if quantity == "h" else "fall"
         return f"no dependence on b is visible: {quantity} does not {towards} as b grows"
+    varies = f"no dependence on b is visible: {quantity} varies by {100 * (spread - 1):.2g} % over the batch sizes"
     visible = math.log((1 + fit.b_c / b.min()) / (1 + fit.b_c / b.max()))
     scatter = float(fit.rms_log_residual) * math.sqrt(len(b) / (len(b) - 2))  # two parameters were fitted
     if visible < scatter:
-        return (
-            f"no dependence on b is visible: {quantity} varies by {100 * (spread - 1):.2g} % over the batch sizes "
-            f"and scatters by {100 * scatter:.2g} % about the fit"
-        )
+        return f"{varies} and scatters by {100 * scatter:.2g} % about the fit"
+    if visible < math.log(width):
+        along = f"{100 * math.expm1(visible):.2g} % along the fit"
+        return f"{varies}, {along}, less than its interval over seeds at one of them ({100 * (width - 1):.2g} %)"
     if fit.b_c > b.max():
         return f"beyond the largest batch size run ({b.max():g}): no saturation is seen up to it"
     return ""

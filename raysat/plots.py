@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from raysat.analysis import SETTING, Analysis, best_of, method, number, policy, setting, usable
-from raysat.files import write_aside
+from raysat.analysis import SETTING, Analysis, best_of, comparable, method, number, policy, setting, usable
+from raysat.files import Location, write_aside
 from raysat.theory import h_interpolated
 
 DPI = 150
@@ -57,12 +56,14 @@ class Plate:
     """A figure with what a page needs to show it.
 
     Attributes:
+        kind: What it shows: a key of `CAPTIONS`.
         name: File name without suffix.
         title: What was measured, on which model and data.
         caption: What the symbols mean.
         figure: The figure.
     """
 
+    kind: str
     name: str
     title: str
     caption: str
@@ -72,7 +73,7 @@ class Plate:
 def plates(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis) -> list[Plate]:
     """All figures of a sweep, in the order of a report: each setting in figures of at most 3 x 3 panels."""
     draw = {
-        "loss-curves": lambda page: loss_curves(page(trials), curves),
+        "loss-curves": lambda page: loss_curves(page(comparable(trials)), curves),
         "exponents": lambda page: exponents(page(analysis.points), page(analysis.fits)),
         "steps": lambda page: steps(page(analysis.points), page(analysis.fits)),
     }
@@ -83,11 +84,11 @@ def plates(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis) -> li
         drawn = [(row, figure) for row, figure in drawn if figure is not None]
         for k, (row, figure) in enumerate(drawn, 1):
             name = f"{kind}-{k}" if len(drawn) > 1 else kind
-            made.append(Plate(name, setting(row), CAPTIONS[kind], figure))
+            made.append(Plate(kind, name, setting(row), CAPTIONS[kind], figure))
     return made
 
 
-def save(made: list[Plate], folder: Path) -> None:
+def save(made: list[Plate], folder: Location) -> None:
     """Write each figure to `folder` as PNG and PDF, and delete those of an earlier call that are gone."""
     folder.mkdir(parents=True, exist_ok=True)
     files = {folder / f"{plate.name}.{suffix}": plate.figure for plate in made for suffix in ("png", "pdf")}

@@ -12,7 +12,7 @@ H100-class GPU; four days on two cores.
 On two cores in some five minutes:
 
     python -m raysat.sweep sweeps/mnist.py --set n_train=1000 --set widths=[512] \
-        --set batch_sizes=[1,2,4,8,16,32,64,256] --set 'stepsizes=[theory()]'
+        --set batch_sizes=[1,2,4,8,16,32,64,256] --set 'stepsizes=[theory()]' --set evaluation_budget=100
 
 What one should see there: b_N within 15 % of b_star, both about 10. That checks the code, not the theory: under
 `theory` the stepsize is made from beta(b), and N(b) follows beta(b) wherever noise is small.

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -35,6 +36,7 @@ def trial(
         **{"gamma": GAMMA + seed, "k_op": K_OP, "b_star": (GAMMA + seed) / K_OP, "noise_scale": 30.0},
         **{"b_star_thm33": 4 * (GAMMA + seed) / K_OP, "loss_init": LOSS_INIT, "sampling": "without_replacement"},
         **{"batch_size": b, "stepsize": stepsize, "eta": eta, "eta_beta": 10 * eta, "iterations": iterations},
+        **{"eta_limit": 2 / K_OP, "gpus": 0.0, "threads": 1},
         **{
             "h": rate if ended else None,
             "finished_at": datetime(2026, 1, 1, tzinfo=UTC),
@@ -129,6 +131,41 @@ class TestFits:
         assert "no loss level" in headline(made, "b_N")["reason"]
         assert headline(made, "b_N")["n_failed"] == len(SIZES)
 
+    def test_batch_sizes_without_a_trial_that_ended_well_are_named(self):
+        """All of b = 1 and one seed of b = 2 diverged: the fit is through the rest, and says so."""
+        made = [
+            trial(b, seed, status="diverged" if b == 1 or (b, seed) == (2, 1) else "completed")
+            for seed in (0, 1)
+            for b in SIZES
+        ]
+        for quantity in ("b_h", "b_N"):
+            fit = headline(made, quantity)
+            assert "at b = 1, 2 a seed has no trial that ended well" in fit["reason"]
+            assert (fit["batch_sizes"], fit["n_diverged"]) == (7, 3)
+
+    def test_one_batch_size_is_not_fitted(self):
+        for quantity in ("b_h", "b_N"):
+            fit = headline([trial(8, seed) for seed in (0, 1)], quantity)
+            assert math.isnan(fit["value"])
+            assert "1 batch size with a value, a fit needs 3" in fit["reason"]
+
+    @pytest.mark.parametrize(("seeds", "interval"), [(1, "residuals"), (2, "seeds")])
+    def test_every_fit_has_its_interval_and_its_goodness(self, seeds, interval):
+        rng = np.random.default_rng(0)
+        made = [
+            trial(b, seed, rate=0.02 / (1 + 12 / b) * math.exp(rng.normal(0, 0.05)))
+            for seed in range(seeds)
+            for b in SIZES
+        ]
+        fits = analyzed(made).fits
+        assert len(fits) == 4
+        assert set(fits["interval"]) == {interval}
+        assert (fits["low"] < fits["value"]).all()
+        assert (fits["value"] < fits["high"]).all()
+        assert fits["rms_log_residual"].between(0.01, 0.1).all()
+        said = fits["reason"].str.contains("one seed: the interval is over the fit's residuals")
+        assert said.all() if seeds == 1 else not said.any()
+
     def test_of_a_cell_that_was_run_twice_the_later_holds(self):
         later = [
             trial(b, seed, cell="again", b_c=5.0, finished_at=datetime(2026, 2, 1, tzinfo=UTC))
@@ -221,16 +258,17 @@ class TestGrid:
     def test_is_read_twice(self):
         points = analyzed(grid_of(), targets=[0.7]).points.query("quantity == 'N'")
         stable = points[points["tuning"] == "stable"].set_index("batch_size")
-        assert stable["eta"].max() == 3.0  # below 2/k_op = 4
+        assert stable["eta"].max() == 3.0  # below eta_limit = 4
         assert stable["eta_k_op"].max() == 1.5
         assert points.loc[points["tuning"] == "free", "eta_k_op"].max() == 4.5
 
     def test_where_the_best_stepsizes_lie_is_said(self):
         fits = analyzed(grid_of(), targets=[0.7]).fits.query("quantity == 'b_N'").set_index("tuning")
-        assert "reach 4.5/k_op" in fits.at["free", "reason"]
+        assert "reach 2.2 times the largest" in fits.at["free", "reason"]
         assert "largest tried at b = 16, 32, 64, 128: widen the grid" in fits.at["free", "reason"]
         assert "smallest tried at b = 1" in fits.at["free", "reason"]
-        assert "widen" not in fits.at["stable", "reason"]
+        assert "the best stepsize is the smallest tried at b = 1: widen the grid" in fits.at["stable", "reason"]
+        assert "largest tried" not in fits.at["stable", "reason"]  # what lies above is known not to be stable
         assert fits.at["stable", "eta_k_op_max"] == 1.5
         assert (fits.at["free", "eta_beta_min"], fits.at["free", "eta_beta_max"]) == (5, 90)
         assert fits.at["free", "n_diverged"] == sum(row["status"] == "diverged" for row, _ in grid_of())
@@ -311,9 +349,12 @@ class TestCommand:
         root = results(tmp_path / "toy", full(), targets=(0.7,))
         assert main([str(root)]) == 0
         fits = pd.read_parquet(root / "analysis.parquet")
-        assert fits.query("quantity == 'b_N'")["target"].tolist() == [0.7]
+        assert pq.read_schema(root / "analysis.parquet").equals(arrow_schema("analysis"))
+        assert fits.query("quantity == 'b_N' and predictor == 'b_star'")["target"].tolist() == [0.7]
         assert fits.query("headline")["value"].to_numpy() == pytest.approx(12, rel=1e-2)
-        assert "python -m raysat.report" in flat(capsys.readouterr().out)
+        said = flat(capsys.readouterr().out)
+        assert "To reach loss 0.7 at width 64 under theory(1), b = 1 [1, 1] takes the fewest samples" in said
+        assert "python -m raysat.report" in said
 
     def test_an_empty_folder_has_an_empty_table(self, tmp_path, capsys):
         root = results(tmp_path / "toy", [])
@@ -339,3 +380,15 @@ def test_the_tables_made_here_use_columns_that_exist():
     rows, curves = zip(*full(), strict=True)
     assert {name for row in rows for name in row} <= {column.name for column in TRIALS}
     assert {name for point in curves[0] for name in point} <= {column.name for column in CURVES}
+
+
+def test_trainings_are_measured_apart_and_budgets_of_samples_together():
+    made = [trial(b, seed) for b in (1, 4, 16, 64) for seed in range(3)]
+    budget = [({**row, "budget": "640 samples", "iterations": 640 // row["batch_size"]}, path) for row, path in made]
+    renamed = lambda one, **changes: {**one, "cell_id": f"m{one['cell_id']}", **changes}  # noqa: E731
+    other = [(renamed(row, training="momentum 0.9"), list(map(renamed, path))) for row, path in budget]
+    fits = analyzed([*budget, *other]).fits
+    headline = fits[fits["headline"] & (fits["quantity"] == "b_N")]
+    assert headline["training"].tolist() == ["momentum 0.9", "sgd"]
+    assert headline["batch_sizes"].tolist() == [4, 4]
+    assert set(headline["iterations"]) == {640}

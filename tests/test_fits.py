@@ -1,4 +1,5 @@
 import math
+import re
 import time
 
 import numpy as np
@@ -182,16 +183,38 @@ class TestCriticalBatch:
         assert of_n.low < of_n.value < of_n.high
         assert of_n.range == pytest.approx(of_h.range)
 
-    def test_one_seed_has_a_value_and_no_interval(self):
+    def test_of_one_seed_the_interval_is_over_residuals(self):
         fit = critical_batch(SIZES, MEASURED[None], "N")
         assert fit.value == pytest.approx(9.6, rel=0.05)
+        assert fit.low < fit.value < fit.high
+        assert (fit.seeds, fit.interval, fit.reason) == (1, "residuals", "")
+        assert critical_batch(SIZES, np.stack([MEASURED, 1.01 * MEASURED]), "N").interval == "seeds"
+        exact = critical_batch(SIZES, law(SIZES, 12.0)[None], "N")
+        assert (exact.low, exact.high) == (pytest.approx(12, rel=1e-6), pytest.approx(12, rel=1e-6))
+
+    def test_the_interval_over_residuals_covers_the_truth_about_as_often_as_it_says(self):
+        rng = np.random.default_rng(0)
+        fits = [critical_batch(SIZES, law(SIZES, 10.0) * np.exp(rng.normal(0, 0.1, (1, 8))), "N") for _ in range(40)]
+        assert sum(fit.low <= 10 <= fit.high for fit in fits) >= 34  # 95 % of 40 is 38; eight values are few
+        assert np.median([fit.high / fit.low for fit in fits]) < 2
+
+    @pytest.mark.parametrize("quantity", ["h", "N"])
+    def test_what_varies_less_than_its_interval_is_refused(self, quantity):
+        rng = np.random.default_rng(0)
+        scatter = np.exp(rng.normal(0, 0.1, (4, len(SIZES))))
+        flat = law(SIZES, 0.05) * scatter
+        fit = critical_batch(SIZES, 1 / flat if quantity == "h" else flat, quantity)
+        assert math.isnan(fit.value)
         assert math.isnan(fit.low)
-        assert "one seed" in fit.reason
+        assert re.search(rf"{quantity} varies by [\d.]+ % .*, less than its interval", fit.reason)
+        assert fit.rms_log_residual > 0  # the goodness of the fit that was refused
+        levels = law(SIZES, 0.5) * np.array([[1.0], [2.0], [4.0]])  # what sets seeds apart hides nothing of b
+        fit = critical_batch(SIZES, 1 / levels if quantity == "h" else levels, quantity)
+        assert fit.value == pytest.approx(0.5, rel=1e-6)
 
     def test_a_seed_without_any_value_does_not_count(self):
         fit = critical_batch(SIZES, np.stack([MEASURED, np.full(len(SIZES), math.nan)]), "N")
-        assert fit.seeds == 1
-        assert math.isnan(fit.high)
+        assert (fit.seeds, fit.interval) == (1, "residuals")
 
     def test_missing_cells_are_passed_over(self):
         values = np.repeat(law(SIZES, 12.0, 5.0)[None], 3, axis=0)

@@ -7,8 +7,9 @@ import torch
 
 from raysat import InputError, data, linearized, mlp, models, ntk_statistics
 from raysat.fits import fit_saturation, steps_to_target
-from raysat.forecast import Spectrum, forecast, largest_stable, loss_curves, main, noise_factor, tuned_steps
+from raysat.forecast import forecast, main, tuned_steps
 from raysat.losses import LOSSES
+from raysat.recursion import Spectrum, largest_stable, loss_curves, noise_factor, stable_below
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.sampler import batches
@@ -172,3 +173,25 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main([str(path), "--set", "loss=cross_entropy"]) == 2
     assert "set loss='mse'" in capsys.readouterr().err
     assert main([str(tmp_path / "none.py")]) == 2
+
+
+@pytest.mark.parametrize("b", [1, 4, 256])
+def test_beyond_the_limit_the_exact_recursion_grows_and_below_that_of_the_lemma_it_falls(b):
+    """Between the two, Gaussian features are noisier than delocalized ones: their residual keeps to few directions."""
+    problem, row = linear_row(n=256, d=64)
+    sufficient = 2 / beta(b, 256, problem.gamma, problem.k_op)
+    limit = stable_below(row, b, "without_replacement")
+    below, above = (
+        oracles.least_squares_recursion(problem.x, -problem.w_bar[None], eta, b, 400)
+        for eta in (0.98 * sufficient, 1.05 * limit)
+    )
+    assert sufficient <= limit * (1 + 1e-9)
+    assert below[-1] < below[0] < above[-1]
+
+
+def test_without_spectral_measures_the_limit_is_that_of_gradient_descent():
+    _, row = linear_row()
+    assert stable_below({"k_op": row["k_op"]}, 4, "without_replacement") == 2 / row["k_op"]
+    assert stable_below(row, 4, "epochs") == 2 / row["k_op"]
+    assert stable_below(row, 64, "without_replacement") == pytest.approx(2 / row["k_op"], rel=1e-9)
+    assert stable_below(row, 4, "with_replacement") < 2 / row["k_op"]

@@ -419,6 +419,7 @@ def test_a_parameter_without_a_rule_is_an_error_that_names_it_where_rules_are_as
 
 
 def test_the_spectrum_is_that_of_the_dense_kernel():
+    torch.manual_seed(0)
     network = models.build(mlp(2), 8, (4,), 2, 0).double()
     x, y = torch.randn(12, 4, dtype=torch.float64), torch.randn(12, 2, dtype=torch.float64)
     found = ntk_statistics(network, x, y, spectrum=24, probes=40, dense_samples=12)

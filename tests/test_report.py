@@ -1,27 +1,35 @@
 import io
+import json
+import math
 import re
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
-from test_analysis import SIZES, analyzed, full, grid_of, results, trial
+from test_analysis import SIZES, analyzed, full, grid_of, results, tables, trial
 
-from raysat.analysis import THEORY_CAVEAT, summary
-from raysat.report import LISTED, answer, finish, main, progress
-from raysat.spec import InputError, Model, fixed, theory
+from raysat.analysis import THEORY_CAVEAT, number, setting, summary, what_to_use
+from raysat.report import compare, finish
+from raysat.report.__main__ import main
+from raysat.report.answer import answers
+from raysat.report.figures import CHOICES, payload
+from raysat.report.sections import LISTED, SYMBOLS, advice, predictions, progress
+from raysat.spec import InputError, Model, fixed, grid, theory
 from raysat.store import Store
 
 
 class Page(HTMLParser):
-    """Checks that tags are closed in order; keeps texts, tags and attributes."""
+    """Checks that tags are closed in order; keeps texts, tags, attributes and the figures' data."""
 
     VOID = frozenset({"meta", "img", "br"})
 
     def __init__(self, html):
         super().__init__()
-        self.open, self.tags, self.words = [], [], []
+        self.open, self.tags, self.words, self.data = [], [], [], ""
         self.feed(html)
         self.close()
+        self.figures = {figure["name"]: figure for figure in json.loads(self.data)["figures"]}
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -32,7 +40,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if "script" in self.open:
+            self.data = self.data or data
+        elif "style" not in self.open:
             self.words.append(data)
 
     @property
@@ -40,49 +50,60 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def finished(root):
+def finished(root, make=finish):
     console = Console(file=io.StringIO(), width=100)
-    html = finish(root, console).read_text(encoding="utf-8")
+    html = make(root, console).read_text(encoding="utf-8")
     page = Page(html)
     assert page.open == []
     return html, page, console.file.getvalue()
 
 
-def sentences(made, targets=()):
-    return answer(summary(analyzed(made, targets).fits))
+def said(made, targets=()):
+    return answers(summary(analyzed(made, targets).fits))
+
+
+def drawn(made):
+    analysis = analyzed(made)
+    return payload(*tables(made), analysis, summary(analysis.fits).iloc[0])
 
 
 def test_the_page_is_one_file_with_the_answer_first(tmp_path):
     made = [*full(), *full("fixed(0.1)", b_c=0.07), trial(256, status="diverged")]
     root = results(tmp_path / "toy", made, stepsizes=(theory(1.0), fixed(0.1)))
-    html, page, said = finished(root)
+    html, page, printed = finished(root)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 3
-    notes = {attributes["href"][1:] for tag, attributes in page.tags if tag == "a"}
-    assert notes
-    assert notes <= {attributes.get("id") for _, attributes in page.tags}
+    assert len(images) == 3  # for readers without scripts
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
+    links = {attributes["href"][1:] for tag, attributes in page.tags if tag == "a"}
+    assert {"answer", "figures", "numbers", "lost", "configuration", "note-1-1"} <= links
+    assert links <= {attributes.get("id") for _, attributes in page.tags}
     assert not re.search(r'(?:src|href)="(?!data:|#)', html)  # nothing is fetched
-    assert page.text.index("critical batch size is b_N = 12") < page.text.index("Figures") < page.text.index("Failed")
+    order = [
+        "does not measure a critical batch size",
+        "Loss along training",
+        "Symbols",
+        "They are in no fit",
+        "raysat 0.1",
+    ]
+    places = [page.text.index(words) for words in order]
+    assert places == sorted(places)
     assert THEORY_CAVEAT in page.text
-    assert "perfect scaling N(1)/b" in page.text  # in the caption
     assert "1 diverged, 0 failed" in page.text
     assert '"builder": "mlp"' in page.text
     assert "raysat 0.1" in page.text
-    for rule in ("prefers-color-scheme: dark", "@media print", "width=device-width"):
-        assert rule in html
+    assert all(symbol in page.text and meaning in page.text for symbol, meaning in SYMBOLS)
     for path in (root / "report.html", root / "figures", root):
-        assert str(path) in said
-    assert "b_N" in said
+        assert str(path) in printed
+    assert "b_N" in printed
     assert (root / "analysis.parquet").exists()
     assert (root / "figures" / "steps.pdf").exists()
 
 
 def test_what_users_wrote_is_escaped(tmp_path):
-    script = "<script>alert('x')</script>&"
+    script = "</script><script>alert('x')</script>&"
     made = [*full(dataset=script), trial(256, status="failed", error=script, dataset=script)]
     html, page, _ = finished(results(tmp_path / "toy", made, dataset=script))
-    assert "<script" not in html
+    assert html.count("<script") == html.count("</script") == 2  # the data and our own
     assert page.text.count(script) >= 3  # setting, error, configuration
 
 
@@ -90,16 +111,25 @@ def test_an_unfinished_sweep_has_a_page(tmp_path):
     root = results(tmp_path / "toy", full(seeds=1)[:2])
     _html, page, _ = finished(root)
     assert "2 of 16 cells have ended" in page.text
-    assert "no critical batch size can be given" in page.text
     assert "a fit needs 3" in page.text
+    assert set(page.figures) == {"loss-curves", "exponents", "steps"}
+    assert "b_star" in page.figures["steps"]["views"][0]["marks"][0]["name"]  # and no b_N
 
 
 def test_an_empty_one_too(tmp_path):
-    _html, page, said = finished(results(tmp_path / "toy", []))
+    _html, page, printed = finished(results(tmp_path / "toy", []))
     assert "No trial has ended yet" in page.text
-    assert "No trial has ended yet" in said
+    assert "No trial has ended yet" in printed
     assert "0 of 16 cells have ended" in page.text
     assert "img" not in {tag for tag, _ in page.tags}
+
+
+def test_and_one_whose_trials_all_failed(tmp_path):
+    made = full(status="failed", error="out of memory")
+    _html, page, _ = finished(results(tmp_path / "toy", made))
+    assert "all of them failed or diverged" in page.text
+    assert page.text.count("out of memory") == len(made)
+    assert page.figures == {}
 
 
 def test_cells_are_counted_as_the_sweep_lays_them_out(tmp_path):
@@ -116,28 +146,157 @@ def test_a_long_list_of_lost_cells_is_cut_and_counted(tmp_path):
     assert f"And {len(made) - LISTED} more" in page.text
 
 
+def test_what_to_use_is_said_and_tabulated():
+    analysis = analyzed(full())
+    section = advice(analysis.choices)
+    (sentence,) = what_to_use(analysis.choices)[1]
+    assert sentence in unescape(section.html)
+    assert "least samples to the target" in section.html
+    assert advice(analysis.choices[:0]).html == ""
+
+
+def test_every_predictor_stands_beside_what_was_measured():
+    comparison = analyzed(full()).comparison
+    section = unescape(predictions(comparison).html)
+    shown = comparison[comparison["headline"] & comparison["value"].notna()]
+    assert len(shown) == 8  # b_h and b_N, by four predictors
+    assert section.count("<tr>") == 1 + len(shown)
+    for row in shown.to_dict("records"):
+        assert number(row["value"]) in section
+        assert number(row["ratio"]) in section
+        assert row["remark"] in section
+    assert predictions(comparison[:0]).html == ""
+
+
 class TestAnswer:
-    def test_tuned_stepsizes_come_before_theory_and_theory_before_one_for_all(self):
-        (tuned,) = sentences(grid_of() + full() + full("fixed(0.1)", b_c=2.0), [0.7])
-        assert "under grid (free)" in tuned
-        assert "Among stepsizes below 2/k_op, of which alone the theory speaks, it is " in tuned
-        assert THEORY_CAVEAT not in tuned
-        (untuned,) = sentences(full() + full("fixed(0.1)", b_c=2.0))
-        assert "under theory(1) the critical batch size is b_N = 12 [12, 12] samples" in untuned
-        assert "b_star = 13" in untuned
-        assert THEORY_CAVEAT in untuned
+    def test_is_the_stable_reading_of_a_grid_and_the_free_one_stands_beside_it(self):
+        (answer,) = said(grid_of() + full(b_c=3.0) + full("fixed(0.1)", b_c=2.0), [0.7])
+        fits = analyzed(grid_of(), [0.7]).fits.query("quantity == 'b_N'").set_index("tuning")["value"]
+        first, second = answer.sentences
+        assert f"The critical batch size is {fits['stable']:.3g} [" in first
+        assert "to loss 0.7" in first
+        assert "grid (stable)" in first
+        assert "Theory predicted b_star = 13 " in second
+        assert any("tuned freely" in words and f"b_N is {fits['free']:.3g} [" in words for words in answer.caveats)
+        assert THEORY_CAVEAT not in answer.caveats
+
+    def test_says_how_far_the_prediction_is_from_the_measurement(self):
+        made = [trial(b, seed, "grid", 1.0, b_c=5.0 + seed) for seed in range(2) for b in SIZES]
+        (answer,) = said(made)
+        assert re.search(r"2\.\d+ times the measured value, outside its interval", answer.sentences[1])
+
+    def test_has_no_evidence_without_tuned_stepsizes(self):
+        (answer,) = said(full() + full("fixed(0.1)", b_c=2.0))
+        assert "does not measure a critical batch size" in answer.sentences[0]
+        assert "b_star = 13" in answer.sentences[1]
+        assert "b_N" not in " ".join(answer.sentences)
+        (caveat,) = answer.caveats
+        assert "b_N = 12 [12, 12]" in caveat
+        assert caveat.endswith(THEORY_CAVEAT)
 
     def test_the_widest_network_speaks(self):
-        (sentence,) = sentences(full() + full(width=256, b_c=20.0))
-        assert sentence.startswith("At width 256")
-        assert "b_N = 20" in sentence
+        (answer,) = said([*grid_of(), *(trial(b, s, "grid", 1.0, b_c=20.0, width=256) for s in (0, 1) for b in SIZES)])
+        assert "width 256" in answer.sentences[0]
+        assert "b_N = 20 " in answer.sentences[0]
 
     def test_a_refusal_gives_its_reason(self):
-        (sentence,) = sentences(full(), [1e-9])
-        assert "no critical batch size can be given. b_N: 16 of 16 trials do not reach L <= 1e-09." in sentence
+        (answer,) = said(grid_of(), [1e-9])
+        assert answer.sentences[0].startswith("No critical batch size can be given")
+        assert "trials do not reach L <= 1e-09" in answer.sentences[0]
 
     def test_there_is_one_a_setting(self):
-        assert len(sentences(full() + full(n=500))) == 2
+        assert [answer.setting for answer in said(full() + full(n=500))] == [
+            setting(made[0][0]) for made in (full(n=500), full())
+        ]
+
+
+class TestFigures:
+    def test_have_a_view_for_each_model_width_and_reading(self):
+        made = grid_of() + full(width=128) + full(model_options='{"depth": 3}', depth=3)
+        data = drawn(made)
+        assert len(CHOICES) == len(data["start"])
+        names = "toy, mlp, depth = 2", "toy, mlp, depth = 3"
+        wanted = [
+            [names[0], "64", "grid (free)"],
+            [names[0], "64", "grid (stable)"],
+            [names[0], "128", "theory(1)"],
+            [names[1], "64", "theory(1)"],
+        ]
+        for figure in data["figures"]:
+            assert sorted(view["at"] for view in figure["views"]) == sorted(wanted)
+
+    def test_loss_curves_are_medians_with_the_seeds_range_against_four_axes(self):
+        made = [trial(b, seed, rate=0.001 * (1 + seed)) for seed in range(3) for b in SIZES]
+        figure = {figure["name"]: figure for figure in drawn(made)["figures"]}["loss-curves"]
+        assert [axis["key"] for axis in figure["x"]] == ["iteration", "samples", "seconds", "device_seconds"]
+        (view,) = figure["views"]
+        assert [series["name"] for series in view["series"]] == [f"b = {b}" for b in SIZES]
+        series = view["series"][0]
+        at = series["x"]["iteration"].index(300)
+        ends = [series[name][at] for name in ("high", "y", "low")]
+        assert ends == pytest.approx([math.exp(-0.3 * k) for k in (1, 2, 3)], rel=1e-4)
+
+    def test_a_grids_loss_curves_are_of_the_best_stepsize_of_the_reading(self):
+        figure = {figure["name"]: figure for figure in drawn(grid_of())["figures"]}["loss-curves"]
+        last = {view["at"][2]: view["series"][-1]["y"][-1] for view in figure["views"]}
+        assert last["grid (free)"] == pytest.approx(math.exp(-300 * 0.01 * 9), rel=1e-4)
+        assert last["grid (stable)"] == pytest.approx(math.exp(-300 * 0.01 * 3), rel=1e-4)  # 3 k_op = 1.5 < 2
+
+    def test_exponents_have_the_predicted_curve_and_the_range_in_words(self):
+        figure = {figure["name"]: figure for figure in drawn(full())["figures"]}["exponents"]
+        measured, predicted = figure["views"][0]["series"]
+        assert measured["y"] == pytest.approx([0.02 / (1 + 12 / b) for b in SIZES], rel=1e-4)
+        assert predicted["y"][0] == pytest.approx(measured["y"][0], rel=1e-3)
+        one, full_batch = measured["y"][0], measured["y"][-1]  # h(128) stands in for h(n)
+        assert 1 / predicted["y"][-1] == pytest.approx(1 / 128 / one + 127 / 128 / full_batch, rel=1e-3)
+        assert "h varies by a factor of 11.9." in figure["views"][0]["notes"]
+
+    def test_steps_have_a_fit_perfect_scaling_and_both_critical_batches(self):
+        figure = {figure["name"]: figure for figure in drawn(full())["figures"]}["steps"]
+        (view,) = figure["views"]
+        first, perfect = view["series"][0], view["series"][1]
+        assert first["fit"]["y"][0] == pytest.approx(first["y"][0], rel=1e-2)
+        assert perfect["y"][0] / perfect["y"][-1] == pytest.approx(128, rel=1e-3)
+        marks = {mark["name"].split()[0]: mark["at"] for mark in view["marks"]}
+        assert marks == pytest.approx({"b_N": 12, "b_star": 13}, rel=1e-2)
+        assert THEORY_CAVEAT in view["notes"]
+
+
+class TestComparison:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        stepsizes = grid([0.5, 1.0, 2.0, 3.0, 5.0, 9.0])
+        finished(results(tmp_path / "tuned", grid_of(), name="tuned", stepsizes=stepsizes))
+        results(tmp_path / "wide", full(width=64) + full(width=128), name="wide", widths=(64, 128))
+        return tmp_path
+
+    def test_has_every_sweep_and_links_to_its_page(self, folder):
+        html, page, _ = finished(folder, compare)
+        assert 'href="tuned/report.html"' in html
+        assert "wide/report.html" not in html  # it has no page yet
+        assert "2 sweeps compared." in page.text
+        (star,) = (view for view in page.figures["b_N-width"]["views"] if view["at"] == ["theory(1)"])
+        series = {one["name"]: one for one in star["series"]}
+        assert series["wide (toy, mlp): b_N"]["x"]["width"] == [64, 128]
+        assert series["wide (toy, mlp): b_N"]["y"] == pytest.approx([12, 12], rel=1e-2)
+        assert series["wide (toy, mlp): b_star"]["y"] == pytest.approx([13, 13])
+        assert set(page.figures) == {"b_N-width", "b_h-width", "b_N-b_star"}
+
+    def test_the_tuned_and_stable_reading_is_shown_first(self, folder):
+        _, page, _ = finished(folder, compare)
+        assert json.loads(page.data)["start"] == ["grid (stable)"]
+
+    def test_a_sweep_that_cannot_be_read_is_named_and_left_out(self, folder):
+        record = json.loads((folder / "wide" / "sweep.json").read_text())
+        (folder / "wide" / "sweep.json").write_text(json.dumps(record | {"schema": 0}))
+        _, page, _ = finished(folder, compare)
+        assert "1 sweeps compared, 1 left out." in page.text
+        assert "schema version 0" in page.text
+
+    def test_sweeps_without_trials_are_named(self, tmp_path):
+        results(tmp_path / "toy", [])
+        _, page, _ = finished(tmp_path, compare)
+        assert "No trial has ended yet" in page.text
 
 
 class TestCommand:
@@ -147,10 +306,18 @@ class TestCommand:
         assert (root / "report.html").exists()
         assert "report.html" in capsys.readouterr().out
 
+    def test_of_a_parent_compares_its_sweeps(self, tmp_path, capsys):
+        results(tmp_path / "toy", full())
+        assert main([str(tmp_path)]) == 0
+        assert "1 sweeps" in (tmp_path / "report.html").read_text()
+        assert not (tmp_path / "toy" / "report.html").exists()
+        assert "toy" in capsys.readouterr().out
+
     def test_another_folder_is_refused_in_one_line(self, tmp_path, capsys):
         assert main([str(tmp_path)]) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
+        assert "holds neither a sweep" in error
         assert "give a results folder" in error
         with pytest.raises(InputError):
             finish(tmp_path, Console(file=io.StringIO()))

@@ -20,16 +20,20 @@ SMALLER = {
     "cifar": {"n_train": 4, "widths": [2], "batch_sizes": [1, 2, 4], "iterations": 2},
     "svhn": {"n_train": 16, "widths": [4], "batch_sizes": [1, 4, 16], "iterations": 5, "dataset": "digits"},
     "shakespeare": {"n_train": 3, "n_test": 1, "widths": [4], "batch_sizes": [1, 2, 3], "iterations": 2},
+    "critical_batch": {"n_train": 16, "widths": [4], "batch_sizes": [1, 4, 16], "iterations": 5, "spectrum": 2},
     "linear": {"dataset": "linear(n=16,d=4)", "batch_sizes": [1, 4, 16], "iterations": 5},
+    "asgd": {"n_train": 64, "n_test": 8, "widths": [4], "batch_sizes": [16, 64], "samples": 128},
+    "generalization": {"n_train": 64, "n_test": 8, "widths": [4], "batch_sizes": [16, 64], "epochs": 2},
     "width": {"n_train": 16, "widths": [4, 8], "batch_sizes": [1, 16], "iterations": 5, "ntk_at": [5]},
 }
+COMMAND = "python -m raysat.sweep"
 WITHOUT_FILES = ("quickstart", "linear", "svhn")
 
 
 def commands(path):
     """The command lines of a sweep file's first lines."""
     text = ast.get_docstring(ast.parse(path.read_text())).replace("\\\n", " ")
-    lines = [line.split("   #")[0].strip() for line in text.splitlines() if line.strip().startswith("python -m")]
+    lines = [line.split("   #")[0].strip() for line in text.splitlines() if line.strip().startswith(COMMAND)]
     return [shlex.split(line)[3:] for line in lines]
 
 
@@ -64,11 +68,15 @@ def test_the_line_for_two_cores_runs_smaller(path, tmp_path, request):
     arguments = [str(path), *words[1:], *smaller, "--set", "seeds=1", "--set", "name=small"]
     assert main([*arguments, "--results", str(tmp_path), "--inline"]) == 0
     trials = pd.read_parquet(tmp_path / "small" / "trials")
-    assert set(trials["status"]) <= {"completed", "diverged"}
+    assert set(trials["status"]) <= {"completed", "diverged", "target_reached"}
+    ntk = pd.read_parquet(tmp_path / "small" / "ntk")
+    methods = {"shakespeare": "iteration", "generalization": "refused"}
+    assert set(ntk["method"]) == {methods.get(path.stem, "gram")}
+    if path.stem == "generalization":
+        assert trials["gamma"].isna().all()
+        return
     assert (trials["gamma"] >= trials["gamma_mean"]).all()
     assert (trials["k_op"] > 0).all()
-    ntk = pd.read_parquet(tmp_path / "small" / "ntk")
-    assert set(ntk["method"]) == {"iteration" if path.stem == "shakespeare" else "gram"}
     if path.stem == "width":
         assert (ntk.loc[ntk["iteration"] == 5, "kernel_drift"] > 0).all()
         assert (ntk["iteration"] == 5).sum() == 2 * 2  # of the networks; the linearizations' kernels do not move

@@ -4,14 +4,16 @@ from raysat.ntk.kernel import KernelOperator
 from raysat.ntk.lanczos import largest_eigenpairs, tridiagonalize
 from raysat.ntk.per_sample import Method
 from raysat.ntk.spectrum import Measure, dense_kernel, spectral_density, spectral_measure, tight_gamma
-from raysat.ntk.statistics import NTKStatistics, ntk_statistics
+from raysat.ntk.statistics import NTKStatistics, coupling, gradient_square, ntk_statistics
 
 __all__ = [
     "KernelOperator",
     "Measure",
     "Method",
     "NTKStatistics",
+    "coupling",
     "dense_kernel",
+    "gradient_square",
     "largest_eigenpairs",
     "ntk_statistics",
     "spectral_density",

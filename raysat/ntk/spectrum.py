@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from raysat.ntk import grams
 from raysat.ntk.kernel import KernelOperator
-from raysat.ntk.lanczos import tridiagonalize
+from raysat.ntk.lanczos import Tridiagonal, tridiagonalize
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,10 @@ class Measure:
     weights: Float64[Tensor, " k"]
 
 
-def spectral_measure(operator: KernelOperator, v: Float[Tensor, "n *outputs"], steps: int) -> Measure:
-    """The measure of K and v, of total mass `||v||^2`.
+def spectral_measure(
+    operator: KernelOperator, v: Float[Tensor, "n *outputs"], steps: int
+) -> tuple[Measure, Tridiagonal]:
+    """The measure of K and v, of total mass `||v||^2`, and the Lanczos process that it was read from.
 
     Args:
         operator: K.
@@ -42,7 +44,7 @@ def spectral_measure(operator: KernelOperator, v: Float[Tensor, "n *outputs"], s
     """
     found = tridiagonalize(lambda u: operator(u[0])[None], v[None], steps)
     mass = v.double().square().sum()
-    return Measure(found.values[0], mass * found.vectors[0, 0] ** 2)
+    return Measure(found.values[0], mass * found.vectors[0, 0] ** 2), found
 
 
 def spectral_density(operator: KernelOperator, like: Float[Tensor, "n *outputs"], steps: int, probes: int) -> Measure:
@@ -58,7 +60,7 @@ def spectral_density(operator: KernelOperator, like: Float[Tensor, "n *outputs"]
     parts = []
     for _ in range(probes):
         signs = torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
-        parts.append(spectral_measure(operator, signs, steps))
+        parts.append(spectral_measure(operator, signs, steps)[0])
     nodes, order = torch.cat([part.nodes for part in parts]).sort()
     weights = torch.cat([part.weights for part in parts])[order]
     return Measure(nodes, weights / (probes * like.numel()))

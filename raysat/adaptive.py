@@ -1,0 +1,415 @@
+"""Which cells to run next, from what the finished ones found. Pure: it runs nothing, and knows nothing of Ray.
+
+A *group* is what one b_N is measured in: cells that differ only in batch size, seed and, under a grid, stepsize. Three
+rules decide what is run of it. All of them are functions of what was found, whoever found it and when, so that a sweep
+that is run again goes on where it was.
+
+**All of it.** Batch sizes and stepsizes as they stand in the sweep file.
+
+**The stepsize** (`grid(auto=True)`). Stepsizes are powers of sqrt 2 times 1/beta(b). At each batch size the range grows
+until, for every seed, the best one has a worse one below it, and above it two, or one that diverged: N(eta) may have a
+plateau where the linearized dynamics become unstable, and fall beyond it. That holds both among all stepsizes and among
+those below `eta_limit`, as far as that limit. The best is that of the fewest iterations to the target, or of the
+smallest final loss where there is no target.
+
+**The batch size** (`Sweep(adaptive=True)`). With one offset a_i for each seed i, the law is
+
+    log N_i(b) = a_i + log(1 + b_N/b) + noise,
+
+whose derivative by log b_N is `s(b) = b_N / (b + b_N)`, so that by the delta method, over all measurements,
+
+    var(log b_N) = sigma^2 / sum (s - mean s)^2,
+
+sigma^2 being the scatter about the fit. From it follows an interval, by Student's t. Batch sizes are run in rising
+order, by factors of four, until the interval lies below the largest of them: until N is seen to be within twice its
+limit. Then, one at a time, the batch size that narrows the interval most for its floating-point operations (the
+D-optimal one, for a line in s), until the interval is as narrow as was asked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float, Real
+from scipy.special import stdtrit
+
+from raysat.fits import LEAST_BATCH_SIZES, choose_targets, fit_saturation, geometric_mean, steps_to_target
+from raysat.schema import COMPLETED, TARGET_REACHED
+from raysat.spec import AUTO_START, Cell, Sweep, half_octave
+from raysat.training import PLAIN, Training
+
+STRIDE = 4
+"""Factor between batch sizes while they rise. Default: 4; the three that a fit needs then span a factor of 16, over
+which N(b) falls to a third or less unless b_N lies outside."""
+
+REACH = 40
+"""The range of stepsizes ends at 2^(-REACH/2) and 2^(REACH/2), whatever is found."""
+
+
+@dataclass(frozen=True, eq=False)  # hashed as the object it is, for its N are kept
+class Finding:
+    """What a trial that has ended tells of its cell.
+
+    Attributes:
+        status: As in `trials`.
+        iterations: Iterations of its evaluations.
+        losses: The training loss at each.
+        of_limit: Its stepsize over `eta_limit`, up to which linearized SGD is stable; nan where the trial failed.
+    """
+
+    status: str
+    iterations: Sequence[int] = ()
+    losses: Sequence[float] = ()
+    of_limit: float = math.nan
+
+    @classmethod
+    def of(cls, row: Mapping[str, object], iterations: Sequence[int], losses: Sequence[float]) -> Finding:
+        """From a row of `trials`, and the columns `iteration` and `train_loss` of its rows of `curves`."""
+        known = row.get("eta") is not None and row.get("eta_limit") is not None
+        of_limit = float(row["eta"]) / float(row["eta_limit"]) if known else math.nan
+        return cls(row["status"], iterations, losses, of_limit)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the trial neither diverged nor failed."""
+        return self.status in (COMPLETED, TARGET_REACHED)
+
+    def steps(self, target: float | None) -> float:
+        """N to the target; nan where it is not reached."""
+        return _steps(self, target) if target is not None and self.usable else math.nan
+
+    def score(self, target: float | None) -> tuple[float, float]:
+        """The smaller the better: iterations to the target, then the final loss."""
+        if not self.usable:
+            return math.inf, math.inf
+        steps = self.steps(target)
+        return math.inf if math.isnan(steps) else steps, self.losses[-1]
+
+
+@lru_cache(maxsize=1 << 14)
+def _steps(finding: Finding, target: float) -> float:
+    return steps_to_target(np.asarray(finding.iterations), np.asarray(finding.losses, dtype=float), target)
+
+
+Findings = Mapping[str, Finding]
+"""What was found of the cells that have ended, by cell_id."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What is wanted, given what was found.
+
+    Attributes:
+        cells: All cells that are wanted, finished or not.
+        done: Of each adaptive group that wants no more, why.
+    """
+
+    cells: list[Cell] = field(default_factory=list)
+    done: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """b_N and its 95 % interval by the delta method; see the head of the module."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate(b: Real[np.ndarray, " b"], steps: Float[np.ndarray, "seeds b"]) -> Estimate:
+    """Estimate b_N from N(b) of several seeds.
+
+    Args:
+        b: At least three batch sizes.
+        steps: N(b) of each seed, every one of them positive.
+
+    Returns:
+        The estimate; 0 where N does not fall with b, inf where it falls like 1/b or faster.
+    """
+    fit = fit_saturation(b, geometric_mean(steps))
+    if fit.edge:
+        return Estimate(*[0.0 if fit.edge < 0 else math.inf] * 3)
+    b_N = float(fit.b_c)
+    left = np.log(steps) - np.log1p(b_N / b)
+    left -= left.mean(axis=1, keepdims=True)
+    freedom = left.size - len(left) - 1
+    spread = len(steps) * _sum_of_squares(b_N / (b + b_N))
+    error = math.sqrt((left**2).sum() / freedom / spread)
+    factor = math.exp(min(stdtrit(freedom, 0.975) * error, 500.0))
+    return Estimate(b_N, b_N / factor, b_N * factor)
+
+
+def _sum_of_squares(values: Float[np.ndarray, " k"]) -> float:
+    return float(((values - values.mean()) ** 2).sum())
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells in which one b_N is measured.
+
+    Attributes:
+        name: For messages to a person.
+        cells: Its cells by batch size, ascending, each list with all seeds and the stepsizes known ahead.
+        tuned: Whether of several stepsizes the best counts.
+        auto: Whether stepsizes are added until the best lies inside.
+        adaptive: Whether the batch sizes are candidates.
+        target: The loss to which N counts; None for the deepest that all trials reach.
+        ratio: Upper over lower end of the interval at which an adaptive group is done.
+        weight: The cost of a cell.
+    """
+
+    name: str
+    cells: Mapping[int, list[Cell]]
+    tuned: bool
+    auto: bool
+    adaptive: bool
+    target: float | None
+    ratio: float
+    weight: Callable[[Cell], float]
+
+    def propose(self, findings: Findings) -> Proposal:
+        """What is wanted of this group."""
+        if not self.adaptive:
+            return Proposal([cell for b in self.cells for cell in self._tune(b, AUTO_START, findings)])
+        wanted: dict[int, list[Cell]] = {}
+        b, why = min(self.cells), ""
+        while b is not None:
+            wanted[b] = self._tune(b, self._around(b, wanted, findings), findings)
+            if any(cell.cell_id not in findings for cell in wanted[b]):
+                break
+            b, why = self._next_size(wanted, findings)
+        done = (f"{self.name}: {why}; run at b = {', '.join(map(str, sorted(wanted)))}",) if b is None else ()
+        return Proposal([cell for cells in wanted.values() for cell in cells], done)
+
+    @property
+    def _limits(self) -> tuple[float, ...]:
+        """The readings: below which share of `eta_limit` a stepsize counts."""
+        return (math.inf, 1.0) if self.tuned else (math.inf,)
+
+    # Stepsizes ------------------------------------------------------------------------------------------------------
+
+    def _tune(self, b: int, start: Sequence[int], findings: Findings) -> list[Cell]:
+        """The cells of a batch size: those known ahead, or those of a range that grows from `start`."""
+        if not self.auto:
+            return self.cells[b]
+        firsts = {cell.init.seed: cell for cell in self.cells[b]}
+        tried = set(start)
+        while True:
+            cells = [with_exponent(cell, k) for k in sorted(tried) for cell in firsts.values()]
+            if any(cell.cell_id not in findings for cell in cells):
+                return cells
+            found = [{k: findings[with_exponent(cell, k).cell_id] for k in tried} for cell in firsts.values()]
+            missing = {k for one in found for k in missing_neighbours(one, self.target)} - tried
+            if not missing:
+                return cells
+            tried |= missing
+
+    def _around(self, b: int, wanted: Mapping[int, list[Cell]], findings: Findings) -> tuple[int, ...]:
+        """Where the range of a batch size starts: at the best stepsizes of the nearest one that was run."""
+        if not wanted:
+            return AUTO_START
+        nearest = min(wanted, key=lambda size: abs(math.log(size / b)))
+        best = {round(2 * math.log2(cell.stepsize.value)) for _, cell in self._best(wanted[nearest], findings)}
+        return tuple(best) if self.auto and best else AUTO_START
+
+    def _best(self, cells: Sequence[Cell], findings: Findings, limit: float = math.inf) -> list[tuple[Finding, Cell]]:
+        """Each seed's best usable trial of a batch size, if any, among those below a share of `eta_limit`."""
+        best: dict[int, tuple[Finding, Cell]] = {}
+        for cell in cells:
+            found = findings[cell.cell_id]
+            if not found.usable or found.of_limit >= limit:
+                continue
+            seed = cell.init.seed
+            if seed not in best or found.score(self.target) < best[seed][0].score(self.target):
+                best[seed] = found, cell
+        return list(best.values())
+
+    # Batch sizes ----------------------------------------------------------------------------------------------------
+
+    def _next_size(self, wanted: Mapping[int, list[Cell]], findings: Findings) -> tuple[int | None, str]:
+        """The batch size to run next, or None and why no more is wanted."""
+        ends = []
+        for limit in self._limits:
+            b, why = self._next_of_reading(wanted, findings, limit)
+            if b is not None:
+                return b, ""
+            ends.append(("" if limit == math.inf else "among stable stepsizes ") + why)
+        return None, ", ".join(ends)
+
+    def _next_of_reading(
+        self, wanted: Mapping[int, list[Cell]], findings: Findings, limit: float
+    ) -> tuple[int | None, str]:
+        run = sorted(wanted)
+        left = [b for b in self.cells if b not in wanted]
+        above = [b for b in left if b > run[-1]]
+        higher = next((b for b in above if b >= STRIDE * run[-1]), above[-1] if above else None)
+        steps = self._steps(run, wanted, findings, limit)
+        if lost := [b for b, column in zip(run, steps.T, strict=True) if not (column > 0).all()]:
+            return None, f"b_N is not known, for the target is not reached at b = {', '.join(map(str, lost))}"
+        if len(run) < LEAST_BATCH_SIZES:
+            return (higher or left[0], "") if left else (None, "b_N is not known, with so few batch sizes")
+        b = np.array(run)
+        made = estimate(b, steps)
+        if made.high < run[0]:
+            return None, f"N(b) does not fall from b = {run[0]} on"
+        text = f"b_N = {made.value:.3g} [{made.low:.3g}, {made.high:.3g}]"
+        if made.high > run[-1]:
+            return (higher, "") if higher else (None, f"{text}, not below the largest batch size")
+        if made.high <= self.ratio * made.low:
+            return None, text
+        return (self._narrowing(b, made.value, steps, left), "") if left else (None, f"{text}, no batch size is left")
+
+    def _steps(
+        self, run: Sequence[int], wanted: Mapping[int, list[Cell]], findings: Findings, limit: float
+    ) -> Float[np.ndarray, "seeds b"]:
+        """N(b) of each seed with its best stepsize; nan where the target is not reached."""
+        seeds = sorted({cell.init.seed for cell in wanted[run[0]]})
+        best = {(cell.init.seed, b): found for b in run for found, cell in self._best(wanted[b], findings, limit)}
+        target = self.target
+        if target is None:
+            initial = np.array([found.losses[0] for found in best.values()], dtype=float)
+            deepest = np.array([min(found.losses) for found in best.values()], dtype=float)
+            target = min(choose_targets(initial, deepest), default=None)
+        missing = Finding("")
+        return np.array([[best.get((seed, b), missing).steps(target) for b in run] for seed in seeds])
+
+    def _narrowing(
+        self, b: Real[np.ndarray, " b"], b_N: float, steps: Float[np.ndarray, "seeds b"], left: Sequence[int]
+    ) -> int:
+        """Of the batch sizes left, the one that narrows the interval most for its cost."""
+        share = b_N / (b + b_N)
+        asymptote = float(np.exp((np.log(steps) - np.log1p(b_N / b)).mean()))
+
+        def worth(size: int) -> float:
+            gain = math.log(_sum_of_squares(np.append(share, b_N / (size + b_N))) / _sum_of_squares(share))
+            cell = self.cells[size][0]
+            if cell.target_loss is not None:
+                cell = replace(cell, iterations=min(cell.iterations, math.ceil(asymptote * (1 + b_N / size))))
+            return gain / self.weight(cell)
+
+        return max(left, key=worth)
+
+
+@lru_cache(maxsize=4096)  # a cell's id is a hash, which is made once for each cell
+def with_exponent(cell: Cell, k: int) -> Cell:
+    """The cell with the stepsize `2^(k/2) / beta(b)`."""
+    return replace(cell, stepsize=half_octave(k))
+
+
+def missing_neighbours(found: Mapping[int, Finding], target: float | None) -> set[int]:
+    """The exponents k that are yet to be tried before a seed's best stepsize is known to lie inside the range.
+
+    Args:
+        found: What was found at each k that was tried.
+        target: The loss to which N counts, if any.
+    """
+    known = {k: one for k, one in found.items() if not math.isnan(one.of_limit)}
+    if not known:  # every trial failed: that says nothing of stepsizes
+        return set()
+    missing = set()
+    for limit in (math.inf, 1.0):
+        allowed = {k: one for k, one in known.items() if one.of_limit < limit}
+        if not allowed:
+            k, one = next(iter(known.items()))
+            missing.add(math.ceil(k + 2 * math.log2(limit / one.of_limit)) - 1)  # the largest stable one
+        elif not any(one.usable for one in allowed.values()):
+            missing.add(min(allowed) - 1)
+        else:
+            best = min(allowed, key=lambda k: (allowed[k].score(target), k))
+            missing.add(best - 1)
+            for k in (best + 1, best + 2):
+                if 2 ** ((k - best) / 2) * allowed[best].of_limit >= limit:
+                    break
+                missing.add(k)
+                if k not in found or not found[k].usable:
+                    break
+    return {k for k in missing if abs(k) <= REACH} - set(found)
+
+
+def _named(training: Training) -> str:
+    return "" if training == PLAIN else f", {training.label}"
+
+
+def groups(sweep: Sweep, cells: Sequence[Cell], weight: Callable[[Cell], float]) -> list[Group]:
+    """The groups of a sweep's cells.
+
+    Args:
+        sweep: The sweep.
+        cells: Its cells.
+        weight: The cost of a cell, in any unit.
+    """
+    auto = any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes)
+    target = min((level for level in sweep.targets if level >= (sweep.target_loss or 0)), default=sweep.target_loss)
+    members: dict[tuple, dict[int, list[Cell]]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.batch_size):
+        key = replace(cell.init, seed=0), cell.stepsize.label, cell.training
+        members.setdefault(key, {}).setdefault(cell.batch_size, []).append(cell)
+    return [
+        Group(
+            name=f"{init.model.label} width {init.width}, {label}{_named(training)}",
+            cells=by_size,
+            tuned=label.startswith("grid"),
+            auto=auto and label == "grid_relative",
+            adaptive=sweep.adaptive,
+            target=target,
+            ratio=sweep.interval_ratio,
+            weight=weight,
+        )
+        for (init, label, training), by_size in members.items()
+    ]
+
+
+class Agenda:
+    """Hands out the cells that are wanted, those that take longest first, as findings come in.
+
+    Args:
+        groups: What proposes.
+        weight: The cost of a cell.
+        findings: What earlier runs have found.
+    """
+
+    def __init__(self, groups: Sequence[Group], weight: Callable[[Cell], float], findings: Findings) -> None:
+        self.groups, self.weight = groups, weight
+        self.findings = dict(findings)
+        self.weights: dict[str, float] = {}
+        """The cost of every cell that was wanted since, by cell_id."""
+        self.wanted: list[Cell] = []
+        """All cells that are wanted, given what was found, finished or not."""
+        self.running: set[str] = set()
+        self.done: tuple[str, ...] = ()
+        self._queue: list[Cell] = []
+        self._propose()
+
+    def _propose(self) -> None:
+        proposals = [group.propose(self.findings) for group in self.groups]
+        self.done = tuple(reason for proposal in proposals for reason in proposal.done)
+        self.wanted = [cell for proposal in proposals for cell in proposal.cells]
+        new = [cell for cell in self.wanted if self._is_new(cell)]
+        new.sort(key=self.weight)
+        self.weights |= {cell.cell_id: self.weight(cell) for cell in new}
+        self._queue = new
+        self._stale = False
+
+    def _is_new(self, cell: Cell) -> bool:
+        return cell.cell_id not in self.findings and cell.cell_id not in self.weights
+
+    def next(self) -> Cell | None:
+        """A cell to run; None where there is none, or none before one that runs has ended."""
+        if not self._queue and self._stale:
+            self._propose()
+        if not self._queue:
+            return None
+        cell = self._queue.pop()
+        self.running.add(cell.cell_id)
+        return cell
+
+    def ended(self, cell_id: str, finding: Finding) -> None:
+        """Take in what was found."""
+        self.running.discard(cell_id)
+        self.findings[cell_id] = finding
+        self._stale = True

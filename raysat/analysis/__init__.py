@@ -1,0 +1,66 @@
+"""From a sweep's tables to tidy results: measured critical batch sizes beside the predicted ones, and what to use.
+
+`readings` says which trials are measured together, `measure` fits the critical batch sizes to them, `predictors` sets
+beside each what the initialization predicts of it, and `efficiency` says what a target costs at each batch size and
+which one to use. `tables` does all of it for one sweep, and `summary` prints the headline:
+
+    $ python -m raysat.analysis RESULTS/mnist     prints the table and writes RESULTS/mnist/analysis.parquet
+"""
+
+from raysat.analysis.command import main
+from raysat.analysis.efficiency import what_to_use
+from raysat.analysis.readings import (
+    GROUP,
+    READING,
+    SETTING,
+    best_of,
+    by_evidence,
+    comparable,
+    devices,
+    policy,
+    readings,
+    usable,
+)
+from raysat.analysis.summary import print_summary, summary
+from raysat.analysis.tables import Analysis, analyze, analyze_and_save, load
+from raysat.analysis.words import (
+    FEW_SEEDS,
+    NOTHING,
+    THEORY_CAVEAT,
+    about_h,
+    about_intervals,
+    estimate,
+    method,
+    number,
+    setting,
+)
+
+__all__ = [
+    "FEW_SEEDS",
+    "GROUP",
+    "NOTHING",
+    "READING",
+    "SETTING",
+    "THEORY_CAVEAT",
+    "Analysis",
+    "about_h",
+    "about_intervals",
+    "analyze",
+    "analyze_and_save",
+    "best_of",
+    "by_evidence",
+    "comparable",
+    "devices",
+    "estimate",
+    "load",
+    "main",
+    "method",
+    "number",
+    "policy",
+    "print_summary",
+    "readings",
+    "setting",
+    "summary",
+    "usable",
+    "what_to_use",
+]

@@ -1,0 +1,36 @@
+"""The command `python -m raysat.analysis RESULTS/NAME`: analyze a results folder and print the table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from raysat.analysis.summary import print_summary
+from raysat.analysis.tables import analyze_and_save, load
+from raysat.files import location
+from raysat.validation import InputError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line: analyze a results folder and print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m raysat.analysis", description="Fit the critical batch sizes of a sweep and print them."
+    )
+    parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
+    options = parser.parse_args(argv)
+    try:
+        root = location(options.root)
+        analysis = analyze_and_save(root, *load(root))
+    except InputError as error:
+        print(f"raysat: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    print_summary(analysis, console)
+    console.print(
+        Text(f"Fits and predictions: {root / 'analysis.parquet'}. Figures and report: python -m raysat.report {root}")
+    )
+    return 0

@@ -1,0 +1,227 @@
+"""What to use: what a target costs at each batch size, and the batch sizes that follow from it.
+
+N(b) iterations to a target loss at s(b) seconds each cost
+
+    samples(b) = b N(b),   seconds(b) = s(b) N(b),   device_hours(b) = devices seconds(b) / 3600,
+
+a device being a GPU, or a core where there is none. By the law N(b) = N_inf (1 + b_N/b) samples rise with b, as
+N_inf (b + b_N), and iterations fall: a batch size is worth using up to where what it wastes outweighs what it saves.
+Zhang et al. (2024, arXiv 2410.21676) draw the line at an overhead of 20 %, which is `b_20` here: the largest b whose
+samples to target are at most 1.2 times the least.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Real
+
+from raysat.analysis.measure import Measurement, by_seed
+from raysat.analysis.readings import READING, SETTING, by_evidence, devices
+from raysat.analysis.words import bounds, method, number
+from raysat.fits import geometric_mean, interval, resample_seeds
+
+WASTE = 0.2
+"""The share of samples above the least that may be wasted. Default: 0.2, from Zhang et al. (2024)."""
+
+COSTS = (*READING, "target", "headline", "cost", "batch_size", "value", "low", "high", "seeds")
+CHOICES = (
+    *(*READING, "target", "headline", "choice", "batch_size", "low", "high", "value", "seeds", "batch_sizes"),
+    *("devices", "at_once", "reason"),
+)
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a target costs.
+
+    Attributes:
+        b: Batch sizes, ascending, at which every seed reaches the target. Shape: [b].
+        values: `samples`, `seconds` and `device_hours`, each of shape [seeds, b].
+    """
+
+    b: Real[np.ndarray, " b"]
+    values: dict[str, Float[np.ndarray, "seeds b"]]
+
+
+def costs(
+    b: Real[np.ndarray, " b"],
+    steps: Float[np.ndarray, "seeds b"],
+    seconds_per_step: Float[np.ndarray, "seeds b"],
+    devices: Float[np.ndarray, "seeds b"],
+) -> Costs:
+    """Samples, seconds and device-hours to a target.
+
+    Args:
+        b: Batch sizes, ascending.
+        steps: N(b); a batch size is left out where a seed's is nan or 0.
+        seconds_per_step: Seconds per iteration; nan where they were not measured.
+        devices: Devices of a trial: GPUs or a fraction of one, or cores.
+
+    Example:
+        >>> one = np.ones((1, 2))
+        >>> costs(np.array([1, 8]), np.array([[800.0, 200.0]]), 0.5 * one, one).values["seconds"]
+        array([[400., 100.]])
+    """
+    kept = (steps > 0).all(axis=0)
+    steps, seconds = steps[:, kept], (steps * seconds_per_step)[:, kept]
+    values = {"samples": b[kept] * steps, "seconds": seconds, "device_hours": devices[:, kept] * seconds / 3600}
+    return Costs(b[kept], values)
+
+
+def cheapest(b: Real[np.ndarray, " b"], means: Float[np.ndarray, "*replicates b"]) -> Float[np.ndarray, "*replicates"]:
+    """The batch size of the least cost."""
+    return b[means.argmin(axis=-1)].astype(float)
+
+
+def largest_within(
+    b: Real[np.ndarray, " b"], samples: Float[np.ndarray, "*replicates b"], waste: float = WASTE
+) -> Float[np.ndarray, "*replicates"]:
+    """The largest b up to which samples to target stay within `1 + waste` times the least.
+
+    It is sought upwards from the cheapest b, to the first that costs more, and lies between that one and the one before
+    it, the cost being linear in b there, as in samples(b) = N_inf (b + b_N).
+
+    Args:
+        b: Batch sizes, ascending.
+        samples: Samples to target.
+        waste: The share that may be wasted.
+
+    Returns:
+        The batch size; inf where no larger one than the cheapest costs more.
+
+    Example:
+        >>> b = np.array([1.0, 2, 4, 8])
+        >>> round(float(largest_within(b, b + 10.0)), 6)  # 1.2 (1 + 10) - 10
+        3.2
+    """
+    flat = samples.reshape(-1, len(b))
+    limit = (1 + waste) * flat.min(axis=1, keepdims=True)
+    beyond = (flat > limit) & (np.arange(len(b)) > flat.argmin(axis=1, keepdims=True))
+    k, rows = np.clip(beyond.argmax(axis=1), 1, len(b) - 1), np.arange(len(flat))
+    below, above = flat[rows, k - 1], flat[rows, k]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        crossing = b[k - 1] + (limit[:, 0] - below) / (above - below) * (b[k] - b[k - 1])
+    return np.where(beyond.any(axis=1), crossing, math.inf).reshape(samples.shape[:-1])
+
+
+def weigh(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dict]]:
+    """What a measured target costs, and what follows from it: rows of `COSTS` and of `CHOICES`.
+
+    Args:
+        measured: The measurement of N.
+        at_once: The most trials that ran at once on one machine (`trials_at_once`).
+    """
+    best = measured.best
+    best = best.assign(seconds_per_step=1 / best["steps_per_second"].astype(float), devices=devices(best))
+    tables = [by_seed(best, column) for column in ("value", "seconds_per_step", "devices")]
+    made = costs(tables[0].columns.to_numpy(), *(table.to_numpy() for table in tables))
+    head = {name: measured.about[name] for name in (*READING, "target", "headline")} | {"seeds": len(tables[0])}
+    head |= {"devices": " and ".join(sorted(set(best["device"].dropna()))), "at_once": at_once}
+    head |= {"batch_sizes": len(made.b)}
+    missed = ", ".join(str(b) for b in tables[0].columns if b not in made.b)
+    left_out = f"b = {missed} left out, where not every seed reaches the target" if missed else ""
+    rows, choices = [], []
+    for name, values in made.values.items():
+        if not values.size or np.isnan(values).any():
+            continue
+        mean, replicates = geometric_mean(values), resample_seeds(values)
+        several = len(values) > 1  # of one seed all replicates are the same: they say nothing
+        low, high = interval(replicates) if several else np.full((2, len(mean)), math.nan)
+        rows += [
+            {**head, "cost": name, "batch_size": int(b), "value": mean[k], "low": low[k], "high": high[k]}
+            for k, b in enumerate(made.b)
+        ]
+        for choice, (rule, above_least) in RULES[name].items():
+            chosen = float(rule(made.b, mean))
+            low, high = interval(rule(made.b, replicates)) if several else (math.nan, math.nan)
+            row = {"choice": choice, "batch_size": chosen, "low": float(low), "high": float(high)}
+            reasons = (_reservation(choice, chosen, made.b), left_out)
+            row |= {"value": (1 + above_least) * mean.min(), "reason": "; ".join(filter(None, reasons))}
+            choices.append({**head, **row})
+    return rows, choices
+
+
+RULES = {
+    "samples": {"least_samples": (cheapest, 0.0), "b_20": (largest_within, WASTE)},
+    "seconds": {"least_seconds": (cheapest, 0.0)},
+    "device_hours": {"least_device_hours": (cheapest, 0.0)},
+}
+"""What is chosen by each cost: the name of the choice, how the batch size follows from the costs, and what it costs
+above the least."""
+
+
+def _reservation(choice: str, chosen: float, b: Real[np.ndarray, " b"]) -> str:
+    """What a choice leaves open."""
+    if len(b) == 1:
+        return "one batch size: there is nothing to choose from"
+    if math.isinf(chosen):
+        return f"no batch size run, up to {b.max():g}, wastes as much"
+    if choice != "least_samples" and chosen == b.max():
+        return "the largest batch size run: a larger one may cost less still"
+    return ""
+
+
+def trials_at_once(trials: pd.DataFrame) -> int:
+    """The most trials that ran at once on one machine, from when each ended and how long it took; 0 if unknown."""
+    most = 0
+    for _, own in trials.dropna(subset=["finished_at", "seconds"]).groupby("hostname"):
+        begun = own["finished_at"] - pd.to_timedelta(own["seconds"], unit="s")
+        change = pd.concat([pd.Series(-1, own["finished_at"]), pd.Series(1, begun)])  # ends first where they coincide
+        most = max(most, int(change.sort_index(kind="stable").cumsum().max()))
+    return most
+
+
+def what_to_use(choices: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """What follows for a person who has to choose: of each setting, what the best evidence says.
+
+    Args:
+        choices: `Analysis.choices`.
+
+    Returns:
+        The rows of `choices` of the headline target of the best evidence in each setting
+        (`raysat.analysis.readings.by_evidence`), and a sentence with its caveats for each setting.
+    """
+    tables, sentences = [choices.iloc[:0]], []
+    headline = choices[choices["headline"].astype(bool)]
+    for _, rows in headline.groupby(list(SETTING), dropna=False, sort=False):
+        _, own = next(iter(by_evidence(rows).groupby(["width", "stepsize", "tuning"], sort=False)))
+        tables.append(own)
+        sentences.append(_sentence(own.set_index("choice")))
+    return pd.concat(tables), sentences
+
+
+def _sentence(own: pd.DataFrame) -> str:
+    """What to use, with its caveats, from the choices of one reading by name."""
+    row = own.iloc[0]
+    width = f" at width {row['width']}" if row["width"] else ""
+    said = f"To reach loss {row['target']:g}{width} under {method(row)}, "
+    said += f"b = {_size(own, 'least_samples')} takes the fewest samples ({number(own.at['least_samples', 'value'])})"
+    if "least_seconds" in own.index:
+        seconds = number(own.at["least_seconds", "value"])
+        said += f" and b = {_size(own, 'least_seconds')} the least time ({seconds} s of steps)"
+    if "least_device_hours" in own.index:
+        hours = own.at["least_device_hours", "batch_size"]
+        same = hours == own.at["least_seconds", "batch_size"]
+        said += " and device-hours" if same else f", b = {_size(own, 'least_device_hours')} the fewest device-hours"
+    if math.isinf(own.at["b_20", "batch_size"]):
+        said += f"; {own.at['b_20', 'reason']} as 20 % of the samples."
+    else:
+        said += f"; up to b = {_size(own, 'b_20')} less than 20 % of the samples are wasted."
+    for choice, reason in own.loc[own.index != "b_20", "reason"].items():
+        said += f" The {choice.replace('_', ' ')}: {reason}." * bool(reason)
+    shared = f", up to {row['at_once']} trials at once on a machine, which makes steps slower and uneven"
+    shared *= int(row["at_once"] > 1)
+    if "least_seconds" in own.index:
+        said += f" Seconds were measured on {row['devices'] or 'an unknown device'}{shared}, evaluations not counted."
+    else:
+        said += " No seconds were measured."
+    return f"{said} Another target, stepsize policy or machine has other answers."
+
+
+def _size(own: pd.DataFrame, choice: str) -> str:
+    row = own.loc[choice]
+    return " ".join(filter(None, [number(row["batch_size"]), bounds(row["low"], row["high"])]))

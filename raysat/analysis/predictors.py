@@ -1,0 +1,135 @@
+"""What was predicted before a step was trained, beside what was measured: one row for each predictor of each fit.
+
+Three predictors are numbers of the initialization: `b_star`, `b_star_thm33` and `noise_scale`. The fourth, `forecast`,
+is the same experiment by the recursion of `raysat.recursion`: the same trials, with the same stepsizes, tuned in the
+same way and fitted by the same law, only that each trial's loss curve is the expected one of the linearized network.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from raysat.analysis.measure import FITS, Measurement, Paths, at_edges, best_by_h, best_by_steps, by_seed
+from raysat.analysis.readings import policy
+from raysat.fits import critical_batch, fit_saturation
+from raysat.recursion import Spectrum, loss_curves, noise_factor
+from raysat.schema import FAILED
+
+PREDICTORS = ("b_star", "b_star_thm33", "noise_scale", "forecast")
+
+COMPARISON = (
+    *(name for name in FITS if name.removesuffix("_min").removesuffix("_max") not in PREDICTORS),
+    *("predictor", "predicted", "predicted_min", "predicted_max", "ratio", "remark"),
+)
+
+HORIZON = 2
+"""How far the forecast looks for a target, in multiples of T: a forecast a little slower than the trial that reaches
+its target at T has a value too. Default: 2."""
+
+BY_CONSTRUCTION = "eta is made from beta(b), so that b_N near b_star checks the code, not the theory"
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """The forecast of a group's trials.
+
+    Attributes:
+        paths: The expected loss along each trial, to `HORIZON` T.
+        reason: Why there are none; empty where there are.
+    """
+
+    paths: Paths = field(default_factory=dict)
+    reason: str = ""
+
+
+def foresee(group: pd.DataFrame, ntk: pd.DataFrame) -> Foreseen:
+    """The expected loss along each trial of a group, from the statistics of its own seed and with its own stepsize.
+
+    Args:
+        group: Rows of `trials` that share data, model and stepsize policy.
+        ntk: The `ntk` table.
+    """
+    row = group.iloc[0]
+    if row["loss"] != "mse":
+        return Foreseen(reason="the recursion is that of the squared error")
+    if row.get("training", "sgd") != "sgd":
+        return Foreseen(reason="the recursion is that of plain SGD")
+    if row["sampling"] == "epochs":
+        return Foreseen(reason="the recursion is that of batches drawn independently, not of epochs")
+    trials = group[(group["status"] != FAILED) & group["eta"].notna()]
+    spectra = ntk[(ntk["iteration"] == 0) & (ntk["residual_nodes"].str.len() > 0)].set_index("init_id")
+    spectra = spectra[~spectra.index.duplicated(keep="last")]
+    if not trials["init_id"].isin(spectra.index).all():
+        return Foreseen(reason="not every seed has spectral measures in ntk: run the sweep with spectrum=64")
+    horizon = HORIZON * int(row["iterations"])
+    t, paths = np.arange(horizon + 1), {}
+    for init_id, own in trials.groupby("init_id"):
+        spectrum = Spectrum.of(spectra.loc[init_id].to_dict())
+        replacement = row["sampling"] == "with_replacement"
+        phi = np.array([noise_factor(int(b), spectrum.n, replacement=replacement) for b in own["batch_size"]])
+        curves = loss_curves(spectrum, own["eta"].to_numpy(dtype=float), phi, horizon)
+        paths |= {cell_id: (t, curve) for cell_id, curve in zip(own["cell_id"], curves, strict=True)}
+    return Foreseen(paths)
+
+
+def compare(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) -> Iterator[dict]:
+    """A row for each predictor beside a measured critical batch size, of the columns `COMPARISON`.
+
+    Args:
+        measured: The measurement.
+        reading: The trials that it was made from.
+        foreseen: The forecast of the reading's group.
+    """
+    fit = measured.fit
+    shared = {name: fit[name] for name in COMPARISON if name in fit}
+    policy_remark = BY_CONSTRUCTION if policy(fit["stepsize"]) == "theory" and fit["quantity"] == "b_N" else ""
+    for predictor in PREDICTORS:
+        if predictor == "forecast":
+            predicted = _forecast(measured, reading, foreseen)
+        else:
+            ends = {f"predicted{end}": fit[predictor + end] for end in ("", "_min", "_max")}
+            predicted = ends | {"remark": policy_remark}
+        yield {**shared, "predictor": predictor, **predicted, "ratio": predicted["predicted"] / fit["value"]}
+
+
+def _forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) -> dict[str, object]:
+    """The forecast of a measurement, over the same seeds and batch sizes; nan with a reason where there is none."""
+    none = dict.fromkeys(("predicted", "predicted_min", "predicted_max"), math.nan)
+    about = measured.about
+    if foreseen.reason or measured.best.empty or (about["quantity"] == "N" and math.isnan(about["target"])):
+        return {**none, "remark": foreseen.reason or "there is nothing measured that could be forecast"}
+    trials = reading[reading["cell_id"].isin(foreseen.paths)]
+    trials = trials.merge(measured.best[["seed", "batch_size"]], on=["seed", "batch_size"])
+    if about["quantity"] == "h":
+        best = best_by_h(trials.assign(h=[_exponent(foreseen.paths, row) for row in trials.to_dict("records")]))
+    else:
+        best = best_by_steps(trials, foreseen.paths, about["target"])
+        if late := sorted(set(best.loc[best["value"].isna(), "batch_size"])):
+            sizes = ", ".join(map(str, late))
+            words = f"it does not reach L <= {about['target']:g} in {HORIZON} T iterations at b = {sizes}"
+            return {**none, "remark": words}
+    table = by_seed(best)
+    b, values = table.columns.to_numpy(), table.to_numpy()
+    fit = critical_batch(b, values, about["quantity"])
+    if math.isnan(fit.value):
+        return {**none, "remark": fit.reason}
+    seeds = fit_saturation(b, 1 / values if about["quantity"] == "h" else values).b_c
+    edges = [f"its best stepsize is the {end} tried at b = {sizes}" for end, sizes in at_edges(best, reading)]
+    return {
+        "predicted": fit.value,
+        "predicted_min": np.nanmin(seeds),
+        "predicted_max": np.nanmax(seeds),
+        "remark": "; ".join(edges),
+    }
+
+
+def _exponent(paths: Paths, row: Mapping) -> float:
+    """H of a forecast trial, at the T at which the trial itself ended."""
+    losses = paths[row["cell_id"]][1]
+    done = int(row["iterations_done"])
+    return float(np.log(losses[0] / losses[done]) / done)

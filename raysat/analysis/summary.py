@@ -1,0 +1,74 @@
+"""The headline of a sweep: one row for each reading, and the table that a person sees at its end."""
+
+from __future__ import annotations
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from raysat.analysis.efficiency import what_to_use
+from raysat.analysis.measure import STATISTICS
+from raysat.analysis.readings import READING, SETTING, policy
+from raysat.analysis.tables import Analysis
+from raysat.analysis.words import NOTHING, THEORY_CAVEAT, about_h, about_intervals, estimate, method, number, setting
+
+
+def summary(fits: pd.DataFrame) -> pd.DataFrame:
+    """One row for each reading: predictions, headline b_h and b_N with intervals, the target of b_N, `notes`.
+
+    `notes` is a tuple of sentences: what was refused and why, and what the numbers beside it do not show.
+    """
+    rows = []
+    for _, group in fits[fits["headline"].astype(bool)].groupby(list(READING), dropna=False, sort=False):
+        row = group.iloc[0][[*READING, "n_diverged", "n_failed", *STATISTICS]].to_dict()
+        row["seeds"] = int(group["seeds"].max())
+        notes = []
+        for fit in group.to_dict("records"):
+            name = fit["quantity"]
+            row |= {name: fit["value"], f"{name}_low": fit["low"], f"{name}_high": fit["high"], "target": fit["target"]}
+            if row["tuning"] and fit["batch_sizes"]:
+                ends = f"{number(fit['eta_beta_min'])} to {number(fit['eta_beta_max'])}"
+                notes.append(f"{name}: best stepsizes {ends} over beta(b), at most {number(fit['eta_k_op_max'])}/k_op.")
+            notes += [f"{name}: {fit['reason']}."] * bool(fit["reason"])
+        if policy(row["stepsize"]) == "theory":
+            notes.append(THEORY_CAVEAT)
+        lost = [f"{row[f'n_{what}']} {what}" for what in ("diverged", "failed") if row[f"n_{what}"]]
+        if lost:
+            notes.append(f"Trials left out: {', '.join(lost)}.")
+        rows.append(row | {"notes": tuple(notes)})
+    bounds = [f"{name}{end}" for name in ("b_h", "b_N") for end in ("", "_low", "_high")]
+    columns = [*READING, "seeds", "n_diverged", "n_failed", *STATISTICS, *bounds, "target", "notes"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def print_summary(analysis: Analysis, console: Console) -> None:
+    """Print what a person wants to see at the end of a sweep: one table a setting, and its footnotes."""
+    table = summary(analysis.fits)
+    if table.empty:
+        console.print(NOTHING)
+        return
+    for _, rows in table.groupby(list(SETTING), dropna=False, sort=False):
+        records = rows.to_dict("records")
+        notes = list(dict.fromkeys(note for row in records for note in row["notes"]))
+        shown = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False, pad_edge=False)
+        shown.add_column("width", justify="right", no_wrap=True)
+        shown.add_column("stepsize", no_wrap=True)
+        for name in ("gamma", "k_op", "b_star", "b_h", "b_N", "L <="):
+            shown.add_column(name, justify="right", no_wrap=True)
+        shown.add_column("notes")
+        for row in records:
+            marks = " ".join(str(notes.index(note) + 1) for note in row["notes"])
+            label = method(row) if len(method(row)) < 15 else method(row).replace("(", "\n(", 1)
+            cells = [str(row["width"]), label, *(number(row[name]) for name in ("gamma", "k_op", "b_star"))]
+            cells += ["\n".join(filter(None, estimate(row, name))) for name in ("b_h", "b_N")]
+            shown.add_row(*map(Text, [*cells, number(row["target"]), marks]))
+        console.print(Text(setting(records[0]), style="bold"))
+        console.print(shown)
+        for k, note in enumerate(notes, 1):
+            console.print(Text(f"{k}  {note}"))
+        seeds = max(row["seeds"] for row in records)
+        console.print(Text(f"{about_h(records[0]['iterations'])} {about_intervals(seeds)}"), "")
+    for sentence in what_to_use(analysis.choices)[1]:
+        console.print(Text(sentence), "")

@@ -1,0 +1,111 @@
+"""The analysis of a sweep as tidy tables, and its results folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysat.analysis.efficiency import CHOICES, COSTS, trials_at_once, weigh
+from raysat.analysis.measure import FITS, POINTS, measure
+from raysat.analysis.predictors import COMPARISON, Foreseen, compare, foresee
+from raysat.analysis.readings import GROUP, comparable, readings
+from raysat.files import Location, write_aside
+from raysat.schema import arrow_schema
+from raysat.store import Store
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """The results of a sweep as tidy tables. A reading is named by the columns `raysat.analysis.READING`.
+
+    Attributes:
+        points: One row for each reading, quantity (`h` or `N`), target and batch size. `value` is the geometric mean
+            over seeds, `low` and `high` its 95 % interval; `eta` the median stepsize of the trials that counted,
+            `eta_beta` and `eta_k_op` the same times beta(b) and k_op; `h_interp` the paper's predicted exponent
+            (section 5), and `h_interp_n` the batch size whose h stood for h(n) in it.
+        fits: One row for each reading, quantity (`b_h` or `b_N`) and target. `value`, `low` and `high` are the critical
+            batch size in samples, `interval` what was resampled for the two, `asymptote` is h or N at large b, `range`
+            the largest mean over the smallest, `eta_beta_min` to `eta_beta_max` where the stepsizes that counted lie in
+            units of 1/beta(b), `eta_k_op_max` the largest in units of 1/k_op, `reason` the reservations in words; the
+            predictions at initialization are means over seeds, with `_min` and `_max`. `headline` marks one b_h and one
+            b_N of each reading.
+        comparison: One row for each fit and predictor (`raysat.analysis.predictors`): what was predicted, with its ends
+            over seeds, over what was measured. It is what `analysis.parquet` holds; docs/columns.md has its columns.
+        costs: One row for each reading, target, cost (`samples`, `seconds`, `device_hours`) and batch size that every
+            seed reached the target with: the geometric mean over seeds and its 95 % interval.
+        choices: One row for each reading, target and choice (`least_samples`, `least_seconds`, `least_device_hours`,
+            `b_20`): the batch size with its 95 % interval, what it costs there, and the reservations in words.
+    """
+
+    points: pd.DataFrame
+    fits: pd.DataFrame
+    comparison: pd.DataFrame
+    costs: pd.DataFrame
+    choices: pd.DataFrame
+
+
+def analyze(
+    trials: pd.DataFrame,
+    curves: pd.DataFrame,
+    targets: Sequence[float] = (),
+    ntk: pd.DataFrame | None = None,
+) -> Analysis:
+    """Estimate, fit and compare all that a sweep's tables support.
+
+    Args:
+        trials: The `trials` table.
+        curves: The `curves` table.
+        targets: Loss levels for N(b). Default: chosen for each reading by `raysat.fits.choose_targets`.
+        ntk: The `ntk` table, for the forecast. Default: there is no forecast.
+    """
+    trials = comparable(trials).sort_values("finished_at", kind="stable")
+    # The same cell twice, under two ids, where a user's own module changed between two runs: the later one holds.
+    outdated = trials.duplicated([*GROUP, "seed", "batch_size", "eta"], keep="last") & trials["eta"].notna()
+    trials = trials[~outdated]
+    paths = {
+        cell_id: (path["iteration"].to_numpy(), path["train_loss"].to_numpy(dtype=float))
+        for cell_id, path in curves.sort_values("iteration").groupby("cell_id")
+    }
+    at_once = trials_at_once(trials)
+    points, fits, comparison, costs, choices = [], [], [], [], []
+    for _, group in trials.groupby(list(GROUP), dropna=False):
+        foreseen = Foreseen(reason="no table ntk was given") if ntk is None else foresee(group, ntk)
+        for reading in readings(group):
+            for measured in measure(reading, paths, targets):
+                points += measured.points
+                fits.append(measured.fit)
+                comparison += compare(measured, reading, foreseen)
+                if measured.about["quantity"] == "N":
+                    cost, choice = weigh(measured, at_once)
+                    costs, choices = costs + cost, choices + choice
+    return Analysis(
+        points=pd.DataFrame(points, columns=list(POINTS)),
+        fits=pd.DataFrame(fits, columns=list(FITS)),
+        comparison=pd.DataFrame(comparison, columns=list(COMPARISON)),
+        costs=pd.DataFrame(costs, columns=list(COSTS)),
+        choices=pd.DataFrame(choices, columns=list(CHOICES)),
+    )
+
+
+def load(root: Location) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
+    """The record, the trials and the curves of a results folder.
+
+    Raises:
+        InputError: The folder is not a results folder, or of another schema version.
+    """
+    store = Store(root)
+    return store.readable(), store.read("trials"), store.read("curves")
+
+
+def analyze_and_save(root: Location, record: Mapping, trials: pd.DataFrame, curves: pd.DataFrame) -> Analysis:
+    """Analyze what `load` has read, for the targets of the sweep, and write the comparison to `analysis.parquet`."""
+    targets = tuple(record["sweep"].get("targets") or ())
+    analysis = analyze(trials, curves, targets, Store(root).read("ntk"))
+    table = pa.Table.from_pandas(analysis.comparison, schema=arrow_schema("analysis"), preserve_index=False)
+    write_aside(root / "analysis.parquet", partial(pq.write_table, table))
+    return analysis

@@ -1,0 +1,76 @@
+"""Numbers and names as a person reads them, and the reservations that hold for a whole table."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+
+FEW_SEEDS = 5
+"""Below this a percentile interval over resampled seeds is too narrow: of three seeds there are ten resamples."""
+
+THEORY_CAVEAT = (
+    "Under theory(c) the stepsize is made from beta(b), so that N(b) follows beta(b) nearly by construction: b_N near "
+    "b_star checks the code, not the theory."
+)
+
+NOTHING = "No trial has ended yet: there is nothing to analyze."
+
+
+def setting(row: Mapping) -> str:
+    """What a group was measured on, in one line: data, model, sampling, T.
+
+    Example:
+        `mnist (center, n = 1,000), mlp(activation=relu, depth=3), mse, float32, without_replacement, T = 300`
+    """
+    try:
+        options = json.loads(row["model_options"])
+        short = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in options.items()}
+        options = ", ".join(f"{name}={value}" for name, value in sorted(short.items()))
+    except (TypeError, ValueError, AttributeError):
+        options = ""
+    model = f"{row['model']}({options})" if options else row["model"]
+    data = f"{row['dataset']} ({row['preprocessing']}, n = {row['n']:,})"
+    rest = f"{row['loss']}, {row['dtype']}, {row['sampling']}, T = {row['iterations']:,}"
+    rest += "" if row.get("training", "sgd") == "sgd" else f", {row['training']} (the prediction is for plain SGD)"
+    return f"{data}, {model}, {rest}"
+
+
+def method(row: Mapping) -> str:
+    """The stepsize policy and, of a grid, how it was tuned: `theory(1)`, `grid (stable)`."""
+    return f"{row['stepsize']} ({row['tuning']})" if row["tuning"] else row["stepsize"]
+
+
+def number(value: float) -> str:
+    """Three digits: `0.609`, `24.9`, `1,234`; a dash for nan."""
+    if math.isnan(value):
+        return "-"
+    if math.isinf(value):
+        return "∞"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def bounds(low: float, high: float) -> str:
+    """An interval: `[8.2, 10.3]`; empty where there is none."""
+    short = lambda end: f"{end:.2g}" if end < 10 else number(end)  # noqa: E731
+    return "" if math.isnan(low) else f"[{short(low)}, {short(high)}]"
+
+
+def estimate(row: Mapping, name: str) -> tuple[str, str]:
+    """A critical batch size of `summary` and its interval, as text; the interval is empty where there is none."""
+    return number(row[name]), bounds(row[f"{name}_low"], row[f"{name}_high"])
+
+
+def about_h(iterations: int) -> str:
+    """The reservation that holds for every b_h."""
+    return f"h, and with it b_h, depends on the number of iterations, here T = {iterations:,}; b_N does not."
+
+
+def about_intervals(seeds: int) -> str:
+    """What the intervals are, and what they lack where few seeds were resampled, or none."""
+    if seeds < 2:
+        return (
+            "Intervals are of 95 %, over the fit's residuals, for there is one seed: they do not show how seeds differ."
+        )
+    few = "; with so few they are too narrow" if seeds < FEW_SEEDS else ""
+    return f"Intervals are of 95 %, over {seeds} seeds{few}."

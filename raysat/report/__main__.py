@@ -1,0 +1,36 @@
+"""The command line: the page of a sweep, or of a folder of several."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from raysat.files import location
+from raysat.report import compare, finish
+from raysat.spec import InputError
+from raysat.store import Store
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Analyze a results folder, draw its figures and write its page; of a folder of several, the page that compares."""
+    parser = argparse.ArgumentParser(
+        prog="python -m raysat.report",
+        description="Write the fits, the figures and the report of a sweep, or compare the sweeps of a folder.",
+    )
+    parser.add_argument(
+        "root", metavar="RESULTS[/NAME]", help="a sweep's results folder or its address, or the folder of several"
+    )
+    try:
+        root = location(parser.parse_args(argv).root)
+        (finish if Store(root).sweep_file.exists() else compare)(root, Console())
+    except InputError as error:
+        print(f"raysat: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

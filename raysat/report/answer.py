@@ -1,0 +1,128 @@
+"""The answer in words: one or two sentences a setting, with the interval and what must be said beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from raysat.analysis import SETTING, THEORY_CAVEAT, estimate, method, number, policy, setting
+from raysat.analysis.words import FEW_SEEDS
+
+EVIDENCE = ("grid", "grid_relative")
+"""The policies that measure a critical batch size: each batch size has its best stepsize. Under `theory` b_N follows
+beta(b) nearly by construction, and one stepsize for all batch sizes hides saturation."""
+
+_ORDER = (*EVIDENCE, "theory", "fixed_fraction", "fixed")
+_READINGS = ("stable", "free", "")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a sweep says of one setting.
+
+    Attributes:
+        setting: What it was measured on.
+        sentences: The answer: the measured critical batch size, then the predicted one; or why there is none.
+        caveats: What must be said beside it.
+        row: The row of `raysat.analysis.summary` it is from.
+        measured: Whether it is a critical batch size measured with tuned stepsizes.
+    """
+
+    setting: str
+    sentences: tuple[str, ...]
+    caveats: tuple[str, ...]
+    row: Mapping
+    measured: bool = False
+
+
+def answers(table: pd.DataFrame) -> list[Answer]:
+    """One answer a setting.
+
+    Of the stepsize policies a grid speaks, of its readings the stable one, of which the theory speaks, and of several
+    widths the largest, for the theory is one of wide networks; a reading without a b_N only where none has one.
+
+    Args:
+        table: The result of `raysat.analysis.summary`.
+    """
+    return [_answer(rows) for _, rows in table.groupby(list(SETTING), dropna=False, sort=False)]
+
+
+def _answer(rows: pd.DataFrame) -> Answer:
+    rank = rows["stepsize"].map(lambda label: _ORDER.index(policy(label)))
+    ordered = rows.assign(
+        untuned=rank >= len(EVIDENCE),
+        missing=rows["b_N"].isna(),
+        rank=rank,
+        narrow=-rows["width"],
+        reading=rows["tuning"].map(_READINGS.index),
+    )
+    best = ordered.sort_values(["untuned", "missing", "narrow", "rank", "reading"]).iloc[0].to_dict()
+    predicted = f"Theory predicted b_star = {number(best['b_star'])} before a step was trained"
+    where = f"width {best['width']}, " if best["width"] else ""
+    where += method(best)
+    if best["untuned"]:
+        said = ["This sweep does not measure a critical batch size: it has no stepsizes tuned for each batch size."]
+        said.append(f"{predicted}; add grid() to its stepsizes to put that to the test.")
+        return Answer(setting(best), tuple(said), tuple(_untuned(best, where)), best)
+    reasons = [note for note in best["notes"] if note.startswith("b_N")]
+    if best["missing"]:
+        said = [f"No critical batch size can be given ({where}). {' '.join(reasons)}", f"{predicted}."]
+        return Answer(setting(best), tuple(said), (), best)
+    tuned = "best stepsize of each batch size" + (
+        ", among those stable in theory" if best["tuning"] == "stable" else ""
+    )
+    what = (
+        f"a batch of b_N = {number(best['b_N'])} samples takes twice the iterations of the largest ones"
+        if best["b_N"] >= 1
+        else "less than one sample, so that larger batches save few iterations"
+    )
+    measured = (
+        f"The critical batch size is {spelled(best, 'b_N')}: {what}, to loss {best['target']:g} ({where}: {tuned})."
+    )
+    said = [measured, f"{predicted}, {_apart(best)}."]
+    return Answer(setting(best), tuple(said), tuple([*_other_reading(best, rows), *reasons, *_seeds(best)]), best, True)
+
+
+def _untuned(best: Mapping, where: str) -> list[str]:
+    if math.isnan(best["b_N"]):
+        return [note for note in best["notes"] if note.startswith("b_N")]
+    hides = "One stepsize for every batch size hides saturation."
+    why = THEORY_CAVEAT if policy(best["stepsize"]) == "theory" else hides
+    return [f"Measured without tuning: b_N = {spelled(best, 'b_N')} at loss {best['target']:g} ({where}). {why}"]
+
+
+def _other_reading(best: Mapping, rows: pd.DataFrame) -> list[str]:
+    same = (rows["width"] == best["width"]) & (rows["stepsize"] == best["stepsize"])
+    others = rows[same & (rows["tuning"] != best["tuning"]) & rows["b_N"].notna()].to_dict("records")
+    free = "With stepsizes tuned freely, beyond those of which the theory speaks,"
+    among = "Among stepsizes at which the linearized network is stable, of which alone the theory speaks,"
+    return [
+        f"{free if row['tuning'] == 'free' else among} b_N is {spelled(row, 'b_N')} at loss {row['target']:g}."
+        for row in others
+    ]
+
+
+def _apart(row: Mapping) -> str:
+    """How far prediction and measurement are apart, against the interval."""
+    ratio = row["b_star"] / row["b_N"]
+    factor = f"{number(ratio)} times the measured value"
+    if math.isnan(row["b_N_low"]):
+        return factor
+    inside = row["b_N_low"] <= row["b_star"] <= row["b_N_high"]
+    return f"{factor}, {'inside' if inside else 'outside'} its interval"
+
+
+def _seeds(row: Mapping) -> list[str]:
+    if row["seeds"] >= FEW_SEEDS:
+        return []
+    if row["seeds"] < 2:
+        return ["One seed: there is no interval over seeds."]
+    return [f"The interval is over {row['seeds']} seeds only, and too narrow."]
+
+
+def spelled(row: Mapping, name: str) -> str:
+    """A critical batch size with its interval: `12 [11, 13]`."""
+    return " ".join(filter(None, estimate(row, name)))

@@ -1,0 +1,319 @@
+// A figure on the page: its controls, legend, read-out, table and downloads around a chart. What is picked of width,
+// stepsizes and model holds for all figures of the page.
+
+const EXTRA = {
+  seeds: "seeds",
+  eta: "eta",
+  eta_beta: "eta beta(b)",
+  eta_k_op: "eta k_op",
+  h_interp: "predicted h",
+  target: "at L ≤",
+  width: "width",
+};
+
+function html(name, attributes = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...children);
+  return element;
+}
+
+/** A mixed colour as red, green and blue, which every program that opens an SVG file knows. */
+function asRgb(colour) {
+  const pixel = html("canvas", { width: 1, height: 1 }).getContext("2d");
+  pixel.fillStyle = colour;
+  pixel.fillRect(0, 0, 1, 1);
+  return `rgb(${[...pixel.getImageData(0, 0, 1, 1).data].slice(0, 3).join(", ")})`;
+}
+
+class Page {
+  constructor(payload) {
+    this.payload = payload;
+    this.selection = [...payload.start];
+    this.figures = payload.figures.map((data) => new Figure(this, data));
+    this.figures.forEach((figure) => figure.update());
+  }
+
+  /** Pick a value of one of the choices, for all figures. */
+  pick(k, value) {
+    this.selection[k] = value;
+    this.figures.forEach((figure) => figure.update());
+  }
+}
+
+class Figure {
+  constructor(page, data) {
+    this.page = page;
+    this.data = data;
+    this.state = { x: data.x[0].key, logX: data.x[0].log, logY: data.y.log, hidden: new Set() };
+    this.at = null; // the point whose values are shown: its place among this.points
+    this.controls = html("div", { class: "controls" });
+    this.legend = html("div", { class: "legend", role: "group", "aria-label": "Show and hide" });
+    this.shown = html("p", { class: "shown" });
+    this.plot = html("div", { class: "plot", role: "application", tabindex: "0", "aria-roledescription": "chart" });
+    this.readout = html("output", { class: "readout", "aria-live": "polite" });
+    this.notes = html("ul", { class: "notes" });
+    this.table = html("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": `${data.title}: values` });
+    this.details = html("details", {}, html("summary", {}, "Values as a table"), this.table);
+    const files = html("p", { class: "files" });
+    for (const [label, kind] of [["Values (CSV)", "csv"], ["Drawing (SVG)", "svg"]]) {
+      const button = html("button", { type: "button", "data-file": kind }, `Download: ${label}`);
+      button.addEventListener("click", () => this.download(kind));
+      files.append(button);
+    }
+    const place = document.querySelector(`[data-figure="${data.name}"] .drawn`);
+    place.append(this.controls, this.shown, this.legend, this.plot, this.readout, this.notes, this.details, files);
+    this.makeControls();
+    this.listen();
+  }
+
+  makeControls() {
+    const { data, page, state } = this;
+    this.selects = page.payload.choices.map((label, k) => this.addSelect(label, (value) => page.pick(k, value)));
+    if (data.x.length > 1) {
+      const axis = this.addSelect("Horizontal axis", (value) => {
+        state.x = value;
+        this.draw();
+      });
+      axis.select.append(...data.x.map((one) => html("option", { value: one.key }, one.label)));
+      axis.select.dataset.control = "x";
+    }
+    for (const [key, label] of [["logX", "log horizontal"], ["logY", "log vertical"]]) {
+      const box = html("input", { type: "checkbox", "data-control": key });
+      box.checked = state[key];
+      box.addEventListener("change", () => {
+        state[key] = box.checked;
+        this.draw();
+      });
+      this.controls.append(html("label", { class: "box" }, box, label));
+    }
+  }
+
+  addSelect(label, picked) {
+    const select = html("select", { "data-control": label });
+    select.addEventListener("change", () => picked(select.value));
+    const box = html("label", {}, html("span", {}, label), select);
+    this.controls.append(box);
+    return { box, select };
+  }
+
+  /** The view that the page's selection asks for, or the nearest this figure has. */
+  update() {
+    let views = this.data.views;
+    this.selects.forEach(({ box, select }, k) => {
+      const values = [...new Set(views.map((view) => view.at[k]))];
+      const value = values.includes(this.page.selection[k]) ? this.page.selection[k] : values[0];
+      select.replaceChildren(...values.map((one) => html("option", { value: one }, one)));
+      select.value = value;
+      box.hidden = new Set(this.data.views.map((view) => view.at[k])).size < 2;
+      views = views.filter((view) => view.at[k] === value);
+    });
+    this.view = views[0];
+    const names = this.names();
+    this.state.hidden = new Set([...this.state.hidden].filter((name) => names.includes(name)));
+    const notes = this.view.notes || [];
+    this.notes.replaceChildren(...notes.map((note) => html("li", {}, note)));
+    this.notes.hidden = !notes.length;
+    this.drawLegend();
+    this.draw();
+  }
+
+  names() {
+    return [...this.view.series, ...(this.view.marks || [])].map((entry) => entry.name);
+  }
+
+  drawLegend() {
+    const { hidden } = this.state;
+    const entries = [...this.view.series, ...(this.view.marks || [])];
+    const buttons = entries.map((entry) => {
+      const swatch = svg("svg", { viewBox: "0 0 28 16", width: 28, height: 16, "aria-hidden": "true" }, swatchOf(entry));
+      const button = html("button", { type: "button", "aria-pressed": String(!hidden.has(entry.name)) }, swatch, entry.name);
+      button.dataset.series = entry.name;
+      button.addEventListener("click", () => {
+        hidden[hidden.has(entry.name) ? "delete" : "add"](entry.name);
+        button.setAttribute("aria-pressed", String(!hidden.has(entry.name)));
+        this.draw();
+      });
+      for (const [event, name] of [["pointerenter", entry.name], ["focus", entry.name], ["pointerleave", null], ["blur", null]]) {
+        button.addEventListener(event, () => this.emphasize(name));
+      }
+      return button;
+    });
+    if (entries.length > 5) {
+      for (const [label, chosen] of [["all", []], ["none", entries.map((entry) => entry.name)]]) {
+        const button = html("button", { type: "button", class: "every", "data-every": label }, label);
+        button.addEventListener("click", () => {
+          this.state.hidden = new Set(chosen);
+          this.drawLegend();
+          this.draw();
+          this.legend.querySelector(`[data-every="${label}"]`).focus();
+        });
+        buttons.push(button);
+      }
+    }
+    this.legend.replaceChildren(...buttons);
+  }
+
+  draw() {
+    const width = Math.max(260, Math.floor(this.plot.clientWidth));
+    this.width = width;
+    const drawn = drawChart(this.data, this.view, { ...this.state, width });
+    Object.assign(this, drawn); // root, points, top, frame
+    drawn.root.setAttribute("aria-hidden", "true"); // its words are in the label, the read-out and the table
+    this.plot.replaceChildren(drawn.root);
+    const choices = this.page.payload.choices.map((name, k) => `${name.toLowerCase()}: ${this.view.at[k]}`).join("; ");
+    this.shown.textContent = `${choices}.`;
+    const help = "Arrow keys move from point to point, Escape leaves.";
+    this.plot.setAttribute("aria-label", `${this.data.title}; ${choices}. ${this.view.summary} ${help}`);
+    this.show(null);
+    if (this.details.open) this.fillTable();
+  }
+
+  listen() {
+    this.plot.addEventListener("pointermove", (event) => this.show(this.nearest(event)));
+    this.plot.addEventListener("pointerdown", (event) => this.show(this.nearest(event)));
+    this.plot.addEventListener("pointerleave", () => this.show(null));
+    this.plot.addEventListener("focus", () => {
+      if (this.at === null && this.plot.matches(":focus-visible") && this.points.length) this.show(0);
+    });
+    this.plot.addEventListener("blur", () => this.show(null));
+    this.plot.addEventListener("keydown", (event) => {
+      const moved = this.moved(event.key);
+      if (moved === undefined) return;
+      event.preventDefault();
+      this.show(moved);
+    });
+    this.details.addEventListener("toggle", () => this.details.open && this.fillTable());
+    new ResizeObserver(() => {
+      if (this.view && Math.abs(this.plot.clientWidth - this.width) > 1) this.draw();
+    }).observe(this.plot);
+  }
+
+  nearest(event) {
+    const box = this.root.getBoundingClientRect();
+    const [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    const distances = this.points.map((point) => (point.x - x) ** 2 + (point.y - y) ** 2);
+    const least = Math.min(...distances);
+    return least < 60 ** 2 ? distances.indexOf(least) : null;
+  }
+
+  /** The point to which a key leads from the present one; undefined for a key that does nothing here. */
+  moved(key) {
+    const { points, at } = this;
+    if (key === "Escape") return null;
+    if (!["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End"].includes(key) || !points.length) return undefined;
+    if (at === null) return 0;
+    const names = [...new Set(points.map((point) => point.series.name))];
+    const own = points.filter((point) => point.series === points[at].series);
+    const place = own.indexOf(points[at]);
+    const steps = { ArrowLeft: place - 1, ArrowRight: place + 1, Home: 0, End: own.length - 1 };
+    if (key in steps) return points.indexOf(own[Math.min(own.length - 1, Math.max(0, steps[key]))]);
+    const next = names.indexOf(points[at].series.name) + (key === "ArrowDown" ? 1 : -1);
+    const others = points.filter((point) => point.series.name === names[(next + names.length) % names.length]);
+    const gaps = others.map((point) => Math.abs(point.x - points[at].x));
+    return points.indexOf(others[gaps.indexOf(Math.min(...gaps))]);
+  }
+
+  /** Mark a point and say its values; none where `at` is null. */
+  show(at) {
+    this.at = at;
+    this.top.replaceChildren();
+    const point = at === null ? null : this.points[at];
+    this.emphasize(point ? point.series.name : null);
+    if (!point) {
+      this.readout.textContent = "";
+      return;
+    }
+    const { series, k, x, y } = point;
+    const axis = this.data.x.find((one) => one.key === this.state.x);
+    const values = `${axis.short} = ${format(series.x[this.state.x][k])}, ${this.data.y.short} = ${format(series.y[k])}`;
+    const said = [`${series.name}: ${values}`];
+    if (series.low && series.low[k] !== null) {
+      const what = series.spread === "band" ? "seeds from" : "95 % interval";
+      said.push(`${what} ${format(series.low[k])} to ${format(series.high[k])}`);
+    }
+    for (const [key, list] of Object.entries(series.extra || {})) said.push(`${EXTRA[key]} ${format(list[k])}`);
+    this.readout.textContent = said.join("; ");
+    this.top.append(svg("circle", { cx: x, cy: y, r: 8, class: "ring" }), ...this.tip([series.name, values], x, y));
+  }
+
+  /** A label beside a point, on the side where there is room. */
+  tip(lines, x, y) {
+    const { left, right, top } = this.frame;
+    const width = Math.min(right - left, 14 + 6.6 * Math.max(...lines.map((line) => line.length)));
+    const from = Math.max(left, Math.min(x + 14, right - width));
+    const over = from < x + 12 ? -52 : -20;
+    const at = Math.max(top, y + over);
+    const box = svg("rect", { x: from, y: at, width, height: 38, rx: 3, class: "tip" });
+    const words = lines.map((line, k) => svg("text", { x: from + 7, y: at + 15 + 16 * k, class: "tip-text" }, line));
+    return [box, ...words];
+  }
+
+  emphasize(name) {
+    const groups = [...this.root.querySelectorAll(".series")];
+    const known = groups.some((group) => group.dataset.name === name);
+    groups.forEach((group) => group.classList.toggle("faint", known && group.dataset.name !== name));
+  }
+
+  /** The values of the view as rows, the heads first. */
+  rows() {
+    const measured = this.view.series.filter((series) => !series.quiet);
+    const extra = [...new Set(measured.flatMap((series) => Object.keys(series.extra || {})))];
+    const interval = measured.some((series) => series.low);
+    const heads = ["curve", ...this.data.x.map((axis) => axis.label), this.view.y || this.data.y.label];
+    if (interval) heads.push("low", "high");
+    const rows = measured.flatMap((series) =>
+      series.y.map((value, k) => [
+        series.name,
+        ...this.data.x.map((axis) => series.x[axis.key][k]),
+        value,
+        ...(interval ? [(series.low || [])[k], (series.high || [])[k]] : []),
+        ...extra.map((key) => ((series.extra || {})[key] || [])[k]),
+      ]),
+    );
+    return [[...heads, ...extra.map((key) => EXTRA[key])], ...rows];
+  }
+
+  fillTable() {
+    const [heads, ...rows] = this.rows();
+    const kind = (k) => (k ? {} : { class: "text" });
+    const head = html("tr", {}, ...heads.map((name, k) => html("th", { scope: "col", ...kind(k) }, name)));
+    const cell = (value, k) => html("td", kind(k), typeof value === "string" ? value : format(value));
+    const body = rows.map((row) => html("tr", {}, ...row.map(cell)));
+    this.table.replaceChildren(html("table", {}, html("thead", {}, head), html("tbody", {}, ...body)));
+  }
+
+  csv() {
+    const quoted = (value) => (/[",\n]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
+    const lines = this.rows().map((row) => row.map((value) => quoted(String(value ?? ""))).join(","));
+    return lines.join("\r\n") + "\r\n";
+  }
+
+  /** The drawing with its legend, its colours as they are on the page now. */
+  drawing() {
+    const { root } = drawChart(this.data, this.view, { ...this.state, width: 760, legend: true });
+    this.plot.append(root); // styles are known only of what is on the page
+    const names = ["color", "fill", "stroke", "stroke-width", "opacity", "font-family", "font-size", "font-weight"];
+    for (const element of root.querySelectorAll("*")) {
+      const style = getComputedStyle(element);
+      const value = (name) => style.getPropertyValue(name).replace(/^okl\w+\(.*\)$/, asRgb);
+      element.setAttribute("style", names.map((name) => `${name}:${value(name)}`).join(";"));
+    }
+    root.remove();
+    const page = svg("rect", { width: "100%", height: "100%", style: `fill:${getComputedStyle(document.body).backgroundColor}` });
+    root.prepend(svg("title", {}, this.data.title), svg("desc", {}, this.view.summary), page);
+    root.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+    return root.outerHTML;
+  }
+
+  download(kind) {
+    const [text, type] = kind === "csv" ? [this.csv(), "text/csv"] : [this.drawing(), "image/svg+xml"];
+    const url = URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` }));
+    const parts = [this.page.payload.file, this.data.name, ...this.view.at].join("-");
+    const link = html("a", { href: url, download: `${parts.replace(/[^\w.]+/g, "-").replace(/-+$/, "")}.${kind}` });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(url), 10000);
+  }
+}
+
+new Page(JSON.parse(document.getElementById("payload").textContent));

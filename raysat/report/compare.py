@@ -1,0 +1,198 @@
+"""Several sweeps side by side: predicted and measured critical batch sizes against width, data set and model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from itertools import cycle
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+from rich.console import Console
+from rich.text import Text
+
+from raysat.analysis import SETTING, analyze, load, method, number, policy, summary
+from raysat.files import Location, location, write_aside
+from raysat.report.answer import EVIDENCE, answers, spelled
+from raysat.report.figures import TONES, Json, key_of, numbers, short_settings
+from raysat.report.page import Section, figure, listing, page, paragraphs, table
+from raysat.spec import InputError
+
+_WIDTH = [{"key": "width", "label": "width", "short": "width", "log": True}]
+_STAR = [{"key": "b_star", "label": "predicted b_star (samples)", "short": "b_star", "log": True}]
+
+FIGURES = {
+    "b_N-width": {
+        "title": "Measured b_N and predicted b_star against width",
+        "caption": "b_N from iterations to a target loss, with its 95 % interval; b_star = gamma/k_op dashed. "
+        "Under theory(c) the two agree nearly by construction; a grid is the evidence.",
+        "x": _WIDTH,
+        "y": {"label": "b_N and b_star (samples)", "short": "b", "log": True},
+    },
+    "b_h-width": {
+        "title": "Measured b_h and predicted b_star against width",
+        "caption": "b_h from the convergence exponent h(b), with its 95 % interval; b_star = gamma/k_op dashed. "
+        "b_h depends on the number of iterations.",
+        "x": _WIDTH,
+        "y": {"label": "b_h and b_star (samples)", "short": "b", "log": True},
+    },
+    "b_N-b_star": {
+        "title": "Measured b_N against predicted b_star",
+        "caption": "Every width a point, with the 95 % interval of b_N; on the dotted line measurement and prediction "
+        "are equal.",
+        "x": _STAR,
+        "y": {"label": "measured b_N (samples)", "short": "b_N", "log": True},
+    },
+}
+
+
+def compare(root: Location | str, console: Console) -> Location:
+    """Write `RESULTS/report.html`, which compares the sweeps in a folder.
+
+    Args:
+        root: A folder with the results folders of one or more sweeps.
+        console: Where the path is printed.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: No sweep is in the folder.
+    """
+    root = location(root)
+    inside = sorted(root.iterdir()) if root.exists() else []
+    folders = [folder for folder in inside if (folder / "sweep.json").exists()]
+    if not folders:
+        raise InputError(
+            f"{root} holds neither a sweep (sweep.json) nor folders of sweeps: "
+            "give a results folder, RESULTS/NAME, or the parent of several, RESULTS."
+        )
+    tables, unread = {}, []
+    for folder in folders:
+        try:
+            _, trials, curves = load(folder)
+        except InputError as error:
+            unread.append(str(error))
+        else:
+            tables[folder.name] = summary(analyze(trials, curves).fits)
+    linked = {name for name in tables if (root / name / "report.html").exists()}
+    path = root / "report.html"
+    title = root.resolve().name if isinstance(root, Path) else root.name
+    html = render(title, tables, linked, unread)
+    write_aside(path, lambda aside: aside.write_text(html, encoding="utf-8"))
+    console.print(Text(f"Sweeps: {', '.join(tables) or 'none that can be read'}\nReport: {path}"), soft_wrap=True)
+    return path
+
+
+def render(title: str, tables: Mapping[str, pd.DataFrame], linked: set[str], unread: Sequence[str] = ()) -> str:
+    """The page as HTML.
+
+    Args:
+        title: The folder's name.
+        tables: The result of `raysat.analysis.summary` for each sweep, by its folder's name.
+        linked: The sweeps that have a page of their own.
+        unread: Why other folders are left out.
+    """
+    filled = [table.assign(sweep=name) for name, table in tables.items() if len(table)]
+    rows = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=["sweep"])
+    drawn = payload(rows) if len(rows) else {"choices": ["Stepsizes"], "start": [], "figures": []}
+    shown = [figure(one["name"], one["title"], one["caption"], _STILL) for one in drawn["figures"]]
+    parts = [
+        Section("answers", "Answers", _answers(tables, linked) + listing(unread)),
+        Section("figures", "Figures", "\n".join(shown)),
+        Section("numbers", "Measured and predicted", _numbers(rows, linked) if len(rows) else ""),
+    ]
+    lead = f"{len(tables)} sweeps compared" + (f", {len(unread)} left out." if unread else ".")
+    return page(title, lead, parts, {"file": title, **drawn})
+
+
+_STILL = "<p>This figure is drawn by a script; its numbers are in the table below.</p>"
+
+
+def payload(rows: pd.DataFrame) -> Json:
+    """The figures of several sweeps, in the form of `raysat.report.figures`.
+
+    Args:
+        rows: The rows of `raysat.analysis.summary`, with the column `sweep`.
+    """
+    by_method = dict(list(rows.groupby(rows.apply(method, axis=1), sort=False)))
+    names = _names(rows)
+    ticks = {"width": sorted(rows["width"].unique().tolist())}
+    figures = []
+    for name, about in FIGURES.items():
+        views = []
+        for label, group in by_method.items():
+            series = list(_series(name, group, names))
+            if any(value is not None for one in series if not one.get("quiet") for value in one["y"]):
+                said = f"{label}: {len(group)} critical batch sizes of {group['sweep'].nunique()} sweeps."
+                views.append({"at": [label], "series": series, "summary": said, "ticks": ticks})
+        if views:
+            figures.append({"name": name, **about, "views": views})
+    # The method with the most evidence is shown first: a grid's stable reading, where there is one.
+    first = min(by_method, key=lambda label: (policy(label.split()[0]) not in EVIDENCE, "stable" not in label))
+    return {"choices": ["Stepsizes"], "start": [first], "figures": figures}
+
+
+def _series(name: str, group: pd.DataFrame, names: Mapping[tuple, str]) -> Iterator[Json]:
+    x, quantity = ("b_star", "b_N") if name == "b_N-b_star" else ("width", name.split("-")[0])
+    rows = group[group[x] > 0].dropna(subset=["b_star"])
+    by_setting = rows.groupby(["sweep", *SETTING], dropna=False, sort=False)
+    for k, ((_, of_setting), tone) in enumerate(zip(by_setting, cycle(TONES), strict=False)):
+        one = of_setting.sort_values(x)
+        label = f"{one['sweep'].iloc[0]} ({names[_key(one.iloc[0])]})"
+        line = x == "width"
+        common = {"tone": tone, "mark": k, "line": line, "x": {x: one[x].tolist()}}
+        values = {"y": numbers(one[quantity])}
+        if one[f"{quantity}_low"].notna().any():
+            values |= {end: numbers(one[f"{quantity}_{end}"]) for end in ("low", "high")} | {"spread": "bars"}
+        extra = {"width": one["width"].tolist()} if x != "width" else {}
+        extra |= {"target": numbers(one["target"])} if quantity == "b_N" else {}
+        yield {"name": f"{label}: {quantity}", **common, **values, "extra": extra}
+        if line:
+            yield {"name": f"{label}: b_star", **common, "y": numbers(one["b_star"]), "hollow": True, "dash": "6 4"}
+    if x == "b_star" and len(rows):
+        ends = numbers((rows["b_star"].min() / 1.5, rows["b_star"].max() * 1.5))
+        look = {"name": "equal", "tone": "soft", "dash": "2 4", "line": True, "quiet": True}
+        yield {**look, "x": {x: ends}, "y": ends}
+
+
+def _key(row: Mapping) -> tuple:
+    return (row["sweep"], *key_of(row, SETTING))
+
+
+def _names(rows: pd.DataFrame) -> dict[tuple, str]:
+    """A name for each setting, of what tells it apart within its sweep."""
+    return {(sweep, *key): name for sweep, own in rows.groupby("sweep") for key, name in short_settings(own).items()}
+
+
+def _answers(tables: Mapping[str, pd.DataFrame], linked: set[str]) -> str:
+    parts = []
+    for name, rows in tables.items():
+        parts.append(f"<h3>{_link(name, linked)}</h3>")
+        said = answers(rows)
+        for one in said:
+            parts.append(f'<p class="setting">{escape(one.setting)}</p>' + paragraphs([" ".join(one.sentences)]))
+        if not said:
+            parts.append(paragraphs(["No trial has ended yet."]))
+    return "\n".join(parts)
+
+
+def _numbers(rows: pd.DataFrame, linked: set[str]) -> str:
+    names = _names(rows)
+    columns = ("sweep", "data and model", "width", "stepsizes", "b_star", "noise scale", "b_h", "b_N", "at L ≤")
+    cells = []
+    for row in rows.to_dict("records"):
+        label = names[_key(row)]
+        statistics = [number(row[name]) for name in ("b_star", "noise_scale")]
+        fits = [spelled(row, name) for name in ("b_h", "b_N")]
+        plain = [label, str(row["width"] or "none"), method(row), *statistics, *fits, number(row["target"])]
+        cells.append([_link(row["sweep"], linked), *map(escape, plain)])
+    words = {"sweep", "data and model", "stepsizes"}
+    return table(columns, cells, words, "Measured and predicted, all sweeps") + paragraphs(
+        ["A dash: no number can be given; the sweep's own page says why. Brackets: 95 % intervals over seeds."], "soft"
+    )
+
+
+def _link(name: str, linked: set[str]) -> str:
+    return f'<a href="{quote(name)}/report.html">{escape(name)}</a>' if name in linked else escape(name)

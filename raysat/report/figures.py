@@ -1,0 +1,304 @@
+"""A sweep's figures as plain data, which `assets/` draws: series, marks and axes, and nothing about pixels.
+
+A *figure* has axes and several *views*, one for each combination of what a reader can choose (`at`). A view has
+*series* (points, or a line, each with a name in the legend), *marks* (values on the horizontal axis) and notes. A value
+of null is not drawn. A *quiet* series is a curve without points to be asked for, a *loose* one may leave the frame.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from raysat.analysis import (
+    GROUP,
+    READING,
+    SETTING,
+    THEORY_CAVEAT,
+    Analysis,
+    best_of,
+    comparable,
+    devices,
+    method,
+    number,
+    policy,
+    readings,
+    usable,
+)
+from raysat.plots import CAPTIONS as STATIC_CAPTIONS
+from raysat.theory import h_interpolated
+
+Json = dict[str, object]
+
+DIGITS = 5
+"""Significant digits of the numbers in a page."""
+
+SMOOTH = 96
+"""Points of a curve that is known at every b. Default: 96, at which no corner is seen on either kind of axis."""
+
+TONES = ("blue", "orange", "green", "purple", "ink")
+"""Colours of series without an order, named in `assets/page.css`: of Okabe and Ito's palette."""
+
+CHOICES = ("Data and model", "Width", "Stepsizes")
+"""What a reader picks, in the order of a view's `at`."""
+
+LOSS = {"mse": "loss L (½ mean squared residual)", "cross_entropy": "loss L (mean cross-entropy, nats)"}
+
+
+def payload(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis, start: Mapping | None) -> Json:
+    """All figures of a sweep.
+
+    Args:
+        trials: The `trials` table.
+        curves: The `curves` table.
+        analysis: Its analysis.
+        start: The row of `raysat.analysis.summary` that is shown first. Default: the first reading.
+    """
+    names = short_settings(analysis.fits)
+    at = {key: [names[key[: len(SETTING)]], _width(row), method(row)] for key, row in _rows(analysis.fits)}
+    points, fits = _by_reading(analysis.points), _by_reading(analysis.fits)
+    chosen = _chosen(comparable(trials))
+    draw = {
+        "loss-curves": lambda key: _loss_curves(chosen[key], curves) if key in chosen else None,
+        "exponents": lambda key: _exponents(points[key], fits[key]) if key in points else None,
+        "steps": lambda key: _steps(points[key], fits[key]) if key in points else None,
+    }
+    figures = []
+    for name, make in draw.items():
+        views = [{"at": at[key], **view} for key in at if (view := make(key))]
+        if views:
+            figures.append(
+                {"name": name, "title": TITLES[name], "caption": CAPTIONS[name], **AXES[name]} | {"views": views}
+            )
+    first = next(iter(at.values()), [])
+    return {"choices": CHOICES, "start": at[key_of(start)] if start is not None else first, "figures": figures}
+
+
+TITLES = {
+    "loss-curves": "Loss along training, by batch size",
+    "exponents": "Convergence exponent against batch size",
+    "steps": "Iterations to a target loss against batch size",
+}
+
+CAPTIONS = STATIC_CAPTIONS | {
+    "steps": (
+        "Iterations N(b) to a target loss against batch size b: geometric mean over seeds with 95 % interval, the fit "
+        "N_inf (1 + b_N/b), perfect scaling N(1)/b, and, with their intervals, the fitted critical batch size b_N of "
+        "the deepest target (circles) and b_star = gamma/k_op, predicted at initialization."
+    )
+}
+
+_BATCH = [{"key": "b", "label": "batch size b (samples)", "short": "b", "log": True}]
+AXES = {
+    "loss-curves": {
+        "x": [
+            {"key": "iteration", "label": "iteration t", "short": "t", "log": True},
+            {"key": "samples", "label": "samples used, t b", "short": "samples", "log": True},
+            {"key": "seconds", "label": "seconds in SGD steps", "short": "seconds", "log": True},
+            {"key": "device_seconds", "label": "device-seconds in SGD steps", "short": "device-seconds", "log": True},
+        ],
+        "y": {"label": "loss L", "short": "L", "log": True},
+    },
+    "exponents": {"x": _BATCH, "y": {"label": "exponent h (1/iterations)", "short": "h", "log": False}},
+    "steps": {"x": _BATCH, "y": {"label": "iterations N to the target loss", "short": "N", "log": True}},
+}
+
+
+def numbers(values: Sequence[float]) -> list[float | None]:
+    """The values as JSON has them: a few digits, null for what is no number."""
+    return [float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None for value in map(float, values)]
+
+
+def short_settings(fits: pd.DataFrame) -> dict[tuple, str]:
+    """A name for each setting, of the data set, the model and what else differs between them."""
+    rows = fits[list(SETTING)].drop_duplicates().to_dict("records")
+    facts = []
+    for row in rows:
+        try:
+            options = dict(json.loads(row["model_options"]))
+        except (TypeError, ValueError):
+            options = {}
+        hidden = {"model_options", "depth", "activation"}  # the last two are among the options
+        facts.append({name: value for name, value in row.items() if name not in hidden} | options)
+    every = list(dict.fromkeys(name for fact in facts for name in fact))
+    varied = [name for name in every if len({str(fact.get(name)) for fact in facts}) > 1]
+    return {
+        key_of(row, SETTING): ", ".join(
+            [f"{fact['dataset']}", f"{fact['model']}"]
+            + [f"{name} = {fact[name]}" for name in varied if name not in ("dataset", "model") and name in fact]
+        )
+        for row, fact in zip(rows, facts, strict=True)
+    }
+
+
+def key_of(row: Mapping, columns: Sequence[str] = READING) -> tuple:
+    """A reading's values as a dictionary's key: nan, which equals nothing, is None."""
+    return tuple(None if pd.isna(row[name]) else row[name] for name in columns)
+
+
+def _rows(table: pd.DataFrame) -> Iterator[tuple[tuple, dict]]:
+    for row in table[list(READING)].drop_duplicates().to_dict("records"):
+        yield key_of(row), row
+
+
+def _by_reading(table: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
+    groups = table.groupby(list(READING), dropna=False, sort=False)
+    return {key_of(rows.iloc[0]): rows for _, rows in groups}
+
+
+def _chosen(trials: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
+    """For each reading the trial of each seed and batch size: of several stepsizes the best one by h."""
+    chosen = {}
+    for _, group in usable(trials).groupby(list(GROUP), dropna=False, sort=False):
+        for reading in readings(group):
+            chosen[key_of(reading.iloc[0])] = best_of(reading.assign(score=-reading["h"]), "score")
+    return chosen
+
+
+def _width(row: Mapping) -> str:
+    return str(row["width"]) if row["width"] else "none"
+
+
+def _loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame) -> Json:
+    paths = chosen[["cell_id", "batch_size"]].assign(devices=devices(chosen)).merge(curves, on="cell_id")
+    paths = paths.assign(device_seconds=paths["devices"] * paths["seconds"])
+    by_size = list(paths.groupby("batch_size"))
+    series = []
+    for k, (b, path) in enumerate(by_size):
+        losses = path.groupby("iteration").agg(
+            samples=("samples", "median"),
+            seconds=("seconds", "median"),
+            device_seconds=("device_seconds", "median"),
+            median=("train_loss", "median"),
+            low=("train_loss", "min"),
+            high=("train_loss", "max"),
+            count=("train_loss", "count"),
+        )
+        losses = losses[losses["count"] == losses["count"].max()]
+        several = losses["count"].max() > 1
+        series.append(
+            {"name": f"b = {b}", "shade": k / max(1, len(by_size) - 1), "mark": k, "line": True}
+            | {
+                "x": {"iteration": losses.index.tolist()}
+                | {key: numbers(losses[key]) for key in ("samples", "seconds", "device_seconds")}
+            }
+            | {"y": numbers(losses["median"])}
+            | ({"low": numbers(losses["low"]), "high": numbers(losses["high"]), "spread": "band"} if several else {})
+        )
+    first, last = by_size[0][0], by_size[-1][0]
+    ends = [next((y for y in reversed(one["y"]) if y is not None), math.nan) for one in (series[0], series[-1])]
+    said = (
+        f"{len(series)} batch sizes, b = {first} to {last}; the loss ends at {number(ends[0])} for b = {first} and at "
+        f"{number(ends[1])} for b = {last}."
+    )
+    return {"series": series, "summary": said, "y": LOSS.get(chosen["loss"].iloc[0], "loss L")}
+
+
+def _exponents(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
+    points, fit = points[points["quantity"] == "h"], fits[fits["quantity"] == "b_h"].iloc[0]
+    if points["value"].isna().all():
+        return None
+    series = [_measured(points, "measured h, 95 % interval", "ink", 0, extra=("h_interp",))]
+    notes = [] if math.isnan(fit["range"]) else [f"h varies by a factor of {number(fit['range'])}."]
+    if points["h_interp"].notna().any():
+        b, stands_in = _dense(points["batch_size"]), int(points["h_interp_n"].iloc[0])
+        one, full = points["value"].iloc[0], points["value"].iloc[-1]
+        curve = {"x": {"b": numbers(b)}, "y": numbers(h_interpolated(size, one, full) for size in b)}
+        name = f"predicted: interpolated from h(1) and h({stands_in})"
+        series.append({"name": name, "tone": "blue", "dash": "7 4", "line": True, "quiet": True, **curve})
+        if stands_in < points["n"].iloc[0]:
+            notes.append(f"h({stands_in}) stands in for h(n), n = {points['n'].iloc[0]:,}.")
+    else:
+        notes.append("No interpolation: h(1) or h(n) is missing.")
+    if not math.isnan(fit["value"]):
+        notes.append(f"Fit: b_h = {number(fit['value'])} samples.")
+    notes += [_sentence(fit["reason"])] * bool(fit["reason"])
+    said = _ends(points, "h", "per iteration")
+    return {"series": series, "notes": notes, "summary": said, "ticks": {"b": points["batch_size"].tolist()}}
+
+
+def _steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
+    points, fits = points[points["quantity"] == "N"], fits[fits["quantity"] == "b_N"]
+    if points["value"].isna().all():
+        return None
+    series, marks, notes, said = [], [], [], []
+    by_rank = fits.sort_values(["headline", "target"], ascending=[False, True])
+    tones = iter(("blue", *(tone for tone in TONES if tone not in ("blue", "orange"))))  # orange is b_star's
+    for k, fit in enumerate(by_rank.to_dict("records")):
+        rows = points[(points["target"] == fit["target"]) & points["value"].notna()]
+        if fit["headline"]:
+            marks = _marks(fit)
+            notes += [_sentence(fit["reason"])] * bool(fit["reason"])
+        if rows.empty:
+            continue
+        one = _measured(rows, f"N to L ≤ {fit['target']:g}", next(tones, "ink"), k)
+        b = _dense(rows["batch_size"])
+        if not math.isnan(fit["value"]):
+            fitted = fit["asymptote"] * (1 + fit["value"] / b)
+            one["fit"] = {"x": {"b": numbers(b)}, "y": numbers(fitted)}
+            one["name"] += f", fit b_N = {number(fit['value'])}"
+        series.append(one)
+        if fit["headline"]:
+            first = rows.iloc[0]
+            perfect = first["value"] * first["batch_size"] / b
+            curve = {"x": {"b": numbers(b)}, "y": numbers(perfect)}
+            name = f"perfect scaling N({first['batch_size']})/b"
+            series.append(
+                {"name": name, "tone": "soft", "dash": "2 4", "line": True, "quiet": True, "loose": True, **curve}
+            )
+            said.append(_ends(rows, "N", f"iterations to loss {fit['target']:g}"))
+    if policy(by_rank["stepsize"].iloc[0]) == "theory":
+        notes.append(THEORY_CAVEAT)
+    said += [f"Marked: {mark['name']}." for mark in marks]
+    sizes = sorted(points["batch_size"].unique().tolist())
+    return {"series": series, "marks": marks, "notes": notes, "summary": " ".join(said), "ticks": {"b": sizes}}
+
+
+def _measured(rows: pd.DataFrame, name: str, tone: str, mark: int, extra: Sequence[str] = ()) -> Json:
+    """Points with intervals, and what else a reader may want to know of each."""
+    shown = {"seeds": rows["seeds"].tolist()}
+    shown |= {
+        column: numbers(rows[column])
+        for column in (*extra, "eta", "eta_beta", "eta_k_op")
+        if rows[column].notna().any()
+    }
+    values = {end: numbers(rows[end]) for end in ("low", "high")} if rows["low"].notna().any() else {}
+    spread = {"spread": "bars"} if values else {}
+    about = {"name": name, "tone": tone, "mark": mark, "x": {"b": rows["batch_size"].tolist()}}
+    return about | {"y": numbers(rows["value"]), **values, **spread, "extra": shown}
+
+
+def _marks(fit: Mapping) -> list[Json]:
+    """b_N and b_star on the axis of batch sizes, with their intervals."""
+    marks = []
+    for name, key, tone, dash, kind in (
+        ("b_N", "value", "blue", "8 3 2 3", "measured"),
+        ("b_star", "b_star", "orange", "6 4", "predicted"),
+    ):
+        ends = ("low", "high") if key == "value" else ("b_star_min", "b_star_max")
+        value, low, high = (fit[column] for column in (key, *ends))
+        if not math.isnan(value):
+            name = f"{name} = {number(value)}, {kind}"
+            marks.append(
+                {"name": name, "tone": tone, "dash": dash}
+                | dict(zip(("at", "low", "high"), numbers((value, low, high)), strict=True))
+            )
+    return marks
+
+
+def _dense(sizes: pd.Series) -> np.ndarray:
+    return np.geomspace(sizes.min(), sizes.max(), SMOOTH)
+
+
+def _ends(rows: pd.DataFrame, quantity: str, unit: str) -> str:
+    rows = rows.dropna(subset="value")
+    ends = (f"{number(row['value'])} at b = {row['batch_size']}" for row in (rows.iloc[0], rows.iloc[-1]))
+    return f"{quantity} goes from {' to '.join(ends)}, {unit}."
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + "."

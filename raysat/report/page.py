@@ -1,0 +1,117 @@
+"""HTML: sections and tables, and a page that carries its style, its script and its data, so that it opens anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from html import escape
+from importlib.resources import files
+from string import Template
+
+SCRIPTS = ("scale.js", "chart.js", "figure.js")
+"""The files of `assets/` that draw the figures, in the order in which they need each other."""
+
+LONG = 16
+"""A table of more rows scrolls in a window of its own on a screen; on paper it stands whole."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page with a heading of its own.
+
+    Attributes:
+        key: Its id on the page.
+        title: Its heading, as text.
+        html: What stands below.
+    """
+
+    key: str
+    title: str
+    html: str
+
+
+def page(title: str, lead: str, sections: Iterable[Section], payload: Mapping) -> str:
+    """A whole page, which fetches nothing: its policy forbids it.
+
+    Args:
+        title: The heading, as text.
+        lead: A line below the heading, as text.
+        sections: The parts, in order; those without HTML are left out.
+        payload: The figures (see `raysat.report.figures`), each drawn in the element `figure(name)` makes.
+    """
+    shown = [section for section in sections if section.html]
+    links = "".join(f'<li><a href="#{section.key}">{escape(section.title)}</a></li>' for section in shown)
+    body = "\n".join(
+        f'<section id="{section.key}" aria-labelledby="{section.key}-title">'
+        f'<h2 id="{section.key}-title">{escape(section.title)}</h2>\n{section.html}\n</section>'
+        for section in shown
+    )
+    return Template(asset("page.html")).substitute(
+        title=escape(title),
+        lead=escape(lead),
+        links=links,
+        body=body,
+        style=asset("page.css"),
+        script="\n".join(map(asset, SCRIPTS)),
+        # As Unicode escapes, so that no text of a user's can end the script element.
+        payload=json.dumps(payload, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+    )
+
+
+@cache
+def asset(name: str) -> str:
+    """The text of a file of `assets/`."""
+    return (files("raysat.report") / "assets" / name).read_text(encoding="utf-8")
+
+
+def figure(name: str, title: str, caption: str, still: str = "") -> str:
+    """The place of an interactive figure of the payload.
+
+    Args:
+        name: Its name in the payload.
+        title: Its heading.
+        caption: What the symbols mean.
+        still: HTML of the same as pictures, for readers without scripts.
+    """
+    return (
+        f'<figure id="figure-{name}" data-figure="{name}" aria-labelledby="figure-{name}-title">'
+        f'<h3 id="figure-{name}-title">{escape(title)}</h3><div class="drawn"></div>'
+        f"<noscript>{still}</noscript><figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: set[str], label: str) -> str:
+    """A table that scrolls by itself on a narrow screen.
+
+    Args:
+        columns: The heads, as text.
+        rows: The cells, HTML already.
+        text: The columns that are words: they stand to the left.
+        label: What the table has, for those who do not see it.
+    """
+    rows = list(rows)
+    kinds = [' class="text"' if name in text else "" for name in columns]
+    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(columns, kinds, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>\n"
+        for row in rows
+    )
+    scroll = "scroll long" if len(rows) > LONG else "scroll"
+    return (
+        f'<div class="{scroll}" role="region" tabindex="0" aria-label="Table: {escape(label)}">'
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+    )
+
+
+def paragraphs(texts: Iterable[str], kind: str = "") -> str:
+    """Each text as a paragraph of its own."""
+    mark = f' class="{kind}"' if kind else ""
+    return "\n".join(f"<p{mark}>{escape(text)}</p>" for text in texts)
+
+
+def listing(texts: Iterable[str], kind: str = "notes") -> str:
+    """The texts as a list; nothing where there are none."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f'<ul class="{kind}">{items}</ul>' if items else ""

@@ -1,0 +1,295 @@
+"""The sections of one sweep's page, each from the tables it shows."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import pandas as pd
+
+from raysat import ablation
+from raysat.analysis import NOTHING, SETTING, about_h, about_intervals, method, number, setting, usable, what_to_use
+from raysat.analysis.words import bounds
+from raysat.plots import Plate
+from raysat.report.answer import answers, spelled
+from raysat.report.page import Section, figure, listing, paragraphs, table
+from raysat.schema import DIVERGED, FAILED, FINISHED
+from raysat.widths import sentences
+
+LISTED = 50
+"""Failed or diverged cells that are listed one by one. Default: 50; the rest are counted, and are all in `trials`."""
+
+SYMBOLS = (
+    ("b", "batch size in samples; n is the number of training samples, T that of iterations, eta the stepsize."),
+    ("gamma", "max_i λ_max(J_i J_iᵀ), J_i the Jacobian of sample i at initialization: the worst sample."),
+    ("k_op", "λ_max(K), K = J Jᵀ/n the neural tangent kernel at initialization: what the samples have in common."),
+    ("beta(b)", "gamma/b + (b-1)/b k_op, here exact for the sampling used (Lemma 3.1): eta = 1/beta(b) is granted."),
+    (
+        "b_star",
+        "gamma/k_op, the predicted critical batch size (Theorems 1.1 and 4.2): both terms of beta(b) are equal.",
+    ),
+    ("noise scale", "tr(Σ)/‖∇L‖² at initialization (McCandlish et al. 2018): a rival prediction."),
+    ("h(b)", "log(L(w_0)/L(w_T))/T, the convergence exponent per iteration; it depends on T."),
+    ("b_h", "fit of 1/h(b) = (1/h_inf)(1 + b_h/b)."),
+    ("N(b)", "iterations until the loss over all training samples is at most the target."),
+    ("b_N", "fit of N(b) = N_inf (1 + b_N/b): at b = b_N, SGD takes twice the iterations of the largest batches."),
+    (
+        "free, stable",
+        "a grid's best stepsize of each b: of all, or of those at which the linearized network is stable; the theory "
+        "speaks of these.",
+    ),
+)
+"""Every symbol of the page, and what it means in a line."""
+
+
+PREDICTOR = {
+    "b_star": "b_star = gamma/k_op",
+    "b_star_thm33": "4 gamma/k_op (Theorem 3.3)",
+    "noise_scale": "noise scale",
+    "forecast": "forecast, tuned in the same way",
+}
+"""The predictors of `raysat.analysis.predictors` in words."""
+
+CHOICES = {
+    "least_samples": "least samples to the target",
+    "least_seconds": "least seconds to the target",
+    "least_device_hours": "least device-hours to the target",
+    "b_20": "b_20: largest b that wastes less than 20 % of the samples",
+}
+"""The choices of `raysat.analysis.efficiency` in words."""
+
+
+def progress(record: Mapping, trials: pd.DataFrame) -> str:
+    """How many of the sweep's cells have ended, in words."""
+    sweep = record["sweep"]
+    counts = [f"{int((trials['status'] == status).sum())} {status}" for status in (DIVERGED, FAILED)]
+    ended = int(trials["status"].isin(FINISHED).sum())
+    if sweep.get("adaptive") or any(stepsize["policy"] == "grid_auto" for stepsize in sweep.get("stepsizes", ())):
+        return f"{ended} cells have ended, of as many as their results call for; {', '.join(counts)}."
+    per_model = len(sweep.get("batch_sizes", ())) * len(sweep.get("stepsizes", ())) * len(sweep.get("seeds", ()))
+    sizes = [len(sweep.get("widths", ())) if model.get("has_width", True) else 1 for model in sweep.get("models", ())]
+    asked = max(ended, per_model * sum(sizes))  # the folder may hold cells of earlier, larger axes
+    return f"{ended} of {asked} cells have ended; {', '.join(counts)}."
+
+
+def answer(summary: pd.DataFrame, trials: pd.DataFrame) -> Section:
+    """What batch size is worth using, as far as the sweep can say.
+
+    Args:
+        summary: The result of `raysat.analysis.summary`.
+        trials: The `trials` table.
+    """
+    said = answers(summary)
+    parts = []
+    for one in said:
+        parts.append(f'<p class="setting">{escape(one.setting)}</p>')
+        parts.append(paragraphs([" ".join(one.sentences)], "said") + listing(one.caveats))
+    measured = trials["status"].isin(FINISHED) & (trials["status"] != DIVERGED)
+    if len(trials) and not measured.any():
+        parts = [paragraphs(["No trial was measured: all of them failed or diverged. They are listed below."], "said")]
+    elif not said:
+        parts = [paragraphs([NOTHING], "said")]
+    return Section("answer", "Answer", f'<div class="answer">{"".join(parts)}</div>')
+
+
+def advice(choices: pd.DataFrame) -> Section:
+    """What batch size to use by each measure of cost, in a sentence and as a table.
+
+    Args:
+        choices: `Analysis.choices`.
+    """
+    rows, said = what_to_use(choices)
+    columns = ("choice", "b", "95 % interval", "what it costs", "width", "stepsizes", "at L ≤", "reservation")
+    cells = [
+        [
+            escape(_plain(value))
+            for value in (
+                *(CHOICES[row["choice"]], number(row["batch_size"]), bounds(row["low"], row["high"])),
+                *(number(row["value"]), row["width"] or "none", method(row), number(row["target"]), row["reason"]),
+            )
+        ]
+        for row in rows.to_dict("records")
+    ]
+    title = "What to use"
+    words = {"choice", "stepsizes", "reservation"}
+    return Section("use", title, paragraphs(said) + table(columns, cells, words, title) if cells else "")
+
+
+def predictions(comparison: pd.DataFrame) -> Section:
+    """What each predictor said before a step was trained, over what was measured: the headline b_N and b_h.
+
+    Args:
+        comparison: `Analysis.comparison`.
+    """
+    columns = ("width", "stepsizes", "quantity", "measured", "predictor", "predicted", "predicted / measured", "remark")
+    known = comparison[comparison["headline"].astype(bool) & comparison["value"].notna()]
+    cells = [
+        [
+            escape(_plain(value))
+            for value in (
+                *(row["width"] or "none", method(row), row["quantity"]),
+                f"{number(row['value'])} {bounds(row['low'], row['high'])}".strip(),
+                *(PREDICTOR[row["predictor"]], number(row["predicted"]), number(row["ratio"]), row["remark"]),
+            )
+        ]
+        for row in known.to_dict("records")
+    ]
+    title = "What was predicted before a step was trained"
+    words = {"stepsizes", "quantity", "predictor", "remark"}
+    return Section("predictions", title, table(columns, cells, words, title) if cells else "")
+
+
+def measured(summary: pd.DataFrame) -> Section:
+    """Predictions and measurements of every reading, with their footnotes, and the symbols."""
+    symbols = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(what)}</dd></div>" for name, what in SYMBOLS)
+    explained = f'<h3>Symbols</h3><dl class="symbols">{symbols}</dl>'
+    return Section("numbers", "Measured and predicted", numbers(summary) + explained)
+
+
+def numbers(summary: pd.DataFrame) -> str:
+    """A table a setting, with its footnotes, as HTML."""
+    parts = []
+    columns = ("width", "stepsizes", "gamma", "k_op", "b_star", "noise scale", "b_h", "b_N", "at L ≤", "notes")
+    for k, (_, rows) in enumerate(summary.groupby(list(SETTING), dropna=False, sort=False), 1):
+        records = rows.to_dict("records")
+        notes = list(dict.fromkeys(note for row in records for note in row["notes"]))
+        cells = []
+        for row in records:
+            marks = [notes.index(note) + 1 for note in row["notes"]]
+            links = " ".join(f'<a href="#note-{k}-{mark}" aria-label="note {mark}">{mark}</a>' for mark in marks)
+            statistics = [number(row[name]) for name in ("gamma", "k_op", "b_star", "noise_scale")]
+            fits = [spelled(row, name) for name in ("b_h", "b_N")]
+            plain = [str(row["width"] or "none"), method(row), *statistics, *fits, number(row["target"])]
+            cells.append([*map(escape, plain), links])
+        title = setting(records[0])
+        items = "".join(f'<li id="note-{k}-{mark}">{escape(note)}</li>' for mark, note in enumerate(notes, 1))
+        about = about_h(records[0]["iterations"]), about_intervals(max(row["seeds"] for row in records))
+        parts += [
+            f"<h3>{escape(title)}</h3>",
+            table(columns, cells, {"stepsizes", "notes"}, f"Measured and predicted: {title}"),
+            f'<ol class="notes">{items}</ol>' if items else "",
+            paragraphs([" ".join(about)], "soft"),
+        ]
+    return "\n".join(parts)
+
+
+def figures(payload: Mapping, images: Sequence[tuple[Plate, bytes]]) -> Section:
+    """The interactive figures, each with its pictures for readers without scripts.
+
+    Args:
+        payload: The result of `raysat.report.figures.payload`.
+        images: The static figures and their PNGs.
+    """
+    parts = []
+    for one in payload["figures"]:
+        name = one["name"]
+        pictures = "".join(_picture(plate, png) for plate, png in images if plate.kind == name)
+        parts.append(figure(name, one["title"], one["caption"], pictures))
+    if parts:
+        kept = (
+            "The same figures, all widths and stepsizes side by side, are in figures/ beside this page, as PNG and PDF."
+        )
+        parts.append(paragraphs([kept], "soft"))
+    return Section("figures", "Figures", "\n".join(parts))
+
+
+def trainings(trials: pd.DataFrame, curves: pd.DataFrame) -> Section:
+    """What each way of training ends with, where a sweep has others than plain SGD under a budget of iterations.
+
+    Args:
+        trials: The `trials` table.
+        curves: The `curves` table.
+    """
+    title = "Ways of training"
+    by_samples = trials["budget"].fillna("").str.endswith(("samples", "epochs"))
+    if (trials["training"].fillna("sgd").eq("sgd") & ~by_samples).all() or usable(trials).empty:
+        return Section("trainings", title, "")
+    made = ablation.ablation(trials, curves)
+    columns, rows = ablation.cells(made)
+    shown = table(columns, [list(map(escape, row)) for row in rows], set(ablation.NAMES), title)
+    said = f"{ablation.TITLE}. {ablation.about_slope(made)}"
+    return Section("trainings", title, shown + paragraphs([said], "soft"))
+
+
+def widths(by_width: pd.DataFrame) -> Section:
+    """What becomes exact with width, of a sweep that shows it.
+
+    Args:
+        by_width: The result of `raysat.widths.by_width`.
+    """
+    title = "What becomes exact with width"
+    if by_width.empty:
+        return Section("widths", title, "")
+    names = ("width", "seeds", "b_star", "kernel drift", "at iteration", "error of the linearization")
+    cells = []
+    for row in by_width.to_dict("records"):
+        ranges = (f"[{number(row[f'{name}_min'])}, {number(row[f'{name}_max'])}]" for name in ("b_star", "drift"))
+        b_star, drift = (f"{number(row[name])} {ends}" for name, ends in zip(("b_star", "drift"), ranges, strict=True))
+        error = f"{number(row['h_error'])} (at most {number(row['h_error_max'])})"
+        whole = (f"{row[name]:.0f}" for name in ("width", "seeds"))
+        cells.append([*whole, b_star, drift, number(row["drift_iteration"]), error])
+    about = (
+        "Means and, in brackets, ranges over seeds and batch sizes. The drift is ‖K(w_t) - K(w_0)‖/‖K(w_0)‖, the error "
+        "|h/h_lin - 1|, h_lin of the linearized network."
+    )
+    shown = [paragraphs(sentences(by_width)), table(names, cells, set(), title), paragraphs([about], "soft")]
+    return Section("widths", title, "\n".join(shown))
+
+
+def lost(trials: pd.DataFrame) -> Section:
+    """The cells that failed or diverged."""
+    title = "Failed and diverged cells"
+    rows = trials[trials["status"].isin([FAILED, DIVERGED])]
+    if rows.empty:
+        return Section("lost", title, paragraphs(["None."]) if len(trials) else "")
+    rows = rows.sort_values(["status", "width", "batch_size"], ascending=False)
+    columns = {
+        **{
+            "cell_id": "cell",
+            "status": "status",
+            "model": "model",
+            "width": "width",
+            "stepsize": "stepsize",
+            "eta": "eta",
+        },
+        **{"batch_size": "b", "seed": "seed", "iterations_done": "iterations done", "error": "error"},
+    }
+    cells = [
+        [escape(number(row[name]) if name == "eta" else _plain(row[name])) for name in columns]
+        for row in rows.head(LISTED).to_dict("records")
+    ]
+    about = "They are in no fit. A failed cell is tried again by the next run of the sweep."
+    words = {"cell", "status", "model", "stepsize", "error"}
+    parts = [paragraphs([about], "soft"), table(list(columns.values()), cells, words, title)]
+    if len(rows) > LISTED:
+        parts.append(paragraphs([f"And {len(rows) - LISTED} more, in the table trials."], "soft"))
+    return Section("lost", title, "\n".join(parts))
+
+
+def provenance(record: Mapping) -> Section:
+    """What `sweep.json` has, whatever it has: a table for each group of values, one for what stands alone."""
+    alone = {name: value for name, value in record.items() if not isinstance(value, Mapping)}
+    groups = {name: value for name, value in record.items() if isinstance(value, Mapping)}
+    parts = []
+    for name, values in {**groups, "other": alone}.items():
+        rows = [[escape(str(key)), escape(_plain(value))] for key, value in values.items()]
+        if rows:
+            parts.append(f"<h3>{escape(name)}</h3>" + table(("field", "value"), rows, {"field", "value"}, name))
+    return Section("configuration", "Configuration, versions, machine", "\n".join(parts))
+
+
+def _picture(plate: Plate, png: bytes) -> str:
+    source = base64.b64encode(png).decode()
+    return f'<img src="data:image/png;base64,{source}" alt="{escape(f"{plate.name}: {plate.title}")}">'
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping | list | tuple):
+        return json.dumps(value, default=str)
+    if value is None or pd.isna(value):
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)

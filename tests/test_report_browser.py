@@ -1,0 +1,303 @@
+"""The report in a browser: every control is used and changes what is shown; nothing complains.
+
+Pictures of the pages are kept in the folder that RAYSAT_SCREENSHOTS names, or beside the tests' temporary files.
+"""
+
+import csv
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import chromium
+import pandas as pd
+import pytest
+from rich.console import Console
+from test_analysis import full, grid_of, results, trial
+
+from raysat.report import compare, finish
+from raysat.spec import grid, theory
+
+pytestmark = pytest.mark.skipif(chromium.PATH is None, reason="no Chromium on this machine")
+
+SCRIPT = "</script><script>console.error('run')</script>"
+LOSS, H, N = (f'[data-figure="{name}"]' for name in ("loss-curves", "exponents", "steps"))
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    opened = chromium.Chromium(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def shots(tmp_path_factory):
+    folder = Path(os.environ.get("RAYSAT_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    """A folder with a sweep of two models, two widths, a grid, lost cells, and a hostile name; and a page of both."""
+    folder = tmp_path_factory.mktemp("results")
+    made = [*grid_of(), *full(width=128), *full(model_options='{"depth": 3}', depth=3, dataset=SCRIPT)]
+    made.append(trial(256, status="failed", error=f"{SCRIPT} {'x' * 200}"))
+    for row, curve in made:
+        for point in curve:
+            point |= {"samples": point["iteration"] * row["batch_size"], "seconds": 1e-3 * point["iteration"] ** 1.1}
+    stepsizes = theory(), *grid([0.5, 1.0, 2.0, 3.0, 5.0, 9.0])
+    root = results(folder / "toy", made, widths=(64, 128), stepsizes=stepsizes)
+    quiet = Console(file=io.StringIO())
+    finish(root, quiet)
+    compare(folder, quiet)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(parent):
+    return parent / "toy" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def shared(browser, page):
+    """One tab for the tests that leave it as they found it."""
+    return browser.open(page)
+
+
+def text(tab, selector):
+    return tab.js(f"document.querySelector({json.dumps(selector)}).textContent")
+
+
+def count(tab, selector):
+    return tab.js(f"document.querySelectorAll({json.dumps(selector)}).length")
+
+
+def curves(tab, figure):
+    return tab.js(f"[...document.querySelectorAll({json.dumps(figure + ' .series')})].map(one => one.dataset.name)")
+
+
+def ticks(tab, figure):
+    return tab.js(f"[...document.querySelectorAll({json.dumps(figure + ' svg.chart text')})].map(t => t.textContent)")
+
+
+def choose(tab, figure, control, value):
+    selector = json.dumps(f'{figure} select[data-control="{control}"]')
+    tab.js(
+        f"(select => {{ select.value = {json.dumps(value)}; select.dispatchEvent(new Event('change')); }})"
+        f"(document.querySelector({selector}))"
+    )
+
+
+def toggle(tab, selector):
+    """Open or close, and wait until it has told the page."""
+    told = "new Promise(done => {one.addEventListener('toggle', done, {once: true}); one.open = !one.open})"
+    tab.js(f"(one => {told}.then(() => null))(document.querySelector({json.dumps(selector)}))")
+
+
+def click(tab, selector):
+    tab.js(f"document.querySelector({json.dumps(selector)}).click()")
+
+
+@pytest.mark.parametrize(
+    ("name", "look"),
+    [
+        ("desktop", {}),
+        ("dark", {"dark": True}),
+        ("phone", {"width": 360}),
+        ("phone-dark", {"width": 360, "dark": True}),
+        ("print", {"width": 720, "medium": "print"}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["sweep", "comparison"])
+def test_pages_load_without_a_complaint_a_request_or_a_sideways_scroll(browser, parent, shots, kind, name, look):
+    path = parent / "toy" / "report.html" if kind == "sweep" else parent / "report.html"
+    tab = browser.open(path, **look)
+    tab.shot(shots / f"{kind}-{name}.png")
+    assert tab.complaints() == []
+    assert tab.requests() == [path.resolve().as_uri()]
+    assert tab.js("document.documentElement.scrollWidth") <= tab.width
+    assert count(tab, "svg.chart") == 3
+    assert (shots / f"{kind}-{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("look", [{}, {"dark": True}, {"width": 360}], ids=["light", "dark", "phone"])
+@pytest.mark.parametrize("kind", ["sweep", "comparison"])
+def test_axe_finds_no_serious_fault(browser, parent, kind, look):
+    axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
+    tab = browser.open(parent / "toy" / "report.html" if kind == "sweep" else parent / "report.html", **look)
+    tab.js((Path(axe.__file__).with_name("axe.min.js")).read_text(encoding="utf-8") + "; 0")
+    for name in tab.js("[...document.querySelectorAll('figure')].map(one => one.id)"):
+        toggle(tab, f"#{name} details")
+    assert count(tab, "details table") == 3
+    found = tab.js("axe.run().then(({violations, passes}) => ({violations, passes: passes.map(one => one.id)}))")
+    assert {"color-contrast", "button-name", "select-name", "image-alt"} - set(found["passes"]) <= {"image-alt"}
+    serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
+    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious] == []
+
+
+def test_without_scripts_the_pictures_are_shown(browser, page):
+    tab = browser.open(page, scripts=False)
+    document = tab.call("DOM.getDocument")["root"]["nodeId"]
+    found = tab.call("DOM.querySelectorAll", nodeId=document, selector="noscript img")["nodeIds"]
+    assert found
+    assert all(tab.call("DOM.getBoxModel", nodeId=node)["model"]["width"] > 300 for node in found)
+
+
+def test_the_headline_is_shown_first_and_a_choice_holds_for_all_figures(browser, page):
+    tab = browser.open(page)
+    shown = lambda: [text(tab, f"{figure} .shown") for figure in (LOSS, H, N)]  # noqa: E731
+    assert all("grid (stable)" in words for words in shown())
+    before = tab.js(f"document.querySelector('{N} svg.chart').outerHTML")
+    choose(tab, H, "Stepsizes", "grid (free)")
+    assert all("grid (free)" in words for words in shown())
+    assert tab.js(f"document.querySelector('{N} svg.chart').outerHTML") != before
+    choose(tab, LOSS, "Width", "128")
+    assert all("width: 128; stepsizes: theory(1)" in words for words in shown())  # width 128 has no grid
+    models = tab.js(f"[...document.querySelector('{N} select').options].map(one => one.value)")
+    choose(tab, N, "Data and model", next(model for model in models if "depth = 3" in model))
+    assert all("depth = 3" in words for words in shown())
+    assert "by construction" in text(tab, f"{N} .notes")
+    assert tab.complaints() == []
+
+
+def test_a_batch_size_is_hidden_and_shown_again(shared):
+    button = f'{LOSS} button[data-series="b = 8"]'
+    everything = curves(shared, LOSS)
+    assert "b = 8" in everything
+    click(shared, button)
+    assert "b = 8" not in curves(shared, LOSS)
+    assert shared.js(f"document.querySelector('{button}').getAttribute('aria-pressed')") == "false"
+    click(shared, button)
+    assert curves(shared, LOSS) == everything
+    click(shared, f'{LOSS} [data-every="none"]')
+    assert curves(shared, LOSS) == []
+    assert "All curves are hidden." in ticks(shared, LOSS)
+    click(shared, f'{LOSS} [data-every="all"]')
+    assert curves(shared, LOSS) == everything
+
+
+@pytest.mark.parametrize("figure", [LOSS, H, N], ids=["loss", "h", "N"])
+@pytest.mark.parametrize("axis", ["logX", "logY"])
+def test_axes_switch_between_linear_and_logarithmic(shared, figure, axis):
+    box = f'{figure} input[data-control="{axis}"]'
+    before = ticks(shared, figure)
+    click(shared, box)
+    assert ticks(shared, figure) != before
+    assert "NaN" not in shared.js(f"document.querySelector('{figure} svg.chart').outerHTML")
+    click(shared, box)
+    assert ticks(shared, figure) == before
+
+
+def test_loss_is_shown_against_iterations_samples_seconds_or_device_seconds(shared):
+    drawn = []
+    labels = {"samples": "samples used, t b", "seconds": "seconds", "device_seconds": "device-seconds"}
+    for key, label in (labels | {"iteration": "iteration t"}).items():
+        choose(shared, LOSS, "x", key)
+        assert any(words.startswith(label) for words in ticks(shared, LOSS))
+        drawn.append(tuple(ticks(shared, LOSS)))
+    assert len(set(drawn)) == 4
+    assert len(curves(shared, LOSS)) == 8
+
+
+def test_pointing_at_a_value_reads_it_out(shared):
+    shared.js(f"document.querySelector('{N} .plot').scrollIntoView({{block: 'center'}})")
+    x, y = shared.js(
+        f"(box => [box.left + box.width / 2, box.top + box.height / 2])"
+        f"(document.querySelector('{N} .series .mark').getBoundingClientRect())"
+    )
+    shared.point(x, y)
+    assert re.match(r"N to L ≤ .*: b = 1, N = [\d.,]+; 95 % interval .* to .*; seeds 2;", text(shared, f"{N} .readout"))
+    assert count(shared, f"{N} .ring") == 1
+    shared.point(1, 1)
+    assert text(shared, f"{N} .readout") == ""
+    assert count(shared, f"{N} .ring") == 0
+
+
+def test_the_keyboard_reaches_everything_and_moves_through_the_values(browser, page):
+    tab = browser.open(page)
+    reached = []
+    for _ in range(200):
+        tab.press("Tab")
+        at = tab.js(
+            "(one => [one.className || one.tagName, getComputedStyle(one).outlineStyle])(document.activeElement)"
+        )
+        if at[0] == "BODY":
+            break
+        assert at[1] != "none"  # the focus is seen
+        reached.append(at[0])
+        if reached.count("plot") == 3 and at[0] == "plot":
+            break
+    assert {"A", "SELECT", "INPUT", "BUTTON", "SUMMARY", "plot"} <= set(reached)
+    said = [text(tab, f"{N} .readout")]
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowDown", "Home", "ArrowUp"):
+        tab.press(key)
+        said.append(text(tab, f"{N} .readout"))
+    sizes = [re.search(r"b = (\d+)", words)[1] for words in said]
+    assert sizes == ["1", "2", "4", "2", "128", "128", "1", "1"]
+    names = [words.split(":")[0] for words in said]
+    assert names[4] != names[5] == names[6] != names[7] == names[0]
+    tab.press("Escape")
+    assert text(tab, f"{N} .readout") == ""
+    assert "Arrow keys" in tab.js(f"document.querySelector('{N} .plot').getAttribute('aria-label')")
+    tab.js(f"document.querySelector('{LOSS} input').focus()")
+    tab.press(" ")
+    assert tab.js(f"document.querySelector('{LOSS} input').checked") is False
+
+
+def test_the_table_has_the_values_of_the_figure(shared):
+    toggle(shared, f"{H} details")
+    heads = shared.js(f"[...document.querySelectorAll('{H} th')].map(one => one.textContent)")
+    assert heads[:5] == ["curve", "batch size b (samples)", "exponent h (1/iterations)", "low", "high"]
+    assert "predicted h" in heads
+    sizes = shared.js(f"[...document.querySelectorAll('{H} tbody tr')].map(row => row.cells[1].textContent)")
+    assert sizes == ["1", "2", "4", "8", "16", "32", "64", "128"]
+
+
+def test_data_and_drawing_are_downloaded(browser, page, tmp_path):
+    tab = browser.open(page)
+    browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path), eventsEnabled=True)
+    found = {}
+    for kind in ("csv", "svg"):
+        browser.events.clear()
+        click(tab, f'{N if kind == "csv" else LOSS} [data-file="{kind}"]')
+        while not any(
+            event["method"] == "Browser.downloadProgress" and event["params"]["state"] == "completed"
+            for event in browser.events
+        ):
+            browser.events.append(browser.receive())
+        (path,) = tmp_path.glob(f"*.{kind}")
+        found[kind] = path.read_text(encoding="utf-8")
+        assert path.name.startswith("toy-steps-" if kind == "csv" else "toy-loss-curves-")
+    rows = list(csv.DictReader(io.StringIO(found["csv"])))
+    assert [int(row["batch size b (samples)"]) for row in rows[:8]] == [1, 2, 4, 8, 16, 32, 64, 128]
+    assert all(float(row["iterations N to the target loss"]) > 0 for row in rows)
+    drawing = tmp_path / "drawing.svg"
+    drawing.write_text(found["svg"], encoding="utf-8")
+    tab = browser.open(drawing)
+    assert tab.complaints() == []
+    words = tab.js("[...document.querySelectorAll('text')].map(one => one.textContent)")
+    assert {"b = 1", "b = 128", "iteration t"} <= set(words)  # it carries its legend
+    assert not re.search(r"var\(|oklab", found["svg"])  # and colours that any program knows
+
+
+@pytest.mark.parametrize("made", [[], full(status="failed", error="out of memory"), full(seeds=1)[:2]])
+def test_a_page_of_little_loads_too(browser, tmp_path, made):
+    tab = browser.open(finish(results(tmp_path / "toy", made), Console(file=io.StringIO())))
+    assert tab.complaints() == []
+    assert text(tab, "#answer")
+
+
+def test_a_page_of_300_trials_is_small(browser, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    from report import write
+
+    write(tmp_path / "made", 300)
+    page = finish(tmp_path / "made", Console(file=io.StringIO()))
+    assert len(pd.read_parquet(tmp_path / "made" / "trials")) == 300
+    assert page.stat().st_size < 5e6
+    tab = browser.open(page)
+    assert tab.complaints() == []
+    assert count(tab, "svg.chart") == 3

@@ -1,0 +1,70 @@
+import re
+import subprocess
+import sys
+
+import pytest
+from matplotlib.figure import Figure
+from test_analysis import SIZES, full, grid_of, results, trial
+
+import raysat
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return results(tmp_path / "toy", full())
+
+
+def test_the_tables_are_read_once_and_when_asked_for(folder):
+    loaded = raysat.load(folder)
+    assert len(loaded.trials) == len(full())
+    assert loaded.trials is loaded.trials
+    assert set(loaded.curves["cell_id"]) == set(loaded.trials["cell_id"])
+    assert loaded.ntk.empty
+    assert loaded.record["sweep"]["name"] == "toy"
+
+
+def test_another_load_sees_what_came_since(folder):
+    before = raysat.load(folder)
+    assert len(before.trials) == 16
+    results(folder, [trial(256)], batch_sizes=(*SIZES, 256))
+    assert len(before.trials) == 16
+    assert len(raysat.load(folder).trials) == 17
+
+
+def test_fits_are_those_of_the_targets_asked_for(folder):
+    loaded = raysat.load(str(folder))
+    analysis = loaded.fit([0.7])
+    assert analysis.fits.query("quantity == 'b_N'")["target"].tolist() == [0.7]
+    assert analysis.fits.query("headline")["value"].to_numpy() == pytest.approx(12, rel=1e-2)
+    assert set(loaded.fit().points["quantity"]) == {"h", "N"}
+
+
+def test_the_targets_of_the_sweep_are_the_default(tmp_path):
+    loaded = raysat.load(results(tmp_path / "toy", full(), targets=(0.6,)))
+    assert loaded.fit().fits.query("quantity == 'b_N'")["target"].tolist() == [0.6]
+
+
+@pytest.mark.parametrize("kind", ["loss_curves", "exponents", "steps"])
+def test_figures_are_matplotlibs(folder, kind):
+    (figure,) = getattr(raysat.load(folder), f"plot_{kind}")()
+    assert isinstance(figure, Figure)
+
+
+def test_a_notebook_shows_the_answer_and_the_table(tmp_path):
+    loaded = raysat.load(results(tmp_path / "toy", grid_of(), dataset="<toy>"))
+    shown = loaded._repr_html_()
+    assert "The critical batch size is " in shown
+    assert "<table>" in shown
+    assert not re.search(r"<script|<toy>", shown)
+    assert "<" not in repr(loaded)
+    assert "sweep toy, 96 cells have ended" in repr(loaded)
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(raysat.InputError, match="holds no sweep"):
+        raysat.load(tmp_path)
+
+
+def test_workers_that_import_raysat_do_not_import_what_draws():
+    code = "import raysat, sys; print({'matplotlib', 'pandas'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
