@@ -10,19 +10,25 @@ from raysat.models.linearized import linearized
 from raysat.models.mlp import mlp
 from raysat.models.resnet import resnet
 from raysat.ntk import NTKStatistics, ntk_statistics
+from raysat.results import Results, load
 from raysat.spec import InputError, Sweep, fixed, fixed_fraction, grid, powers_of_two, theory
+from raysat.training import Training, asynchronous
 
 __all__ = [
     "Dataset",
     "InputError",
     "NTKStatistics",
+    "Results",
     "Sweep",
+    "Training",
+    "asynchronous",
     "fixed",
     "fixed_fraction",
     "gpt",
     "grid",
     "linear",
     "linearized",
+    "load",
     "mlp",
     "ntk_statistics",
     "powers_of_two",

@@ -9,6 +9,7 @@ import torch
 
 from raysat import cost, data, models, plugins
 from raysat.losses import LOSSES
+from raysat.ntk import coupling
 from raysat.progress import last_line
 from raysat.spec import Cell, Initialization, Model, Sweep, is_reference
 from raysat.validation import InputError
@@ -64,11 +65,25 @@ def plan(sweep: Sweep, folder: Path) -> Plan:
     for cell in cells:
         key = cell.init.model, cell.init.width
         if key not in flops:
-            flops[key] = cost.count(network_of(cell.init, dataset), dataset.x, dataset.y, LOSSES[sweep.loss])
+            network = network_of(cell.init, dataset)
+            _check_statistics(sweep, network)
+            flops[key] = cost.count(network, dataset.x, dataset.y, LOSSES[sweep.loss])
+    cells = [flops[cell.init.model, cell.init.width].within_budget(cell, sweep.evaluation_budget) for cell in cells]
     resolved = {"n": dataset.n, "n_test": dataset.n_test, "code": code}
     laid_out = Plan(sweep, cells, flops, sources, resolved)
     cells.sort(key=laid_out.weight, reverse=True)
     return laid_out
+
+
+def _check_statistics(sweep: Sweep, network: torch.nn.Module) -> None:
+    """Raise `InputError` where the sweep asks for statistics that the network cannot have."""
+    if not (reason := coupling(network)):
+        return
+    for stepsize in sweep.stepsizes:
+        if stepsize.policy not in ("fixed", "grid"):
+            raise InputError(f"stepsizes has {stepsize.label}, made of gamma, but {reason}: use fixed() or grid().")
+    if sweep.ntk_at or sweep.spectrum or sweep.dense_samples:
+        raise InputError(f"ntk_at, spectrum and dense_samples ask for statistics, but {reason}: leave them out.")
 
 
 def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:

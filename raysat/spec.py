@@ -14,8 +14,10 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
 
+from raysat.training import PLAIN, Training, iterations_of
 from raysat.validation import InputError, among, listed, positive, whole
 
 RESULTS_VERSION = 1
@@ -27,6 +29,9 @@ DTYPES = ("float32", "float64")
 ENGINES = ("auto", "autograd", "fused", "graph")
 LOSS_NAMES = ("mse", "cross_entropy")
 
+FEWEST_EVALUATIONS = 7
+"""L(w_T) and six log-spaced points before it: what remains of the curve however little the steps cost beside it."""
+
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -36,10 +41,20 @@ def is_reference(name: str) -> bool:
 
 
 def identity(*parts: object) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of dataclasses and plain values."""
-    plain = [asdict(part) if hasattr(part, "__dataclass_fields__") else part for part in parts]
-    text = json.dumps([RESULTS_VERSION, *plain], sort_keys=True, separators=(",", ":"))
+    """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of dataclasses and plain values.
+
+    A field at its default is left out, so that a field that is added later, with today's behaviour for its default,
+    changes no identity.
+    """
+    text = json.dumps([RESULTS_VERSION, *map(_plain, parts)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(part: object) -> object:
+    if not is_dataclass(part):
+        return part
+    values = {field.name: (getattr(part, field.name), field.default) for field in fields(part)}
+    return {name: _plain(value) for name, (value, default) in values.items() if value != default}
 
 
 @dataclass(frozen=True)
@@ -72,8 +87,8 @@ class Stepsize:
 
     Attributes:
         policy: `fixed` (eta = value), `fixed_fraction` (eta = value / beta(1)), `theory` (eta = value / beta(b)),
-            `grid` (eta = value, one of several of which the best counts) or `grid_relative` (eta = value / beta(b),
-            likewise).
+            `grid` (eta = value, one of several of which the best counts), `grid_relative` (eta = value / beta(b),
+            likewise) or `grid_auto`, which stands for as many of `grid_relative` as it takes; no cell has it.
         value: The number; positive and finite.
     """
 
@@ -88,7 +103,19 @@ class Stepsize:
     @property
     def label(self) -> str:
         """The group to which a trial belongs: every stepsize of one grid shares the label of the grid."""
-        return self.policy if self.policy.startswith("grid") else f"{self.policy}({self.value:g})"
+        if self.policy.startswith("grid"):
+            return "grid" if self.policy == "grid" else "grid_relative"
+        return f"{self.policy}({self.value:g})"
+
+
+def half_octave(k: int) -> Stepsize:
+    """The stepsize `2^(k/2) / beta(b)` of `grid(auto=True)`."""
+    return Stepsize("grid_relative", 2 ** (k / 2))
+
+
+AUTO_START = (0, 1, 2)
+"""The exponents k at which `grid(auto=True)` starts: from 1/beta(b), the stepsize of Theorem 4.2, to 2/beta(b), which
+at b = n is the limit 2/k_op of gradient descent on the linearized network."""
 
 
 def fixed(eta: float) -> Stepsize:
@@ -116,15 +143,21 @@ def theory(c: float = 1.0) -> Stepsize:
     return Stepsize("theory", c)
 
 
-def grid(values: Sequence[float], *, relative: bool = False) -> tuple[Stepsize, ...]:
+def grid(values: Sequence[float] = (), *, relative: bool = False, auto: bool = False) -> tuple[Stepsize, ...]:
     """Several stepsizes, each its own trial; of each batch size the best counts.
 
     Args:
         values: The stepsizes; with `relative`, multiples of 1/beta(b).
         relative: Whether the values are multiples of 1/beta(b) rather than stepsizes.
+        auto: Powers of sqrt 2 times 1/beta(b) instead of `values`, for each batch size as many as it takes until the
+            best of them lies inside (see `raysat.adaptive`).
     """
+    if auto:
+        if len(values) or relative:
+            raise InputError("grid(auto=True) finds its stepsizes itself: leave out values and relative.")
+        return (Stepsize("grid_auto", 1.0),)
     if len(values) == 0:
-        raise InputError("grid([]): give at least one stepsize.")
+        raise InputError("grid([]): give at least one stepsize, or auto=True.")
     return tuple(Stepsize("grid_relative" if relative else "grid", value) for value in values)
 
 
@@ -153,6 +186,7 @@ class Initialization:
         k_tolerance: Relative residual at which the computation of k_op stops.
         spectrum: Products with K for each spectral measure; 0 for none.
         dense_samples: Samples of the dense kernel; 0 for none.
+        evaluation_samples: Training samples over which the loss is evaluated; 0 for all n.
         code: Digest of the user's own modules that the data set or the model comes from; empty for built-in ones.
     """
 
@@ -169,6 +203,7 @@ class Initialization:
     loss: str = "mse"
     spectrum: int = 0
     dense_samples: int = 0
+    evaluation_samples: int = 0
     code: str = ""
 
     @property
@@ -192,9 +227,11 @@ class Cell:
         stepsize: The policy from which eta follows.
         iterations: T.
         sampling: One of `SAMPLINGS`.
-        evaluations: About how many times the full loss is evaluated, log-spaced.
+        evaluations: About how many times the loss is evaluated after w_0, log-spaced.
         target_loss: The trial ends where the full training loss is at most this; None to run all iterations.
         ntk_at: Iterations at which the NTK statistics are taken again.
+        training: How it is trained where not by plain SGD.
+        gradient_norm: Whether evaluations measure the norm of the full gradient.
     """
 
     init: Initialization
@@ -205,8 +242,10 @@ class Cell:
     evaluations: int
     target_loss: float | None
     ntk_at: tuple[int, ...] = ()
+    training: Training = PLAIN
+    gradient_norm: bool = False
 
-    @property
+    @cached_property
     def cell_id(self) -> str:
         """The only key of the cell: of its row, its part-files, its checkpoint."""
         return identity("cell", self)
@@ -214,7 +253,8 @@ class Cell:
     @property
     def name(self) -> str:
         """For messages to a person."""
-        return f"{self.init.name}, b = {self.batch_size}, {self.stepsize.policy}({self.stepsize.value:g})"
+        how = "" if self.training == PLAIN else f", {self.training.label}"
+        return f"{self.init.name}, b = {self.batch_size}, {self.stepsize.policy}({self.stepsize.value:g}){how}"
 
 
 @dataclass(frozen=True)
@@ -227,10 +267,13 @@ class Sweep:
         batch_sizes: Batch sizes, each between 1 and the number of training samples.
         stepsizes: Policies: `fixed`, `fixed_fraction`, `theory`, `grid`.
         seeds: Number of seeds (0, 1, ...), or the seeds themselves. A seed draws the weights and the batches.
+        trainings: Ways of training: `Training(...)`, `asynchronous(...)` (see `raysat.training`). Default: plain SGD.
 
     Attributes that are part of every cell's identity:
         dataset: A built-in name, or an import path `module:function`.
-        iterations: T.
+        iterations: T. One of `iterations`, `samples` and `epochs` is given.
+        samples: A budget of samples instead: `T = samples / b`, rounded, at least 1.
+        epochs: The same in passes over the n training samples: `T = epochs n / b`.
         n_train: Training samples used, a fixed random subset. Default: all.
         n_test: Test samples used. Default: all, or `n_train` of them where that is fewer, so that a sweep made small
             by `n_train` does not spend its time on evaluating the test loss.
@@ -239,8 +282,14 @@ class Sweep:
             sets k_op.
         sampling: `without_replacement` (the paper's section 2: a uniform subset of fixed size, anew each iteration;
             default), `with_replacement`, or `epochs` (shuffled passes).
-        evaluations: About how many log-spaced evaluations of the full loss. Default: 30, which resolves N(b) to about
-            a third at T = 4,000 before interpolation.
+        evaluations: About how many log-spaced evaluations of the full loss, at most. Default: 30, which resolves N(b)
+            to about a third at T = 4,000 before interpolation.
+        evaluation_budget: What a trial's evaluations may cost, as a share of what its iterations cost; in operations,
+            so that it does not depend on the machine. Where `evaluations` would cost more there are fewer of them, but
+            never fewer than `FEWEST_EVALUATIONS`. Default: 0.5.
+        evaluation_samples: Training samples over which the loss is evaluated: the first so many of them, which are
+            in random order. All that is said of the training loss, h and N(b) included, is then said of these.
+            Default: all.
         loss: `mse` (eq. 2.1; default) or `cross_entropy`, for which the statistics are those of the generalized
             Gauss-Newton kernel, beyond the paper's theorem.
         target_loss: Stop a trial once its full training loss is at most this. Default: run all iterations.
@@ -249,19 +298,28 @@ class Sweep:
             gamma, a maximum, is always taken over every sample.
         k_tolerance: Relative residual ||Kv - lambda v|| / lambda of k_op. Default: 1e-3; the error of the eigenvalue
             is of the order of its square.
-        spectrum: Products with K for each spectral measure (the forecast needs them). Default: 0, none.
+        spectrum: Products with K for the residual's spectral measure, which the forecast needs (64 serve). Default: 0.
         dense_samples: Samples of a dense kernel, of which lambda_min and the tight gamma are. Default: 0, none.
         ntk_at: Iterations at which the statistics are taken again, each a row of `ntk` with the drift of K. Default:
             none; critical batch sizes measured along a run start small and grow (Merrill et al. 2025).
+        gradient_norm: Whether each evaluation also measures ||grad L(w_t)||^2 over all n samples, which costs about
+            three times as much as the loss. Default: False.
 
     Attributes that are not:
         name: The folder under the results. Letters, digits, `-`, `_` and `.`.
         targets: Loss levels for the steps-to-target estimator. Default: chosen from the curves by the analysis.
         checkpoint_seconds: Interval between a trial's checkpoints in seconds. Default: 60.
         cpus_per_trial: CPU cores of a trial. Default: 1.
-        gpus_per_trial: GPUs, or the fraction of one, of a trial. Default: 1 where the cluster has GPUs, else 0.
+        gpus_per_trial: GPUs, or the fraction of one, of a trial. Default: one for each rank where the cluster has
+            GPUs, else 0.
+        ranks_per_trial: Processes among which a trial's batches are split, on one node, each with a GPU of its own
+            where the trial has any. For batches that are large for one GPU. Default: 1.
         engine: What computes the steps, one of `ENGINES` (see `raysat.sgd.engine`). Engines differ by rounding alone.
             Default: auto, the fastest for the model and the device.
+        adaptive: Whether `batch_sizes` are candidates, of which only as many are run as it takes to know b_N (see
+            `raysat.adaptive`). Default: all are run.
+        interval_ratio: Upper over lower end of b_N's 95 % interval at which an adaptive sweep stops. Default: 1.44,
+            1.2 either way: 20 % is the overhead at which Zhang et al. (2024) place the critical batch size.
     """
 
     name: str
@@ -269,14 +327,19 @@ class Sweep:
     models: tuple[Model, ...]
     batch_sizes: tuple[int, ...]
     stepsizes: tuple[Stepsize, ...]
-    iterations: int
+    iterations: int | None = None
+    samples: int | None = None
+    epochs: float | None = None
     widths: tuple[int, ...] = ()
     seeds: int | tuple[int, ...] = 1
+    trainings: tuple[Training, ...] = (PLAIN,)
     n_train: int | None = None
     n_test: int | None = None
     preprocessing: str = "center"
     sampling: str = "without_replacement"
     evaluations: int = 30
+    evaluation_budget: float = 0.5
+    evaluation_samples: int | None = None
     target_loss: float | None = None
     loss: str = "mse"
     dtype: str = "float32"
@@ -285,16 +348,21 @@ class Sweep:
     spectrum: int = 0
     dense_samples: int = 0
     ntk_at: tuple[int, ...] = ()
+    gradient_norm: bool = False
     targets: tuple[float, ...] = ()
     checkpoint_seconds: float = 60.0
     cpus_per_trial: int = 1
     gpus_per_trial: float | None = None
+    ranks_per_trial: int = 1
     engine: str = "auto"
+    adaptive: bool = False
+    interval_ratio: float = 1.44
 
     def __post_init__(self) -> None:
         freeze = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
         freeze("models", tuple(_as_model(model) for model in listed("models", self.models, (str, Model))))
         freeze("stepsizes", tuple(_flatten(listed("stepsizes", self.stepsizes, (str, Stepsize)))))
+        freeze("trainings", tuple(listed("trainings", self.trainings, (str, Training))))
         for name in ("widths", "batch_sizes"):
             freeze(name, tuple(whole(name, value, 1) for value in listed(name, getattr(self, name))))
         freeze("ntk_at", tuple(sorted(whole("ntk_at", value, 0) for value in listed("ntk_at", self.ntk_at))))
@@ -310,7 +378,7 @@ class Sweep:
             raise InputError(f"name={self.name!r}: use letters, digits, '-', '_' and '.', for it names a folder.")
         if not (isinstance(self.dataset, str) and self.dataset):
             raise InputError(f"dataset={self.dataset!r}: give a data set's name or 'module:function'.")
-        for name in ("models", "batch_sizes", "stepsizes", "seeds"):
+        for name in ("models", "batch_sizes", "stepsizes", "seeds", "trainings"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty: give at least one.")
         for stepsize in self.stepsizes:
@@ -318,34 +386,87 @@ class Sweep:
                 raise InputError(f"stepsizes has {stepsize!r}: use fixed(eta), fixed_fraction(c), theory(c) or grid().")
         if not self.widths and any(model.has_width for model in self.models):
             raise InputError("widths is empty: give at least one width for the models that have one.")
-        for name in ("models", "widths", "batch_sizes", "stepsizes", "seeds"):
+        for name in ("models", "widths", "batch_sizes", "stepsizes", "seeds", "trainings"):
             values = getattr(self, name)
             for value in {value for value in values if values.count(value) > 1}:
                 raise InputError(f"{name} has {value!r} twice: name each value once.")
-        whole("iterations", self.iterations, 1)
+        self._validate_budget()
         whole("evaluations", self.evaluations, 2)
         whole("k_samples", self.k_samples, 1)
         whole("cpus_per_trial", self.cpus_per_trial, 1)
+        whole("ranks_per_trial", self.ranks_per_trial, 1)
         for name in ("spectrum", "dense_samples"):
             whole(name, getattr(self, name), 0)
-        if self.ntk_at and self.ntk_at[-1] > self.iterations:
+        if self.ntk_at and self.iterations is not None and self.ntk_at[-1] > self.iterations:
             raise InputError(f"ntk_at has {self.ntk_at[-1]}, after the last of {self.iterations} iterations: lower it.")
-        for name in ("n_train", "n_test"):
+        for name, least in (("n_train", 1), ("n_test", 0), ("evaluation_samples", 1)):
             if getattr(self, name) is not None:
-                whole(name, getattr(self, name), 1 if name == "n_train" else 0)
-        for name in ("k_tolerance", "checkpoint_seconds"):
-            positive(name, getattr(self, name))
+                whole(name, getattr(self, name), least)
+        for name in ("k_tolerance", "checkpoint_seconds", "evaluation_budget"):
+            object.__setattr__(self, name, positive(name, getattr(self, name)))
         if self.target_loss is not None:
             positive("target_loss", self.target_loss)
         if self.gpus_per_trial is not None and not (
             isinstance(self.gpus_per_trial, int | float) and 0 <= self.gpus_per_trial < math.inf
         ):
             raise InputError(f"gpus_per_trial={self.gpus_per_trial!r}: give 0, a fraction of a GPU, or whole GPUs.")
+        gpus, ranks = self.gpus_per_trial or 0, self.ranks_per_trial
+        if max(gpus, ranks) > 1 and gpus not in (0, ranks):
+            raise InputError(
+                f"gpus_per_trial={gpus!r} and ranks_per_trial={ranks}: a trial of several ranks has a GPU for each, "
+                "and one rank uses one GPU; set both to the same number."
+            )
         among("preprocessing", self.preprocessing, PREPROCESSINGS)
         among("sampling", self.sampling, SAMPLINGS)
         among("dtype", self.dtype, DTYPES)
         among("loss", self.loss, LOSS_NAMES)
         among("engine", self.engine, ENGINES)
+        if self.engine in ("fused", "graph") and not all(training.is_plain for training in self.trainings):
+            raise InputError(f"engine={self.engine!r} takes the steps of plain SGD only: set engine='auto'.")
+        if self.ranks_per_trial > 1 and not all(training.is_plain for training in self.trainings):
+            raise InputError(f"ranks_per_trial={self.ranks_per_trial} splits plain SGD's batches only: set it to 1.")
+        if not isinstance(self.adaptive, bool):
+            raise InputError(f"adaptive={self.adaptive!r}: give True or False.")
+        if positive("interval_ratio", self.interval_ratio) <= 1:
+            raise InputError(f"interval_ratio={self.interval_ratio!r}: give a number above 1.")
+        policies = {stepsize.policy for stepsize in self.stepsizes}
+        if {"grid_auto", "grid_relative"} <= policies:
+            raise InputError("stepsizes has grid(auto=True) beside a relative grid, which are read as one: drop one.")
+
+    @property
+    def grows(self) -> bool:
+        """Whether which cells are run depends on results."""
+        return self.adaptive or any(stepsize.policy == "grid_auto" for stepsize in self.stepsizes)
+
+    def _validate_budget(self) -> None:
+        budgets = {name: getattr(self, name) for name in ("iterations", "samples", "epochs")}
+        if sum(value is not None for value in budgets.values()) != 1:
+            raise InputError(f"iterations, samples and epochs are {list(budgets.values())}: give exactly one of them.")
+        for name in ("iterations", "samples"):
+            if budgets[name] is not None:
+                whole(name, budgets[name], 1)
+        if self.epochs is not None:
+            positive("epochs", self.epochs)
+        for training in self.trainings:
+            if not isinstance(training, Training):
+                raise InputError(f"trainings has {training!r}: use Training(...) or asynchronous(learners=...).")
+            if training.adapt_regime and self.iterations is not None:
+                raise InputError(
+                    "adapt_regime gives every batch size the same iterations, and so does iterations=: give a budget "
+                    "of samples or epochs, or leave it out."
+                )
+
+    @property
+    def budget(self) -> str:
+        """What ends a trial, in words: `4000 iterations`."""
+        names = ("iterations", "samples", "epochs")
+        return next(f"{value:.12g} {name}" for name in names if (value := getattr(self, name)) is not None)
+
+    def iterations_at(self, batch_size: int, n: int, training: Training) -> int:
+        """T of a batch size under the sweep's budget."""
+        if self.iterations is not None:
+            return self.iterations
+        return iterations_of(self.samples if self.epochs is None else self.epochs * n, batch_size, training)
 
     def initializations(self, n: int, n_test: int, code: str = "") -> Iterator[Initialization]:
         """The sweep's initializations, given the sizes of the data set as it will be used.
@@ -372,11 +493,12 @@ class Sweep:
                         loss=self.loss,
                         spectrum=self.spectrum,
                         dense_samples=self.dense_samples,
+                        evaluation_samples=0 if (self.evaluation_samples or n) >= n else self.evaluation_samples,
                         code=code,
                     )
 
     def cells(self, n: int, n_test: int, code: str = "") -> list[Cell]:
-        """All cells, given the sizes of the data set as it will be used.
+        """All cells, given the sizes of the data set as it will be used; of `grid(auto=True)` those it starts with.
 
         Raises:
             InputError: A batch size is above n.
@@ -391,22 +513,32 @@ class Sweep:
                 init=init,
                 batch_size=batch_size,
                 stepsize=stepsize,
-                iterations=self.iterations,
+                iterations=(iterations := self.iterations_at(batch_size, n, training)),
                 sampling=self.sampling,
                 evaluations=self.evaluations,
                 target_loss=self.target_loss,
-                ntk_at=tuple(t for t in self.ntk_at if t > 0),  # those of iteration 0 are the initialization's
+                ntk_at=tuple(t for t in self.ntk_at if 0 < t <= iterations),  # at 0 they are the initialization's
+                training=training,
+                gradient_norm=self.gradient_norm,
             )
             for init in self.initializations(n, n_test, code)
-            for stepsize in self.stepsizes
+            for training in self.trainings
+            for stepsize in self._first_stepsizes()
             for batch_size in self.batch_sizes
         ]
 
+    def _first_stepsizes(self) -> Iterator[Stepsize]:
+        for stepsize in self.stepsizes:
+            yield from map(half_octave, AUTO_START) if stepsize.policy == "grid_auto" else [stepsize]
 
-AXES = ("models", "widths", "batch_sizes", "stepsizes", "seeds")
+
+AXES = ("models", "widths", "batch_sizes", "stepsizes", "seeds", "trainings")
 """The fields of a sweep along which a results folder may grow."""
 
-EXECUTION = ("name", "targets", "checkpoint_seconds", "cpus_per_trial", "gpus_per_trial", "engine")
+EXECUTION = (
+    *("name", "targets", "checkpoint_seconds", "cpus_per_trial", "gpus_per_trial", "ranks_per_trial", "engine"),
+    *("adaptive", "interval_ratio"),
+)
 """The fields of a sweep that change no cell's result, rounding apart."""
 
 SHARED = tuple(field.name for field in fields(Sweep) if field.name not in (*AXES, *EXECUTION))

@@ -9,25 +9,33 @@ import platform
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from uuid import uuid4
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from raysat import cost, report, sweepfile
+from raysat import cost, data, report, sweepfile
+from raysat.adaptive import Agenda, Finding, groups
 from raysat.executor import InProcess, OnRay, Outcome
+from raysat.files import Remote, location
 from raysat.losses import LOSSES
 from raysat.plan import Plan, network_of, plan
 from raysat.progress import View, duration, last_line, trial_line
-from raysat.schema import FAILED
-from raysat.spec import Cell, InputError
+from raysat.retry import PatientWriter
+from raysat.schema import FAILED, REFUSED
+from raysat.spec import Cell, InputError, Sweep
 from raysat.store import Store
 from raysat.trial import Job, compute_statistics, failed_row, load_dataset, run_trial
 
@@ -42,19 +50,21 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
         key: cost.calibrate(network_of(init, dataset), dataset.x, dataset.y, LOSSES[sweep.loss], sweep.engine)
         for key, init in firsts.items()
     }
-    table = Table(title=f"{sweep.name}: {len(laid_out.cells)} cells, {len(finished)} finished; T = {sweep.iterations}")
-    for name in ("model", "width", "stepsize", "b", "seeds", "step FLOP", "eval FLOP", "time"):
-        table.add_column(name, justify="left" if name in ("model", "stepsize") else "right", no_wrap=True)
+    table = Table(title=f"{sweep.name}: {len(laid_out.cells)} cells, {len(finished)} finished; {sweep.budget}")
+    for name in ("model", "width", "stepsize", "b", "seeds", "step FLOP", "eval FLOP", "time", "training"):
+        text = name in ("model", "stepsize", "training")
+        table.add_column(name, justify="left" if text else "right", no_wrap=name != "training")
     groups: dict[tuple, list[Cell]] = {}
     for cell in sorted(laid_out.cells, key=lambda cell: (cell.init.width, cell.stepsize.label, cell.batch_size)):
-        groups.setdefault((cell.init.model, cell.init.width, cell.stepsize, cell.batch_size), []).append(cell)
+        key = cell.init.model, cell.init.width, cell.stepsize, cell.training, cell.batch_size
+        groups.setdefault(key, []).append(cell)
     steps = evaluations = seconds = hours = 0.0
-    for (model, width, policy, batch_size), cells in groups.items():
+    for (model, width, policy, training, batch_size), cells in groups.items():
         flops, pace = laid_out.flops[model, width], paces[model, width]
         table.add_row(
             *(model.label, str(width), f"{policy.policy}({policy.value:g})", str(batch_size), str(len(cells))),
             *(f"{flops.of_steps(cells[0]):.1e}", f"{flops.of_evaluations(cells[0]):.1e}"),
-            duration(pace.seconds(cells[0])),
+            *(duration(pace.seconds(cells[0])), training.label),
         )
         left = [cell for cell in cells if cell.cell_id not in finished]
         steps += sum(map(flops.of_steps, left))
@@ -71,18 +81,68 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
         f"About {hours:.2g} hours of one H100-class GPU, assuming {cost.GPU_RATE:.1e} operations a second and "
         f"{1e3 * cost.GPU_LAUNCH:g} ms to launch a step. The statistics at initialization are not counted."
     )
+    if sweep.adaptive:
+        console.print("The sweep is adaptive: of these batch sizes it runs as many as it takes to know b_N.")
+    if any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes):
+        console.print("grid(auto=True) starts with these stepsizes, and adds some until the best of them lies inside.")
+
+
+HEARTBEAT = 10.0
+"""Seconds between two records of what runs, for `raysat.status`."""
 
 
 class Recorder:
-    """Writes what comes back from the executor, and shows it."""
+    """Writes what comes back from the executor, and shows it.
 
-    def __init__(self, store: Store, view: View) -> None:
-        self.store, self.view = store, view
+    Args:
+        store: Where it is written, at once or as soon as the storage answers again.
+        view: Where it is shown.
+        agenda: Is told what was found, for what is to be run next.
+        size: What there is to run on, as text.
+    """
+
+    def __init__(self, store: Store, view: View, agenda: Agenda, size: Callable[[], str]) -> None:
+        self.store, self.view, self.agenda, self.size = store, view, agenda, size
+        self.writer = PatientWriter(store.root, view.note)
         self.errors: dict[str, str] = {}
-        self.told: set[str] = set()
+        self.told_of: set[str] = set()
+        self.starts: Counter[str] = Counter()
+        self.beat = 0.0
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self.writer.finish()
+        else:
+            self.writer.abandon()
+        self._record()
 
     def started(self, job: Job) -> None:
-        """Nothing is shown before a job ends."""
+        """Count how often a job was started: more than once where its process or its node died."""
+        if job.cell is None:
+            self.view.job_started(job.init.init_id, job.name)
+        else:
+            self.starts[job.cell.cell_id] += 1
+            self.view.job_started(job.cell.cell_id, job.name, job.cell.iterations)
+
+    def told(self, job: Job, iteration: int, loss: float) -> None:
+        """Show how far a job is."""
+        self.view.job_told(job.cell.cell_id, iteration, loss)
+
+    def tick(self) -> None:
+        """Write what waits, and record what runs."""
+        self.writer.attempt()
+        if time.monotonic() - self.beat > HEARTBEAT:
+            self.view.tick(self.size())
+            self._record()
+
+    def _record(self) -> None:
+        self.beat = time.monotonic()
+        about = {"at": datetime.now(UTC).isoformat(), "hostname": platform.node(), "pid": os.getpid()}
+        with suppress(OSError):  # the writer says when the storage is away
+            self.store.write_status({**about, **self.view.record()})
 
     def ended(self, outcome: Outcome) -> None:
         """Store and show an outcome."""
@@ -95,63 +155,147 @@ class Recorder:
         key = outcome.job.init.init_id
         if outcome.error:
             self.errors[key] = outcome.error
-            self.view.job_ended(key, f"{outcome.job.name}: [bold red]failed[/]: {escape(last_line(outcome.error))}")
+            line = f"{outcome.job.name}: [bold red]failed[/]: {escape(last_line(outcome.error))}"
+            self.view.job_ended(key, line, FAILED)
             return
         row = outcome.value
-        self.store.write_ntk(row)
+        self.writer.do(partial(self.store.write_ntk, row))
+        if row["method"] == REFUSED:
+            name = f"{row['model']} width {row['width']}, seed {row['seed']}"
+            self.view.job_ended(key, f"{name}: no statistics, for {escape(row['method_reason'])}")
+            return
         self.view.job_ended(
             key,
             f"{row['model']} width {row['width']}, seed {row['seed']}: gamma {row['gamma']:.4g}, k_op "
             f"{row['k_op']:.4g}, b_star {row['b_star']:.3g}, {duration(row['seconds'])}",
         )
-        if (reason := row["method_reason"]) and reason not in self.told:
-            self.told.add(reason)
+        if (reason := row["method_reason"]) and reason not in self.told_of:
+            self.told_of.add(reason)
             self.view.note(f"{row['model']}: {reason}; its statistics come from per-sample Jacobians, which is slower.")
 
     def _trial(self, outcome: Outcome) -> None:
         key = outcome.job.cell.cell_id
         rows = (failed_row(outcome.job, outcome.error), []) if outcome.error else outcome.value
         row = rows[0]
-        self.store.write_trial(*rows)
+        row["attempts"] = max(row.get("attempts", 0), self.starts[key])  # a lost checkpoint has not counted them
+        self.writer.do(partial(self.store.write_trial, *rows))
         if row["status"] == FAILED:
             self.errors[key] = outcome.error
-        self.view.job_ended(key, trial_line(row))
+        curve = rows[1]
+        losses = [point["train_loss"] for point in curve]
+        self.agenda.ended(key, Finding.of(row, [point["iteration"] for point in curve], losses))
+        self.view.job_ended(key, trial_line(row), row["status"])
 
 
-def run(laid_out: Plan, store: Store, executor: InProcess | OnRay, console: Console) -> int:
+class Jobs:
+    """The jobs of the agenda's cells, for an executor.
+
+    Args:
+        agenda: What is to be run.
+        shared: What all jobs have in common.
+        statistics: The rows of `ntk`, by init_id.
+        errors: Why others have none.
+        recorder: Is told of the cells that cannot be run for lack of statistics.
+    """
+
+    def __init__(
+        self, agenda: Agenda, shared: Job, statistics: Mapping, errors: Mapping[str, str], recorder: Recorder
+    ) -> None:
+        self.agenda, self.statistics, self.errors, self.recorder = agenda, statistics, errors, recorder
+        self.make = partial(_job, shared, statistics)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a job that was named has not ended."""
+        return bool(self.agenda.running)
+
+    def next(self) -> Job | None:
+        """The next job; None where there is none, or none before another has ended."""
+        while (cell := self.agenda.next()) is not None:
+            job, key = self.make(cell), cell.init.init_id
+            if key in self.statistics:
+                return job
+            self.recorder.ended(Outcome(job, error=self.errors[key]))
+        return None
+
+
+def _job(shared: Job, statistics: Mapping, cell: Cell) -> Job:
+    return replace(shared, init=cell.init, cell=cell, statistics=statistics.get(cell.init.init_id, {}))
+
+
+def run(
+    laid_out: Plan,
+    agenda: Agenda,
+    store: Store,
+    executor: InProcess | OnRay,
+    console: Console,
+    quiet: bool = False,
+) -> int:
     """Run what is missing: first the statistics at initialization, then the trials. Returns how many cells failed."""
-    finished = store.finished()
-    cells = [cell for cell in laid_out.cells if cell.cell_id not in finished]
     known = store.statistics()
     sweep = laid_out.sweep
-    inits = {cell.init.init_id: cell.init for cell in cells if cell.init.init_id not in known}
+    inits = {cell.init.init_id: cell.init for cell in agenda.wanted if cell.init.init_id not in known}
     shared = Job(
         sweep=sweep.name,
-        init=cells[0].init,
+        init=laid_out.cells[0].init,
         sources=laid_out.sources,
-        checkpoints=str(store.checkpoints.resolve()),
+        checkpoints=store.checkpoints,
         checkpoint_seconds=sweep.checkpoint_seconds,
         threads=sweep.cpus_per_trial,
         engine=sweep.engine,
+        data=store.data if isinstance(store.data, Remote) else None,
+        ranks=sweep.ranks_per_trial,
+        budget=sweep.budget,
     )
     errors: dict[str, str] = {}
     if inits:
         weights = {key: float(max(init.width, 1)) ** 2 for key, init in inits.items()}
-        with View(console, "statistics at initialization", weights) as view:
-            recorder = Recorder(store, view)
+        with (
+            View(console, "statistics at initialization", weights, quiet=quiet) as view,
+            Recorder(store, view, agenda, executor.size) as recorder,
+        ):
             jobs = [replace(shared, init=init) for init in inits.values()]
             executor.statistics(jobs, compute_statistics, recorder)
         known, errors = store.statistics(), recorder.errors
-    with View(console, "trials", {cell.cell_id: laid_out.weight(cell) for cell in cells}) as view:
-        recorder = Recorder(store, view)
-        jobs = [replace(shared, init=cell.init, cell=cell) for cell in cells]
-        for job in jobs:
-            if job.init.init_id in errors:
-                recorder.ended(Outcome(job, error=errors[job.init.init_id]))
-        ready = [replace(job, statistics=known[job.init.init_id]) for job in jobs if job.init.init_id in known]
-        if ready:
-            executor.trials(ready, run_trial, recorder)
+    with (
+        View(console, "trials", agenda.weights, grows=sweep.grows, quiet=quiet) as view,
+        Recorder(store, view, agenda, executor.size) as recorder,
+    ):
+        _warn_where_unshared(store, executor, view)
+        executor.trials(Jobs(agenda, shared, known, errors, recorder), run_trial, recorder)
     return len(recorder.errors)
+
+
+def findings(store: Store, sweep: Sweep) -> dict[str, Finding]:
+    """What earlier runs have found; of a sweep that does not grow by findings, only which cells have ended."""
+    trials = store.read("trials")
+    trials = trials[trials["cell_id"].isin(store.finished())]
+    if not sweep.grows:
+        return {cell_id: Finding(status) for cell_id, status in zip(trials["cell_id"], trials["status"], strict=True)}
+    curves = dict(iter(store.read("curves").sort_values("iteration").groupby("cell_id")))
+    found = {}
+    for row in trials.to_dict("records"):
+        curve = curves[row["cell_id"]]
+        found[row["cell_id"]] = Finding.of(row, curve["iteration"].tolist(), curve["train_loss"].tolist())
+    return found
+
+
+def _warn_where_unshared(store: Store, executor: InProcess | OnRay, view: View) -> None:
+    """Name the nodes that do not see the driver's checkpoints. The sweep goes on: results need no shared folder."""
+    folder = store.checkpoints
+    if not isinstance(folder, Path):
+        return
+    probe = folder / f".probe-{uuid4().hex}"
+    probe.touch()
+    try:
+        hosts = executor.lacking(probe)
+    finally:
+        probe.unlink()
+    if hosts:
+        view.note(
+            f"{folder} is not shared with {', '.join(hosts)}: results arrive all the same, but a trial whose node is "
+            "lost starts over; give --results a folder that all nodes share, or an address such as s3://bucket/path."
+        )
 
 
 def about(path: Path) -> dict[str, object]:
@@ -204,9 +348,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="replace a field of the sweep, such as iterations=300 or 'widths=[64,128]' or 'stepsizes=[theory()]'",
     )
-    parser.add_argument("--results", type=Path, default=Path("results"), help="parent of the sweep's folder [results]")
+    parser.add_argument(
+        "--results",
+        default="results",
+        metavar="FOLDER",
+        help="parent of the sweep's folder, or its address, such as s3://bucket/path [results]",
+    )
     parser.add_argument("--inline", action="store_true", help="run in this process, without Ray")
     parser.add_argument("--dry-run", action="store_true", help="print the cells and what they cost, and run nothing")
+    parser.add_argument("--quiet", action="store_true", help="say only what goes wrong, and the result")
     parser.add_argument("--fresh", action="store_true", help="delete what the results folder has of this sweep first")
     parser.add_argument("--address", help="address of a running Ray cluster [one is started on this machine]")
     return parser
@@ -234,7 +384,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     if "RAYSAT_DATA" in os.environ:  # workers have other working folders
         os.environ["RAYSAT_DATA"] = os.path.abspath(os.environ["RAYSAT_DATA"])
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
-    store = Store(options.results / sweep.name)
+    store = Store(location(options.results) / sweep.name)
     laid_out = plan(sweep, options.file.parent)
     if options.fresh and store.root.exists():
         if store.record() is None and any(store.root.iterdir()):
@@ -244,25 +394,34 @@ def _main(options: argparse.Namespace, console: Console) -> int:
             store.clear()
     else:
         store.check(sweep, laid_out.data)
-    finished = (store.finished() if store.root.exists() else set()) & {cell.cell_id for cell in laid_out.cells}
+    found = findings(store, sweep) if store.root.exists() else {}
     if options.dry_run:
-        show_cost(laid_out, finished, console)
+        show_cost(laid_out, {cell.cell_id for cell in laid_out.cells} & set(found), console)
         return 0
 
     failed = 0
-    left = len(laid_out.cells) - len(finished)
+    agenda = Agenda(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, found)
+    left, total = len(agenda.weights), len(agenda.wanted)
     if left:
         with ExitStack() as stack:
             executor = InProcess()
             if not options.inline:
-                tune = store.root / ".tune"
-                executor = OnRay(tune, sweep.cpus_per_trial, sweep.gpus_per_trial, options.address)
+                tune = Path(stack.enter_context(TemporaryDirectory(prefix="raysat-tune-")))
+                executor = OnRay(
+                    tune, sweep.cpus_per_trial, sweep.gpus_per_trial, options.address, sweep.ranks_per_trial
+                )
             stack.enter_context(executor)
-            console.print(f"Sweep {sweep.name}: {left} of {len(laid_out.cells)} cells to run, {executor.where}.")
+            more = " to begin with" if sweep.grows else ""
+            console.print(f"Sweep {sweep.name}: {left} of {total} cells to run{more}, {executor.where}.")
             store.open(sweep, about(options.file), laid_out.data)
-            failed = run(laid_out, store, executor, console)
+            if isinstance(store.data, Remote):
+                with suppress(OSError):  # workers with internet do without
+                    data.put(sweep.dataset, store.data)
+            failed = run(laid_out, agenda, store, executor, console, options.quiet)
     else:
-        console.print(f"Sweep {sweep.name}: all {len(laid_out.cells)} cells are finished.")
+        console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
+    for line in agenda.done:
+        console.print(line, highlight=False, soft_wrap=True)
     report.finish(store.root, console)
     if failed:
         print(f"raysat: {failed} cells failed, named above; the same command tries them again.", file=sys.stderr)

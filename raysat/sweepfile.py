@@ -19,6 +19,7 @@ from raysat.models.linearized import linearized
 from raysat.models.mlp import mlp
 from raysat.models.resnet import resnet
 from raysat.spec import InputError, Sweep
+from raysat.training import Training, asynchronous
 
 VOCABULARY: dict[str, Callable[..., object]] = {
     "fixed": spec.fixed,
@@ -31,6 +32,8 @@ VOCABULARY: dict[str, Callable[..., object]] = {
     "linearized": linearized,
     "resnet": resnet,
     "gpt": gpt,
+    "Training": Training,
+    "asynchronous": asynchronous,
     "range": range,
 }
 """The functions that `--set` knows."""

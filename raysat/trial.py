@@ -6,23 +6,26 @@ import json
 import math
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from raysat import data, models, plugins
+from raysat import data, models, packing, plugins
 from raysat.checkpoint import Checkpoint, Progress
-from raysat.losses import LOSSES
+from raysat.files import Location, location
+from raysat.losses import LOSSES, Loss
 from raysat.models.linearized import Linearized
-from raysat.ntk import dense_kernel, ntk_statistics
-from raysat.schema import COMPLETED, DIVERGED, FAILED, TARGET_REACHED
+from raysat.ntk import coupling, dense_kernel, gradient_square, ntk_statistics
+from raysat.recursion import stable_below
+from raysat.schema import COMPLETED, DIVERGED, EVALUATION, FAILED, REFUSED, TARGET_REACHED
 from raysat.sgd import engine as engines
-from raysat.sgd.evaluate import evaluate
+from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness
+from raysat.sgd.evaluate import Evaluation, evaluate, evaluation_mode
+from raysat.sgd.memory import samples_at_once
 from raysat.sgd.sampler import batches
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.spec import Cell, Initialization
@@ -32,7 +35,14 @@ from raysat.theory import stepsize
 DIVERGENCE = 1e3
 """A trial has diverged when its loss is not finite or above this multiple of the initial loss."""
 
+CHECKPOINT_SHARE = 0.02
+"""What checkpoints may cost of a trial's time: where storing one takes long, they become rarer than asked for."""
+
+TELL_SECONDS = 10.0
+"""How often a trial says how far it is. Default: 10 s; a hundred trials then tell the driver ten times a second."""
+
 _INDICES_AT_ONCE = 1 << 16
+_EVALUATED_AT_ONCE = 4096
 
 Row = dict[str, object]
 
@@ -50,7 +60,12 @@ class Job:
         checkpoints: Folder of the trials' checkpoints; None keeps none.
         checkpoint_seconds: Interval between checkpoints.
         threads: CPU threads.
+        gpus: GPUs, or the fraction of one: also of its memory, so that no trial takes what another was promised.
         engine: What computes the steps, one of `spec.ENGINES`.
+        data: Where the data set's files may be had besides the usual folders.
+        tell: Is told the iteration and the last loss from time to time. Set where the job runs; None for nobody.
+        ranks: Processes among which a trial's batches are split.
+        budget: What ends a trial, in words.
     """
 
     sweep: str
@@ -58,10 +73,15 @@ class Job:
     cell: Cell | None = None
     statistics: Mapping[str, object] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
-    checkpoints: str | None = None
+    checkpoints: Location | str | None = None
     checkpoint_seconds: float = 60.0
     threads: int = 1
+    gpus: float = 0.0
     engine: str = "auto"
+    data: Location | None = None
+    tell: Callable[[int, float], object] | None = None
+    ranks: int = 1
+    budget: str = ""
 
     @property
     def name(self) -> str:
@@ -69,33 +89,52 @@ class Job:
         return (self.cell or self.init).name
 
 
-def _prepare(job: Job) -> tuple[data.Dataset, nn.Module, torch.device]:
-    """The data and the network at initialization, on the trial's device. All that a trial finds is set anew here."""
+def prepare(job: Job) -> tuple[data.Dataset, nn.Module, torch.device]:
+    """The data and the network at initialization, on the trial's device, where they stay.
+
+    All that a trial finds is set anew here.
+    """
     torch.set_num_threads(job.threads)
     plugins.install(job.sources)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(job.gpus or 1.0, 1.0))
+    data.look_also_in(job.data)
     dataset = load_dataset(job.init)
     network = models.build(job.init.model, job.init.width, dataset.input_shape, dataset.outputs, job.init.seed)
-    return dataset, network.to(device, getattr(torch, job.init.dtype)), device
+    return dataset.to(device), network.to(device, getattr(torch, job.init.dtype)), device
 
 
 def load_dataset(init: Initialization) -> data.Dataset:
-    """The data of an initialization, as preprocessed."""
-    return data.load(
+    """The data of an initialization, as preprocessed: one copy for all processes of the machine."""
+    return data.load_shared(
         init.dataset, n_train=init.n, n_test=init.n_test, preprocessing=init.preprocessing, dtype=init.dtype
     )
 
 
+def fitting(job: Job, dataset: data.Dataset, network: nn.Module) -> int:
+    """The samples that the job may pass through a network at a time."""
+    return samples_at_once(network, dataset.x, dataset.y, LOSSES[job.init.loss], threads=job.threads)
+
+
 def compute_statistics(job: Job) -> Row:
-    """The row of `ntk` of an initialization."""
+    """The row of `ntk` of an initialization, with what its cells would all find in their first evaluation."""
     begun = time.perf_counter()
-    dataset, network, device = _prepare(job)
-    row = _statistics(job, models.at_initialization(network), dataset.x.to(device), dataset.y.to(device))
-    return {**row, "iteration": 0, "seconds": time.perf_counter() - begun, **_where(device)}
+    dataset, network, device = prepare(job)
+    row = _statistics(job, models.at_initialization(network), dataset.x, dataset.y)
+    losses = Evaluator(job.init, dataset, fitting(job, dataset, network))(network)
+    measured = packing.measure(network, dataset, LOSSES[job.init.loss], job.engine)
+    return {**row, **losses, **measured, "iteration": 0, "seconds": time.perf_counter() - begun, **_where(device)}
 
 
 def _statistics(job: Job, network: nn.Module, x: Tensor, y: Tensor) -> Row:
     init = job.init
+    if reason := coupling(network):
+        parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        with torch.no_grad(), evaluation_mode(network):
+            outputs = network(x[:2]).shape[-1]
+        counts = {"n_outputs": outputs, "parameters": parameters, "k_samples": 0}
+        return {**_describe(job), **counts, "method": REFUSED, "method_reason": reason}
     statistics = ntk_statistics(
         network,
         x,
@@ -110,103 +149,162 @@ def _statistics(job: Job, network: nn.Module, x: Tensor, y: Tensor) -> Row:
     return {**_describe(job), **{name: _known(value) for name, value in values.items()}}
 
 
+def stepsize_and_beta(cell: Cell, statistics: Mapping[str, object]) -> tuple[float, float]:
+    """Eta, scaled to the batch size where the training asks for it, and beta(b); nan where there are no statistics."""
+    gamma, k_op = (math.nan if statistics.get(name) is None else float(statistics[name]) for name in ("gamma", "k_op"))
+    replacement = cell.sampling == "with_replacement"
+    eta = stepsize(cell.stepsize, cell.batch_size, cell.init.n, gamma, k_op, replacement=replacement)
+    beta = second_moment_constant(cell.batch_size, cell.init.n, gamma, k_op, replacement=replacement)
+    return eta * cell.training.stepsize_factor(cell.batch_size), beta
+
+
 def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
-    """Train one cell by fixed-stepsize SGD.
+    """Train one cell, by fixed-stepsize SGD unless it says otherwise.
 
     Returns:
         The row of `trials`, the rows of `curves`, and those of `ntk` for the iterations `ntk_at`.
     """
     begun = time.perf_counter()
     cell, init, statistics = job.cell, job.init, job.statistics
-    dataset, network, device = _prepare(job)
-    x, y = dataset.x.to(device), dataset.y.to(device)
-    test = None if dataset.x_test is None else (dataset.x_test.to(device), dataset.y_test.to(device))
-    gamma, k_op = float(statistics["gamma"]), float(statistics["k_op"])
-    replacement = cell.sampling == "with_replacement"
-    eta = stepsize(cell.stepsize, cell.batch_size, init.n, gamma, k_op, replacement=replacement)
-    beta = second_moment_constant(cell.batch_size, init.n, gamma, k_op, replacement=replacement)
+    dataset, network, device = prepare(job)
+    eta, beta = stepsize_and_beta(cell, statistics)
 
-    loss = LOSSES[init.loss]
-    classes = dataset.classes or not y.is_floating_point()
     start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
     ntk_at = () if isinstance(network, Linearized) else cell.ntk_at  # its kernel never moves
-    drift = _Drift(network, x) if ntk_at and y.is_floating_point() else None
-    checkpoint = Checkpoint(Path(job.checkpoints) / f"{cell.cell_id}.pt" if job.checkpoints else None)
+    drift = _Drift(network, dataset.x) if ntk_at and dataset.y.is_floating_point() else None
+    checkpoint = Checkpoint(location(job.checkpoints) / f"{cell.cell_id}.pt" if job.checkpoints else None)
     progress = checkpoint.load()
+    x, y, loss = dataset.x, dataset.y, LOSSES[init.loss]
+    if progress.at_once is None:
+        progress.at_once = fitting(job, dataset, network)
     if progress.weights is not None:
         network.load_state_dict(progress.weights)
-    engine = engines.build(job.engine, network, x, y, loss, eta)
+    engine = engines.build_for(cell, job.engine, network, x, y, loss, eta, progress.at_once, job.ranks)
+    if progress.engine is not None:
+        engine.load_state_dict(progress.engine)
+    evaluate = Evaluator(init, dataset, progress.at_once)
     before = progress.seconds
 
-    def save() -> None:
-        progress.weights = network.state_dict()
-        progress.seconds = before + time.perf_counter() - begun
+    def save() -> float:
+        """Store the trial's progress; returns when the next time is due, a `CHECKPOINT_SHARE` of the time away."""
+        started = time.perf_counter()
+        progress.weights, progress.at_once = network.state_dict(), engine.at_once
+        progress.engine = engine.state_dict() if isinstance(engine, engines.Stateful) else None
+        progress.seconds = before + started - begun
         checkpoint.save(progress)
+        ended = time.perf_counter()
+        return ended + max(job.checkpoint_seconds, (ended - started) / CHECKPOINT_SHARE)
 
-    status = COMPLETED
+    def gradient_norm(t: int) -> dict[str, float | None]:
+        if not cell.gradient_norm:
+            return {"gradient_square": None, "gradient_square_mean": None}
+        return _gradient_norm(network, dataset, loss, evaluate.chunk, t, progress.curve)
+
+    status, due, tell_at = COMPLETED, begun + job.checkpoint_seconds, begun + TELL_SECONDS
     for until in sorted({*evaluation_iterations(cell.iterations, cell.evaluations), *ntk_at}):
         if progress.curve and until <= progress.curve[-1]["iteration"]:
             continue
-        saved = time.perf_counter()
         while progress.iteration < until:
-            if time.perf_counter() - saved > job.checkpoint_seconds:
-                save()
-                saved = time.perf_counter()
+            if time.perf_counter() > due:
+                due = save()
+            if job.tell and time.perf_counter() > tell_at:
+                job.tell(progress.iteration, progress.curve[-1]["train_loss"])
+                tell_at = time.perf_counter() + TELL_SECONDS
             _advance(engine, cell, progress, until, device)
-        train = evaluate(network, x, y, loss, classes=classes)
-        tested = evaluate(network, *test, loss, classes=classes) if test else None
+        losses = (until == 0 and _known_losses(statistics)) or evaluate(network)
         progress.curve.append(
             {
                 "iteration": until,
                 "samples": until * cell.batch_size,
                 "seconds": progress.step_seconds,
-                "train_loss": train.loss,
-                "test_loss": tested.loss if tested else None,
-                "test_accuracy": _known(tested.accuracy) if tested else None,
+                **losses,
+                "distance_from_init": _distance(network, start),
+                **gradient_norm(until),
             }
         )
-        if until in ntk_at and math.isfinite(train.loss):
+        if until in ntk_at and math.isfinite(losses["train_loss"]):
             measured = _statistics(job, network, x, y)
             drifted = {"kernel_drift": drift.of(network) if drift else None}
-            progress.ntk.append({**measured, "cell_id": cell.cell_id, "iteration": until, **drifted})
-        if not train.loss <= DIVERGENCE * progress.curve[0]["train_loss"]:  # also where it is not a number
+            progress.ntk.append({**measured, **losses, "cell_id": cell.cell_id, "iteration": until, **drifted})
+        if not losses["train_loss"] <= DIVERGENCE * progress.curve[0]["train_loss"]:  # also where it is not a number
             status = DIVERGED
             break
-        if cell.target_loss is not None and train.loss <= cell.target_loss:
+        if cell.target_loss is not None and losses["train_loss"] <= cell.target_loss:
             status = TARGET_REACHED
             break
 
     first, last = progress.curve[0], progress.curve[-1]
     done = progress.iteration
     row = {
-        **{name: value for name, value in statistics.items() if name in _INHERITED},
+        **_inherited(statistics),
         **_describe(job),
         **_describe_cell(cell),
         "status": status,
+        "budget": job.budget or None,
+        "staleness": mean_staleness(engine.counts) if isinstance(engine, AsynchronousEngine) else 0.0,
         "eta": eta,
-        "beta": beta,
-        "eta_beta": eta * beta,
+        "beta": _known(beta),
+        "eta_beta": _known(eta * beta),
+        "eta_limit": _known(stable_below(statistics, cell.batch_size, cell.sampling) if beta > 0 else math.nan),
         "iterations_done": done,
         "loss_init": first["train_loss"],
         "loss_final": last["train_loss"],
         "h": _exponent(first["train_loss"], last["train_loss"], done) if status != DIVERGED else None,
-        "train_accuracy": _known(train.accuracy),
+        "train_accuracy": last["train_accuracy"],
         "test_loss": last["test_loss"],
         "test_accuracy": last["test_accuracy"],
-        "distance_from_init": _distance(network, start),
+        "distance_from_init": last["distance_from_init"],
         "seconds": before + time.perf_counter() - begun,
+        "gpus": job.gpus if device.type == "cuda" else 0.0,
         "steps_per_second": done / progress.step_seconds if progress.step_seconds > 0 else None,
         "engine": engine.name,
         "matmul": engine.matmul,
+        "micro_batch": min(cell.batch_size, engine.at_once),
         "attempts": progress.attempts,
-        **_where(device),
+        **(where := _where(device)),
     }
-    where = _where(device)
     return (
         row,
         [{"cell_id": cell.cell_id, **point} for point in progress.curve],
         [{**measured, **where} for measured in progress.ntk],
     )
+
+
+class Evaluator:
+    """Finds the losses of a network as they stand in `curves`, over the samples that an initialization names.
+
+    Args:
+        init: Says over how many training samples, by which loss.
+        dataset: On the network's device.
+        at_once: Samples at a time, at most.
+    """
+
+    def __init__(self, init: Initialization, dataset: data.Dataset, at_once: int) -> None:
+        count = init.evaluation_samples or init.n
+        self.train = dataset.x[:count], dataset.y[:count]
+        self.test = None if dataset.x_test is None else (dataset.x_test, dataset.y_test)
+        self.loss, self.classes = LOSSES[init.loss], dataset.classes or not dataset.y.is_floating_point()
+        self.chunk = min(_EVALUATED_AT_ONCE, at_once)
+
+    def __call__(self, network: nn.Module) -> dict[str, float | None]:
+        """The columns of `raysat.schema.EVALUATION`."""
+        train = self._over(network, *self.train)
+        test = self._over(network, *self.test) if self.test else None
+        return {
+            "train_loss": train.loss,
+            "train_accuracy": _known(train.accuracy),
+            "test_loss": test.loss if test else None,
+            "test_accuracy": _known(test.accuracy) if test else None,
+        }
+
+    def _over(self, network: nn.Module, x: Tensor, y: Tensor) -> Evaluation:
+        return evaluate(network, x, y, self.loss, classes=self.classes, chunk=self.chunk)
+
+
+def _known_losses(statistics: Mapping[str, object]) -> dict[str, float | None] | None:
+    """The losses at w_0, which were found with the statistics; None where they were not."""
+    losses = {column.name: _known(statistics.get(column.name)) for column in EVALUATION}
+    return None if losses["train_loss"] is None else losses
 
 
 class _Drift:
@@ -226,10 +324,11 @@ class _Drift:
 def failed_row(job: Job, error: str) -> Row:
     """The row of a cell that could not be run."""
     return {
-        **{name: value for name, value in job.statistics.items() if name in _INHERITED},
+        **_inherited(job.statistics),
         **_describe(job),
         **_describe_cell(job.cell),
         "status": FAILED,
+        "budget": job.budget or None,
         "error": error,
         "iterations_done": 0,
         **_where(torch.device("cpu")),
@@ -253,6 +352,11 @@ _INHERITED = ("n_outputs", "parameters", "loss_init", "k_samples", "b_star", "b_
 _INHERITED += ("gamma", "gamma_mean", "gamma_frobenius", "k_op", "k_op_residual")
 
 
+def _inherited(statistics: Mapping[str, object]) -> Row:
+    """What a trial's row has from its initialization."""
+    return {name: _known(value) for name, value in statistics.items() if name in _INHERITED}
+
+
 def _describe(job: Job) -> Row:
     """What an initialization asks for, under the columns' names."""
     init = job.init
@@ -263,6 +367,7 @@ def _describe(job: Job) -> Row:
         "preprocessing": init.preprocessing,
         "n": init.n,
         "n_test": init.n_test,
+        "evaluation_samples": init.evaluation_samples or init.n,
         "model": init.model.label,
         "model_options": json.dumps(dict(init.model.options), sort_keys=True),
         "depth": init.model.option("depth"),
@@ -281,6 +386,8 @@ def _describe_cell(cell: Cell) -> Row:
         "sampling": cell.sampling,
         "batch_size": cell.batch_size,
         "stepsize": cell.stepsize.label,
+        "training": cell.training.label,
+        "learners": cell.training.learners,
         "iterations": cell.iterations,
     }
 
@@ -298,6 +405,24 @@ def _where(device: torch.device) -> Row:
 def _exponent(loss_init: float, loss_final: float, iterations: int) -> float | None:
     """`h = log(L(w_0) / L(w_T)) / T` (section 5); None where the loss has reached zero."""
     return math.log(loss_init / loss_final) / iterations if loss_final > 0 and iterations > 0 else None
+
+
+def _gradient_norm(
+    network: nn.Module, dataset: data.Dataset, loss: Loss, chunk: int, t: int, curve: list[Row]
+) -> dict[str, float]:
+    """`||grad L(w_t)||^2` and its mean over 0..t, by the trapezoidal rule between evaluations, as columns of `curves`.
+
+    Batch normalization is in evaluation mode meanwhile, as for the loss whose gradient this is.
+    """
+    with evaluation_mode(network):
+        square = gradient_square(network, dataset.x, dataset.y, loss, chunk)
+    mean = square
+    if curve:
+        before = curve[-1]
+        span = t - before["iteration"]
+        area = before["gradient_square_mean"] * before["iteration"] + span * (before["gradient_square"] + square) / 2
+        mean = area / t
+    return {"gradient_square": square, "gradient_square_mean": mean}
 
 
 def _distance(network: nn.Module, start: Mapping[str, Tensor]) -> float:

@@ -1,15 +1,23 @@
 """What all tests share."""
 
 import os
+from urllib.request import Request, urlopen
+from uuid import uuid4
 
 import pytest
 import torch
 from hypothesis import settings
 
 from raysat.spec import Cell, Initialization, Model, Stepsize
+from raysat.training import PLAIN
 
 settings.register_profile("raysat", deadline=None, derandomize=True)
 settings.load_profile("raysat")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of clusters take longest and come last."""
+    items.sort(key=lambda item: item.path.parent.name == "cluster")
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +35,29 @@ def real_data():
     return folder
 
 
+@pytest.fixture(scope="session")
+def s3_server():
+    """A server that speaks S3, at a port of its own."""
+    server = pytest.importorskip("moto.server", reason="moto, of the extra 'test', stands in for S3")
+    thread = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    thread.start()
+    yield "http://{}:{}".format(*thread.get_host_and_port())
+    thread.stop()
+
+
 @pytest.fixture
+def bucket(s3_server, monkeypatch):
+    """The address of an empty bucket; the credentials are in the environment."""
+    environment = {"AWS_ACCESS_KEY_ID": "AKIATESTING", "AWS_SECRET_ACCESS_KEY": "whispered", "AWS_REGION": "us-east-1"}
+    for name, value in {**environment, "AWS_ENDPOINT_URL": s3_server}.items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid4().hex}"
+    request = Request(f"{s3_server}/{name}", method="PUT", headers={"Host": "s3.us-east-1.amazonaws.com"})
+    urlopen(request).close()
+    return f"s3://{name}"
+
+
+@pytest.fixture(scope="session")
 def make_cell():
     """A small cell on digits, any part of which can be replaced."""
 
@@ -53,6 +83,8 @@ def make_cell():
             "evaluations": 8,
             "target_loss": None,
             "ntk_at": (),
+            "training": PLAIN,
+            "gradient_norm": False,
         }
         init |= {key: value for key, value in changes.items() if key in init}
         cell |= {key: value for key, value in changes.items() if key in cell}

@@ -1,11 +1,24 @@
 import dataclasses
+import hashlib
 import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysat import InputError, Sweep, fixed, fixed_fraction, grid, linear, mlp, powers_of_two, theory
+from raysat import (
+    InputError,
+    Sweep,
+    Training,
+    asynchronous,
+    fixed,
+    fixed_fraction,
+    grid,
+    linear,
+    mlp,
+    powers_of_two,
+    theory,
+)
 from raysat.spec import AXES, EXECUTION, SHARED, Model, is_reference
 
 VALID = {
@@ -44,11 +57,14 @@ def test_a_model_without_width_is_run_once_for_all_widths():
 
 def test_identity_is_stable_across_processes_and_releases():
     (cell,) = Sweep(**VALID | {"widths": [8], "batch_sizes": [1]}).cells(20, 5)
-    # Computed by hand from the canonical JSON with `sha256sum`; a change here is a change of every user's results.
-    import hashlib
-    import json
-
-    text = json.dumps([1, "cell", dataclasses.asdict(cell)], sort_keys=True, separators=(",", ":"))
+    # The canonical JSON by hand, without what is at its default; a change here is a change of every user's results.
+    text = (
+        '[1,"cell",{"batch_size":1,"evaluations":30,"init":{"dataset":"digits","dtype":"float32","k_samples":20,'
+        '"k_tolerance":0.001,"model":{"builder":"mlp","options":[["activation","relu"],["depth",3],'
+        '["hidden_gain",1.0],["output_gain",1.0]]},"n":20,"n_test":5,"preprocessing":"center","seed":0,"width":8},'
+        '"iterations":10,"sampling":"without_replacement","stepsize":{"policy":"theory","value":1.0},'
+        '"target_loss":null}]'
+    )
     assert cell.cell_id == hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -63,11 +79,56 @@ def test_what_can_change_a_result_changes_the_identity(field, value):
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("name", "other"), ("cpus_per_trial", 2), ("checkpoint_seconds", 1.0), ("targets", [0.1])]
+    ("field", "value"),
+    [
+        *[("name", "other"), ("cpus_per_trial", 2), ("ranks_per_trial", 2), ("checkpoint_seconds", 1.0)],
+        *[("targets", [0.1]), ("adaptive", True)],
+    ],
 )
 def test_what_cannot_does_not(field, value):
     before = [cell.cell_id for cell in Sweep(**VALID).cells(20, 5)]
     assert before == [cell.cell_id for cell in Sweep(**VALID | {field: value}).cells(20, 5)]
+
+
+def test_what_was_added_later_changes_no_identity_at_its_default():
+    """A field at its default is left out of the hash; at another value it changes it."""
+    small = VALID | {"widths": [8], "batch_sizes": [1]}
+    changes = ({}, {"trainings": [Training("adam")]}, {"trainings": [asynchronous(2)]}, {"gradient_norm": True})
+    ids = [Sweep(**small | change).cells(20, 5)[0].cell_id for change in changes]
+    assert len(set(ids)) == 4
+    assert ids[0] == Sweep(**small | {"trainings": [asynchronous(1)]}).cells(20, 5)[0].cell_id
+
+
+def test_a_budget_of_samples_or_epochs_gives_each_batch_size_its_iterations():
+    small = VALID | {"widths": [8], "batch_sizes": [1, 3, 20], "iterations": None}
+    by_samples = Sweep(**small | {"samples": 100})
+    assert [cell.iterations for cell in by_samples.cells(20, 0)] == [100, 33, 5]
+    by_epochs = Sweep(**small | {"epochs": 5})
+    assert [cell.cell_id for cell in by_epochs.cells(20, 0)] == [cell.cell_id for cell in by_samples.cells(20, 0)]
+    assert (by_samples.budget, by_epochs.budget, Sweep(**VALID).budget) == ("100 samples", "5 epochs", "10 iterations")
+    adapted = Sweep(**small | {"samples": 100, "trainings": [Training(adapt_regime=True, base_batch=2)]})
+    assert [cell.iterations for cell in adapted.cells(20, 0)] == [50] * 3
+    early = Sweep(**small | {"samples": 100, "ntk_at": [4, 50]}).cells(20, 0)
+    assert [cell.ntk_at for cell in early] == [(4, 50), (4,), (4,)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"samples": 5}, "give exactly one"),
+        ({"iterations": None}, "give exactly one"),
+        ({"iterations": None, "samples": 0}, "samples has 0"),
+        ({"iterations": None, "epochs": -1}, "epochs has -1"),
+        ({"trainings": []}, "trainings is empty"),
+        ({"trainings": ["adam"]}, "use Training"),
+        ({"trainings": [Training(), asynchronous(1)]}, "twice"),
+        ({"trainings": [Training(adapt_regime=True, base_batch=2)]}, "give a budget of samples or epochs"),
+        ({"trainings": [Training("adam")], "engine": "fused"}, "set engine='auto'"),
+    ],
+)
+def test_budgets_and_trainings_that_cannot_be_are_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        Sweep(**VALID | changes)
 
 
 def test_code_of_the_user_is_part_of_the_identity():
@@ -108,9 +169,15 @@ def test_every_field_is_an_axis_or_shared_or_of_the_execution():
         ({"target_loss": -1.0}, "positive"),
         ({"target_loss": math.nan}, "positive"),
         ({"gpus_per_trial": -1}, "fraction"),
+        ({"gpus_per_trial": 2}, "to the same number"),
+        ({"gpus_per_trial": 0.5, "ranks_per_trial": 2}, "to the same number"),
+        ({"ranks_per_trial": 0}, "at least 1"),
         ({"targets": [0.0]}, "positive"),
         ({"k_tolerance": 0}, "positive"),
         ({"evaluations": 1}, "at least 2"),
+        ({"adaptive": 1}, "True or False"),
+        ({"interval_ratio": 1.0}, "above 1"),
+        ({"stepsizes": [grid(auto=True), grid([1.0], relative=True)]}, "read as one"),
     ],
 )
 def test_bad_input_is_one_sentence_with_the_remedy(changes, words):
@@ -138,6 +205,17 @@ def test_the_stepsizes_of_a_grid_share_its_label():
     assert {stepsize.label for stepsize in grid([0.1, 0.2])} == {"grid"}
     assert {stepsize.label for stepsize in grid([1, 2], relative=True)} == {"grid_relative"}
     assert theory(0.5).label == "theory(0.5)"
+
+
+def test_an_automatic_grid_starts_at_the_theorem_and_its_cells_are_those_of_a_relative_grid():
+    auto = Sweep(**VALID | {"stepsizes": [grid(auto=True)]})
+    plain = Sweep(**VALID | {"stepsizes": [grid([1.0, 2**0.5, 2.0], relative=True)]})
+    assert [cell.cell_id for cell in auto.cells(20, 5)] == [cell.cell_id for cell in plain.cells(20, 5)]
+    assert auto.grows
+    assert not plain.grows
+    assert Sweep(**VALID | {"adaptive": True}).grows
+    with pytest.raises(InputError, match="leave out values"):
+        grid([1.0], auto=True)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("a:b", True), ("a.b:c", True), ("mnist", False), ("a:b:c", False)])

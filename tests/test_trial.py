@@ -6,12 +6,12 @@ import oracles
 import pytest
 import torch
 
-from raysat import data, fixed, fixed_fraction, linear, mlp, theory
+from raysat import Training, asynchronous, data, fixed, fixed_fraction, linear, mlp, models, theory
 from raysat import trial as trial_module
 from raysat.checkpoint import Checkpoint, Progress
 from raysat.schema import arrow_schema
 from raysat.sgd import sampler
-from raysat.sgd.engine import FusedEngine
+from raysat.sgd.engine import AutogradEngine, FusedEngine
 from raysat.spec import Model
 from raysat.theory import beta
 from raysat.trial import Job, compute_statistics, failed_row, run_trial
@@ -32,6 +32,7 @@ def test_a_trial_gives_a_row_and_a_curve_under_the_declared_columns(make_cell):
     assert set(row) <= set(arrow_schema("trials").names)
     assert set(arrow_schema("trials").names) - set(row) == {"error"}
     assert all(set(point) == set(arrow_schema("curves").names) for point in curve)
+    assert {point["gradient_square"] for point in curve} == {None}
     assert row["status"] == "completed"
     assert row["cell_id"] == cell.cell_id == curve[0]["cell_id"]
     assert [point["iteration"] for point in curve][-1] == row["iterations_done"] == 50
@@ -82,8 +83,9 @@ def test_a_seed_draws_weights_and_batches(make_cell):
 @pytest.mark.parametrize("stop_at", [1, 7, 23])
 def test_a_trial_that_was_killed_ends_in_the_same_bits(make_cell, tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 1)  # a step at a time, so that it can be stopped anywhere
+    monkeypatch.setattr(trial_module, "CHECKPOINT_SHARE", math.inf)
     whole, whole_curve, _ = run_trial(job_of(make_cell()))
-    job = job_of(make_cell(), checkpoints=str(tmp_path), checkpoint_seconds=1e-9)
+    job = job_of(make_cell(), checkpoints=tmp_path, checkpoint_seconds=1e-9)
     steps = iter(range(100))
 
     def killed(engine, batches, run=FusedEngine.run):
@@ -104,8 +106,137 @@ def test_a_trial_that_was_killed_ends_in_the_same_bits(make_cell, tmp_path, monk
     assert row["attempts"] == 2
 
 
+def test_checkpoints_become_rarer_where_storing_one_takes_long(make_cell, tmp_path, monkeypatch):
+    now, saved = [0.0], []
+
+    class Slow(Checkpoint):
+        def save(self, progress):
+            saved.append(progress.iteration)
+            now[0] += 0.5
+
+    def step(engine, batches, run=FusedEngine.run):
+        now[0] += 1.0
+        run(engine, batches)
+
+    monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 1)
+    monkeypatch.setattr(trial_module, "Checkpoint", Slow)
+    monkeypatch.setattr(FusedEngine, "run", step)
+    monkeypatch.setattr(trial_module.time, "perf_counter", lambda: now[0])
+    row, *_ = run_trial(job_of(make_cell(), checkpoints=str(tmp_path), checkpoint_seconds=5.0))
+    assert saved == [6, 32]  # 0.5 s is 2 % of 25 s
+    assert row["iterations_done"] == 50
+
+
+def test_the_losses_at_initialization_are_those_of_the_statistics(make_cell, monkeypatch):
+    job = job_of(make_cell())
+    evaluated = []
+    monkeypatch.setattr(
+        trial_module.Evaluator,
+        "__call__",
+        lambda self, network, call=trial_module.Evaluator.__call__: (evaluated.append(network), call(self, network))[1],
+    )
+    _, curve, _ = run_trial(job)
+    assert len(evaluated) == len(curve) - 1
+    names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+    assert [curve[0][name] for name in names] == [job.statistics[name] for name in names]
+    bare = {name: value for name, value in job.statistics.items() if name not in names}
+    assert run_trial(replace(job, statistics=bare))[1][0] == curve[0]
+
+
+def test_the_loss_may_be_evaluated_over_the_first_samples(make_cell):
+    cell = make_cell()
+    fewer = replace(cell, init=replace(cell.init, evaluation_samples=7))
+    row, curve, _ = run_trial(job_of(fewer))
+    dataset = trial_module.load_dataset(cell.init)
+    network = models.build(cell.init.model, cell.init.width, dataset.input_shape, dataset.outputs, cell.init.seed)
+    expected = (network.to(dataset.x.dtype)(dataset.x[:7]) - dataset.y[:7]).square().sum().item() / 14
+    assert curve[0]["train_loss"] == row["loss_init"] == pytest.approx(expected, rel=1e-6)
+    assert row["evaluation_samples"] == 7
+    whole, *_ = run_trial(job_of(cell))
+    assert row["distance_from_init"] == whole["distance_from_init"]  # the same steps
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        Training("momentum", schedule="cosine", noise=True, base_batch=4),
+        Training("adam"),
+        asynchronous(3),
+        asynchronous(2, [1, 5, 2]),
+    ],
+    ids=lambda training: training.label,
+)
+def test_other_trainings_too_end_in_the_same_bits(make_cell, tmp_path, monkeypatch, training):
+    """What an engine holds beside the weights is in the checkpoint: moments, the step, stale weights."""
+    monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 1)
+    cell = make_cell(training=training, stepsize=fixed(0.01))
+    whole, whole_curve, _ = run_trial(job_of(cell))
+    job, steps = job_of(cell, checkpoints=str(tmp_path), checkpoint_seconds=1e-9), iter(range(100))
+
+    def killed(inner, *arguments, gradients=AutogradEngine.gradients):
+        if next(steps) == 23:
+            raise KeyboardInterrupt
+        return gradients(inner, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial_module, "CHECKPOINT_SHARE", 1e9)
+        patch.setattr(AutogradEngine, "gradients", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_trial(job)
+    stored = Checkpoint(tmp_path / f"{cell.cell_id}.pt").load()
+    assert stored.iteration == stored.engine["step"] > 0
+    row, curve, _ = run_trial(job)
+    assert without_times(curve) == without_times(whole_curve)
+    assert row["staleness"] == whole["staleness"]
+    assert (row["attempts"], row["training"]) == (2, training.label)
+    assert (row["staleness"] > 0) == training.is_asynchronous
+
+
+def test_the_stepsize_is_scaled_to_the_batch(make_cell):
+    cell = make_cell(training=Training(scaling="sqrt", base_batch=2), stepsize=fixed(0.01), iterations=2)
+    assert run_trial(job_of(cell))[0]["eta"] == pytest.approx(0.02)
+
+
+def test_gradient_norm_and_distance_along_a_run(make_cell):
+    """Against one gradient of the whole loss by autograd, and the definition of the running mean."""
+    cell = make_cell(gradient_norm=True, batch_size=100, stepsize=fixed(0.02), iterations=6, evaluations=60)
+    _, curve, _ = run_trial(job_of(cell))
+    dataset, network, _ = trial_module.prepare(Job("s", cell.init))
+    start, squares = torch.nn.utils.parameters_to_vector(network.parameters()).detach().clone(), []
+    for t, point in enumerate(curve):
+        assert point["iteration"] == t
+        value = (network(dataset.x) - dataset.y).square().sum() / 200
+        gradients = torch.autograd.grad(value, list(network.parameters()))
+        squares.append(sum(g.square().sum().item() for g in gradients))
+        assert point["gradient_square"] == pytest.approx(squares[-1], rel=1e-9)
+        mean = np.trapezoid(squares) / t if t else squares[0]
+        assert point["gradient_square_mean"] == pytest.approx(mean, rel=1e-9)
+        moved = torch.nn.utils.parameters_to_vector(network.parameters()) - start
+        assert point["distance_from_init"] == pytest.approx(moved.norm().item(), rel=1e-9, abs=1e-12)
+        with torch.no_grad():
+            for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+                parameter -= 0.02 * gradient
+    assert len(curve) == 7
+
+
+def test_a_network_without_statistics_is_trained_and_its_columns_are_null(make_cell):
+    cell = make_cell(model=mlp(1, norm="batch", ghost=4), stepsize=fixed(0.05))
+    job = job_of(cell)
+    assert job.statistics["method"] == "refused"
+    assert "no gradient of its own" in job.statistics["method_reason"]
+    row, curve, _ = run_trial(job)
+    assert row["status"] == "completed"
+    assert row["loss_final"] < row["loss_init"]
+    assert {row.get(name) for name in ("gamma", "k_op", "b_star", "beta", "eta_beta")} == {None}
+    assert (row["eta"], row["n_outputs"], row["parameters"]) == (0.05, 10, 64 * 16 + 2 * 16 + 160)
+    dataset, network, _ = trial_module.prepare(Job("s", cell.init))
+    network.eval()  # evaluations are by running averages, which at w_0 are 0 and 1
+    value = (network(dataset.x) - dataset.y).square().sum().item() / 200
+    assert curve[0]["train_loss"] == pytest.approx(value, rel=1e-9)
+
+
 def test_a_damaged_checkpoint_costs_a_restart_and_no_more(make_cell, tmp_path):
-    job = job_of(make_cell(), checkpoints=str(tmp_path))
+    job = job_of(make_cell(), checkpoints=tmp_path)
     path = tmp_path / f"{job.cell.cell_id}.pt"
     path.write_bytes(b"half")
     row, *_ = run_trial(job)
@@ -113,7 +244,9 @@ def test_a_damaged_checkpoint_costs_a_restart_and_no_more(make_cell, tmp_path):
 
 
 def test_a_checkpoint_keeps_all_of_the_progress(tmp_path):
-    progress = Progress(3, {"w": torch.randn(2)}, [{"iteration": 0, "test_loss": None}], [{"top": [1.0]}], 1.5, 2.5, 1)
+    progress = Progress(
+        3, {"w": torch.randn(2)}, [{"iteration": 0, "test_loss": None}], [{"top": [1.0]}], 1.5, 2.5, 64, 1
+    )
     checkpoint = Checkpoint(tmp_path / "a.pt")
     checkpoint.save(progress)
     loaded = checkpoint.load()
@@ -153,7 +286,7 @@ def test_without_test_samples_and_classes_the_columns_are_null(make_cell):
 
 @pytest.mark.parametrize("checkpoint_seconds", [60.0, 1e-9])
 def test_statistics_along_the_run_are_rows_with_the_drift(make_cell, tmp_path, checkpoint_seconds):
-    job = job_of(make_cell(ntk_at=(7, 50)), checkpoints=str(tmp_path), checkpoint_seconds=checkpoint_seconds)
+    job = job_of(make_cell(ntk_at=(7, 50)), checkpoints=tmp_path, checkpoint_seconds=checkpoint_seconds)
     row, curve, ntk = run_trial(job)
     assert [measured["iteration"] for measured in ntk] == [7, 50]
     assert {7, 50} <= {point["iteration"] for point in curve}
@@ -166,7 +299,7 @@ def test_statistics_along_the_run_are_rows_with_the_drift(make_cell, tmp_path, c
 
 def test_the_drift_is_that_of_the_dense_kernel(make_cell):
     cell = make_cell(ntk_at=(50,), n=60, k_samples=60)
-    _, network, _ = trial_module._prepare(Job("s", cell.init))
+    _, network, _ = trial_module.prepare(Job("s", cell.init))
     dataset = trial_module.load_dataset(cell.init)
     x = dataset.x
     before = oracles.jacobians(network, x).flatten(0, 1)
@@ -226,12 +359,13 @@ def test_the_mean_loss_on_least_squares_is_the_exact_recursion(make_cell, b, c):
     statistics = compute_statistics(Job("s", cell.init))
     assert statistics["gamma"] == pytest.approx(problem.gamma, rel=1e-10)
     assert statistics["k_op"] == pytest.approx(problem.k_op, rel=1e-10)
+    del statistics["train_loss"]  # that of the first seed's weights
     curves, errors = [], []
     for seed in range(runs):
         init = replace(cell.init, seed=seed)
         job = Job("s", init, replace(cell, init=init), statistics=statistics)
         curves.append([point["train_loss"] for point in run_trial(job)[1]])
-        weights = trial_module._prepare(job)[1].get_parameter("1.weight")
+        weights = trial_module.prepare(job)[1].get_parameter("1.weight")
         errors.append(weights.detach().numpy()[0] - problem.w_bar)
     iterations = [point["iteration"] for point in run_trial(job)[1]]
     eta = c / beta(b, n, problem.gamma, problem.k_op)

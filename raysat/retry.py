@@ -1,0 +1,75 @@
+"""What to do while a storage does not answer or is full: wait, say so, and lose nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+from raysat.progress import duration, last_line
+
+SHORTEST, LONGEST = 1.0, 60.0
+"""Seconds before a write is tried again: each time twice as long, up to the latter."""
+
+
+class PatientWriter:
+    """Does writes in their order. Where one fails, it and the later ones wait in memory and are tried again.
+
+    Nobody waits for them before the end: a sweep goes on while its storage is away.
+
+    Args:
+        where: The storage, for messages.
+        say: Is told what happens.
+        clock: Seconds now.
+        sleep: Waits for some seconds.
+    """
+
+    def __init__(
+        self,
+        where: object,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.where, self.say, self.clock, self.sleep = where, say, clock, sleep
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._delay, self._again = 0.0, 0.0
+
+    def do(self, write: Callable[[], object]) -> None:
+        """Do a write, now or later. It may be tried several times, and must leave the same."""
+        self._waiting.append(write)
+        self.attempt()
+
+    def attempt(self) -> None:
+        """Do what waits, unless it failed a moment ago."""
+        failed_before = self._delay > 0
+        done = 0
+        while self._waiting and self.clock() >= self._again:
+            try:
+                self._waiting[0]()
+            except OSError as error:
+                self._delay = min(max(2 * self._delay, SHORTEST), LONGEST)
+                self._again = self.clock() + self._delay
+                self.say(
+                    f"{self.where} cannot be written ({last_line(str(error))}): {len(self._waiting)} results wait in "
+                    f"memory, the next try is in {duration(self._delay)}; mend it, the sweep goes on meanwhile."
+                )
+            else:
+                self._waiting.popleft()
+                self._delay = 0.0
+                done += 1
+        if failed_before and not self._waiting:
+            self.say(f"{self.where} can be written again: {done} results that waited are stored.")
+
+    def finish(self) -> None:
+        """Wait until all is written, however long that takes."""
+        while self._waiting:
+            self.sleep(max(0.0, self._again - self.clock()))
+            self.attempt()
+
+    def abandon(self) -> None:
+        """Try once more, and say what is lost."""
+        self._again = 0.0
+        self.attempt()
+        if self._waiting:
+            self.say(f"{len(self._waiting)} results could not be written to {self.where}; their cells will run again.")

@@ -1,0 +1,75 @@
+"""`python -m raysat.status RESULTS/<sweep>`: how a sweep stands, from its storage alone, from any machine.
+
+The cells that have ended are counted from their rows. What runs is what the driver recorded last, in `status.json`,
+every `raysat.sweep.HEARTBEAT` seconds; a driver that was killed is known by its silence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+
+from rich.console import Console
+from rich.text import Text
+
+from raysat.progress import SHOWN, duration, running_line, summary_line
+from raysat.schema import DIVERGED, FAILED, FINISHED
+from raysat.spec import InputError
+from raysat.store import Store
+
+SILENCE = 60.0
+"""Seconds after which a driver that has not been heard of may be dead: six missed records."""
+
+
+def lines(statuses: Mapping[str, int], heard: Mapping | None, now: datetime) -> Iterator[str]:
+    """What is known of a sweep.
+
+    Args:
+        statuses: How many cells have each status, from their rows.
+        heard: What the driver recorded last, if anything.
+        now: The time.
+    """
+    done = sum(statuses.get(status, 0) for status in FINISHED)
+    yield f"Cells: {done} done, of them {statuses.get(DIVERGED, 0)} diverged; {statuses.get(FAILED, 0)} failed."
+    if heard is None:
+        yield "No driver has left word (there is no readable status.json)."
+        return
+    silent = (now - datetime.fromisoformat(heard["at"])).total_seconds()
+    driver = f"process {heard['pid']} on {heard['hostname']}"
+    if heard["ended"] == heard["total"]:
+        yield f"The driver, {driver}, ended its {heard['stage']} {duration(silent)} ago."
+        return
+    yield f"The driver, {driver}, was last heard of {duration(silent)} ago:"
+    yield summary_line(heard)
+    oldest = sorted(heard["running"], key=lambda job: -job["seconds"])
+    yield from (f"  {running_line(job)}" for job in oldest[:SHOWN])
+    if len(oldest) > SHOWN:
+        yield f"  and {len(oldest) - SHOWN} more"
+    if silent > SILENCE:
+        yield "It has fallen silent: where it is gone, the same command again runs only what is missing."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, or 2 where there is no sweep."""
+    parser = argparse.ArgumentParser(prog="python -m raysat.status", description="Say how a sweep stands.")
+    parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
+    options = parser.parse_args(argv)
+    try:
+        store = Store(options.root)
+        if store.record() is None:
+            raise InputError(f"{store.root} holds no sweep (no readable sweep.json): give a folder, RESULTS/NAME.")
+        statuses = Counter(store.read("trials", ["cell_id", "status"])["status"])
+    except InputError as error:
+        print(f"raysat: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    for line in lines(statuses, store.status(), datetime.now(UTC)):
+        console.print(Text(line), soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

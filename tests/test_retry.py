@@ -1,0 +1,74 @@
+import pytest
+
+from raysat.retry import LONGEST, PatientWriter
+
+
+class Clock:
+    """Time that passes only when somebody waits."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def sleep(self, seconds):
+        assert seconds > 0
+        self.now += seconds
+
+
+class Disk:
+    """A storage that is away until a moment."""
+
+    def __init__(self, clock, back_at):
+        self.clock, self.back_at, self.kept, self.tries = clock, back_at, [], 0
+
+    def write(self, what):
+        self.tries += 1
+        if self.clock() < self.back_at:
+            raise OSError(28, "No space left on device")
+        self.kept.append(what)
+
+
+def make(back_at):
+    clock, said = Clock(), []
+    disk = Disk(clock, back_at)
+    return clock, disk, said, PatientWriter("results/small", said.append, clock, clock.sleep)
+
+
+def test_what_could_not_be_written_for_a_minute_is_written_once_and_in_order():
+    clock, disk, said, writer = make(back_at=160.0)
+    for what in "abc":
+        writer.do(lambda what=what: disk.write(what))
+    assert disk.tries == 1  # nobody knocks again at once
+    assert "No space left on device" in said[0]
+    clock.now += 70
+    writer.do(lambda: disk.write("d"))
+    assert disk.kept == ["a", "b", "c", "d"]
+    assert said[-1] == "results/small can be written again: 4 results that waited are stored."
+
+
+def test_the_end_waits_for_the_storage_ever_more_patiently():
+    clock, disk, said, writer = make(back_at=1000.0)
+    writer.do(lambda: disk.write("a"))
+    writer.finish()
+    assert disk.kept == ["a"]
+    assert 1000 <= clock.now <= 1000 + LONGEST
+    assert disk.tries < 30
+    assert len(said) == disk.tries
+
+
+def test_other_errors_are_not_waited_for():
+    *_, writer = make(back_at=0)
+    with pytest.raises(ValueError, match="no column"):
+        writer.do(lambda: (_ for _ in ()).throw(ValueError("no column speed")))
+
+
+def test_what_is_abandoned_is_tried_once_more_and_counted():
+    clock, disk, said, writer = make(back_at=101.0)
+    writer.do(lambda: disk.write("a"))
+    clock.now = 101.5  # before the next try is due
+    disk.back_at = 1e9
+    writer.abandon()
+    assert disk.tries == 2
+    assert "1 results could not be written to results/small; their cells will run again" in said[-1]
