@@ -13,8 +13,9 @@ from dataclasses import asdict
 import numpy as np
 
 from raysat import data, linearized, mlp, models, ntk_statistics
-from raysat.forecast import STEPS, Spectrum, loss_curves, noise_factor
+from raysat.forecast import STEPS
 from raysat.losses import LOSSES
+from raysat.recursion import Spectrum, loss_curves, noise_factor
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.sampler import batches

@@ -1,13 +1,15 @@
 """Iterations per second of SGD: raysat's engines, a plain PyTorch loop, JAX's scan, and what the machine could do.
 
-    python benchmarks/sgd.py                  # about five minutes on two cores; --quick: under one
-    python benchmarks/sgd.py --threads 1
+    python -W ignore benchmarks/sgd.py                     # all three networks, some ten minutes on two cores
+    python -W ignore benchmarks/sgd.py --networks fc       # about four; with --quick under one
+    python -W ignore benchmarks/sgd.py --threads 1
 
-The network is the paper's, fully connected 784-1000-1000-1000-10, the data are noise of MNIST's size, in float32. Each
+The networks are the paper's: fully connected 784-1000-1000-1000-10 on noise of MNIST's size, ResNet-28 of width 16 on
+noise of CIFAR-10's, and NanoGPT of 6 layers, 6 heads and 384 channels on sequences of 256 tokens, in float32. Each
 contender is a process of its own, on the same cores. They take turns: a round has one turn of each, a figure is the
 median over rounds, and a ratio the median of the rounds' own ratios, so that what else the machine does falls on both.
-raysat draws the batches' indices as a trial does, for up to 256 iterations at once; JAX is handed them. Runs on the GPU
-where PyTorch finds one.
+raysat draws the batches' indices as a trial does, for up to 256 iterations at once; JAX, which is there for the
+fully-connected network only, is handed them. Runs on the GPU where PyTorch finds one.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from itertools import pairwise
@@ -27,10 +30,68 @@ from pathlib import Path
 
 import torch
 
+from raysat import gpt, mlp, models, resnet
+from raysat.losses import LOSSES
+from raysat.spec import Model
+
 SIZES = (784, 1000, 1000, 1000, 10)
 WEIGHTS = [before * after for before, after in pairwise(SIZES)]
 ETA = 0.01
 Steps = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained.
+
+    Attributes:
+        title: As it is printed.
+        model: The architecture.
+        width: Its width.
+        input_shape: Of one sample.
+        outputs: C.
+        n: Samples.
+        batch_sizes: Those at which the contenders are compared.
+        loss: The loss of a sample.
+        seconds: The least length of a turn.
+    """
+
+    title: str
+    model: Model
+    width: int
+    input_shape: tuple[int, ...]
+    outputs: int
+    n: int
+    batch_sizes: tuple[int, ...]
+    loss: str = "mse"
+    seconds: float = 0.6
+
+    def build(self) -> torch.nn.Module:
+        """The network at initialization."""
+        return models.build(self.model, self.width, self.input_shape, self.outputs, seed=0).to(device())
+
+    def samples(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets, where they are used."""
+        generator = torch.Generator().manual_seed(0)
+        if self.loss == "cross_entropy":
+            x, y = torch.randint(self.outputs, (2, self.n, *self.input_shape), generator=generator)
+        else:
+            x = torch.randn(self.n, *self.input_shape, generator=generator)
+            y = torch.randn(self.n, self.outputs, generator=generator)
+        return x.to(device()), y.to(device())
+
+    def operations(self) -> float:
+        """Floating-point operations of one sample's part in a step."""
+        from raysat.cost import count
+
+        return count(self.build(), *self.samples(), LOSSES[self.loss]).step
+
+
+NETWORKS = {
+    "fc": Network("784-1000-1000-1000-10", mlp(3), 1000, (784,), 10, 60_000, (1, 8, 64, 512, 4096)),
+    "resnet": Network("ResNet-28, width 16", resnet(depth=28), 16, (3, 32, 32), 10, 2_000, (8, 128), seconds=0.1),
+    "gpt": Network("NanoGPT 6 x 6 x 384", gpt(6, 6), 384, (256,), 65, 64, (1, 32), "cross_entropy", seconds=0.1),
+}
 
 
 def device() -> torch.device:
@@ -42,60 +103,52 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def chunk(b: int) -> int:
+def chunk(network: Network, b: int) -> int:
     """Iterations between two returns to Python, a turn being a whole number of them."""
-    return max(2, min(256, 4096 // b))
+    return max(2, min(256, 4096 // b)) if network.seconds > 0.1 else 1
 
 
-def samples(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(n, SIZES[0], generator=generator), torch.randn(n, SIZES[-1], generator=generator)
-    return x.to(device()), y.to(device())
-
-
-def raysat_engine(n: int, engine: str, matmul: str | None = None) -> Steps:
+def raysat_engine(network: Network, engine: str, matmul: str | None = None, compiled: bool = False) -> Steps:
     """One of raysat's engines, as a trial uses it."""
-    from raysat.losses import LOSSES
-    from raysat.models.mlp import MLP
     from raysat.sgd.engine import build
     from raysat.sgd.matmul import VARIABLE
     from raysat.sgd.sampler import batches
 
     if matmul:
         os.environ[VARIABLE] = matmul
-    x, y = samples(n)
-    taker = build(engine, MLP(1000, SIZES[0], SIZES[-1]).to(device()), x, y, LOSSES["mse"], ETA)
+    x, y = network.samples()
+    module = torch.compile(network.build()) if compiled else network.build()
+    taker = build(engine, module, x, y, LOSSES[network.loss], ETA)
     drawn: dict[int, tuple[torch.Tensor, ...]] = {}
 
     def steps(b: int, count: int) -> None:
-        for _ in range(0, count, chunk(b)):
+        turn = chunk(network, b)
+        for _ in range(0, count, turn):
             if not drawn.get(b):
-                at_once = max(chunk(b), min(256, (1 << 16) // b))  # as in raysat.trial
-                drawn[b] = batches(0, 0, at_once, b, n, device=str(device())).split(chunk(b))
+                at_once = max(turn, min(256, (1 << 16) // b))  # as in raysat.trial
+                drawn[b] = batches(0, 0, at_once, b, network.n, device=str(device())).split(turn)
             chosen, *drawn[b] = drawn[b]
             taker.run(chosen)
 
     return steps
 
 
-def pytorch(n: int, loader: bool) -> Steps:
+def pytorch(network: Network, loader: bool) -> Steps:
     """The loop of PyTorch's tutorials, with a DataLoader or with indices into the tensors."""
-    from raysat.models.mlp import MLP
-
-    x, y = samples(n)
-    network = MLP(1000, SIZES[0], SIZES[-1]).to(device())
-    optimizer = torch.optim.SGD(network.parameters(), lr=ETA)
+    x, y = network.samples()
+    module, loss = network.build(), LOSSES[network.loss]
+    optimizer = torch.optim.SGD(module.parameters(), lr=ETA)
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> None:
         optimizer.zero_grad()
-        loss = (network(inputs) - targets).square().sum() / (2 * len(inputs))
-        loss.backward()
+        value = loss.total(module(inputs), targets) / len(inputs)
+        value.backward()
         optimizer.step()
 
     def steps(b: int, count: int) -> None:
         if not loader:
             for _ in range(count):
-                chosen = torch.randint(n, (b,), device=device())
+                chosen = torch.randint(len(x), (b,), device=device())
                 step(x[chosen], y[chosen])
             return
         done = 0
@@ -111,8 +164,8 @@ def pytorch(n: int, loader: bool) -> Steps:
     return steps
 
 
-def jax_scan(n: int) -> Steps:
-    """`jit(lax.scan)` over a chunk of iterations, the weights donated."""
+def jax_scan(network: Network) -> Steps:
+    """`jit(lax.scan)` over a chunk of iterations of the fully-connected network, the weights donated."""
     import jax
     import jax.numpy as jnp
 
@@ -133,7 +186,7 @@ def jax_scan(n: int) -> Steps:
         return jax.lax.scan(step, weights, indices)[0]
 
     run = jax.jit(run, donate_argnums=0)
-    x, y = (jnp.asarray(data.cpu().numpy()) for data in samples(n))
+    x, y = (jnp.asarray(data.cpu().numpy()) for data in network.samples())
     keys = jax.random.split(jax.random.PRNGKey(0), len(WEIGHTS))
     shapes = zip(keys, SIZES[1:], SIZES, strict=False)
     state = {"weights": [jax.random.normal(key, (after, before)) for key, after, before in shapes]}
@@ -141,41 +194,45 @@ def jax_scan(n: int) -> Steps:
 
     def steps(b: int, count: int) -> None:
         if b not in drawn:
-            drawn[b] = jnp.asarray(torch.randint(n, (chunk(b), b)).numpy())
-        for _ in range(0, count, chunk(b)):
+            drawn[b] = jnp.asarray(torch.randint(network.n, (chunk(network, b), b)).numpy())
+        for _ in range(0, count, chunk(network, b)):
             state["weights"] = run(state["weights"], x, y, drawn[b])
         jax.block_until_ready(state["weights"])
 
     return steps
 
 
-def contenders() -> dict[str, tuple[Callable[..., Steps], tuple]]:
-    """Name to what makes its steps, and the arguments after n. The first is measured against all others."""
+def contenders(network: Network) -> dict[str, tuple[Callable[..., Steps], tuple]]:
+    """Name to what makes its steps, and its arguments. The first is measured against all others."""
     from raysat.sgd.matmul import Matmul, choose
 
     chosen = choose(torch.float32, device())
-    found = {"raysat, auto": (raysat_engine, ("auto",)), "raysat, autograd": (raysat_engine, ("autograd",))}
-    if device().type == "cpu":
+    found = {"raysat, auto": (raysat_engine, ("auto",))}
+    if network is NETWORKS["fc"] or device().type == "cuda":
+        found["raysat, autograd"] = raysat_engine, ("autograd",)
+    if network is NETWORKS["fc"] and device().type == "cpu":
         others = [choice for choice in Matmul if choice is not chosen]
         found |= {f"raysat, fused, {choice.label}": (raysat_engine, ("fused", choice.label)) for choice in others}
+    if network is not NETWORKS["fc"]:
+        found["raysat, autograd, torch.compile"] = raysat_engine, ("autograd", None, True)
     found |= {"PyTorch, DataLoader": (pytorch, (True,)), "PyTorch, tensors": (pytorch, (False,))}
-    if find_spec("jax"):
+    if network is NETWORKS["fc"] and find_spec("jax"):
         found["JAX, jit(scan)"] = (jax_scan, ())
     return found
 
 
-def contender(pipe: Connection, make: Callable[..., Steps], arguments: tuple, n: int, threads: int) -> None:
+def contender(pipe: Connection, make: Callable[..., Steps], arguments: tuple, network: Network, threads: int) -> None:
     """A contender's process: for each (b, seconds) it is sent, it answers with seconds per iteration."""
     limit_to(threads)
-    steps = make(n, *arguments)
+    steps = make(network, *arguments)
     rates: dict[int, float] = {}
     while (asked := pipe.recv()) is not None:
         b, seconds = asked
+        turn = chunk(network, b)
         if b not in rates:  # compilation and the first use of buffers, then a guess at the pace
-            steps(b, chunk(b))
-            rates[b] = timed(steps, b, chunk(b))
-        count = max(1, round(seconds / rates[b] / chunk(b))) * chunk(b)
-        pipe.send(timed(steps, b, count))
+            steps(b, turn)
+            rates[b] = timed(steps, b, turn)
+        pipe.send(timed(steps, b, max(1, round(seconds / rates[b] / turn)) * turn))
 
 
 def timed(steps: Steps, b: int, count: int) -> float:
@@ -248,48 +305,59 @@ def machine() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of every contender")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 64, 512, 4096])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=0.6, help="about the length of a turn")
-    parser.add_argument("--quick", action="store_true", help="three short rounds on fewer samples, without b = 4096")
+    parser.add_argument("--quick", action="store_true", help="three rounds, the fully-connected network alone")
     options = parser.parse_args()
-    n = 60_000
     if options.quick:
-        n, options.rounds, options.seconds = 10_000, 3, 0.2
-        options.batch_sizes = [b for b in options.batch_sizes if b <= 512]
+        options.networks, options.rounds = ["fc"], 3
 
     limit_to(options.threads)
     print(f"{machine()}; {options.threads} threads; load of the machine before the run {os.getloadavg()[0]:.1f}")
-    rates, cached, memory = floors(options.seconds / 2)
+    rates, cached, memory = floors(0.3)
     peak = max(rates.values())
     print("product: " + ", ".join(f"{label} {rate / 1e9:.0f} GFLOP/s" for label, rate in rates.items()))
     print(f"copy: {cached / 1e9:.0f} GB/s (11 MB), {memory / 1e9:.0f} GB/s (0.5 GB); read and write both counted")
+    for name in options.networks:
+        network = NETWORKS[name]
+        times = compare(network, options.rounds, options.threads)
+        operations = network.operations()
+        report(network, times, {b: b * operations for b in network.batch_sizes}, peak, cached)
 
+
+def compare(network: Network, rounds: int, threads: int) -> dict[str, dict[int, list[float]]]:
+    """Seconds per iteration of each contender, batch size and round."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
-    for name, (make, arguments) in contenders().items():
+    for name, (make, arguments) in contenders(network).items():
         pipes[name], end = context.Pipe()
-        processes.append(
-            context.Process(target=contender, args=(end, make, arguments, n, options.threads), daemon=True)
-        )
+        work = (end, make, arguments, network, threads)
+        processes.append(context.Process(target=contender, args=work, daemon=True))
         processes[-1].start()
-
-    times: dict[str, dict[int, list[float]]] = {name: {b: [] for b in options.batch_sizes} for name in pipes}
-    for b in options.batch_sizes:
-        for _ in range(options.rounds):
+    times: dict[str, dict[int, list[float]]] = {name: {b: [] for b in network.batch_sizes} for name in pipes}
+    for b in network.batch_sizes:
+        for _ in range(rounds):
             for name, pipe in pipes.items():
-                pipe.send((b, options.seconds))
+                pipe.send((b, network.seconds))
                 times[name][b].append(pipe.recv())
     for pipe, process in zip(pipes.values(), processes, strict=True):
         pipe.send(None)
         process.join()
-    report(times, options.batch_sizes, peak, cached)
+    return times
 
 
-def report(times: dict[str, dict[int, list[float]]], sizes: list[int], peak: float, cached: float) -> None:
+def report(
+    network: Network,
+    times: dict[str, dict[int, list[float]]],
+    operations: dict[int, float],
+    peak: float,
+    cached: float,
+) -> None:
     """Print the tables, in Markdown."""
+    sizes = network.batch_sizes
+    print(f"\n{network.title}")
 
     def table(title: str, rows: dict[str, list[str]]) -> None:
         print(f"\n| {title} | " + " | ".join(f"b = {b}" for b in sizes) + " |")
@@ -298,10 +366,10 @@ def report(times: dict[str, dict[int, list[float]]], sizes: list[int], peak: flo
             print(f"| {name} | " + " | ".join(entries) + " |")
 
     per_second = lambda rate: f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"  # noqa: E731
-    operations = {b: 2 * b * (3 * sum(WEIGHTS) - WEIGHTS[0]) for b in sizes}
     rows = {name: [per_second(1 / statistics.median(runs[b])) for b in sizes] for name, runs in times.items()}
     rows["floor: all products at the peak"] = [per_second(peak / operations[b]) for b in sizes]
-    rows["floor: one copy of the weights"] = [per_second(cached / (8 * sum(WEIGHTS))) for b in sizes]
+    if network is NETWORKS["fc"]:
+        rows["floor: one copy of the weights"] = [per_second(cached / (8 * sum(WEIGHTS))) for b in sizes]
     table("iterations per second", rows)
 
     first, *others = times
