@@ -22,6 +22,7 @@ from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -50,21 +51,22 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
         key: cost.calibrate(network_of(init, dataset), dataset.x, dataset.y, LOSSES[sweep.loss], sweep.engine)
         for key, init in firsts.items()
     }
-    table = Table(title=f"{sweep.name}: {len(laid_out.cells)} cells, {len(finished)} finished; {sweep.budget}")
-    for name in ("model", "width", "stepsize", "b", "seeds", "step FLOP", "eval FLOP", "time", "training"):
-        text = name in ("model", "stepsize", "training")
-        table.add_column(name, justify="left" if text else "right", no_wrap=name != "training")
+    title = f"{sweep.name}: {len(laid_out.cells)} cells, {len(finished)} finished; {sweep.budget}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table.add_column("model", overflow="fold")
+    for name in ("width", "b", "T", "cells", "steps", "evaluations", "time"):
+        table.add_column(name, justify="right", no_wrap=True)
     groups: dict[tuple, list[Cell]] = {}
-    for cell in sorted(laid_out.cells, key=lambda cell: (cell.init.width, cell.stepsize.label, cell.batch_size)):
-        key = cell.init.model, cell.init.width, cell.stepsize, cell.training, cell.batch_size
+    for cell in sorted(laid_out.cells, key=lambda cell: (cell.init.width, cell.batch_size, cell.iterations)):
+        key = cell.init.model, cell.init.width, cell.batch_size, cell.iterations
         groups.setdefault(key, []).append(cell)
     steps = evaluations = seconds = hours = 0.0
-    for (model, width, policy, training, batch_size), cells in groups.items():
+    for (model, width, batch_size, iterations), cells in groups.items():
         flops, pace = laid_out.flops[model, width], paces[model, width]
         table.add_row(
-            *(model.label, str(width), f"{policy.policy}({policy.value:g})", str(batch_size), str(len(cells))),
+            *(model.label, str(width), f"{batch_size:,}", f"{iterations:,}", str(len(cells))),
             *(f"{flops.of_steps(cells[0]):.1e}", f"{flops.of_evaluations(cells[0]):.1e}"),
-            *(duration(pace.seconds(cells[0])), training.label),
+            duration(pace.seconds(cells[0])),
         )
         left = [cell for cell in cells if cell.cell_id not in finished]
         steps += sum(map(flops.of_steps, left))
@@ -74,7 +76,7 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
     console.print(table)
     workers = max(1, (os.cpu_count() or 1) // sweep.cpus_per_trial)
     console.print(
-        "FLOP and time are of one cell.\n"
+        "Steps and evaluations, in floating-point operations, and time are of one cell.\n"
         f"To be done: {steps:.2e} floating-point operations in steps, {evaluations:.2e} in evaluations.\n"
         f"About {duration(seconds / workers)} with {workers} trials at a time on this machine "
         f"({sweep.cpus_per_trial} thread{'s' * (sweep.cpus_per_trial > 1)} each), from a calibration of a few steps.\n"

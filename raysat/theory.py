@@ -69,6 +69,16 @@ def stepsize(policy: Stepsize, b: int, n: int, gamma: float, k_op: float, *, rep
     return policy.value / beta(at, n, gamma, k_op, replacement=replacement)
 
 
+def exponent(loss_init: float, loss_final: float, iterations: int) -> float:
+    """The convergence exponent `h = log(L(w_0) / L(w_T)) / T`, per iteration (section 5).
+
+    It is nan where a loss is zero or not finite, and where there was no iteration.
+    """
+    if not (0 < loss_init < math.inf and 0 < loss_final < math.inf and iterations > 0):
+        return math.nan
+    return math.log(loss_init / loss_final) / iterations
+
+
 def h_interpolated(b: float, h_one: float, h_full: float) -> float:
     """The paper's predicted exponent (section 5): `1/h = (1/b)(1/h(1)) + ((b-1)/b)(1/h(n))`."""
     return 1 / ((1 / b) / h_one + (b - 1) / b / h_full)

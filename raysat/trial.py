@@ -30,7 +30,7 @@ from raysat.sgd.sampler import batches
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.spec import Cell, Initialization
 from raysat.theory import beta as second_moment_constant
-from raysat.theory import stepsize
+from raysat.theory import exponent, stepsize
 
 DIVERGENCE = 1e3
 """A trial has diverged when its loss is not finite or above this multiple of the initial loss."""
@@ -249,7 +249,7 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
         "iterations_done": done,
         "loss_init": first["train_loss"],
         "loss_final": last["train_loss"],
-        "h": _exponent(first["train_loss"], last["train_loss"], done) if status != DIVERGED else None,
+        "h": _known(exponent(first["train_loss"], last["train_loss"], done)) if status != DIVERGED else None,
         "train_accuracy": last["train_accuracy"],
         "test_loss": last["test_loss"],
         "test_accuracy": last["test_accuracy"],
@@ -400,11 +400,6 @@ def _where(device: torch.device) -> Row:
         "raysat_version": version("raysat"),
         "finished_at": datetime.now(UTC),
     }
-
-
-def _exponent(loss_init: float, loss_final: float, iterations: int) -> float | None:
-    """`h = log(L(w_0) / L(w_T)) / T` (section 5); None where the loss has reached zero."""
-    return math.log(loss_init / loss_final) / iterations if loss_final > 0 and iterations > 0 else None
 
 
 def _gradient_norm(

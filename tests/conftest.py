@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import os
+import sys
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from raysat import plugins
 from raysat.spec import Cell, Initialization, Model, Stepsize
 from raysat.training import PLAIN
 
@@ -24,6 +26,18 @@ def pytest_collection_modifyitems(items):
 def one_thread():
     """Rounding on a CPU depends on the number of threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def clean_imports():
+    """A user's own modules, which the tests name `my_...`, and where they were found, do not outlive a test."""
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    plugins.install({})
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        if name.startswith("my_"):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

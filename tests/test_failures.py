@@ -8,7 +8,6 @@ from contextlib import suppress
 import pandas as pd
 import pytest
 
-from raysat import plugins
 from raysat import sweep as command
 from raysat.retry import PatientWriter
 from raysat.store import Store
@@ -75,17 +74,6 @@ class Fated(torch.nn.Linear):
 def build(width, input_shape, outputs):
     return Fated(width, input_shape[0], outputs)
 '''
-
-
-@pytest.fixture(autouse=True)
-def clean_imports():
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    plugins.install({})
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.startswith("my_"):
-            del sys.modules[name]
 
 
 @pytest.fixture

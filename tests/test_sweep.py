@@ -24,17 +24,6 @@ sweep = Sweep(name="small", dataset="digits", n_train=64, models=[mlp(1, "relu",
 """
 
 
-@pytest.fixture(autouse=True)
-def clean_imports():
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    plugins.install({})
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if name.startswith("my_"):
-            del sys.modules[name]
-
-
 @pytest.fixture
 def sweep_file(tmp_path):
     path = tmp_path / "small.py"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from raysat import fixed, fixed_fraction, grid
 from raysat import theory as theory_policy
-from raysat.theory import b_star, b_star_thm33, beta, beta_thm33, h_interpolated, stepsize
+from raysat.theory import b_star, b_star_thm33, beta, beta_thm33, exponent, h_interpolated, stepsize
 
 sizes = st.integers(2, 10_000)
 numbers = st.floats(1e-3, 1e3)
@@ -80,3 +80,9 @@ def test_the_interpolated_exponent_has_the_right_ends_and_lies_between_them(h_on
     assert h_interpolated(1e12, h_one, h_full) == pytest.approx(h_full, rel=1e-6)
     low, high = sorted((h_one, h_full))
     assert low * (1 - 1e-9) <= h_interpolated(b, h_one, h_full) <= high * (1 + 1e-9)
+
+
+def test_the_exponent_is_that_of_an_exponential_and_unknown_where_a_loss_is_zero_or_infinite():
+    assert exponent(3.0, 3.0 * math.exp(-0.02 * 50), 50) == pytest.approx(0.02)
+    assert all(math.isnan(exponent(*losses, 50)) for losses in ((1.0, 0.0), (1.0, math.inf), (math.inf, 1.0)))
+    assert math.isnan(exponent(1.0, 1.0, 0))

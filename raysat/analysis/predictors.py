@@ -19,6 +19,7 @@ from raysat.analysis.readings import policy
 from raysat.fits import critical_batch, fit_saturation
 from raysat.recursion import Spectrum, loss_curves, noise_factor
 from raysat.schema import FAILED
+from raysat.theory import exponent
 
 PREDICTORS = ("b_star", "b_star_thm33", "noise_scale", "forecast")
 
@@ -132,4 +133,4 @@ def _exponent(paths: Paths, row: Mapping) -> float:
     """H of a forecast trial, at the T at which the trial itself ended."""
     losses = paths[row["cell_id"]][1]
     done = int(row["iterations_done"])
-    return float(np.log(losses[0] / losses[done]) / done)
+    return exponent(losses[0], losses[done], done)

@@ -13,8 +13,39 @@ from raysat.sweep import main
 SWEEP = """
 from raysat import Sweep, fixed_fraction, mlp, theory
 sweep = Sweep(name="nodes", dataset="digits", n_train=64, models=[mlp(2)], widths=[64], batch_sizes=[1, 2, 4, 8],
-              stepsizes=[fixed_fraction(), theory()], iterations=3000, evaluations=5, seeds=2)
+              stepsizes=[fixed_fraction(), theory()], iterations=100, evaluations=5, seeds=2)
 """
+WAITING = '''
+"""A linear model that at its trial's third step says which node it is on, and there waits until a node is lost."""
+
+import pathlib
+import threading
+import ray
+import torch
+
+MARKS = pathlib.Path({marks!r})
+
+class Waiting(torch.nn.Linear):
+    steps = 0
+
+    def forward(self, x):
+        in_a_trial = threading.current_thread() is not threading.main_thread()
+        self.steps += in_a_trial and torch.is_grad_enabled()
+        if self.steps == 3:
+            here = ray.get_runtime_context().get_node_id()
+            (MARKS / f"runs-{{here}}").touch()
+            lost, patience = MARKS / "lost", threading.Event()
+            for _ in range(1200):  # a worker outlives its node by some moments, and must not end its trial in them
+                if lost.exists() and lost.read_text() != here:
+                    break
+                patience.wait(0.05)
+            else:
+                raise RuntimeError("no node was lost, or this one, whose processes went on")
+        return super().forward(x)
+
+def build(width, input_shape, outputs):
+    return Waiting(input_shape[0], outputs)
+'''
 
 
 @pytest.fixture
@@ -42,20 +73,22 @@ def run(cluster, tmp_path):
     return run
 
 
-def test_every_cell_outlives_the_loss_of_a_node(cluster, run, monkeypatch):
-    lost, _ = (cluster.add_node(num_cpus=2) for _ in range(2))
-    ended, job_ended = [], View.job_ended
+def test_every_cell_outlives_the_loss_of_a_node(cluster, run, monkeypatch, tmp_path):
+    (tmp_path / "my_waiting.py").write_text(WAITING.format(marks=str(tmp_path)))
+    doomed, _ = (cluster.add_node(num_cpus=2) for _ in range(2))
+    lost, tick = tmp_path / "lost", View.tick
 
-    def lose_a_node(view, key, *shown):
-        job_ended(view, key, *shown)
-        ended.append(key)
-        if (
-            len(ended) == 5
-        ):  # two statistics and three trials: of the other three that run, one at least is on either node
-            cluster.remove_node(lost, allow_graceful=False)
+    def lose_the_node(view, size):
+        tick(view, size)
+        if (tmp_path / f"runs-{doomed.node_id}").exists() and not lost.exists():
+            cluster.remove_node(doomed, allow_graceful=False)
+            (tmp_path / ".lost").write_text(doomed.node_id)
+            (tmp_path / ".lost").rename(lost)
 
-    monkeypatch.setattr(View, "job_ended", lose_a_node)
-    trials = run()
+    monkeypatch.setattr(View, "tick", lose_the_node)
+    monkeypatch.setattr("raysat.sweep.HEARTBEAT", 0.0)
+    trials = run(models=["my_waiting:build"])
+    assert lost.read_text() == doomed.node_id
     assert len(trials) == trials["cell_id"].nunique() == 16
     assert set(trials["status"]) == {"completed"}
     assert trials["attempts"].max() == 2
