@@ -24,25 +24,29 @@ class Flops:
     Attributes:
         forward: Of an evaluation.
         step: Of its part in an SGD step: forward and backward.
-        launch: What a step takes beside its samples, in samples' work. Measured on two cores for three hidden layers
-            of 1000: 4 for the fused engine (0.3 ms at b = 1, 1.0 ms at b = 8, 5.3 ms at b = 64), 20 for autograd.
+        fused: Whether the fused engine takes the steps of plain SGD.
     """
 
     forward: int
     step: int
-    launch: int = 20
+    fused: bool = False
 
     def of_steps(self, cell: Cell) -> int:
         """Operations of a cell's SGD steps."""
         return cell.iterations * cell.batch_size * self.step
 
     def of_evaluations(self, cell: Cell) -> int:
-        """Operations of a cell's evaluations."""
-        return evaluated_samples(cell) * self.forward
+        """Operations of a cell's evaluations, those of the gradient's norm included."""
+        return evaluated_samples(cell) * self.forward + differentiated_samples(cell) * self.step
 
     def weight(self, cell: Cell) -> float:
-        """A cell's share of the time, in operations: its own, and what it takes to launch a step."""
-        return self.of_steps(cell) * (1 + self.launch / cell.batch_size) + self.of_evaluations(cell)
+        """A cell's share of the time, in operations: its own, and what it takes to launch a step.
+
+        A launch takes some samples' work. Measured on two cores for three hidden layers of 1000: 4 for the fused engine
+        (0.3 ms at b = 1, 1.0 ms at b = 8, 5.3 ms at b = 64), 20 for autograd.
+        """
+        launch = 4 if self.fused and cell.training.is_plain else 20
+        return self.of_steps(cell) * (1 + launch / cell.batch_size) + self.of_evaluations(cell)
 
     def within_budget(self, cell: Cell, budget: float) -> Cell:
         """The cell with no more evaluations than may be spent on them, and no fewer than `FEWEST_EVALUATIONS`.
@@ -52,6 +56,8 @@ class Flops:
             budget: The share of the steps' cost that evaluations may cost.
         """
         once = self.of_evaluations(cell) / max(_evaluations(cell), 1)
+        if once == 0:  # a network of elementwise operations, which are not counted
+            return cell
         affordable = int(budget * (self.weight(cell) - self.of_evaluations(cell)) / once)
         return replace(cell, evaluations=min(cell.evaluations, max(FEWEST_EVALUATIONS, affordable)))
 
@@ -66,14 +72,19 @@ def evaluated_samples(cell: Cell) -> int:
     return _evaluations(cell) * ((cell.init.evaluation_samples or cell.init.n) + cell.init.n_test)
 
 
+def differentiated_samples(cell: Cell) -> int:
+    """Samples whose gradient is taken for the gradient's norm at a cell's evaluations."""
+    return _evaluations(cell) * cell.init.n if cell.gradient_norm else 0
+
+
 def count(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Flops:
-    """Count the operations of the first sample."""
+    """Count the operations of a sample, on two of them: batch normalization takes no fewer."""
+    x, y = x[:1].expand(2, *x.shape[1:]), y[:1].expand(2, *y.shape[1:])
     with FlopCounterMode(display=False) as forward, torch.no_grad():
-        network(x[:1])
+        network(x)
     with FlopCounterMode(display=False) as step:
-        value = loss.total(network(x[:1]), y[:1])
-        torch.autograd.grad(value, [p for p in network.parameters() if p.requires_grad])
-    return Flops(forward.get_total_flops(), step.get_total_flops(), 4 if layers_of(network) else 20)
+        torch.autograd.grad(loss.total(network(x), y), [p for p in network.parameters() if p.requires_grad])
+    return Flops(forward.get_total_flops() // 2, step.get_total_flops() // 2, layers_of(network) is not None)
 
 
 GPU_RATE, GPU_LAUNCH = 2.5e13, 1e-3
@@ -104,7 +115,7 @@ class Pace:
     def seconds(self, cell: Cell) -> float:
         """Estimated seconds of a cell."""
         steps = cell.iterations * (self.launch + cell.batch_size * self.sample)
-        return steps + evaluated_samples(cell) * self.evaluation
+        return steps + evaluated_samples(cell) * self.evaluation + differentiated_samples(cell) * self.sample
 
 
 def calibrate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, engine: str = "auto") -> Pace:

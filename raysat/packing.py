@@ -76,10 +76,11 @@ def trials_at_once(cell: Cell, measured: Mapping[str, object]) -> int:
     parameters, data, sample, device, launch, each = values
     width = 8 if cell.init.dtype == "float64" else 4
     needed = CONTEXT + data + COPIES * width * parameters + PEAK * sample * cell.batch_size
-    occupancy = cell.batch_size * each / (launch + cell.batch_size * each)
-    return max(1, min(MOST, int(FILLED * device / needed), int(1 / occupancy)))
+    busy = cell.batch_size * each
+    idle = (launch + busy) / busy if busy > 0 else math.inf
+    return max(1, int(min(MOST, FILLED * device / needed, idle)))
 
 
 def share(cell: Cell, measured: Mapping[str, object]) -> float:
-    """A trial's share of a GPU; cf. `trials_at_once`."""
-    return 1 / trials_at_once(cell, measured)
+    """A trial's share of a GPU, rounded down to the four digits that Ray counts; cf. `trials_at_once`."""
+    return math.floor(1e4 / trials_at_once(cell, measured)) / 1e4

@@ -36,9 +36,9 @@ from raysat.plan import Plan, network_of, plan
 from raysat.progress import View, duration, last_line, trial_line
 from raysat.retry import PatientWriter
 from raysat.schema import FAILED, REFUSED
-from raysat.spec import Cell, InputError, Sweep
+from raysat.spec import Cell, Initialization, InputError, Sweep
 from raysat.store import Store
-from raysat.trial import Job, compute_statistics, failed_row, load_dataset, run_trial
+from raysat.trial import Job, Row, compute_statistics, failed_row, load_dataset, run_trial
 
 
 def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
@@ -46,11 +46,12 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
     sweep = laid_out.sweep
     dataset = load_dataset(laid_out.cells[0].init)
     torch.set_num_threads(sweep.cpus_per_trial)
-    firsts = {(cell.init.model, cell.init.width): cell.init for cell in reversed(laid_out.cells)}
-    paces = {
-        key: cost.calibrate(network_of(init, dataset), dataset.x, dataset.y, LOSSES[sweep.loss], sweep.engine)
-        for key, init in firsts.items()
-    }
+    paces: dict[tuple, cost.Pace] = {}
+    for cell in laid_out.cells:
+        if (key := _paced(cell)) not in paces:
+            engine = sweep.engine if cell.training.is_plain else "autograd"  # which the others are made of
+            network = network_of(cell.init, dataset)
+            paces[key] = cost.calibrate(network, dataset.x, dataset.y, LOSSES[sweep.loss], engine)
     title = f"{sweep.name}: {len(laid_out.cells)} cells, {len(finished)} finished; {sweep.budget}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     table.add_column("model", overflow="fold")
@@ -62,16 +63,16 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
         groups.setdefault(key, []).append(cell)
     steps = evaluations = seconds = hours = 0.0
     for (model, width, batch_size, iterations), cells in groups.items():
-        flops, pace = laid_out.flops[model, width], paces[model, width]
+        flops = laid_out.flops[model, width]
         table.add_row(
             *(model.label, str(width), f"{batch_size:,}", f"{iterations:,}", str(len(cells))),
             *(f"{flops.of_steps(cells[0]):.1e}", f"{flops.of_evaluations(cells[0]):.1e}"),
-            duration(pace.seconds(cells[0])),
+            duration(max(paces[_paced(cell)].seconds(cell) for cell in cells)),
         )
         left = [cell for cell in cells if cell.cell_id not in finished]
         steps += sum(map(flops.of_steps, left))
         evaluations += sum(map(flops.of_evaluations, left))
-        seconds += sum(map(pace.seconds, left))
+        seconds += sum(paces[_paced(cell)].seconds(cell) for cell in left)
         hours += sum(cost.gpu_hours(cell, flops) for cell in left)
     console.print(table)
     workers = max(1, (os.cpu_count() or 1) // sweep.cpus_per_trial)
@@ -89,6 +90,14 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
         console.print("grid(auto=True) starts with these stepsizes, and adds some until the best of them lies inside.")
 
 
+def _paced(cell: Cell) -> tuple:
+    """What the pace of a cell's steps depends on."""
+    return cell.init.model, cell.init.width, cell.training.is_plain
+
+
+STATISTICS, TRIALS = "statistics at initialization", "trials"
+"""The stages of a sweep, as they are shown."""
+
 HEARTBEAT = 10.0
 """Seconds between two records of what runs, for `raysat.status`."""
 
@@ -98,14 +107,18 @@ class Recorder:
 
     Args:
         store: Where it is written, at once or as soon as the storage answers again.
-        view: Where it is shown.
+        stages: What makes the view of each stage, `STATISTICS` and `TRIALS`.
         agenda: Is told what was found, for what is to be run next.
         size: What there is to run on, as text.
     """
 
-    def __init__(self, store: Store, view: View, agenda: Agenda, size: Callable[[], str]) -> None:
-        self.store, self.view, self.agenda, self.size = store, view, agenda, size
-        self.writer = PatientWriter(store.root, view.note)
+    def __init__(
+        self, store: Store, stages: Mapping[str, Callable[[], View]], agenda: Agenda, size: Callable[[], str]
+    ) -> None:
+        self.store, self.stages, self.agenda, self.size = store, stages, agenda, size
+        self.shown = ExitStack()
+        self.writer = PatientWriter(store.root, self.note)
+        self.statistics: dict[str, Row] = {}
         self.errors: dict[str, str] = {}
         self.told_of: set[str] = set()
         self.starts: Counter[str] = Counter()
@@ -115,23 +128,32 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            self.writer.finish()
-        else:
-            self.writer.abandon()
-        self._record()
+        try:
+            if kind is None:
+                self.writer.finish()
+            else:
+                self.writer.abandon()
+            self._record()
+        finally:
+            self.shown.close()
+
+    def show(self, stage: str) -> None:
+        """Show a stage, in place of the one before it."""
+        self.shown.close()
+        self.view = self.shown.enter_context(self.stages[stage]())
+
+    def note(self, text: str) -> None:
+        """Show something that is not a job."""
+        self.view.note(text)
 
     def started(self, job: Job) -> None:
         """Count how often a job was started: more than once where its process or its node died."""
-        if job.cell is None:
-            self.view.job_started(job.init.init_id, job.name)
-        else:
-            self.starts[job.cell.cell_id] += 1
-            self.view.job_started(job.cell.cell_id, job.name, job.cell.iterations)
+        self.starts[job.key] += 1
+        self.view.job_started(job.key, job.name, job.cell.iterations if job.cell else 0)
 
     def told(self, job: Job, iteration: int, loss: float) -> None:
         """Show how far a job is."""
-        self.view.job_told(job.cell.cell_id, iteration, loss)
+        self.view.job_told(job.key, iteration, loss)
 
     def tick(self) -> None:
         """Write what waits, and record what runs."""
@@ -143,6 +165,7 @@ class Recorder:
     def _record(self) -> None:
         self.beat = time.monotonic()
         about = {"at": datetime.now(UTC).isoformat(), "hostname": platform.node(), "pid": os.getpid()}
+        about["done"] = list(self.agenda.done)
         with suppress(OSError):  # the writer says when the storage is away
             self.store.write_status({**about, **self.view.record()})
 
@@ -154,13 +177,14 @@ class Recorder:
             self._trial(outcome)
 
     def _statistics(self, outcome: Outcome) -> None:
-        key = outcome.job.init.init_id
+        key = outcome.job.key
         if outcome.error:
             self.errors[key] = outcome.error
             line = f"{outcome.job.name}: [bold red]failed[/]: {escape(last_line(outcome.error))}"
             self.view.job_ended(key, line, FAILED)
             return
         row = outcome.value
+        self.statistics[key] = row
         self.writer.do(partial(self.store.write_ntk, row))
         if row["method"] == REFUSED:
             name = f"{row['model']} width {row['width']}, seed {row['seed']}"
@@ -176,7 +200,7 @@ class Recorder:
             self.view.note(f"{row['model']}: {reason}; its statistics come from per-sample Jacobians, which is slower.")
 
     def _trial(self, outcome: Outcome) -> None:
-        key = outcome.job.cell.cell_id
+        key = outcome.job.key
         rows = (failed_row(outcome.job, outcome.error), []) if outcome.error else outcome.value
         row = rows[0]
         row["attempts"] = max(row.get("attempts", 0), self.starts[key])  # a lost checkpoint has not counted them
@@ -190,39 +214,42 @@ class Recorder:
 
 
 class Jobs:
-    """The jobs of the agenda's cells, for an executor.
+    """The jobs of a sweep, for an executor: first the statistics that the agenda's cells need, then the cells.
 
     Args:
         agenda: What is to be run.
         shared: What all jobs have in common.
-        statistics: The rows of `ntk`, by init_id.
-        errors: Why others have none.
-        recorder: Is told of the cells that cannot be run for lack of statistics.
+        inits: The initializations without statistics, by init_id.
+        recorder: Has the statistics, and is told of the cells that cannot be run for lack of them.
     """
 
-    def __init__(
-        self, agenda: Agenda, shared: Job, statistics: Mapping, errors: Mapping[str, str], recorder: Recorder
-    ) -> None:
-        self.agenda, self.statistics, self.errors, self.recorder = agenda, statistics, errors, recorder
-        self.make = partial(_job, shared, statistics)
+    def __init__(self, agenda: Agenda, shared: Job, inits: Mapping[str, Initialization], recorder: Recorder) -> None:
+        self.agenda, self.shared, self.recorder = agenda, shared, recorder
+        self.first = [replace(shared, init=init) for init in inits.values()]
+        self.missing = set(inits)
+        recorder.show(STATISTICS if inits else TRIALS)
 
     @property
     def waiting(self) -> bool:
         """Whether a job that was named has not ended."""
-        return bool(self.agenda.running)
+        return bool(self.missing or self.agenda.running)
 
     def next(self) -> Job | None:
         """The next job; None where there is none, or none before another has ended."""
+        if self.first:
+            return self.first.pop()
+        if self.missing:
+            self.missing -= {*self.recorder.statistics, *self.recorder.errors}
+            if self.missing:
+                return None
+            self.recorder.show(TRIALS)
         while (cell := self.agenda.next()) is not None:
-            job, key = self.make(cell), cell.init.init_id
-            if key in self.statistics:
+            key = cell.init.init_id
+            job = replace(self.shared, init=cell.init, cell=cell, statistics=self.recorder.statistics.get(key, {}))
+            if key in self.recorder.statistics:
                 return job
-            self.recorder.ended(Outcome(job, error=self.errors[key]))
+            self.recorder.ended(Outcome(job, error=self.recorder.errors[key]))
         return None
-
-
-def _job(shared: Job, statistics: Mapping, cell: Cell) -> Job:
-    return replace(shared, init=cell.init, cell=cell, statistics=statistics.get(cell.init.init_id, {}))
 
 
 def run(
@@ -249,23 +276,17 @@ def run(
         ranks=sweep.ranks_per_trial,
         budget=sweep.budget,
     )
-    errors: dict[str, str] = {}
-    if inits:
-        weights = {key: float(max(init.width, 1)) ** 2 for key, init in inits.items()}
-        with (
-            View(console, "statistics at initialization", weights, quiet=quiet) as view,
-            Recorder(store, view, agenda, executor.size) as recorder,
-        ):
-            jobs = [replace(shared, init=init) for init in inits.values()]
-            executor.statistics(jobs, compute_statistics, recorder)
-        known, errors = store.statistics(), recorder.errors
-    with (
-        View(console, "trials", agenda.weights, grows=sweep.grows, quiet=quiet) as view,
-        Recorder(store, view, agenda, executor.size) as recorder,
-    ):
-        _warn_where_unshared(store, executor, view)
-        executor.trials(Jobs(agenda, shared, known, errors, recorder), run_trial, recorder)
-    return len(recorder.errors)
+    weights = {key: float(max(init.width, 1)) ** 2 for key, init in inits.items()}
+    stages = {
+        STATISTICS: partial(View, console, STATISTICS, weights, quiet=quiet),
+        TRIALS: partial(View, console, TRIALS, agenda.weights, grows=sweep.grows, quiet=quiet),
+    }
+    with Recorder(store, stages, agenda, executor.size) as recorder:
+        recorder.statistics |= known
+        jobs = Jobs(agenda, shared, inits, recorder)
+        _warn_where_unshared(store, executor, recorder.note)
+        executor.run(jobs, lambda job: run_trial(job) if job.cell else compute_statistics(job), recorder)
+    return sum(key not in inits for key in recorder.errors)
 
 
 def findings(store: Store, sweep: Sweep) -> dict[str, Finding]:
@@ -282,7 +303,7 @@ def findings(store: Store, sweep: Sweep) -> dict[str, Finding]:
     return found
 
 
-def _warn_where_unshared(store: Store, executor: InProcess | OnRay, view: View) -> None:
+def _warn_where_unshared(store: Store, executor: InProcess | OnRay, say: Callable[[str], None]) -> None:
     """Name the nodes that do not see the driver's checkpoints. The sweep goes on: results need no shared folder."""
     folder = store.checkpoints
     if not isinstance(folder, Path):
@@ -294,7 +315,7 @@ def _warn_where_unshared(store: Store, executor: InProcess | OnRay, view: View) 
     finally:
         probe.unlink()
     if hosts:
-        view.note(
+        say(
             f"{folder} is not shared with {', '.join(hosts)}: results arrive all the same, but a trial whose node is "
             "lost starts over; give --results a folder that all nodes share, or an address such as s3://bucket/path."
         )

@@ -25,7 +25,7 @@ from raysat.schema import COMPLETED, DIVERGED, EVALUATION, FAILED, REFUSED, TARG
 from raysat.sgd import engine as engines
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness
 from raysat.sgd.evaluate import Evaluation, evaluate, evaluation_mode
-from raysat.sgd.memory import samples_at_once
+from raysat.sgd.memory import in_parts, samples_at_once
 from raysat.sgd.sampler import batches
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.spec import Cell, Initialization
@@ -40,6 +40,9 @@ CHECKPOINT_SHARE = 0.02
 
 TELL_SECONDS = 10.0
 """How often a trial says how far it is. Default: 10 s; a hundred trials then tell the driver ten times a second."""
+
+AT_ONCE_SECONDS = 1.0
+"""How long the steps take between which a trial looks whether a checkpoint is due. Default: 1 s."""
 
 _INDICES_AT_ONCE = 1 << 16
 _EVALUATED_AT_ONCE = 4096
@@ -60,7 +63,8 @@ class Job:
         checkpoints: Folder of the trials' checkpoints; None keeps none.
         checkpoint_seconds: Interval between checkpoints.
         threads: CPU threads.
-        gpus: GPUs, or the fraction of one: also of its memory, so that no trial takes what another was promised.
+        gpus: GPUs, or the fraction of one: also of its memory, so that no trial takes what another was promised; None
+            for one where there is one.
         engine: What computes the steps, one of `spec.ENGINES`.
         data: Where the data set's files may be had besides the usual folders.
         tell: Is told the iteration and the last loss from time to time. Set where the job runs; None for nobody.
@@ -76,7 +80,7 @@ class Job:
     checkpoints: Location | str | None = None
     checkpoint_seconds: float = 60.0
     threads: int = 1
-    gpus: float = 0.0
+    gpus: float | None = None
     engine: str = "auto"
     data: Location | None = None
     tell: Callable[[int, float], object] | None = None
@@ -88,15 +92,20 @@ class Job:
         """For messages to a person."""
         return (self.cell or self.init).name
 
+    @property
+    def key(self) -> str:
+        """The id of the cell; of a job for statistics, that of the initialization."""
+        return self.cell.cell_id if self.cell else self.init.init_id
+
 
 def prepare(job: Job) -> tuple[data.Dataset, nn.Module, torch.device]:
     """The data and the network at initialization, on the trial's device, where they stay.
 
     All that a trial finds is set anew here.
     """
-    torch.set_num_threads(job.threads)
+    torch.set_num_threads(max(1, job.threads // (job.ranks if job.cell else 1)))
     plugins.install(job.sources)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if job.gpus != 0 and torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(min(job.gpus or 1.0, 1.0))
     data.look_also_in(job.data)
@@ -255,13 +264,14 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
         "test_accuracy": last["test_accuracy"],
         "distance_from_init": last["distance_from_init"],
         "seconds": before + time.perf_counter() - begun,
-        "gpus": job.gpus if device.type == "cuda" else 0.0,
+        "gpus": (1.0 if job.gpus is None else job.gpus) if device.type == "cuda" else 0.0,
         "steps_per_second": done / progress.step_seconds if progress.step_seconds > 0 else None,
         "engine": engine.name,
         "matmul": engine.matmul,
         "micro_batch": min(cell.batch_size, engine.at_once),
         "attempts": progress.attempts,
         **(where := _where(device)),
+        "threads": where["threads"] * job.ranks,
     }
     return (
         row,
@@ -336,12 +346,19 @@ def failed_row(job: Job, error: str) -> Row:
 
 
 def _advance(engine: engines.StepEngine, cell: Cell, progress: Progress, until: int, device: torch.device) -> None:
-    """Some of the steps before the next evaluation: as many as one drawing of indices holds, at most 256."""
-    steps = min(until - progress.iteration, max(1, _INDICES_AT_ONCE // cell.batch_size), 256)
+    """Some of the steps before the next evaluation: whole blocks of the engine's, some `AT_ONCE_SECONDS` long.
+
+    How many they are decides no bit of the result, for blocks begin where they would in one call.
+    """
+    b, block = cell.batch_size, engine.block(cell.batch_size)
+    steps = min(256, _INDICES_AT_ONCE // b)
+    if progress.iteration == 0:
+        steps = min(steps, block)
+    elif progress.step_seconds > 0:
+        steps = min(steps, int(AT_ONCE_SECONDS * progress.iteration / progress.step_seconds))
+    steps = min(max(steps // block, 1) * block, until - progress.iteration)
     begun = time.perf_counter()
-    engine.run(
-        batches(cell.init.seed, progress.iteration, steps, cell.batch_size, cell.init.n, cell.sampling, str(device))
-    )
+    engine.run(batches(cell.init.seed, progress.iteration, steps, b, cell.init.n, cell.sampling, str(device)))
     if device.type == "cuda":
         torch.cuda.synchronize()
     progress.step_seconds += time.perf_counter() - begun
@@ -405,18 +422,21 @@ def _where(device: torch.device) -> Row:
 def _gradient_norm(
     network: nn.Module, dataset: data.Dataset, loss: Loss, chunk: int, t: int, curve: list[Row]
 ) -> dict[str, float]:
-    """`||grad L(w_t)||^2` and its mean over 0..t, by the trapezoidal rule between evaluations, as columns of `curves`.
+    """`||grad L(w_t)||^2` and its mean over the steps 0, ..., t - 1, as columns of `curves`.
 
+    Between two evaluations the square is taken as linear in t, so that the mean is exact where every step is evaluated.
     Batch normalization is in evaluation mode meanwhile, as for the loss whose gradient this is.
     """
     with evaluation_mode(network):
-        square = gradient_square(network, dataset.x, dataset.y, loss, chunk)
+        square, _ = in_parts(lambda count: gradient_square(network, dataset.x, dataset.y, loss, count), chunk)
     mean = square
     if curve:
         before = curve[-1]
-        span = t - before["iteration"]
-        area = before["gradient_square_mean"] * before["iteration"] + span * (before["gradient_square"] + square) / 2
-        mean = area / t
+        span, left = t - before["iteration"], before["gradient_square"]
+        added = (
+            span * (left + square) / 2 + (left - square) / 2
+        )  # the sum of span numbers from left on, square excluded
+        mean = (before["gradient_square_mean"] * before["iteration"] + added) / t
     return {"gradient_square": square, "gradient_square_mean": mean}
 
 

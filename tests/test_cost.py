@@ -1,11 +1,13 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raysat import Sweep, mlp, theory
-from raysat.cost import Flops, evaluated_samples
+from raysat.cost import Flops, count, evaluated_samples
+from raysat.losses import LOSSES
 from raysat.plan import plan
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.spec import FEWEST_EVALUATIONS, InputError
@@ -25,9 +27,9 @@ def test_evaluations_stay_within_the_budget_unless_they_are_the_fewest(
 ):
     cell = make_cell(batch_size=b, iterations=iterations, evaluations=evaluations)
     cell = replace(cell, init=replace(cell.init, evaluation_samples=subset))
-    flops = Flops(forward=1000, step=3000, launch=5)
+    flops = Flops(forward=1000, step=3000, fused=True)
     found = flops.within_budget(cell, budget)
-    steps = iterations * (b + 5) * 3000
+    steps = iterations * (b + 4) * 3000
     if found.evaluations > FEWEST_EVALUATIONS:
         assert flops.of_evaluations(found) <= budget * steps * (1 + 1e-9)
     assert min(evaluations, FEWEST_EVALUATIONS) <= found.evaluations <= evaluations
@@ -44,6 +46,25 @@ def test_the_fewest_are_the_last_and_six_before_it():
 def test_the_evaluation_of_the_initialization_is_not_the_cells_own(make_cell):
     cell = make_cell(iterations=100, evaluations=5)
     assert evaluated_samples(cell) == 5 * (100 + 50)  # after 1, 3, 10, 32 and 100 iterations
+
+
+def test_the_gradient_norm_counts_among_the_evaluations(make_cell):
+    flops = Flops(forward=1000, step=3000)
+    cell = make_cell(iterations=100, evaluations=5)
+    measured = replace(cell, gradient_norm=True)
+    assert flops.of_evaluations(measured) - flops.of_evaluations(cell) == 5 * 100 * 3000
+    assert flops.within_budget(measured, 0.1).evaluations <= flops.within_budget(cell, 0.1).evaluations
+
+
+def test_what_cannot_be_counted_is_run_all_the_same(make_cell):
+    cell = make_cell()
+    assert Flops(forward=0, step=0).within_budget(cell, 0.5) == cell
+
+
+def test_a_network_that_normalizes_over_the_batch_is_counted():
+    network = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4))
+    flops = count(network, torch.randn(5, 6), torch.randn(5, 4), LOSSES["mse"])
+    assert (flops.forward, flops.step) == (2 * 6 * 4, 2 * 2 * 6 * 4)
 
 
 def test_a_plan_gives_small_batches_fewer_evaluations(tmp_path):

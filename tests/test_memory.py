@@ -65,6 +65,21 @@ def test_where_memory_runs_out_the_parts_are_halved_and_no_step_is_lost(b, most,
     assert difference(whole, parts) < 1e-12
 
 
+@pytest.mark.parametrize(("at_once", "most", "ends_at"), [(8, N, 8), (N, 9, 8), (5, 4, 4)])
+def test_ghost_batches_stay_together_and_are_averaged_once(at_once, most, ends_at):
+    x, y = problem()
+    network = lambda: models.build(mlp(2, norm="batch", ghost=4), 24, (12,), 6, seed=0).double()  # noqa: E731
+    whole, parts, chosen = network(), short_of_memory(network(), most), batches(0, 0, 10, 16, N)
+    AutogradEngine(whole, x, y, MSE, 0.1).run(chosen)
+    engine = AutogradEngine(parts, x, y, MSE, 0.1, at_once)
+    engine.run(chosen)
+    assert engine.at_once == ends_at or most == N
+    assert difference(whole, parts) < 1e-12
+    for (name, one), (_, other) in zip(whole.named_buffers(), parts.named_buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12, msg=name)
+    assert samples_at_once(network(), x, y, MSE) % 4 == 0
+
+
 def test_the_fused_engine_leaves_what_does_not_fit_to_autograd(monkeypatch):
     x, y = problem()
     whole, small, full, chosen = network_of(), network_of(), network_of(), batches(0, 0, 50, 17, N)

@@ -1,6 +1,5 @@
 import math
 import os
-from functools import partial
 
 import pytest
 from hypothesis import given
@@ -24,7 +23,7 @@ MEASURED = {
     b=st.integers(1, 100),
     sample=st.integers(1, 10 * GIB),
     launch=st.floats(0, 1),
-    each=st.floats(1e-9, 1e-2),
+    each=st.floats(0, 1e-2),
 )
 def test_trials_that_share_a_gpu_fit_in_it_and_do_not_overload_it(make_cell, b, sample, launch, each):
     measured = MEASURED | {"sample_bytes": sample, "launch_seconds": launch, "sample_seconds": each}
@@ -39,6 +38,7 @@ def test_a_gpu_that_waits_for_launches_is_shared_and_a_busy_one_is_not(make_cell
     assert trials_at_once(make_cell(batch_size=1), MEASURED) == MOST
     busy = MEASURED | {"sample_seconds": 1e-3}
     assert trials_at_once(make_cell(batch_size=100), busy) == 1
+    assert trials_at_once(make_cell(batch_size=1), MEASURED | {"sample_seconds": 0.0}) == MOST
     # 0.5 + 0.25 GiB and the weights, 16 MB, of 72 % of 4 GiB: four times
     assert trials_at_once(make_cell(batch_size=1), MEASURED | {"device_bytes": 4 * GIB}) == 4
 
@@ -96,17 +96,17 @@ def test_trials_are_scheduled_by_their_share(make_cell, tmp_path):
     found = Listener()
 
     class Source:
-        make = partial(job_of, measured)
+        shared = Job("s", make_cell().init)
         waiting = property(lambda self: len(found) < 3)
 
         def next(self):
             cell = next(cells, None)
-            return cell and self.make(cell)
+            return cell and job_of(measured, cell)
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 1})
     try:
         with OnRay(tmp_path / "tune", address=cluster.address) as executor:
-            executor.trials(Source(), where_it_runs, found)
+            executor.run(Source(), where_it_runs, found)
     finally:
         cluster.shutdown()
-    assert sorted(found) == [(1, 1 / 8, "0"), (2, 1 / 6, "0"), (100, 1.0, "0")]
+    assert sorted(found) == [(1, 0.125, "0"), (2, 0.1666, "0"), (100, 1.0, "0")]

@@ -113,10 +113,12 @@ def test_the_dry_run_shows_cells_and_costs_and_runs_nothing(sweep_file, capsys):
     assert run(sweep_file, "--dry-run") == 0
     said = capsys.readouterr().out
     assert "32 cells, 0 finished" in said
-    assert said.count("theory(1)") == 8
+    rows = [line.split() for line in said.splitlines() if line.split()[:2] == ["mlp", "16"]]
+    assert [row[2:5] for row in rows] == [[b, "40", "4"] for b in ("1", "4", "16", "64")]  # b, T, cells
     # A step on one sample of 64-16-10: two products a layer, but one for the first, each 2 m_in m_out operations.
-    flops = 40 * 64 * 2 * (2 * 64 * 16 + 3 * 16 * 10)
-    assert f"{flops:.1e}" in said
+    assert rows[-1][5] == f"{40 * 64 * 2 * (2 * 64 * 16 + 3 * 16 * 10):.1e}"
+    # Seven evaluations of 64 training and 64 test samples, for more would cost more than half of the steps.
+    assert rows[0][6] == f"{7 * 128 * 2 * (64 * 16 + 16 * 10):.1e}"
     assert "About" in said
     assert not (sweep_file.parent / "results").exists()
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from raysat.losses import Loss
-from raysat.sgd.memory import couples_samples, in_parts
+from raysat.sgd.memory import in_parts, together
 
 
 class AutogradEngine:
@@ -20,7 +20,7 @@ class AutogradEngine:
         loss: The loss of a sample.
         eta: Stepsize.
         at_once: Samples whose gradient is computed at a time; a larger batch is taken in parts. Where memory runs out
-            it is halved, unless the network couples samples. Default: all.
+            it is halved. Samples that must stay together do (`raysat.sgd.memory.together`). Default: all.
     """
 
     name = "autograd"
@@ -31,8 +31,8 @@ class AutogradEngine:
     ) -> None:
         self.network, self.x, self.y, self.loss, self.eta = network, x, y, loss, eta
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        self.whole = couples_samples(network)
-        self.at_once = len(x) if self.whole or at_once is None else at_once
+        self.together = together(network)
+        self.at_once = len(x) if self.together == 0 or at_once is None else at_once
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One step `w <- w - eta g(w; S)` for each row S of indices, `g = 1/b sum_{i in S} J_i^T r_i` (section 2)."""
@@ -41,15 +41,30 @@ class AutogradEngine:
             with torch.no_grad():
                 torch._foreach_add_(self.parameters, gradients, alpha=-self.eta)
 
+    def block(self, b: int) -> int:
+        """Every step is computed by itself."""
+        return 1
+
     def gradients(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None = None) -> list[Tensor]:
         """`g(w; S)`, a tensor for each parameter; with z, `1/b sum_i z_i J_i^T r_i`."""
-        if self.whole or len(batch) == 1:
+        unit = self.together or len(batch)
+        if len(batch) <= unit:
             return self._gradients(batch, z, len(batch))
         at_once = min(self.at_once, len(batch))
-        gradients, used = in_parts(lambda count: self._gradients(batch, z, count), at_once)
+        gradients, used = in_parts(lambda count: self._from_here(batch, z, -(-count // unit) * unit), at_once)
         if used < at_once:
-            self.at_once = used
+            self.at_once = -(-used // unit) * unit
         return gradients
+
+    def _from_here(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, at_once: int) -> list[Tensor]:
+        """`_gradients`, of which a failed attempt leaves running averages as they were."""
+        before = [(buffer, buffer.clone()) for buffer in self.network.buffers()] if self.together > 1 else []
+        try:
+            return self._gradients(batch, z, at_once)
+        except RuntimeError:
+            for buffer, value in before:
+                buffer.copy_(value)
+            raise
 
     def _gradients(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, at_once: int) -> list[Tensor]:
         total: list[Tensor] = []

@@ -64,6 +64,9 @@ class StepEngine(Protocol):
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One SGD step for each row of indices."""
 
+    def block(self, b: int) -> int:
+        """The steps of batch size b that are computed together, and that a call of `run` should not divide."""
+
 
 @runtime_checkable
 class Stateful(Protocol):

@@ -14,8 +14,7 @@ updates of the k steps of a block are left pending, as their rows D (kb x output
 
 and W is written once a block, by one product of rank kb. The first layer gains most: its inputs do not depend on the
 weights, so one product `s A W_0^T` and one Gram matrix `A A^T` serve the whole block. The result differs from k plain
-steps by rounding alone, and depends on where blocks begin, which is where calls of `run` do: the trial calls it at
-iterations that follow from its cell.
+steps by rounding alone, and depends on where blocks begin: a trial divides none (`block`).
 """
 
 from __future__ import annotations
@@ -129,8 +128,7 @@ class FusedEngine:
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One step for each row of indices, in blocks of `RANK / b` steps."""
         b = batches.shape[1]
-        steps = max(1, RANK // b) if batches.device.type == "cpu" else 1
-        for chunk in batches.split(steps):
+        for chunk in batches.split(self.block(b)):
             block = self._block(len(chunk), b)
             if block is None:
                 self._parts.run(chunk)
@@ -138,6 +136,10 @@ class FusedEngine:
             else:
                 with torch.inference_mode():
                     block.run(chunk)
+
+    def block(self, b: int) -> int:
+        """The steps between two writes of the weights."""
+        return max(1, RANK // b) if self.x.device.type == "cpu" else 1
 
     def _block(self, steps: int, b: int) -> _Block | None:
         """The tape of so many steps; None where the batch must be taken in parts."""

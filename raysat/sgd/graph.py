@@ -45,6 +45,10 @@ class GraphEngine:
         """Samples whose gradient is computed at a time."""
         return self.inner.at_once
 
+    def block(self, b: int) -> int:
+        """The steps of a graph."""
+        return STEPS if self.name == "graph" else self.inner.block(b)
+
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One step for each row of indices; those that do not fill a graph are launched one by one."""
         b = batches.shape[1]

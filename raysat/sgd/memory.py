@@ -29,7 +29,8 @@ Value = TypeVar("Value")
 def samples_at_once(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, threads: int = 0) -> int:
     """The number of samples whose forward and backward passes fit in the memory that is free.
 
-    It is a power of two, so that it hardly ever differs between two runs on one machine, whose rounding depends on it.
+    It is a power of two, so that it hardly ever differs between two runs on one machine, whose rounding depends on it;
+    where samples must stay together, a multiple of their number near one.
 
     Args:
         network: At the weights at which it will be trained.
@@ -38,25 +39,35 @@ def samples_at_once(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, thr
         loss: The loss of a sample.
         threads: CPU threads of the trial: beside it run as many others as the processor has room for. 0 for all.
     """
-    if couples_samples(network):
+    if (unit := together(network)) == 0:
         return len(x)
     share = SHARE * min(1.0, (threads or 1e9) / (os.cpu_count() or 1)) if x.device.type == "cpu" else SHARE
     fitting = int(share * free_bytes(x.device) / max(sample_bytes(network, x, y, loss), 1))
-    return 1 << max(0, fitting.bit_length() - 1)
+    return max(1, (1 << max(0, fitting.bit_length() - 1)) // unit) * unit
 
 
 def sample_bytes(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> int:
-    """Bytes that one sample more makes the forward pass keep for the backward pass."""
+    """Bytes that one sample more makes the forward pass keep for the backward pass; running averages stay."""
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     two, four = (
         kept_bytes(network, x[:1].expand(count, *x.shape[1:]), y[:1].expand(count, *y.shape[1:]), loss)
         for count in (2, 4)
     )
+    for buffer, value in before:
+        buffer.copy_(value)
     return (four - two) // 2
 
 
+def together(network: nn.Module) -> int:
+    """Samples of a batch that must pass through a network together: 1, a ghost batch, or 0 for the whole batch."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    sizes = [getattr(norm, "ghost", 0) for norm in norms]
+    return math.lcm(*sizes) if all(sizes) else 0
+
+
 def couples_samples(network: nn.Module) -> bool:
-    """Whether a sample's output depends on what else is in its batch, so that a batch cannot be taken in parts."""
-    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+    """Whether a sample's output depends on what else is in its batch."""
+    return together(network) != 1
 
 
 def kept_bytes(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> int:
@@ -81,8 +92,10 @@ def kept_bytes(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory that this process may still take: of the GPU, or of the machine or its control group."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        allocated = torch.cuda.memory_allocated(device)
+        promised = int(torch.cuda.get_per_process_memory_fraction(device) * total) - allocated
+        return max(0, min(free + torch.cuda.memory_reserved(device) - allocated, promised))
     try:
         entries = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(entries["MemAvailable"].split()[0]) << 10

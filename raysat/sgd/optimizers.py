@@ -60,6 +60,10 @@ class OptimizerEngine:
         """Samples whose gradient is computed at a time."""
         return self.inner.at_once
 
+    def block(self, b: int) -> int:
+        """Every step is computed by itself."""
+        return 1
+
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One step for each row of indices."""
         steps, b = batches.shape

@@ -39,7 +39,8 @@ class ParallelEngine:
         loss: The loss of a sample.
         eta: Stepsize.
         at_once: Samples whose gradient a rank computes at a time. Default: all of its share.
-        ranks: Number of ranks, each with a GPU of its own where the data are on one.
+        ranks: Number of ranks, each with a GPU of its own where the data are on one, and with as many threads as this
+            process.
 
     Raises:
         InputError: There are fewer GPUs than ranks, or the network couples the samples of a batch.
@@ -65,7 +66,7 @@ class ParallelEngine:
                 f"set gpus_per_trial={ranks}."
             )
         self.inner, self.ranks = AutogradEngine(network, x, y, loss, eta, at_once), ranks
-        if self.inner.whole:
+        if self.inner.together != 1:
             raise InputError(
                 f"{type(network).__name__} couples the samples of a batch, which ranks would split: "
                 "set ranks_per_trial=1."
@@ -75,7 +76,7 @@ class ParallelEngine:
         buffer = io.BytesIO()
         torch.save((network.cpu(), x.cpu(), y.cpu(), loss, eta, self.inner.at_once), buffer)
         network.to(x.device)
-        threads = max(1, torch.get_num_threads() // ranks)
+        threads = torch.get_num_threads()
         self.pipes: list[Connection] = []
         processes: list[BaseProcess] = []
         for rank in range(1, ranks):
@@ -92,6 +93,10 @@ class ParallelEngine:
     def at_once(self) -> int:
         """Samples whose gradient a rank computes at a time."""
         return self.inner.at_once
+
+    def block(self, b: int) -> int:
+        """Every step is computed by itself."""
+        return 1
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One SGD step for each row of indices."""

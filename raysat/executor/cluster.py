@@ -1,0 +1,161 @@
+"""A Ray cluster, one's own or a new one on this machine, and the jobs on it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from raysat import packing
+from raysat.executor.jobs import Function, Listener, Source
+from raysat.executor.trials import run_on_tune
+from raysat.spec import InputError
+from raysat.trial import Job
+
+_RAY_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the only output that a callback of our own can replace
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the store keeps the results
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C comes to the driver as an exception
+    "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the store resumes
+}
+
+
+class OnRay:
+    """Runs jobs on a Ray cluster, each as one Tune trial.
+
+    Args:
+        storage: Folder for what Tune itself writes; emptied at the start and removed at the end.
+        cpus: CPUs of a job.
+        gpus: GPUs of a trial; None for one for each rank where the cluster has any, or can launch machines that do, and
+            for a share of one where several trials fit (`raysat.packing`).
+        address: A running cluster's address; None starts one on this machine, unless `RAY_ADDRESS` names one.
+        ranks: Processes of a trial.
+    """
+
+    def __init__(
+        self, storage: Path, cpus: int = 1, gpus: float | None = None, address: str | None = None, ranks: int = 1
+    ) -> None:
+        self.storage, self.cpus, self.gpus, self.address = storage.resolve(), cpus, gpus, address
+        self.ranks, self.packs = ranks, False
+        self.where = ""
+
+    def __enter__(self) -> OnRay:
+        os.environ.update(_RAY_ENVIRONMENT)
+        import ray
+
+        address = self.address or os.environ.get("RAY_ADDRESS")
+        on_signal = signal.getsignal(signal.SIGTERM)
+        try:
+            _knock(address)
+            context = ray.init(
+                address=address or "local",
+                include_dashboard=False if address is None else None,
+                logging_level=logging.CRITICAL,
+                log_to_driver=False,
+            )
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"no Ray cluster answers at {address!r} ({reason}): start one with 'ray start --head' and give its "
+                "address with --address, with RAY_AUTH_MODE=token in the environment where it asks for a token, or run "
+                "without Ray by --inline."
+            ) from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_signal)  # Ray has put its own in its place
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        launchable = _launchable()
+        if self.gpus is None:
+            self.gpus = float(self.ranks) if any(node.get("GPU", 0) for node in (*nodes, *launchable)) else 0.0
+            self.packs = self.gpus == 1
+        if not any(self._fits(node) for node in (*nodes, *launchable)):
+            largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
+            has = f"{largest.get('CPU', 0):g} and {largest.get('GPU', 0):g}"
+            if address is None or launchable:
+                ray.shutdown()
+                raise InputError(
+                    f"a trial asks for {self.cpus} CPUs and {self.gpus:g} GPUs, and no machine has both (the largest "
+                    f"has {has}): lower cpus_per_trial or gpus_per_trial."
+                )
+            self.where = f"no node has {self.cpus} CPUs and {self.gpus:g} GPUs yet (the largest has {has}); "
+        self.where += f"on Ray: {self.size()}"
+        if context.dashboard_url:
+            self.where += f", dashboard http://{context.dashboard_url}"
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        return self
+
+    def _fits(self, node: Mapping[str, float]) -> bool:
+        return self.cpus <= node.get("CPU", 0) and self.gpus <= node.get("GPU", 0)
+
+    def size(self) -> str:
+        """What there is to run on now, as text."""
+        import ray
+
+        resources = ray.cluster_resources()
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        cores, graphics = resources.get("CPU", 0), resources.get("GPU", 0)
+        return f"{nodes} node{'s' * (nodes > 1)}, {cores:g} CPUs, {graphics:g} GPUs"
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        ray.shutdown()
+        shutil.rmtree(self.storage, ignore_errors=True)
+
+    def lacking(self, path: Path) -> list[str]:
+        """The other hosts of the cluster that do not see a file of this one; one that does not answer is left out."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        here = ray.get_runtime_context().get_node_id()
+        others = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        others.pop(here, None)
+        sees = ray.remote(Path.exists)
+        asked = {}
+        for node, host in others.items():
+            there = NodeAffinitySchedulingStrategy(node, soft=False)
+            asked[sees.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(path)] = host
+        answered = ray.wait(list(asked), num_returns=len(asked), timeout=60)[0] if asked else []
+        lacking = set()
+        for answer in answered:
+            with suppress(ray.exceptions.RayError):
+                if not ray.get(answer):
+                    lacking.add(asked[answer])
+        return sorted(lacking)
+
+    def run(self, source: Source, function: Function, listener: Listener) -> None:
+        """Run all jobs, each as a Tune trial that is tried again where its process or node dies."""
+        local = self.address is None and not os.environ.get("RAY_ADDRESS")
+        run_on_tune(source, function, listener, self.storage, self.cpus, self._gpus_of, local=local)
+
+    def _gpus_of(self, job: Job) -> float:
+        """GPUs of a job: those of a trial, of statistics one at most."""
+        if job.cell is None:
+            return min(self.gpus, 1.0)
+        return packing.share(job.cell, job.statistics) if self.packs else self.gpus
+
+
+def _launchable() -> list[dict[str, float]]:
+    """What the machines have that the autoscaler of Ray's cluster launcher may start, on its head; none elsewhere."""
+    import yaml
+
+    try:
+        config = yaml.safe_load((Path.home() / "ray_bootstrap_config.yaml").read_text())
+        kinds = config["available_node_types"].values()
+        return [kind["resources"] for kind in kinds if kind.get("max_workers", 0) > 0]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return []
+
+
+def _knock(address: str | None) -> None:
+    """Raise `OSError` where nobody listens at `host:port`: Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=5).close()

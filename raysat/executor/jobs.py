@@ -1,0 +1,103 @@
+"""Jobs, what becomes of them, and the executor that runs them in this process. It knows nothing of Ray."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from raysat.trial import Job
+
+Function = Callable[[Job], object]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        job: The job.
+        value: What its function returned; None where it failed.
+        error: The error, with its traceback; empty where there is none.
+    """
+
+    job: Job
+    value: object = None
+    error: str = ""
+
+
+class Listener(Protocol):
+    """Who is told as jobs start and end."""
+
+    def started(self, job: Job) -> None:
+        """A job has started, or has been started again."""
+
+    def told(self, job: Job, iteration: int, loss: float) -> None:
+        """A job that runs has said how far it is."""
+
+    def tick(self) -> None:
+        """Some time has passed."""
+
+    def ended(self, outcome: Outcome) -> None:
+        """A job has ended."""
+
+
+class Source(Protocol):
+    """Who names the jobs, one at a time.
+
+    Attributes:
+        shared: What all jobs have in common; it is sent to every process once.
+    """
+
+    shared: Job
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a job that was named has not ended, so that more may be named then."""
+
+    def next(self) -> Job | None:
+        """The next job; None where there is none, or none before another has ended."""
+
+
+def attempt(function: Function, job: Job) -> tuple[object, str]:
+    """What the function returns, or the error that it raises."""
+    try:
+        return function(job), ""
+    except Exception:
+        return None, traceback.format_exc()
+
+
+class InProcess:
+    """Runs jobs one after the other in this process: for a debugger, a test, or a machine without Ray."""
+
+    where = "in this process"
+
+    def size(self) -> str:
+        """What there is to run on, as text."""
+        return ""
+
+    def __enter__(self) -> InProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def lacking(self, path: Path) -> list[str]:
+        """The hosts that do not see a file of this one: none."""
+        return []
+
+    def run(self, source: Source, function: Function, listener: Listener) -> None:
+        """Run all jobs."""
+        for job in iter(source.next, None):
+            listener.started(job)
+            listener.tick()
+            tell = partial(self._told, listener, job)
+            listener.ended(Outcome(job, *attempt(function, replace(job, tell=tell))))
+
+    @staticmethod
+    def _told(listener: Listener, job: Job, iteration: int, loss: float) -> None:
+        listener.told(job, iteration, loss)
+        listener.tick()

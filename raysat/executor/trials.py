@@ -1,0 +1,194 @@
+"""Jobs as trials of Ray Tune, which schedules them and decides nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raysat.executor.jobs import Function, Listener, Outcome, Source, attempt
+from raysat.spec import Cell, Initialization
+from raysat.trial import Job
+
+RETRIES = 3
+"""How often a job whose process or node died is tried again without having come further than before. Default: 3; a
+cell that kills its process each time is to end as failed, one that advances between the losses of spot machines not."""
+
+UP_SECONDS = 10.0
+"""How long a process waits in all for the others to be up (see `_Company`)."""
+
+
+def run_on_tune(
+    source: Source,
+    function: Function,
+    listener: Listener,
+    storage: Path,
+    cpus: int,
+    gpus: Callable[[Job], float],
+    *,
+    local: bool,
+) -> None:
+    """Run all jobs on the cluster that this process has joined.
+
+    A Tune `Searcher` asks the source for the next one. On a cluster that may grow Tune keeps as many trials pending as
+    with its own grid search, so that an autoscaler sees what is to be done; else as many as a free process needs to
+    find its next trial ready.
+
+    Args:
+        source: Names the jobs.
+        function: Does a job.
+        listener: Is told of them.
+        storage: Folder for what Tune itself writes.
+        cpus: CPUs of a job.
+        gpus: The GPUs of a job.
+        local: Whether the cluster is this machine alone.
+    """
+    import ray
+    from ray import tune
+    from ray.tune.progress_reporter import TrialProgressCallback
+    from ray.tune.search import Searcher
+
+    shutil.rmtree(storage, ignore_errors=True)
+    storage.mkdir(parents=True)
+    cores = ray.cluster_resources().get("CPU", 1)
+    slots = max(1, int(cores / cpus)) if local else 1
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * slots if local else max(200, int(1.1 * cores)))
+
+    jobs: dict[str, Job] = {}  # those that run; what Tune keeps of a trial stays small
+    rows: dict[str, ray.ObjectRef] = {}  # statistics, by init_id
+    reached: dict[str, tuple[int, int]] = {}  # how far a job was when its process died last, and is now
+    shared, company = source.shared, _Company(storage / "up")
+
+    def trainable(config: dict) -> None:
+        sealed = config["job"]
+        row = ray.get(sealed.statistics) if sealed.statistics else {}
+        tell = lambda iteration, loss: tune.report({"told": (iteration, loss)})  # noqa: E731
+        job = replace(shared, init=sealed.init, cell=sealed.cell, statistics=row, gpus=sealed.gpus, tell=tell)
+        outcome = attempt(function, job)
+        company.wait()
+        tune.report({"outcome": outcome, "done": True})
+
+    def resources(config: dict) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": config["job"].gpus}])
+
+    class Suggest(Searcher):
+        """Asks the source. It is told of ends by the listener, before Tune asks for the next trial."""
+
+        def __reduce__(self) -> tuple:  # Tune pickles searchers for a restore that never comes
+            return Searcher, ()
+
+        def suggest(self, trial_id: str) -> dict | str | None:
+            job = source.next()
+            if job is None:
+                return None if source.waiting else Searcher.FINISHED
+            jobs[job.key] = job
+            company.expect(min(slots, len(jobs)))
+            if job.statistics and job.init.init_id not in rows:
+                rows[job.init.init_id] = ray.put(dict(job.statistics))
+            return {"job": _Sealed(job.key, job.init, job.cell, rows.get(job.init.init_id), gpus(job))}
+
+        def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+            pass
+
+    class Tell(TrialProgressCallback):
+        """Hands outcomes to the listener and takes them out of what Tune keeps; stands in for Tune's own report.
+
+        A trial whose node is lost just after its outcome came is run again by Tune; it counts once.
+        """
+
+        def __reduce__(self) -> tuple:
+            return TrialProgressCallback, ()
+
+        def _ended(self, trial: object, value: object = None, error: str = "") -> None:
+            if job := jobs.pop(repr(trial.config["job"]), None):
+                reached.pop(job.key, None)
+                listener.ended(Outcome(job, value, error))
+
+        def on_trial_start(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+            if job := jobs.get(repr(trial.config["job"])):
+                listener.started(job)
+
+        def on_trial_result(self, iteration: int, trials: list, trial: object, result: dict, **_: object) -> None:
+            if "outcome" in result:
+                self._ended(trial, *result.pop("outcome"))
+            elif "told" in result and (job := jobs.get(repr(trial.config["job"]))):
+                reached[job.key] = reached.get(job.key, (0, 0))[0], result["told"][0]
+                listener.told(job, *result["told"])
+
+        def on_trial_recover(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+            before, now = reached.get(key := repr(trial.config["job"]), (0, 0))
+            if now > before:
+                trial.max_failures += 1  # this failure does not count
+                reached[key] = now, now
+
+        def on_step_end(self, iteration: int, trials: list, **_: object) -> None:
+            listener.tick()
+
+        def on_trial_complete(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+            pass
+
+        def on_trial_error(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+            text = Path(trial.error_file).read_text() if trial.error_file else "the trial's process died"
+            self._ended(trial, error=text)
+
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune.TuneConfig(search_alg=Suggest(), num_samples=-1, reuse_actors=True),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(storage),
+            callbacks=[Tell()],
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+@dataclass(frozen=True)
+class _Sealed:
+    """A job as a value of Tune's, which looks into dictionaries and names folders after what it finds."""
+
+    key: str
+    init: Initialization
+    cell: Cell | None
+    statistics: object
+    gpus: float
+
+    def __repr__(self) -> str:
+        return self.key
+
+
+class _Company:
+    """Keeps the processes of one machine from ending their trials before all of them are up.
+
+    Tune gives a process that becomes free the next trial even where another process is being started for it, and then
+    stops that one: where trials are shorter than the start of a process, all of them would run in the first.
+
+    Args:
+        folder: Where each process leaves a mark.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.patience = folder, UP_SECONDS
+        folder.mkdir()
+
+    def expect(self, processes: int) -> None:
+        """Note how many processes there will be, at least."""
+        for number in range(processes):
+            (self.folder / f"expected-{number}").touch()
+
+    def wait(self) -> None:
+        """Wait until as many processes as are expected have come here, or the patience of this one has gone."""
+        (self.folder / f"up-{os.getpid()}").touch()
+        begun = time.monotonic()
+        while self._missing() and time.monotonic() - begun < self.patience:
+            time.sleep(0.01)
+        self.patience -= time.monotonic() - begun
+
+    def _missing(self) -> bool:
+        names = [name.partition("-")[0] for name in os.listdir(self.folder)]
+        return names.count("up") < names.count("expected")
