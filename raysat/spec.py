@@ -20,7 +20,7 @@ from functools import cached_property
 from raysat.training import PLAIN, Training, iterations_of
 from raysat.validation import InputError, among, listed, positive, whole
 
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 """Part of every identity. Raise it when a change to the code changes what a cell's result would be."""
 
 PREPROCESSINGS = ("none", "center", "standardize", "unit_norm")

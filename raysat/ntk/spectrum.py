@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor, nn
 
 from raysat.ntk import grams
@@ -47,23 +47,65 @@ def spectral_measure(
     return Measure(found.values[0], mass * found.vectors[0, 0] ** 2), found
 
 
-def spectral_density(operator: KernelOperator, like: Float[Tensor, "n *outputs"], steps: int, probes: int) -> Measure:
+def converged(found: Tridiagonal, tolerance: float) -> Bool[Tensor, " k"]:
+    """Which Ritz values of a Lanczos process are eigenvalues, to a relative residual."""
+    return found.last[0] * found.vectors[0, -1].abs() <= tolerance * found.values[0].abs()
+
+
+def spectral_density(
+    operator: KernelOperator,
+    like: Float[Tensor, "n *outputs"],
+    steps: int,
+    probes: int,
+    known: Tridiagonal,
+    trace: float,
+    tolerance: float = 1e-3,
+) -> Measure:
     """The density of K's eigenvalues, of total mass 1.
+
+    Each eigenpair that is known counts 1 over the size of K, exactly, and the probes are of what is orthogonal to their
+    vectors: a probe finds the mass of a single eigenvalue only to within a factor, so that the largest ones, which
+    decide up to which stepsize SGD is stable, would scatter most. What the probes find is weighted by a linear function
+    of the eigenvalue, such that number and sum of the eigenvalues are exact.
 
     Args:
         operator: K.
         like: A tensor of the shape that K acts on.
         steps: Products with K for each probe.
         probes: Random vectors, of signs, averaged.
+        known: A Lanczos process of K, whose converged pairs are known.
+        trace: The trace of K; nan where it is not known.
+        tolerance: Relative residual up to which pairs are known. Default: 1e-3, that of k_op.
     """
-    generator = torch.Generator().manual_seed(0)
+    pairs = converged(known, tolerance)
+    top = known.values[0, pairs]
+    vectors = known.vectors[0][:, pairs].T @ known.basis[0]
+    left = like.numel() - len(top)
     parts = []
-    for _ in range(probes):
-        signs = torch.randint(0, 2, like.shape, generator=generator).to(like) * 2 - 1
-        parts.append(spectral_measure(operator, signs, steps)[0])
-    nodes, order = torch.cat([part.nodes for part in parts]).sort()
-    weights = torch.cat([part.weights for part in parts])[order]
-    return Measure(nodes, weights / (probes * like.numel()))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(probes if left else 0):
+        signs = torch.randint(0, 2, like.shape, generator=generator).double().flatten().to(vectors) * 2 - 1
+        rest = (signs - (vectors @ signs) @ vectors).view_as(like).to(like)
+        part, _ = spectral_measure(operator, rest, steps)
+        parts.append(Measure(part.nodes, part.weights / part.weights.sum() * left / probes))
+    nodes, weights = (torch.cat([getattr(part, name) for part in parts] or [top[:0]]) for name in ("nodes", "weights"))
+    weights = _with_mean(nodes, weights, (trace - top.sum().item()) / max(left, 1))
+    nodes, order = torch.cat([top, nodes]).sort()
+    return Measure(nodes, torch.cat([torch.ones_like(top), weights])[order] / like.numel())
+
+
+def _with_mean(nodes: Float64[Tensor, " k"], weights: Float64[Tensor, " k"], mean: float) -> Float64[Tensor, " k"]:
+    """The weights times a linear function of the nodes, of the same sum and with a mean.
+
+    Where the function is below 0 it is 0 instead: at nodes far out, of which next to no weight is.
+    """
+    total = weights.sum()
+    now = (weights * nodes).sum() / total
+    variance = (weights * (nodes - now) ** 2).sum() / total
+    if not (len(nodes) and variance > 0 and mean > 0):  # a mean that is not known is nan
+        return weights
+    changed = weights * (1 + (mean - now) * (nodes - now) / variance).clamp_min(0)
+    return changed * total / changed.sum()
 
 
 def dense_kernel(network: nn.Module, x: Shaped[Tensor, "n *input"]) -> Float[Tensor, "size size"]:

@@ -13,7 +13,7 @@ from raysat.losses import LOSSES, Loss
 from raysat.ntk.kernel import KernelOperator
 from raysat.ntk.lanczos import largest_eigenpairs
 from raysat.ntk.per_sample import Method, choose, chunk_size, per_sample
-from raysat.ntk.spectrum import dense_kernel, spectral_density, spectral_measure, tight_gamma
+from raysat.ntk.spectrum import converged, dense_kernel, spectral_density, spectral_measure, tight_gamma
 from raysat.spec import InputError
 from raysat.theory import b_star, b_star_thm33
 
@@ -159,6 +159,8 @@ def ntk_statistics(
         loss_init = samples.loss / len(x)
         signal = gradient_square(network, x, y, function, chunk)
         noise_scale = (samples.gradient_squares.mean().item() - signal) / signal if signal > 0 else math.inf
+    trace = samples.frobenius[subset.to(samples.frobenius.device)].mean().item()
+    y_subset = None if y is None else y[subset]
     dense = min(dense_samples, len(x)) if loss == "mse" else 0
     kernel = dense_kernel(network, x[_subset(len(x), dense).to(x.device)]) if dense else None
     return NTKStatistics(
@@ -179,7 +181,7 @@ def ntk_statistics(
         b_star=b_star(gamma, k_op),
         b_star_thm33=b_star_thm33(gamma, k_op),
         noise_scale=noise_scale,
-        **_spectra(operator, outputs, None if y is None else y[subset], function, spectrum, probes, k_tolerance),
+        **_spectra(operator, outputs, y_subset, function, spectrum, probes, trace, k_tolerance),
         method=str(way),
         method_reason=reason,
     )
@@ -208,6 +210,7 @@ def _spectra(
     loss: Loss,
     steps: int,
     probes: int,
+    trace: float,
     tolerance: float,
 ) -> dict[str, tuple[float, ...]]:
     """The spectral measures, as tuples; empty where none were asked for.
@@ -218,16 +221,16 @@ def _spectra(
     names = ("top", "residual_nodes", "residual_weights", "density_nodes", "density_weights")
     if steps == 0:
         return dict.fromkeys(names, ())
-    density = spectral_density(operator, outputs, -(-steps // DENSITY_SHARE), probes)
-    found = {"density_nodes": density.nodes, "density_weights": density.weights}
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
     has_residual = y is not None and loss.name == "mse"
     measure, ritz = spectral_measure(operator, loss.residual(outputs, y) if has_residual else start, steps)
+    density = spectral_density(operator, outputs, -(-steps // DENSITY_SHARE), probes, ritz, trace, tolerance)
+    found = {"density_nodes": density.nodes, "density_weights": density.weights}
     if has_residual:
         found |= {"residual_nodes": measure.nodes, "residual_weights": measure.weights}
-    converged = ritz.last[0] * ritz.vectors[0, -1].abs() <= tolerance * ritz.values[0].abs()
-    below = int((~converged.flip(0)).float().argmax()) if not converged.all() else len(converged)
+    known = converged(ritz, tolerance)
+    below = int((~known.flip(0)).float().argmax()) if not known.all() else len(known)
     found["top"] = ritz.values[0].flip(0)[:below]
     return {name: tuple(found[name].tolist()) if name in found else () for name in names}
 
