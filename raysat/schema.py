@@ -83,7 +83,7 @@ _INIT = (
 _WHERE = (
     Column("device", _TEXT, "", "`cpu`, or the GPU's name."),
     Column("hostname", _TEXT, "", "The machine that computed the row."),
-    Column("threads", _INT, "", "CPU threads PyTorch used; rounding on a CPU depends on it."),
+    Column("threads", _INT, "", "CPU threads PyTorch used, of all ranks together; rounding on a CPU depends on it."),
     Column("raysat_version", _TEXT, "", "Version of raysat that computed the row."),
     Column("finished_at", pa.timestamp("us", tz="UTC"), "", "When the row was computed."),
 )
@@ -152,6 +152,12 @@ TRIALS = (
     Column("error", _TEXT, "", "The error of a failed cell; null otherwise."),
     *_INIT,
     Column("sampling", _TEXT, "", "`without_replacement`, `with_replacement` or `epochs`."),
+    Column(
+        "precision",
+        _TEXT,
+        "",
+        "In which the products of the steps were computed: `full`, that of dtype; `tf32`; or `bfloat16`.",
+    ),
     Column("batch_size", _INT, "samples", "Batch size b."),
     Column(
         "stepsize",
@@ -203,7 +209,8 @@ TRIALS = (
         "engine",
         _TEXT,
         "",
-        "What computed the steps: `autograd`, `fused`, `graph` or `parallel` (see `raysat.sgd.engine`).",
+        "What computed the steps: `autograd`, `fused`, `graph`, `parallel`, `asynchronous` or `optimizer` (see "
+        "`raysat.sgd.engine`).",
     ),
     Column(
         "matmul",
@@ -239,7 +246,7 @@ CURVES = (
         "gradient_square_mean",
         _REAL,
         "loss/eta",
-        "Its mean over the iterations 0..t, by the trapezoidal rule between evaluations.",
+        "Its mean over the iterations 0..t-1, taken as linear between evaluations; at t = 0 itself.",
     ),
 )
 

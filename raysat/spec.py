@@ -28,6 +28,7 @@ SAMPLINGS = ("without_replacement", "with_replacement", "epochs")
 DTYPES = ("float32", "float64")
 ENGINES = ("auto", "autograd", "fused", "graph")
 LOSS_NAMES = ("mse", "cross_entropy")
+PRECISIONS = ("full", "tf32", "bfloat16")
 
 FEWEST_EVALUATIONS = 7
 """L(w_T) and six log-spaced points before it: what remains of the curve however little the steps cost beside it."""
@@ -232,6 +233,7 @@ class Cell:
         ntk_at: Iterations at which the NTK statistics are taken again.
         training: How it is trained where not by plain SGD.
         gradient_norm: Whether evaluations measure the norm of the full gradient.
+        precision: One of `PRECISIONS`.
     """
 
     init: Initialization
@@ -244,6 +246,7 @@ class Cell:
     ntk_at: tuple[int, ...] = ()
     training: Training = PLAIN
     gradient_norm: bool = False
+    precision: str = "full"
 
     @cached_property
     def cell_id(self) -> str:
@@ -294,6 +297,9 @@ class Sweep:
             Gauss-Newton kernel, beyond the paper's theorem.
         target_loss: Stop a trial once its full training loss is at most this. Default: run all iterations.
         dtype: `float32` (default) or `float64`.
+        precision: In which the products of the steps are computed: `full` (default), that of `dtype`; `tf32`, on GPUs
+            that have it; or `bfloat16`, forward and backward passes under PyTorch's autocast, the weights and their
+            updates in float32. Statistics and evaluations are always in full precision.
         k_samples: Samples from which k_op is computed. Default: 4096; the operator norm hardly moves with more, while
             gamma, a maximum, is always taken over every sample.
         k_tolerance: Relative residual ||Kv - lambda v|| / lambda of k_op. Default: 1e-3; the error of the eigenvalue
@@ -343,6 +349,7 @@ class Sweep:
     target_loss: float | None = None
     loss: str = "mse"
     dtype: str = "float32"
+    precision: str = "full"
     k_samples: int = 4096
     k_tolerance: float = 1e-3
     spectrum: int = 0
@@ -419,6 +426,11 @@ class Sweep:
         among("preprocessing", self.preprocessing, PREPROCESSINGS)
         among("sampling", self.sampling, SAMPLINGS)
         among("dtype", self.dtype, DTYPES)
+        among("precision", self.precision, PRECISIONS)
+        if self.precision != "full" and self.dtype != "float32":
+            raise InputError(f"precision={self.precision!r} is of float32, and dtype={self.dtype!r}: set one of them.")
+        if self.precision == "bfloat16" and self.engine == "fused":
+            raise InputError("engine='fused' computes in full precision: set engine='auto' or precision='full'.")
         among("loss", self.loss, LOSS_NAMES)
         among("engine", self.engine, ENGINES)
         if self.engine in ("fused", "graph") and not all(training.is_plain for training in self.trainings):
@@ -520,6 +532,7 @@ class Sweep:
                 ntk_at=tuple(t for t in self.ntk_at if 0 < t <= iterations),  # at 0 they are the initialization's
                 training=training,
                 gradient_norm=self.gradient_norm,
+                precision=self.precision,
             )
             for init in self.initializations(n, n_test, code)
             for training in self.trainings

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -422,6 +422,11 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         show_cost(laid_out, {cell.cell_id for cell in laid_out.cells} & set(found), console)
         return 0
 
+    for field, value in (("precision", "tf32"), ("engine", "graph")):
+        elsewhere = options.address or os.environ.get("RAY_ADDRESS")
+        if getattr(sweep, field) == value and not elsewhere and not torch.cuda.is_available():
+            default = next(f.default for f in fields(Sweep) if f.name == field)
+            raise InputError(f"{field}={value!r} needs a GPU, and this machine has none: set {field}={default!r}.")
     failed = 0
     agenda = Agenda(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, found)
     left, total = len(agenda.weights), len(agenda.wanted)

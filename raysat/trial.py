@@ -106,6 +106,7 @@ def prepare(job: Job) -> tuple[data.Dataset, nn.Module, torch.device]:
     torch.set_num_threads(max(1, job.threads // (job.ranks if job.cell else 1)))
     plugins.install(job.sources)
     device = torch.device("cuda" if job.gpus != 0 and torch.cuda.is_available() else "cpu")
+    engines.set_precision("full", device)
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(min(job.gpus or 1.0, 1.0))
     data.look_also_in(job.data)
@@ -219,7 +220,9 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
             if job.tell and time.perf_counter() > tell_at:
                 job.tell(progress.iteration, progress.curve[-1]["train_loss"])
                 tell_at = time.perf_counter() + TELL_SECONDS
+            engines.set_precision(cell.precision, device)
             _advance(engine, cell, progress, until, device)
+        engines.set_precision("full", device)
         losses = (until == 0 and _known_losses(statistics)) or evaluate(network)
         progress.curve.append(
             {
@@ -401,6 +404,7 @@ def _describe_cell(cell: Cell) -> Row:
     return {
         "cell_id": cell.cell_id,
         "sampling": cell.sampling,
+        "precision": cell.precision,
         "batch_size": cell.batch_size,
         "stepsize": cell.stepsize.label,
         "training": cell.training.label,

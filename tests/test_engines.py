@@ -1,13 +1,14 @@
 import copy
 import itertools
 from contextlib import contextmanager
+from dataclasses import replace
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 from torch import nn
 
-from raysat import Sweep, fixed, mlp, models, resnet
+from raysat import Sweep, fixed, gpt, mlp, models, resnet
 from raysat import trial as trial_module
 from raysat.losses import LOSSES
 from raysat.models.layers import NTKLinear
@@ -232,6 +233,39 @@ def test_a_trial_records_engine_and_library(make_cell, asked, got):
     assert (row["engine"], row["matmul"]) == (got, "torch")  # in double precision
 
 
+def test_bfloat16_is_near_full_precision_and_another_cell(make_cell):
+    full, half = (make_cell(dtype="float32", batch_size=50, iterations=30) for _ in range(2))
+    half = replace(half, precision="bfloat16")
+    assert half.cell_id != full.cell_id
+    assert half.init.init_id == full.init.init_id  # the statistics are those of full precision
+    statistics = compute_statistics(Job("s", full.init))
+    rows = [run_trial(Job("s", cell.init, cell, statistics=statistics))[0] for cell in (full, half)]
+    assert [row["precision"] for row in rows] == ["full", "bfloat16"]
+    assert [row["engine"] for row in rows] == ["fused", "autograd"]
+    assert rows[1]["h"] != rows[0]["h"]
+    assert rows[1]["h"] == pytest.approx(rows[0]["h"], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"precision": "half"}, "use one of full, tf32, bfloat16"),
+        ({"precision": "bfloat16", "dtype": "float64"}, "set one of them"),
+        ({"precision": "bfloat16", "engine": "fused"}, "set engine='auto' or precision='full'"),
+    ],
+)
+def test_a_precision_that_cannot_be_had_is_refused(fields, words):
+    axes = {"models": [mlp(1)], "widths": [4], "batch_sizes": [1], "stepsizes": [fixed(1)]}
+    with pytest.raises(InputError, match=words):
+        Sweep(name="s", dataset="digits", iterations=1, **axes, **fields)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_tf32_needs_a_gpu(make_cell):
+    with pytest.raises(InputError, match="precision='tf32' needs a GPU"):
+        run_trial(Job("s", make_cell().init, replace(make_cell(), precision="tf32", stepsize=fixed(0.01))))
+
+
 @pytest.mark.parametrize("stop_at", [1, 3])
 def test_a_trial_killed_between_blocks_ends_in_the_same_bits(make_cell, tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(fused, "DEFER_FROM", 1)
@@ -357,6 +391,33 @@ def test_graph_is_autograd_in_double_precision(b, inner):
     network = network_of().cuda()
     captured = lambda *arguments: GraphEngine(inner(*arguments))  # noqa: E731
     assert both(network, x.cuda(), y.cuda(), loss, batches(0, 0, 100, b, N, device="cuda"), other=captured) < 1e-12
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("model", [resnet(depth=10), gpt(1, 2)])
+def test_graph_is_autograd_for_other_networks(model):
+    shape, outputs, loss = ((3, 8, 8), 4, "mse") if model.builder == "resnet" else ((8,), 11, "cross_entropy")
+    if loss == "mse":
+        x, y = torch.randn(N, *shape).double().cuda(), torch.randn(N, outputs).double().cuda()
+    else:
+        x, y = torch.randint(outputs, (2, N, *shape)).cuda()
+    network = models.build(model, 8, shape, outputs, seed=0).double().cuda()
+    chosen = batches(0, 0, 64, 3, N, device="cuda")
+    assert both(network, x, y, LOSSES[loss], chosen, 0.01, lambda *a: GraphEngine(AutogradEngine(*a))) < 1e-12
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the processor's memory is its own")
+@pytest.mark.parametrize("engine", ["autograd", "graph"])
+def test_nothing_is_copied_to_the_host_in_the_loop(engine):
+    x, y, loss = (part.cuda() if isinstance(part, torch.Tensor) else part for part in problem())
+    taker = build(engine, network_of().cuda(), x, y, loss, 0.1)
+    chosen = batches(0, 0, 64, 3, N, device="cuda")
+    taker.run(chosen)  # of the first run a graph is made
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        taker.run(chosen)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

@@ -11,7 +11,7 @@ from raysat.sgd.optimizers import OptimizerEngine
 from raysat.sgd.sampler import batches, normal
 from raysat.training import Training, factor
 
-LOSS, ETA, B, N, T = LOSSES["mse"], 0.05, 4, 30, 24
+LOSS, ETA, B, N, T = LOSSES["mse"], 0.05, 4, 30, 50
 
 
 @pytest.fixture

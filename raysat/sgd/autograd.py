@@ -21,15 +21,25 @@ class AutogradEngine:
         eta: Stepsize.
         at_once: Samples whose gradient is computed at a time; a larger batch is taken in parts. Where memory runs out
             it is halved. Samples that must stay together do (`raysat.sgd.memory.together`). Default: all.
+        bfloat16: Whether the passes are computed in bfloat16 (`torch.autocast`), the weights and their updates not.
     """
 
     name = "autograd"
     matmul = "torch"
 
     def __init__(
-        self, network: nn.Module, x: Tensor, y: Tensor, loss: Loss, eta: float, at_once: int | None = None
+        self,
+        network: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        loss: Loss,
+        eta: float,
+        at_once: int | None = None,
+        *,
+        bfloat16: bool = False,
     ) -> None:
         self.network, self.x, self.y, self.loss, self.eta = network, x, y, loss, eta
+        self.bfloat16 = bfloat16
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.together = together(network)
         self.at_once = len(x) if self.together == 0 or at_once is None else at_once
@@ -70,7 +80,11 @@ class AutogradEngine:
         total: list[Tensor] = []
         for k, part in enumerate(batch.split(at_once)):
             x, y = self.x.index_select(0, part), self.y.index_select(0, part)
-            outputs = self.network(x)
+            # Without the cache of casts, which would outlive the weights' updates in a CUDA graph.
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
+                outputs = self.network(x)
+            if self.bfloat16:
+                outputs = outputs.float()
             if z is None:
                 value = self.loss.total(outputs, y) / len(batch)
                 gradients = list(torch.autograd.grad(value, self.parameters))

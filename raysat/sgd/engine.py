@@ -10,6 +10,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
@@ -92,8 +93,11 @@ def build_for(
 ) -> StepEngine:
     """The engine of a cell: that of its training, or for plain SGD the one asked for; cf. `build`."""
     training, seed = cell.training, cell.init.seed
+    set_precision(cell.precision, x.device)
     if training.is_plain:
-        return build(engine, network, x, y, loss, eta, at_once, ranks)
+        return build(engine, network, x, y, loss, eta, at_once, ranks, bfloat16=cell.precision == "bfloat16")
+    if cell.precision == "bfloat16":
+        raise InputError("precision='bfloat16' is for plain SGD: set precision='full' or leave out trainings.")
     keep_memory()
     common = network, x, y, loss, eta
     if training.is_asynchronous:
@@ -110,6 +114,8 @@ def build(
     eta: float,
     at_once: int | None = None,
     ranks: int = 1,
+    *,
+    bfloat16: bool = False,
 ) -> StepEngine:
     """The engine asked for; of `auto`, the one that wins for this network on this device. Several ranks have their own.
 
@@ -122,21 +128,41 @@ def build(
         eta: Stepsize.
         at_once: Samples whose gradient is computed at a time (`raysat.sgd.memory`). Default: all.
         ranks: Processes among which each batch is split. Default: this one alone.
+        bfloat16: Whether forward and backward passes are computed in bfloat16, by `AutogradEngine`.
 
     Raises:
         InputError: The engine does not know this network, or there is no GPU for `graph`, or for each of the ranks.
     """
     keep_memory()
     if ranks > 1:
+        if bfloat16:
+            raise InputError("precision='bfloat16' is for one rank: set ranks_per_trial=1 or precision='full'.")
         return ParallelEngine(network, x, y, loss, eta, at_once, ranks=ranks)
     by_label = {known.label: known for known in Engine}
     chosen = choose(network, x) if engine == "auto" else by_label[engine]
+    if bfloat16 and chosen is Engine.FUSED:
+        chosen = Engine.AUTOGRAD
+    common = network, x, y, loss, eta, at_once
     if chosen is Engine.GRAPH:
         if x.device.type != "cuda":
             raise InputError("engine='graph' needs a GPU, and this trial runs on the CPU: set engine='auto'.")
-        inner = FusedEngine if layers_of(network) else AutogradEngine
-        return GraphEngine(inner(network, x, y, loss, eta, at_once), optional=engine == "auto")
-    return (FusedEngine if chosen is Engine.FUSED else AutogradEngine)(network, x, y, loss, eta, at_once)
+        fused = layers_of(network) and not bfloat16
+        inner = FusedEngine(*common) if fused else AutogradEngine(*common, bfloat16=bfloat16)
+        return GraphEngine(inner, optional=engine == "auto")
+    return FusedEngine(*common) if chosen is Engine.FUSED else AutogradEngine(*common, bfloat16=bfloat16)
+
+
+def set_precision(precision: str, device: torch.device) -> None:
+    """Let the GPU's products and convolutions of float32 be computed in TF32, or not.
+
+    PyTorch by default computes convolutions so.
+
+    Raises:
+        InputError: TF32 is asked for on a CPU.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise InputError("precision='tf32' needs a GPU, and this trial runs on the CPU: set precision='full'.")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def choose(network: nn.Module, x: Tensor) -> Engine:
