@@ -78,7 +78,7 @@ def test_an_optimizer_is_its_formula(problem, optimizer):
 @pytest.mark.parametrize(
     ("schedule", "formula"),
     [
-        ("step", lambda t: 1.0 if t < 12 else 0.1 if t < 18 else 0.01),
+        ("step", lambda t: 1.0 if t < T / 2 else 0.1 if t < 3 * T / 4 else 0.01),
         ("cosine", lambda t: math.cos(math.pi * t / (2 * T)) ** 2),
     ],
 )

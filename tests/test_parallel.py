@@ -65,7 +65,7 @@ def test_shares_may_differ_in_size_and_be_empty():
     engine = ParallelEngine(network, x, y, LOSS, 0.05, ranks=3)
     alone = AutogradEngine(reference, x, y, LOSS, 0.05)
     for b in (1, 2, 7, N):
-        chosen = batches(0, 0, 5, b, N)
+        chosen = batches(0, 0, 13, b, N)
         engine.run(chosen)
         alone.run(chosen)
     for parameter, expected in zip(network.parameters(), reference.parameters(), strict=True):
