@@ -77,7 +77,10 @@ def main(width: int) -> None:
                         best[name] = steps, eta / limit
             for name in table:
                 table[name][seed, b] = list(best[name])
-            print(f"width {width}, seed {seed}, b = {b}: " + str({k: [round(x, 3) for x in v] for k, v in best.items()}), flush=True)
+            print(
+                f"width {width}, seed {seed}, b = {b}: " + str({k: [round(x, 3) for x in v] for k, v in best.items()}),
+                flush=True,
+            )
     for name, cells in table.items():
         steps = np.array([[cells[seed, b][0] for b in SIZES] for seed in SEEDS])
         at = np.array([[cells[seed, b][1] for b in SIZES] for seed in SEEDS])
