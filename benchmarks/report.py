@@ -1,4 +1,4 @@
-"""The report of a large sweep: its size, and how long it takes. Bars: 300 trials under 5 MB, in under 20 s.
+"""The report of a large sweep, forecast included: its size and its time. Bars: 300 trials under 5 MB, in under 20 s.
 
 python benchmarks/report.py [--trials 300]
 """
@@ -21,12 +21,13 @@ from raysat.store import Store
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 WIDTHS = (250, 500, 1000)
 STEPSIZES = (theory(1.0), *grid([0.1, 0.2, 0.4, 0.8]))
-GAMMA, K_OP, T = 6.0, 0.6, 4000
+GAMMA, K_OP, N, T = 6.0, 0.6, 1000, 4000
+NODES = np.geomspace(1e-4 * K_OP, K_OP, 64)
 TIMES = [0, *np.unique(np.geomspace(1, T, 30).round()).astype(int).tolist()]
 
 
 def write(root: Path, trials: int) -> None:
-    """A results folder of made trials: loss exp(-h t) with h = h_inf / (1 + b_c/b), and some noise."""
+    """A results folder of made trials: loss exp(-h t) with h = h_inf / (1 + b_c/b), and some noise; and of spectra."""
     seeds = max(1, trials // (len(SIZES) * len(WIDTHS) * len(STEPSIZES)))
     sweep = Sweep(
         name="made",
@@ -39,13 +40,33 @@ def write(root: Path, trials: int) -> None:
         seeds=seeds,
     )
     store = Store(root)
-    store.open(sweep, {}, {"n": 1000})
+    store.open(sweep, {}, {"n": N})
     noise = np.random.default_rng(0)
     for width in WIDTHS:
+        for seed in range(seeds):
+            store.write_ntk(_network(width, seed) | _spectrum() | {"iteration": 0})
         for stepsize in STEPSIZES:
             for b in SIZES:
                 for seed in range(seeds):
                     store.write_trial(*_trial(width, stepsize, b, seed, noise))
+
+
+def _network(width, seed):
+    return {
+        **{"init_id": f"{width}-{seed}", "dataset": "digits", "preprocessing": "center", "n": N, "model": "mlp"},
+        **{"model_options": '{"depth": 3}', "depth": 3, "width": width, "dtype": "float32", "seed": seed},
+        **{"loss": "mse", "loss_init": 1.0, "gamma": GAMMA, "k_op": K_OP, "b_star": GAMMA / K_OP},
+        **{"b_star_thm33": 4 * GAMMA / K_OP, "noise_scale": 30.0},
+    }
+
+
+def _spectrum():
+    """As many nodes as spectrum=64 has: a power law, with a residual of mass 2 L(w_0) = 2."""
+    masses, shares = NODES**0.5, NODES**-0.5
+    return {
+        **{"k_samples": N, "n_outputs": 10, "residual_nodes": NODES, "residual_weights": 2 * N * masses / masses.sum()},
+        **{"density_nodes": NODES, "density_weights": shares / shares.sum(), "method": "gram"},
+    }
 
 
 def _trial(width, stepsize, b, seed, noise):
@@ -56,12 +77,11 @@ def _trial(width, stepsize, b, seed, noise):
     losses = np.exp(-rate * np.array(TIMES)) * np.exp(0.02 * noise.normal(size=len(TIMES)))
     losses[0] = 1.0
     row = {
-        **{"cell_id": key, "status": "completed", "dataset": "digits", "preprocessing": "center", "n": 1000},
-        **{"model": "mlp", "model_options": '{"depth": 3}', "depth": 3, "width": width, "dtype": "float32"},
-        **{"seed": seed, "loss": "mse", "loss_init": 1.0, "gamma": GAMMA, "k_op": K_OP, "b_star": GAMMA / K_OP},
-        **{"b_star_thm33": 4 * GAMMA / K_OP, "noise_scale": 30.0, "sampling": "without_replacement", "batch_size": b},
-        **{"stepsize": stepsize.label, "eta": eta, "beta": beta, "eta_beta": eta * beta, "iterations": T},
-        **{"iterations_done": T, "h": -math.log(losses[-1]) / T, "finished_at": datetime.now(UTC)},
+        **_network(width, seed),
+        **{"cell_id": key, "status": "completed", "sampling": "without_replacement", "batch_size": b},
+        **{"stepsize": stepsize.label, "eta": eta, "beta": beta, "eta_beta": eta * beta, "eta_limit": 2 / K_OP},
+        **{"iterations": T, "iterations_done": T, "h": -math.log(losses[-1]) / T, "finished_at": datetime.now(UTC)},
+        **{"steps_per_second": 1e4 / b**0.5, "device": "cpu", "threads": 1, "gpus": 0.0},
     }
     curve = [
         {"cell_id": key, "iteration": t, "samples": t * b, "seconds": 1e-4 * t * b**0.5, "train_loss": loss}
@@ -80,7 +100,7 @@ def main() -> None:
         started, computed = time.perf_counter(), time.process_time()
         page = finish(root, Console(file=io.StringIO()))
         seconds, computed = time.perf_counter() - started, time.process_time() - computed
-        count = len(list((root / "trials").glob("*.parquet"))) - 1  # one is the empty schema
+        count = len(Store(root).read("trials"))
         print(f"{count} trials: {page.stat().st_size / 1e6:.2f} MB in {seconds:.1f} s, {computed:.1f} s of CPU")
 
 

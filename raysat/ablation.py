@@ -4,7 +4,8 @@
 
 It is made for the questions of Hoffer, Hubara and Soudry 2017 (test accuracy and generalization gap of large batches
 and of their remedies; how far the weights travel) and of the theory of asynchronous SGD under a budget of samples
-(final loss and mean squared gradient norm against batch size and learners).
+(final loss and mean squared gradient norm against batch size and learners). Where stepsizes were tuned, the best one
+of each seed counts, by the final training loss.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
 
-from raysat.analysis import load, number, usable
+from raysat.analysis import load, number, policy, usable
 from raysat.files import location, write_aside
 from raysat.validation import InputError
 
@@ -42,16 +45,28 @@ QUANTITIES = {
 """What is averaged over seeds, by column: its name for a person."""
 
 
+def counted(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials that count: of each way and seed one that neither diverged nor failed, and of several the best.
+
+    There are several where stepsizes were tuned: the one of the least final training loss is the best. One stepsize is
+    there twice where a user's own module changed between two runs: the later trial holds.
+    """
+    latest = trials.sort_values("finished_at", kind="stable").drop_duplicates([*WAY, "seed", "eta"], keep="last")
+    return usable(latest).sort_values(["loss_final", "eta"]).drop_duplicates([*WAY, "seed"])
+
+
 def measured(trials: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """The trials that neither diverged nor failed, with what follows from their curves.
+    """The trials that count, with what follows from their curves.
 
     Returns:
-        `trials` with the columns `gap` (accuracy on the training samples less that on the test samples),
+        `counted(trials)` with the columns `gap` (accuracy on the training samples less that on the test samples),
         `gradient_square_mean` (over the whole run), and `slope`, `intercept` and `r_square` of the least-squares line
         `||w_t - w_0|| = intercept + slope log t` through the evaluations from t = 1 on (Hoffer et al. 2017, section 3).
+        `seconds` are unknown of asynchronous learners: what was timed is their simulation, one step after the other.
     """
-    kept = usable(trials)
-    kept = kept.assign(gap=kept["train_accuracy"] - kept["test_accuracy"])
+    kept = counted(trials)
+    gap, seconds = kept["train_accuracy"] - kept["test_accuracy"], kept["seconds"].mask(kept["learners"] > 1)
+    kept = kept.assign(gap=gap, seconds=seconds)
     paths = {cell_id: path.sort_values("iteration") for cell_id, path in curves.groupby("cell_id")}
     found = [_of_curve(paths[cell_id]) for cell_id in kept["cell_id"]]
     names = ("gradient_square_mean", "slope", "intercept", "r_square")
@@ -77,20 +92,22 @@ def ablation(trials: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
         curves: The `curves` table.
 
     Returns:
-        The columns `WAY`, `iterations`, `seeds` (that ended well), `lost` (that diverged or failed), `r_square` (the
-        smallest, of the line through the distances), and for each of `QUANTITIES` its mean, `_low` and `_high`, the
-        95 % interval of the mean by Student's t; nan with one seed.
+        The columns `WAY`, `iterations`, `seeds` (with a trial that ended well), `lost` (seeds without one), `eta` (the
+        median stepsize of the trials that count), `eta_min`, `eta_max`, `r_square` (the smallest, of the line through
+        the distances), and for each of `QUANTITIES` its mean, `_low` and `_high`, the 95 % interval of the mean by
+        Student's t; nan with one seed.
     """
     kept = measured(trials, curves)
     rows = []
     for key, everything in trials.groupby(list(WAY), dropna=False):
-        of_way = kept[kept["cell_id"].isin(everything["cell_id"])]
+        of_way, asked = kept[kept["cell_id"].isin(everything["cell_id"])], everything["seed"].nunique()
         row = dict(zip(WAY, key, strict=True)) | {"iterations": int(everything["iterations"].max())}
-        row |= {"seeds": len(of_way), "lost": len(everything) - len(of_way), "r_square": of_way["r_square"].min()}
+        row |= {"seeds": len(of_way), "lost": asked - len(of_way), "r_square": of_way["r_square"].min()}
+        row |= {"eta": of_way["eta"].median(), "eta_min": of_way["eta"].min(), "eta_max": of_way["eta"].max()}
         for name in QUANTITIES:
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), mean_and_interval(of_way[name]), strict=True))
         rows.append(row)
-    made = ("iterations", "seeds", "lost", "r_square")
+    made = ("iterations", "seeds", "lost", "eta", "eta_min", "eta_max", "r_square")
     names = (*WAY, *made, *(name + end for name in QUANTITIES for end in ("", "_low", "_high")))
     return pd.DataFrame(rows, columns=list(names))
 
@@ -117,21 +134,46 @@ def model_labels(table: pd.DataFrame) -> pd.Series:
 
 
 NAMES = ("model", "stepsize", "training")
+"""The columns of `cells` that are words."""
+
 TITLE = "Means over seeds ± half of the 95 % interval (Student's t)"
 
 
 def cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """The table as text, of each quantity that was measured: the columns, of which the first are `NAMES`; the rows."""
+    """The table as text, of each quantity that was measured: the columns and the rows. Width is left out if one."""
     known = [name for name in QUANTITIES if table[name].notna().any()]
+    several = ["width"] if table["width"].nunique() > 1 else []
     rows = []
     for row, label in zip(table.to_dict("records"), model_labels(table), strict=True):
         seeds = f"{row['seeds']}" + (f" ({row['lost']} lost)" if row["lost"] else "")
+        way = (label, *(str(row[name]) for name in several), _stepsize(row), row["training"])
         counts = (str(row["batch_size"]), f"{row['iterations']:,}", seeds)
-        rows.append([label, row["stepsize"], row["training"], *counts, *(_value(row, name) for name in known)])
-    return [*NAMES, "b", "T", "seeds", *(QUANTITIES[name] for name in known)], rows
+        rows.append([*way, *counts, *(_value(row, name) for name in known)])
+    return ["model", *several, "stepsize", "training", "b", "T", "seeds", *(QUANTITIES[name] for name in known)], rows
 
 
-def about_slope(table: pd.DataFrame) -> str:
+def _stepsize(row: dict) -> str:
+    """The policy, and of a grid which stepsizes were the best: `grid: 0.2`, `grid: 0.1 to 0.4`."""
+    if not policy(row["stepsize"]).startswith("grid") or not row["seeds"]:
+        return row["stepsize"]
+    ends = dict.fromkeys(number(row[name]) for name in ("eta_min", "eta_max"))
+    return f"{row['stepsize']}: {' to '.join(ends)}"
+
+
+def remarks(table: pd.DataFrame) -> list[str]:
+    """What must be said below the table, a sentence each."""
+    said = [_about_slope(table)]
+    if table["stepsize"].map(policy).str.startswith("grid").any():
+        said.append("grid: of each seed the stepsize of the least final training loss counts, which is named.")
+    if (table["learners"] > 1).any():
+        said.append(
+            "seconds: left out for asynchronous learners, which are simulated one step after the other: the time that "
+            "this takes is not theirs."
+        )
+    return list(filter(None, said))
+
+
+def _about_slope(table: pd.DataFrame) -> str:
     """What the slope is, and how well the line fits; empty where there is none."""
     if not table["slope"].notna().any():
         return ""
@@ -150,7 +192,7 @@ def show(table: pd.DataFrame, console: Console) -> None:
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
-    if said := about_slope(table):
+    for said in remarks(table):
         console.print(said)
 
 
@@ -162,26 +204,50 @@ def _value(row: dict, name: str) -> str:
 
 
 def figure(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure:
-    """Distance from w_0 against log t, and train loss and test accuracy against wall-clock time: medians over seeds."""
-    kept = usable(trials)
-    kept = kept.assign(label=model_labels(kept))
-    joined = kept[["cell_id", "label", "training", "batch_size"]].merge(curves, on="cell_id")
+    """Distance from w_0 against log t, train loss and test accuracy against wall-clock time: medians over seeds.
+
+    A line is a way of training, as in the table: its color names the training, its dashes the rest. Where learners were
+    asynchronous, samples take the place of time, which their simulation does not have.
+    """
+    kept = counted(trials).sort_values(list(WAY))
+    kept = kept.assign(model=model_labels(kept))
+    rest = [name for name in ("model", "width", "stepsize") if kept[name].nunique() > 1] + ["batch_size"]
+    kept = kept.assign(rest=_joined(kept, rest))
+    across = "samples" if (kept["learners"] > 1).any() else "seconds"
+    joined = kept[["cell_id", "training", "rest"]].merge(curves, on="cell_id")
     joined = joined[joined["iteration"] > 0]
-    drawn = Figure(figsize=(13, 4.2), layout="constrained")
+    trainings = kept["training"].unique()
+    palette = colormaps["tab10" if len(trainings) <= 10 else "tab20"].colors
+    colors = dict(zip(trainings, palette * len(trainings), strict=False))
+    dashes = dict(zip(kept["rest"].unique(), DASHES * len(kept), strict=False))
+    drawn = Figure(figsize=(13, 5), layout="constrained")
     panels = drawn.subplots(1, 3)
-    for (label, training, b), rows in joined.groupby(["label", "training", "batch_size"]):
-        path = rows.groupby("iteration")[["distance_from_init", "train_loss", "test_accuracy", "seconds"]].median()
-        name = f"{label}, b = {b}, {training}"
-        panels[0].plot(path.index, path["distance_from_init"], linewidth=1, label=name)
-        panels[1].plot(path["seconds"], path["train_loss"], linewidth=1)
-        panels[2].plot(path["seconds"], path["test_accuracy"], linewidth=1)
+    for (training, other), rows in joined.groupby(["training", "rest"], sort=False):
+        path = rows.groupby("iteration")[["distance_from_init", "train_loss", "test_accuracy", across]].median()
+        look = {"color": colors[training], "linestyle": dashes[other], "linewidth": 1}
+        panels[0].plot(path.index, path["distance_from_init"], **look)
+        panels[1].plot(path[across], path["train_loss"], **look)
+        panels[2].plot(path[across], path["test_accuracy"], **look)
     names = ("distance ||w_t - w_0||", "training loss", "test accuracy")
-    for panel, y, x in zip(panels, names, ("iteration t", *["seconds in steps"] * 2), strict=True):
+    time = "seconds in steps" if across == "seconds" else "samples"
+    for panel, y, x in zip(panels, names, ("iteration t", time, time), strict=True):
         panel.set(xscale="log", xlabel=x, ylabel=y)
         panel.grid(visible=True, color="0.9", linewidth=0.6)
     panels[1].set_yscale("log")
-    drawn.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
+    marks = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
+    marks += [Line2D([], [], color="black", linewidth=1, linestyle=dash, label=name) for name, dash in dashes.items()]
+    drawn.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return drawn
+
+
+DASHES = ["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 4)), (0, (5, 1))]
+
+
+def _joined(kept: pd.DataFrame, names: Sequence[str]) -> pd.Series:
+    """What tells rows apart, as text: `mlp(ghost=4), b = 16`."""
+    words = {"width": "width {}", "batch_size": "b = {}"}
+    parts = [kept[name].map(words.get(name, "{}").format) for name in names]
+    return parts[0].str.cat(parts[1:], sep=", ") if len(parts) > 1 else parts[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

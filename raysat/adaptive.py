@@ -23,7 +23,8 @@ whose derivative by log b_N is `s(b) = b_N / (b + b_N)`, so that by the delta me
 sigma^2 being the scatter about the fit. From it follows an interval, by Student's t. Batch sizes are run in rising
 order, by factors of four, until the interval lies below the largest of them: until N is seen to be within twice its
 limit. Then, one at a time, the batch size that narrows the interval most for its floating-point operations (the
-D-optimal one, for a line in s), until the interval is as narrow as was asked.
+D-optimal one, for a line in s), until the interval is as narrow as was asked. Where the batch sizes end within the
+interval those between are run in the same way; where it lies beyond them all there is nothing to find.
 """
 
 from __future__ import annotations
@@ -234,7 +235,8 @@ class Group:
     def _next_size(self, wanted: Mapping[int, list[Cell]], findings: Findings) -> tuple[int | None, str]:
         """The batch size to run next, or None and why no more is wanted."""
         ends = []
-        for limit in self._limits:
+        known = any(findings[cell.cell_id].of_limit < math.inf for cells in wanted.values() for cell in cells)
+        for limit in self._limits if known else (math.inf,):
             b, why = self._next_of_reading(wanted, findings, limit)
             if b is not None:
                 return b, ""
@@ -258,11 +260,14 @@ class Group:
         if made.high < run[0]:
             return None, f"N(b) does not fall from b = {run[0]} on"
         text = f"b_N = {made.value:.3g} [{made.low:.3g}, {made.high:.3g}]"
-        if made.high > run[-1]:
-            return (higher, "") if higher else (None, f"{text}, not below the largest batch size")
-        if made.high <= self.ratio * made.low:
+        beyond = made.high > run[-1]
+        if beyond and higher:
+            return higher, ""
+        if not beyond and made.high <= self.ratio * made.low:
             return None, text
-        return (self._narrowing(b, made.value, steps, left), "") if left else (None, f"{text}, no batch size is left")
+        if left and made.low <= run[-1] and math.isfinite(made.value):
+            return self._narrowing(b, made.value, steps, left), ""
+        return None, f"{text}, {'not below the largest batch size' if beyond else 'no batch size is left'}"
 
     def _steps(
         self, run: Sequence[int], wanted: Mapping[int, list[Cell]], findings: Findings, limit: float

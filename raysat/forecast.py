@@ -3,7 +3,7 @@
     $ python -m raysat.forecast sweeps/mnist.py --set widths=[512]
 
 The curves are those of `raysat.recursion`, which says how they are derived and when they fail; from them follow h(b),
-N(b; eps) and the critical batch sizes.
+N(b; eps) and the critical batch sizes, which are refused in words where measured ones would be (`raysat.fits`).
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -22,9 +23,11 @@ from jaxtyping import Float, Int
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from raysat import sweepfile
-from raysat.fits import fit_saturation, steps_to_target
+from raysat.analysis import number
+from raysat.fits import critical_batch, steps_to_target
 from raysat.plan import plan
 from raysat.recursion import Spectrum, largest_stable, loss_curves, noise_factor
 from raysat.theory import beta
@@ -36,14 +39,14 @@ STEPS = 64
 """Products with K for the residual's spectral measure. Default: 64; on MNIST doubling it changes no forecast loss by
 0.1 %."""
 
-GRID = 2.0 ** np.arange(-4, 0.26, 0.25)
+GRID = 2.0 ** np.arange(-4, 0, 0.25)
 """The stepsizes among which the best is sought, as fractions of the largest stable one: powers of 2^(1/4)."""
 
 
 def tuned_steps(
     spectrum: Spectrum, b: Int[np.ndarray, " k"], eps: float, iterations: int, *, replacement: bool = False
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """N(b; eps) with each batch size's best stepsize among the stable ones, and that stepsize.
+    """N(b; eps) with each batch size's best stepsize of `GRID`, and which one that is, over the largest stable one.
 
     Args:
         spectrum: The spectrum.
@@ -54,13 +57,12 @@ def tuned_steps(
     """
     phi = np.array([noise_factor(int(size), spectrum.n, replacement=replacement) for size in b])
     most = np.array([largest_stable(spectrum, value) for value in phi])
-    etas = (most[:, None] * GRID[GRID < 1]).ravel()
-    curves = loss_curves(spectrum, etas, np.repeat(phi, (GRID < 1).sum()), iterations)
+    curves = loss_curves(spectrum, (most[:, None] * GRID).ravel(), np.repeat(phi, len(GRID)), iterations)
     t = np.arange(iterations + 1)
     steps = np.array([steps_to_target(t, curve, eps) for curve in curves]).reshape(len(b), -1)
     best = np.where(np.isnan(steps), math.inf, steps).argmin(1)
-    rows = np.arange(len(b))
-    return steps[rows, best], np.where(np.isnan(steps[rows, best]), math.nan, etas.reshape(len(b), -1)[rows, best])
+    found = steps[np.arange(len(b)), best]
+    return found, np.where(np.isnan(found), math.nan, GRID[best])
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,12 @@ class Forecast:
         by_batch: One row a batch size: `eta_max`, the largest stable stepsize; `eta_theory` = 1/beta(b) with `h_theory`
             and `N_theory`; `eta_best` and `N_best`, tuned among the stable ones.
         b_star: gamma / k_op.
-        b_N: Fit of N_best.
-        b_N_theory: Fit of N_theory.
-        b_h_theory: Fit of h_theory, at T iterations.
+        b_N: Fit of N_best; nan where `remarks` say why.
+        b_N_theory: Fit of N_theory; likewise.
+        b_h_theory: Fit of h_theory, at T iterations; likewise.
         target: The loss to which N belongs.
         iterations: T.
+        remarks: Why a critical batch size is refused, and where the best stepsizes lie at an end of those tried.
     """
 
     by_batch: pd.DataFrame
@@ -85,6 +88,7 @@ class Forecast:
     b_h_theory: float
     target: float
     iterations: int
+    remarks: tuple[str, ...]
 
 
 def forecast(
@@ -114,31 +118,60 @@ def forecast(
         target = float(curves[0].min())
     t = np.arange(iterations + 1)
     n_theory = np.array([steps_to_target(t, curve, target) for curve in curves])
-    h = np.log(curves[:, 0] / curves[:, -1]) / iterations
-    n_best, eta_best = tuned_steps(spectrum, b, target, iterations, replacement=replacement)
-    eta_max = [largest_stable(spectrum, value) for value in phi]
+    with np.errstate(divide="ignore"):
+        h = np.log(curves[:, 0] / curves[:, -1]) / iterations
+    n_best, share = tuned_steps(spectrum, b, target, iterations, replacement=replacement)
+    eta_max = np.array([largest_stable(spectrum, value) for value in phi])
     table = {"batch_size": b, "eta_max": eta_max, "eta_theory": eta, "h_theory": h, "N_theory": n_theory}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        fits = [float(fit_saturation(b, np.where(y > 0, y, math.nan)).b_c) for y in (n_best, n_theory, 1 / h)]
+    missed = f"in T = {iterations:,} iterations L <= {target:.3g} is not reached"
+    b_N, b_N_why = _fit(b, n_best, "N", missed)
+    b_N_theory, b_N_theory_why = _fit(b, n_theory, "N", missed)
+    b_h_theory, b_h_theory_why = _fit(b, h, "h", "the loss grows beyond all bounds")
+    refused = {"b_N": b_N_why, "b_N under 1/beta(b)": b_N_theory_why, "b_h under 1/beta(b)": b_h_theory_why}
     return Forecast(
-        by_batch=pd.DataFrame(table | {"eta_best": eta_best, "N_best": n_best}),
+        by_batch=pd.DataFrame(table | {"eta_best": share * eta_max, "N_best": n_best}),
         b_star=gamma / k_op,
-        b_N=fits[0],
-        b_N_theory=fits[1],
-        b_h_theory=fits[2],
+        b_N=b_N,
+        b_N_theory=b_N_theory,
+        b_h_theory=b_h_theory,
         target=target,
         iterations=iterations,
+        remarks=(*(f"No {name}: {why}." for name, why in refused.items() if why), *_at_ends(b, share)),
     )
+
+
+def _fit(
+    b: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"], quantity: Literal["h", "N"], missed: str
+) -> tuple[float, str]:
+    """A critical batch size, or nan and why there is none; `missed` says what it means that a value is none."""
+    if not (known := np.isfinite(values)).all():
+        return math.nan, f"{missed} at b = {', '.join(map(str, b[~known]))}"
+    fit = critical_batch(b, values[None], quantity)
+    return fit.value, fit.reason
+
+
+def _at_ends(b: Int[np.ndarray, " k"], share: Float[np.ndarray, " k"]) -> Iterator[str]:
+    """Where the best stepsize may lie beyond those that were tried."""
+    for end, name in ((GRID[0], "smallest"), (GRID[-1], "largest")):
+        if (share == end).any():
+            sizes = ", ".join(map(str, b[share == end]))
+            yield (
+                f"At b = {sizes} the best stepsize is the {name} tried, {end:.2g} of the largest stable one: N may be "
+                "smaller beyond it."
+            )
 
 
 def show(name: str, made: Forecast, console: Console) -> None:
     """Print a forecast: the critical batch sizes in each sense, and a row a batch size."""
-    console.print(f"[bold]{name}[/]")
+    b_N, b_N_theory, b_h_theory = map(number, (made.b_N, made.b_N_theory, made.b_h_theory))
+    console.print(Text(name, style="bold"))
     console.print(
-        f"b_star {made.b_star:.3g}; b_N {made.b_N:.3g} with the best stable stepsizes; under 1/beta(b) b_N "
-        f"{made.b_N_theory:.3g} and, at T = {made.iterations:,}, b_h {made.b_h_theory:.3g}. "
-        f"Target: L <= {made.target:.3g}."
+        f"b_star {made.b_star:.3g}; b_N {b_N} with the best stable stepsizes; under 1/beta(b) b_N {b_N_theory} and, at "
+        f"T = {made.iterations:,}, b_h {b_h_theory}. Target: L <= {made.target:.3g}.",
+        highlight=False,
     )
+    for remark in made.remarks:
+        console.print(remark, highlight=False)
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     for column in made.by_batch:
         shown.add_column(column, justify="right")
@@ -171,6 +204,11 @@ def _main(options: argparse.Namespace, console: Console) -> None:
         raise InputError(f"loss={sweep.loss!r}: the recursion is that of the squared error; set loss='mse'.")
     if sweep.iterations is None or set(sweep.trainings) != {PLAIN}:
         raise InputError("the forecast is of plain SGD under iterations=: set both, and leave out trainings.")
+    if sweep.sampling == "epochs":
+        raise InputError(
+            "sampling='epochs': the recursion is that of batches drawn independently; set sampling to "
+            "'without_replacement' or 'with_replacement'."
+        )
     sweep = replace(sweep, seeds=sweep.seeds[:1], spectrum=sweep.spectrum or STEPS)
     laid_out = plan(sweep, options.file.parent)
     target = options.target or (min(sweep.targets) if sweep.targets else None)

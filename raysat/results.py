@@ -88,6 +88,10 @@ class Results:
         """N(b) with its fit, perfect scaling, b_N and b_star."""
         return self._plot("steps")
 
+    def plot_costs(self) -> list[Figure]:
+        """Samples, seconds and device-hours to the target against b, each over its least."""
+        return self._plot("costs")
+
     def _read(self, table: str) -> pd.DataFrame:
         from raysat.store import Store
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,15 +24,16 @@ def tables(accuracies, slope=2.0):
         "training": "sgd",
         "learners": 1,
     }
-    common |= {"learners": 1, "train_accuracy": 0.9, "loss_final": 1.0, "seconds": 1.0}
+    common |= {"train_accuracy": 0.9, "loss_final": 1.0, "seconds": 1.0, "eta": 1.0}
     trials, curves = [], []
     for seed, accuracy in enumerate(accuracies):
         row = {"cell_id": f"c{seed}", "seed": seed, "status": "completed", "batch_size": 4, "iterations": 100}
-        trials.append({**common, **row, "test_accuracy": accuracy})
+        trials.append({**common, **row, "test_accuracy": accuracy, "finished_at": pd.Timestamp(seed, unit="s")})
         for t in (0, 1, 3, 10, 100):
             distance = 1 + slope * np.log(t) if t else 0.0
-            point = {"iteration": t, "distance_from_init": distance, "gradient_square_mean": t + 0.5}
-            curves.append({"cell_id": f"c{seed}", **point})
+            point = {"iteration": t, "distance_from_init": distance, "gradient_square_mean": t + 0.5, "samples": 4 * t}
+            rest = {"train_loss": 1.0, "test_accuracy": accuracy, "seconds": 0.1 * t}
+            curves.append({"cell_id": f"c{seed}", **point, **rest})
     return pd.DataFrame(trials), pd.DataFrame(curves)
 
 
@@ -65,6 +68,68 @@ def test_one_seed_has_no_interval():
     assert np.isnan([row["test_accuracy_low"], row["test_accuracy_high"]]).all()
 
 
+def test_of_a_grid_the_best_stepsize_of_each_seed_counts_and_is_named():
+    """Two seeds of three stepsizes: six trials, one row of two seeds."""
+    trials, curves = tables([0.1, 0.5, 0.2, 0.1, 0.2, 0.7])
+    trials = trials.assign(seed=[0, 0, 0, 1, 1, 1], eta=[0.1, 0.2, 0.4] * 2, loss_final=[3, 1, 2, 3, 2, 1])
+    trials = trials.assign(stepsize="grid")
+    table = ablation.ablation(trials, curves)
+    (row,) = table.to_dict("records")
+    assert (row["seeds"], row["lost"]) == (2, 0)
+    assert row["test_accuracy"] == pytest.approx((0.5 + 0.7) / 2)
+    assert (row["eta_min"], row["eta_max"]) == (0.2, 0.4)
+    assert "grid: 0.2 to 0.4" in ablation.cells(table)[1][0]
+    assert any("least final training loss" in said for said in ablation.remarks(table))
+    trials.loc[3:, "status"] = "diverged"
+    (row,) = ablation.ablation(trials, curves).to_dict("records")
+    assert (row["seeds"], row["lost"]) == (1, 1)  # seeds, not trials
+    trials.loc[:, "status"] = "diverged"
+    assert ablation.cells(ablation.ablation(trials, curves))[1][0][1:3] == ["grid", "sgd"]
+
+
+def test_a_trial_of_outdated_code_does_not_count_as_a_seed():
+    trials, curves = tables([0.5, 0.6, 0.9])
+    trials = trials.assign(seed=[0, 1, 1])
+    (row,) = ablation.ablation(trials, curves).to_dict("records")
+    assert row["seeds"] == 2
+    assert row["test_accuracy"] == pytest.approx(0.7)
+
+
+def test_widths_are_told_apart_in_the_table_and_the_figure():
+    trials, curves = tables([0.5, 0.7])
+    one, _ = ablation.cells(ablation.ablation(trials, curves))
+    assert "width" not in one
+    trials = trials.assign(width=[8, 16])
+    columns, rows = ablation.cells(ablation.ablation(trials, curves))
+    assert [row[columns.index("width")] for row in rows] == ["8", "16"]
+    _, _, accuracies = ablation.figure(trials, curves).axes
+    assert [line.get_ydata()[-1] for line in accuracies.lines] == [0.5, 0.7]
+    (legend,) = ablation.figure(trials, curves).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["sgd", "width 8, b = 4", "width 16, b = 4"]
+
+
+def test_the_figure_has_a_line_for_each_stepsize_policy_and_one_for_a_grid():
+    trials, curves = tables([0.5, 0.7, 0.9])
+    trials = trials.assign(stepsize=["fixed(1)", "grid", "grid"], seed=[0, 0, 0], eta=[1, 1, 2], loss_final=[1, 1, 2])
+    _, _, accuracies = ablation.figure(trials, curves).axes
+    assert [line.get_ydata()[-1] for line in accuracies.lines] == [0.5, 0.7]
+
+
+def test_a_simulation_of_learners_has_no_seconds_of_theirs():
+    trials, curves = tables([0.5, 0.7])
+    table = ablation.ablation(trials, curves)
+    assert table["seconds"].tolist() == [1.0]
+    assert len(ablation.remarks(table)) == 1
+    trials = trials.assign(learners=[1, 4], training=["sgd", "4 learners random"])
+    table = ablation.ablation(trials, curves).set_index("learners")
+    assert table.at[1, "seconds"] == 1.0
+    assert np.isnan(table.at[4, "seconds"])
+    assert any(said.startswith("seconds: left out for asynchronous") for said in ablation.remarks(table.reset_index()))
+    distances, losses, _ = ablation.figure(trials, curves).axes
+    assert (distances.get_xlabel(), losses.get_xlabel()) == ("iteration t", "samples")
+    assert losses.lines[1].get_xdata().tolist() == [4, 12, 40, 400]
+
+
 def test_from_a_sweep_without_statistics_to_the_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     path = tmp_path / "ways.py"
@@ -86,7 +151,9 @@ def test_from_a_sweep_without_statistics_to_the_table(tmp_path, capsys, monkeypa
     table = pd.read_parquet(results / "ways" / "ablation.parquet")
     assert len(table) == 2 * 2 * 3
     assert (table["seeds"] == 2).all()
-    assert table[list(ablation.QUANTITIES)].notna().all(axis=None)
+    known = table[list(ablation.QUANTITIES)].notna()
+    assert known.drop(columns="seconds").all(axis=None)
+    assert (known["seconds"] == (table["learners"] == 1)).all()
     assert (results / "ways" / "figures" / "ablation.png").stat().st_size > 0
     page = (results / "ways" / "report.html").read_text()
     shown = page[page.index('<section id="trainings"') :]
@@ -96,6 +163,28 @@ def test_from_a_sweep_without_statistics_to_the_table(tmp_path, capsys, monkeypa
     again = [str(path), "--results", str(results), "--inline", "--set", "stepsizes=[theory()]"]
     assert sweep.main(again) == 2
     assert "made of gamma" in capsys.readouterr().err
+
+
+def test_on_mnist_the_mean_gradient_norm_rises_with_batch_size_and_learners(real_data, tmp_path):
+    """The part of the theory under a budget of samples that holds at two cores' size, and the loss against b."""
+    changes = {
+        **{"name": "budget", "dataset": "mnist", "preprocessing": "center", "n_train": 2000, "n_test": 0},
+        **{"models": '[mlp(2,"relu",2**0.5)]', "widths": [64], "stepsizes": "[fixed(0.6)]", "samples": 8000},
+        **{"batch_sizes": [16, 256], "trainings": "[asynchronous(1),asynchronous(8)]", "seeds": 2},
+    }
+    settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
+    path = Path(__file__).parents[1] / "sweeps" / "asgd.py"
+    assert sweep.main([str(path), *settings, "--results", str(tmp_path), "--inline", "--quiet"]) == 0
+    trials, curves = (pd.read_parquet(tmp_path / "budget" / name) for name in ("trials", "curves"))
+    table = ablation.ablation(trials, curves).pivot(index="batch_size", columns="learners")
+    norms, losses = table["gradient_square_mean"], table["loss_final"]
+    assert (norms.loc[256] > 2 * norms.loc[16]).all()
+    assert (norms[8] > 2 * norms[1]).all()
+    assert (losses.loc[256] > 1.5 * losses.loc[16]).all()
+    page = (tmp_path / "budget" / "report.html").read_text()
+    shown = page[page.index('<section id="trainings"') :]
+    assert "mean ||grad L||^2" in shown
+    assert " ± " in shown
 
 
 def test_a_folder_without_results_is_refused(tmp_path, capsys):

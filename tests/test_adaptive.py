@@ -130,6 +130,36 @@ def test_without_saturation_it_ends_at_the_largest_and_says_so():
     assert "not below the largest" in agenda.done[0]
 
 
+def test_sizes_between_are_run_where_the_largest_lies_within_the_interval():
+    """N is noisy at 1, 4 and 16, the largest: what lies between them narrows the interval while there is any left."""
+
+    def truth(cell):
+        off = {1: 0.3, 4: -0.3, 16: 0.3}.get(cell.batch_size, 0.0) * (1 if cell.init.seed else -1)
+        return reaching(50 * (1 + 8 / cell.batch_size) * math.exp(off))
+
+    sweep = make(batch_sizes=[1, 2, 3, 4, 6, 8, 12, 16], seeds=2)
+    agenda = explore(sweep, truth)
+    assert sizes(agenda) == [1, 2, 3, 4, 6, 8, 12, 16]
+    assert "b_N = 8 [4.43, 14.5], no batch size is left" in agenda.done[0]
+
+
+def test_beyond_all_sizes_no_other_is_run():
+    """The whole interval lies above the largest batch size: those between cannot change that."""
+    agenda = explore(make(batch_sizes=[1, 2, 4, 8, 16]), law(200.0, noise=1e-4))
+    assert sizes(agenda) == [1, 4, 16]
+    assert "not below the largest" in agenda.done[0]
+
+
+def test_without_a_limit_there_is_no_stable_reading():
+    def truth(cell):
+        off = abs(math.log2(cell.stepsize.value / 0.2))
+        return reaching((1 + off) * 50 * (1 + 8 / cell.batch_size), of_limit=math.nan)
+
+    agenda = explore(make(stepsizes=[grid([0.1, 0.2, 0.4])]), truth)
+    assert "b_N = 8" in agenda.done[0]
+    assert "stable" not in agenda.done[0]
+
+
 def test_a_target_that_is_not_reached_ends_it():
     agenda = explore(make(), lambda cell: Finding("completed", (0, 10), (1.0, 0.5), 0.5))
     assert sizes(agenda) == [1]

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import re
 from datetime import UTC, datetime
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from raysat.analysis import THEORY_CAVEAT, analyze, main, print_summary, setting, summary
+from raysat.analysis import THEORY_CAVEAT, analyze, main, print_summary, scatter, setting, summary
 from raysat.schema import CURVES, TRIALS, arrow_schema
 from raysat.spec import Model, Sweep, theory
 from raysat.store import Store
@@ -114,16 +115,13 @@ class TestFits:
         assert fits[128, "theory(1)"] == pytest.approx(5, rel=1e-3)
         assert fits[64, "fixed(0.1)"] == pytest.approx(3, rel=1e-3)
 
-    def test_diverged_and_failed_trials_are_left_out_and_counted(self):
-        made = [
-            *full(),
-            trial(256, 0, status="diverged", rate=-1.0),
-            trial(512, 0, status="failed", eta=math.nan),
-            trial(512, 1, status="failed", eta=math.nan),
-        ]
-        fit = headline(made, "b_h")
-        assert fit["value"] == pytest.approx(12, rel=1e-3)
-        assert (fit["batch_sizes"], fit["n_diverged"], fit["n_failed"]) == (8, 1, 2)
+    def test_failed_trials_are_left_out_counted_and_named(self):
+        made = [*full(), *(trial(512, seed, status="failed", eta=math.nan) for seed in (0, 1))]
+        for quantity in ("b_h", "b_N"):
+            fit = headline(made, quantity)
+            assert fit["value"] == pytest.approx(12, rel=1e-3)
+            assert (fit["batch_sizes"], fit["n_diverged"], fit["n_failed"]) == (8, 0, 2)
+            assert "at b = 512 a seed has no trial that ended well: what failed there is not in" in fit["reason"]
 
     def test_a_group_in_which_nothing_ended_well_says_so(self):
         made = [trial(b, status="failed") for b in SIZES]
@@ -131,17 +129,32 @@ class TestFits:
         assert "no loss level" in headline(made, "b_N")["reason"]
         assert headline(made, "b_N")["n_failed"] == len(SIZES)
 
-    def test_batch_sizes_without_a_trial_that_ended_well_are_named(self):
-        """All of b = 1 and one seed of b = 2 diverged: the fit is through the rest, and says so."""
+    def test_a_batch_size_at_which_all_of_a_seed_diverged_leaves_no_fit(self):
+        """All of b = 1 and one seed of b = 2 diverged: h and N have no value there, and the rest is not the law's."""
         made = [
             trial(b, seed, status="diverged" if b == 1 or (b, seed) == (2, 1) else "completed")
             for seed in (0, 1)
             for b in SIZES
         ]
+        analysis = analyzed(made, [0.7])
         for quantity in ("b_h", "b_N"):
-            fit = headline(made, quantity)
-            assert "at b = 1, 2 a seed has no trial that ended well" in fit["reason"]
-            assert (fit["batch_sizes"], fit["n_diverged"]) == (7, 3)
+            fit = analysis.fits[analysis.fits["quantity"] == quantity].iloc[0]
+            assert math.isnan(fit["value"])
+            assert fit["reason"].startswith("at b = 1, 2 every trial of a seed diverged")
+            assert "take smaller stepsizes" in fit["reason"]
+            assert (fit["batch_sizes"], fit["n_diverged"]) == (6, 3)
+        points = analysis.points.pivot(index="batch_size", columns="quantity", values="value")
+        assert points.index[points["h"].isna()].tolist() == points.index[points["N"].isna()].tolist() == [2]
+        assert analysis.costs["batch_size"].min() == 4
+
+    def test_diverged_stepsizes_beside_a_good_one_are_evidence_not_a_loss(self):
+        made = [
+            trial(b, seed, "grid", eta, status="diverged" if eta > 1 else "completed")
+            for seed in (0, 1) for b in SIZES for eta in (1.0, 2.0)
+        ]  # fmt: skip
+        fit = analyzed(made).fits.query("quantity == 'b_N' and headline and tuning == 'free'").iloc[0]
+        assert fit["value"] == pytest.approx(12, rel=1e-2)
+        assert fit["n_diverged"] == 16
 
     def test_one_batch_size_is_not_fitted(self):
         for quantity in ("b_h", "b_N"):
@@ -165,6 +178,25 @@ class TestFits:
         assert fits["rms_log_residual"].between(0.01, 0.1).all()
         said = fits["reason"].str.contains("one seed: the interval is over the fit's residuals")
         assert said.all() if seeds == 1 else not said.any()
+
+    def test_one_seed_has_intervals_of_each_point_from_the_fits_residuals(self):
+        rng = np.random.default_rng(0)
+        made = [trial(b, rate=0.02 / (1 + 12 / b) * math.exp(rng.normal(0, 0.05))) for b in SIZES]
+        points = analyzed(made, [0.9]).points
+        assert len(points) == 16
+        assert (points["low"] < points["value"]).all()
+        assert (points["value"] < points["high"]).all()
+        ratio = points["high"] / points["low"]
+        assert ratio.between(1.05, 1.5).all()  # the scatter of 5 %, twice, to both sides
+        assert ratio.max() < 1.001 * ratio.min()  # one set of residuals for all b
+
+    def test_one_seed_without_a_fit_has_no_intervals_and_says_so(self):
+        analysis = analyzed([trial(b) for b in SIZES[:2]], [0.9])
+        assert analysis.points["low"].isna().all()
+        said = "one seed, and no fit whose residuals could be resampled: "
+        for quantity in ("h", "N"):
+            fit = analysis.fits[analysis.fits["quantity"] == f"b_{quantity}"].iloc[0]
+            assert f"{said}{quantity}(b) has no interval" in fit["reason"]
 
     def test_of_a_cell_that_was_run_twice_the_later_holds(self):
         later = [
@@ -273,6 +305,24 @@ class TestGrid:
         assert (fits.at["free", "eta_beta_min"], fits.at["free", "eta_beta_max"]) == (5, 90)
         assert fits.at["free", "n_diverged"] == sum(row["status"] == "diverged" for row, _ in grid_of())
 
+    def test_the_top_of_a_grid_that_ends_below_the_limit_is_an_edge_of_the_stable_reading_too(self):
+        """The limit is 4. At b = 64 and 128 nothing at or above it was tried: a larger stable one may be better."""
+        made = [(row, curve) for row, curve in grid_of() if row["eta"] < 4 or row["batch_size"] < 64]
+        fits = analyzed(made, targets=[0.7]).fits.query("quantity == 'b_N'").set_index("tuning")
+        assert "the best stepsize is the largest tried at b = 64, 128: widen the grid" in fits.at["stable", "reason"]
+
+    def test_batch_sizes_without_a_stable_stepsize_are_named(self):
+        made = [
+            trial(b, seed, "grid", eta, eta_limit=0.4 if b == 1 else 4.0)
+            for seed in (0, 1) for b in SIZES for eta in (0.5, 1.0)
+        ]  # fmt: skip
+        fits = analyzed(made).fits.query("quantity == 'b_N' and headline").set_index("tuning")
+        assert (
+            "at b = 1 a seed has no stable stepsize: what is not stable there is not in" in fits.at["stable", "reason"]
+        )
+        assert fits.at["stable", "batch_sizes"] == 7
+        assert "no stable stepsize" not in fits.at["free", "reason"]
+
     def test_only_the_best_must_reach_a_target(self):
         made = [trial(b, seed, "grid", eta, rate=eta * 0.02 / (1 + 12 / b)) for seed in (0, 1) for b in SIZES
                 for eta in (1e-6, 1.0)]  # fmt: skip
@@ -301,9 +351,11 @@ class TestSummary:
         text = printed(analyzed(made), width)
         assert max(map(len, text.splitlines())) <= width
         assert "…" not in text
-        for name in ("width", "gamma", "k_op", "b_star", "b_h", "b_N", "L <=", "notes", "[12, 12]", "(stable)"):
+        for name in ("width", "gamma", "k_op", "b_star", "b_h", "b_N", "L <=", "notes", "[0.07, 0.07]", "(stable)"):
             assert name in text
+        assert re.search(r"scatter \d+ %", text)
         words = flat(text)
+        assert "b_h: at b = 256 every trial of a seed diverged" in words
         assert THEORY_CAVEAT in words
         assert "under one stepsize for all b, h varies by only 6.9 %: agreement of h with h_interp says little" in words
         assert "depends on the number of iterations, here T = 300; b_N does not" in words
@@ -324,15 +376,55 @@ class TestSummary:
 
     def test_a_setting_names_data_model_and_training(self):
         row = analyzed(full()).fits.iloc[0].to_dict()
-        assert setting(row) == "toy (center, n = 1,000), mlp(depth=2), mse, float32, without_replacement, T = 300"
+        plain = "toy (center, n = 1,000), mlp(depth=2), mse, float32, without_replacement, T = 300"
+        assert setting(row) == plain
+        row = analyzed(full(training="momentum 0.9")).fits.iloc[0].to_dict()
+        assert setting(row) == f"{plain}, momentum 0.9 (the prediction is for plain SGD)"
+
+    def test_has_the_scatter_of_each_fit(self):
+        rng = np.random.default_rng(0)
+        made = [trial(b, rate=0.02 / (1 + 12 / b) * math.exp(rng.normal(0, 0.05))) for b in SIZES]
+        fits = analyzed(made).fits.query("headline").set_index("quantity")["rms_log_residual"]
+        (row,) = summary(analyzed(made).fits).to_dict("records")
+        assert (row["b_h_scatter"], row["b_N_scatter"]) == (fits["b_h"], fits["b_N"])
+        assert scatter(row["b_N_scatter"]) in printed(analyzed(made))
+
+    def test_says_why_there_is_no_prediction(self):
+        (row,) = summary(analyze(*tables(without_statistics()), ntk=refused_ntk()).fits).to_dict("records")
+        assert row["tuning"] == "free"  # what is stable is not known
+        assert "No prediction: bn (BatchNorm1d) mixes the samples of a batch." in row["notes"]
+        assert not any("best stepsizes" in note for note in row["notes"])  # they have no unit
 
     def test_a_row_that_is_null_in_depth_and_activation_is_a_group_too(self):
         made = full(model="linear", model_options="{}", depth=None, activation=None, width=0)
         assert summary(analyzed(made).fits)["b_h"].tolist() == [pytest.approx(12, rel=1e-3)]
 
 
-def results(root, made, **sweep):
-    """A results folder with these trials."""
+def without_statistics():
+    """Trials of a network whose samples have no gradients of their own."""
+    known = ("gamma", "k_op", "b_star", "b_star_thm33", "noise_scale", "eta_beta", "eta_limit")
+    made = [trial(b, seed, "grid", eta, rate=0.2 * eta / (1 + 12 / b), init_id=f"init-{seed}")
+            for seed in (0, 1) for b in SIZES for eta in (0.05, 0.1)]  # fmt: skip
+    return [({**row, **dict.fromkeys(known)}, curve) for row, curve in made]
+
+
+def refused_ntk():
+    """The `ntk` table of `without_statistics`."""
+    rows = [
+        {
+            key: row[key]
+            for key in ("init_id", "dataset", "preprocessing", "n", "model", "model_options", "depth", "width")
+        }
+        | {"dtype": row["dtype"], "seed": row["seed"], "loss": "mse", "iteration": 0, "method": "refused"}
+        | {"method_reason": "bn (BatchNorm1d) mixes the samples of a batch"}
+        for row, _ in without_statistics()
+    ]
+    unique = {row["init_id"]: row for row in rows}
+    return pa.Table.from_pylist(list(unique.values()), schema=arrow_schema("ntk")).to_pandas()
+
+
+def results(root, made, ntk=(), **sweep):
+    """A results folder with these trials, and these rows of `ntk`."""
     store = Store(root)
     fields = {"name": "toy", "dataset": "toy", "models": (Model("mlp", (("depth", 2),)),), "widths": (64,)}
     fields |= {"batch_sizes": SIZES, "stepsizes": (theory(1.0),), "iterations": 300, "seeds": 2}
@@ -341,6 +433,8 @@ def results(root, made, **sweep):
         known = {column.name for column in TRIALS}
         assert set(row) <= known
         store.write_trial({**row, "cell_id": row["cell_id"]}, curve)
+    for row in ntk:
+        store.write_ntk(row)
     return root
 
 
@@ -392,3 +486,30 @@ def test_trainings_are_measured_apart_and_budgets_of_samples_together():
     assert headline["training"].tolist() == ["momentum 0.9", "sgd"]
     assert headline["batch_sizes"].tolist() == [4, 4]
     assert set(headline["iterations"]) == {640}
+
+
+def under_a_budget(**changes):
+    """Trials of 640 samples each: T falls from 640 to 10."""
+    made = [trial(b, seed, training="sgd", **changes) for b in (1, 4, 16, 64) for seed in range(3)]
+    return [({**row, "budget": "640 samples", "iterations": 640 // row["batch_size"]}, path) for row, path in made]
+
+
+def test_under_a_budget_of_samples_there_is_no_b_h_and_t_is_a_range():
+    analysis = analyzed(under_a_budget(), [0.9])
+    fits = analysis.fits.set_index("quantity")
+    assert math.isnan(fits.at["b_h", "value"])
+    assert "T falls with b, here from 640 to 10, and h depends on T" in fits.at["b_h", "reason"]
+    assert fits.at["b_N", "value"] == pytest.approx(12, rel=1e-2)
+    assert analysis.points["h_interp"].isna().all()
+    assert "T = 10 to 640" in setting(fits.iloc[0].to_dict())
+    assert "here T = 10 to 640; b_N does not" in flat(printed(analysis))
+    remarks = analysis.comparison.query("quantity == 'b_h'").set_index("predictor")["remark"]
+    assert remarks["b_star"] == ""
+
+
+def test_widths_of_which_not_all_has_ended_are_one_setting():
+    """Of width 128 the long trials of small batches have not ended: its largest T is smaller."""
+    unfinished = [(row, path) for row, path in under_a_budget(width=128) if row["batch_size"] > 1]
+    fits = analyzed([*under_a_budget(), *unfinished]).fits
+    assert set(fits["iterations"]) == {640}
+    assert set(fits["iterations_least"]) == {10}

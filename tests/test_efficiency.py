@@ -93,7 +93,25 @@ class TestChoices:
         row = chosen(made, 0.9).loc["b_20"]
         assert (row["low"], row["high"]) == (pytest.approx(2.2), pytest.approx(9.2))  # three times the same seed
         assert row["low"] < row["batch_size"] < row["high"]
-        assert math.isnan(chosen([timed(b) for b in SIZES]).at["b_20", "low"])
+
+    def test_intervals_of_one_seed_are_over_the_fits_residuals_where_there_is_a_fit(self):
+        rng = np.random.default_rng(1)
+        rates = [0.02 / (1 + 12 / b) * math.exp(rng.normal(0, 0.05)) for b in SIZES]
+        made = [timed(b, rate=rate) for b, rate in zip(SIZES, rates, strict=True)]
+        analysis = analyzed(made, [0.7])
+        row = analysis.choices.set_index("choice").loc["b_20"]
+        assert row["low"] < row["batch_size"] < row["high"]
+        assert row["seeds"] == 1
+        costs, points = analysis.costs.set_index(["cost", "batch_size"]), analysis.points.query("quantity == 'N'")
+        for cost in ("samples", "seconds", "device_hours"):  # as wide as those of N, of which they are multiples
+            ratio = costs.loc[cost, "high"] / costs.loc[cost, "low"]
+            assert ratio.to_numpy() == pytest.approx((points["high"] / points["low"]).to_numpy())
+        assert "Intervals are over the fit's residuals, for there is one seed." in what_to_use(analysis.choices)[1][0]
+
+        without = analyzed([timed(b, b_c=1e-4) for b in SIZES], [0.7])  # nothing to see of b: no fit
+        assert without.choices["low"].isna().all()
+        assert without.costs["low"].isna().all()
+        assert "There are no intervals: there is one seed, and no fit" in what_to_use(without.choices)[1][0]
 
     def test_costs_have_a_row_for_each_batch_size(self):
         table = analyzed([timed(b, seed) for seed in (0, 1) for b in SIZES], [0.7]).costs
@@ -118,6 +136,8 @@ class TestChoices:
         assert choices.at["least_seconds", "reason"] == "the largest batch size run: a larger one may cost less still"
         missed = [*(timed(b) for b in SIZES), timed(256, rate=1e-4)]
         assert "b = 256 left out, where not every seed reaches" in chosen(missed).at["b_20", "reason"]
+        diverged = [timed(b, status="diverged" if b == 1 else "completed") for b in SIZES]
+        assert "b = 1 left out, where not every seed reaches" in chosen(diverged).at["b_20", "reason"]
         assert "nothing to choose from" in chosen([timed(8)]).at["least_samples", "reason"]
 
     def test_without_seconds_there_are_samples_alone(self):

@@ -1,3 +1,5 @@
+import math
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -7,7 +9,7 @@ import torch
 
 from raysat import InputError, data, linearized, mlp, models, ntk_statistics
 from raysat.fits import fit_saturation, steps_to_target
-from raysat.forecast import forecast, main, tuned_steps
+from raysat.forecast import GRID, forecast, main, tuned_steps
 from raysat.losses import LOSSES
 from raysat.recursion import Spectrum, largest_stable, loss_curves, noise_factor, stable_below
 from raysat.sgd.engine import AutogradEngine
@@ -121,9 +123,10 @@ def test_the_noise_factor_is_the_variance_of_a_batchs_mean():
 
 def test_tuned_steps_are_the_best_of_those_tried(digits):
     spectrum = Spectrum.of(digits[1])
-    steps, etas = tuned_steps(spectrum, np.array([1, 8, 120]), 1.0, 500)
+    steps, shares = tuned_steps(spectrum, np.array([1, 8, 120]), 1.0, 500)
     assert (np.diff(steps) < 0).all()
-    for b, n, eta in zip((1, 8, 120), steps, etas, strict=True):
+    for b, n, share in zip((1, 8, 120), steps, shares, strict=True):
+        eta = share * largest_stable(spectrum, noise_factor(b, 120))
         curve = loss_curves(spectrum, np.array([eta]), np.array([noise_factor(b, 120)]), 500)[0]
         assert curve[int(np.ceil(n))] <= 1.0 < curve[int(np.floor(n)) - 1]
     assert np.isnan(tuned_steps(spectrum, np.array([1]), 1e-9, 10)[0]).all()
@@ -137,6 +140,37 @@ def test_a_forecast_has_every_sense_of_the_critical_batch(digits):
     assert made.b_h_theory > 0
     assert made.by_batch["N_theory"].iloc[0] == pytest.approx(300)
     assert (made.by_batch["N_best"] <= made.by_batch["N_theory"] * 1.02).all()
+
+
+def test_what_a_fit_cannot_say_is_refused_in_words(digits):
+    row = digits[1]
+    assert not any(remark.startswith("No ") for remark in forecast(row, [1, 4, 16, 64, 120], 300).remarks)
+
+    small = forecast(row, [1, 2, 3], 300)  # b_N lies beyond them
+    assert math.isnan(small.b_N)
+    assert any(re.match(r"No b_N: .*beyond the largest batch size run \(3\)", remark) for remark in small.remarks)
+    few = forecast(row, [1, 4], 300)
+    assert math.isnan(few.b_N)
+    assert math.isnan(few.b_h_theory)
+    assert sum("2 batch sizes with a value, a fit needs 3" in remark for remark in few.remarks) == 3
+
+    reached = forecast(row, [1, 4, 16, 64, 120], 300).by_batch.set_index("batch_size")["N_best"]
+    short = int(reached[16]) + 1  # what b = 16 reaches in so few steps b = 1 and 4 do not
+    target = forecast(row, [1, 4, 16, 64, 120], 300).target
+    missed = forecast(row, [1, 4, 16, 64, 120], short, target)
+    assert math.isnan(missed.b_N)
+    said = f"No b_N: in T = {short} iterations L <= {target:.3g} is not reached at b = 1, 4."
+    assert said in missed.remarks
+
+
+def test_a_best_stepsize_at_an_end_of_those_tried_is_warned_of():
+    """Where one eigenvalue decides, the fastest descent is just below the limit."""
+    row = {"n": 64, "k_samples": 64, "n_outputs": 1, "gamma": 20.0, "k_op": 1.0}
+    row |= {"residual_nodes": [0.01, 1.0], "residual_weights": [64.0, 1e-9]}
+    row |= {"density_nodes": [0.01, 1.0], "density_weights": [63 / 64, 1 / 64]}
+    made = forecast(row, [1, 8, 64], 2000)
+    assert made.by_batch["eta_best"].iloc[-1] == pytest.approx(GRID[-1] * 2.0)
+    assert any(re.match(r"At b = .*64 the best stepsize is the largest tried, 0.84 of", said) for said in made.remarks)
 
 
 def test_on_least_squares_b_n_is_that_of_the_exact_recursion():
@@ -172,6 +206,15 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert "N_best" in said
     assert main([str(path), "--set", "loss=cross_entropy"]) == 2
     assert "set loss='mse'" in capsys.readouterr().err
+    assert main([str(path), "--set", "sampling=epochs"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "batches drawn independently; set sampling to 'without_replacement'" in error
+    assert main([str(path), "--set", "batch_sizes=[1,2]"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "b_N - with the best stable stepsizes" in said
+    assert "No b_N: 2 batch sizes with a value, a fit needs 3." in said
+    assert "nan" not in said
     assert main([str(tmp_path / "none.py")]) == 2
 
 

@@ -1,12 +1,19 @@
 import math
-from itertools import pairwise
+import re
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from test_analysis import SIZES, analyzed, full, grid_of, tables, trial
+from test_analysis import SIZES, analyzed, full, grid_of, refused_ntk, tables, trial, without_statistics
+from test_efficiency import timed
 
-from raysat.plots import CAPTIONS, exponents, loss_curves, plates, save, steps
+from raysat.analysis import analyze
+from raysat.plots import CAPTIONS, costs, exponents, loss_curves, plates, save, steps
+from raysat.plots.panels import FIT, INK, SOFT, STAR
+from raysat.report.figures import TONES
+from raysat.report.page import asset
 
 MADE = full() + full("fixed(0.1)", b_c=0.07)
 
@@ -117,11 +124,40 @@ def test_steps_to_a_missed_target_point_to_the_table():
     assert lines(panel, "-") == []
 
 
+def test_costs_are_relative_to_their_least_with_intervals_and_the_least_in_words():
+    made = [timed(b, seed, b_c=b_c) for seed, b_c in enumerate((9.0, 12.0, 16.0)) for b in SIZES]
+    figure = costs(analyzed(made, [0.8, 0.9]).costs)
+    (panel,) = figure.axes
+    assert (panel.get_xscale(), panel.get_yscale()) == ("log", "log")
+    curves = [line for line in panel.lines if len(line.get_xdata()) == len(SIZES) and line.get_linestyle() != "None"]
+    assert len(curves) == 3
+    assert [min(line.get_ydata()) for line in curves] == pytest.approx([1, 1, 1])
+    assert curves[0].get_ydata()[-1] > 5  # samples rise, seconds fall and rise again
+    assert curves[1].get_ydata()[0] > 2
+    words = texts(panel)
+    assert "L ≤ 0.8" in words
+    for cost in ("samples at b = 1", "seconds at b = 16", "device-hours at b = 16"):
+        assert re.search(rf"least: [\d.e-]+ {cost}", words)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["samples", "seconds", "device-hours", "20 % above the least"]
+    untimed = costs(analyzed(full(), [0.7]).costs)
+    assert [text.get_text() for text in untimed.legends[0].get_texts()] == ["samples", "20 % above the least"]
+
+
+def test_without_statistics_there_is_no_b_star_to_mark():
+    trials, curves = tables(without_statistics())
+    analysis = analyze(trials, curves, ntk=refused_ntk())
+    (panel,) = steps(analysis.points, analysis.fits).axes
+    assert "b_star" not in texts(panel)
+    assert [plate.kind for plate in plates(trials, curves, analysis)] == list(CAPTIONS)
+
+
 def test_what_cannot_be_drawn_is_none():
     analysis = analyzed(full(status="failed"))
     assert loss_curves(*tables(full(status="failed"))) is None
     assert exponents(analysis.points, analysis.fits) is None
     assert steps(analysis.points, analysis.fits) is None
+    assert costs(analysis.costs) is None
     assert plates(*tables([]), analyzed([])) == []
 
 
@@ -165,3 +201,53 @@ def test_files_are_written_and_old_ones_go(tmp_path, analysis):
     assert (tmp_path / "steps.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "steps.pdf").read_bytes().startswith(b"%PDF")
     assert (tmp_path / "exponents.png").stat().st_size > 10_000
+
+
+APART, CONTRAST, RAMP_CONTRAST = 20, 4.5, 3.0
+"""The floors: of the distance of two colours (CIELAB, Delta E of 1976, of which 2.3 is just noticed), and of the
+contrast with the page: of text (WCAG 1.4.3), and of graphics (1.4.11)."""
+
+SIGHT = {
+    "normal": np.eye(3),
+    # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "tritanopia": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.3039]],
+}
+XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]])
+
+
+def linear(colour):
+    rgb = np.array(to_rgb(colour))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb):
+    t = XYZ @ np.clip(rgb, 0, 1) / XYZ.sum(axis=1)
+    x, y, z = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def contrast(one, other):
+    low, high = sorted(XYZ[1] @ linear(colour) for colour in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+def palettes():
+    """The colours of the page by theme, and those of the static figures."""
+    light, dark = asset("page.css").split("prefers-color-scheme: dark")
+    for theme, text in (("light", light), ("dark", dark.split("* {")[0])):
+        named = dict(re.findall(r"--([\w-]+): (#\w{6})", text))
+        yield f"{theme} series", [named[tone] for tone in (*TONES, "soft")], named["page"], CONTRAST
+        yield f"{theme} ramp", [named[f"ramp-{k}"] for k in range(5)], named["page"], RAMP_CONTRAST
+    yield "static", [INK, FIT, STAR, SOFT], "white", RAMP_CONTRAST
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("palette", list(palettes()), ids=lambda palette: palette[0])
+def test_any_two_colours_are_told_apart_by_all_eyes_and_seen_on_the_page(palette, sight):
+    _, colours, page, least = palette
+    seen = {colour: lab(np.array(SIGHT[sight]) @ linear(colour)) for colour in colours}
+    apart = {pair: float(np.linalg.norm(seen[pair[0]] - seen[pair[1]])) for pair in combinations(colours, 2)}
+    assert {pair: distance for pair, distance in apart.items() if distance < APART} == {}
+    assert all(contrast(colour, page) >= least for colour in colours)

@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 import pyarrow as pa
 import pytest
-from test_analysis import SIZES, analyzed, full, tables, trial
+from test_analysis import SIZES, analyzed, full, refused_ntk, tables, trial, without_statistics
 
 from raysat import Sweep, data, linear, models, theory
 from raysat.analysis import READING, analyze
@@ -89,7 +89,16 @@ class TestForecast:
         slower = statistics(residual_weights=(SAMPLES * MASSES * 1.2).tolist())
         row = forecasts(THEORY, slower, targets=(recursion(1 / 6.5, 1, T)[-1],)).query("quantity == 'b_N'").iloc[0]
         assert row["predicted"] > 0
-        assert row["remark"] == ""
+        assert row["remark"] == BY_CONSTRUCTION  # and nothing else
+
+    def test_of_h_takes_a_diverged_trial_at_the_readings_t(self):
+        """The loss falls fastest in the first steps: a trial that was cut off there would have the largest h of all."""
+        wild = lambda done: [exact(b, "grid", 3.9, status="diverged", h=None, iterations_done=done) for b in SIZES]  # noqa: E731
+        made = [cell for cell in GRID if cell[0]["eta"] < 3]
+        cut, whole = (forecasts(made + wild(done), statistics()).query("quantity == 'b_h'") for done in (2, T))
+        assert cut["predicted"].to_list() == pytest.approx(whole["predicted"].to_list())
+        short = forecasts(made + [({**row, "status": "completed"}, c) for row, c in wild(2)], statistics())
+        assert short.query("quantity == 'b_h'")["predicted"].iloc[0] != pytest.approx(cut["predicted"].iloc[0], rel=0.1)
 
     def test_is_missing_in_words(self):
         def remark(made=THEORY, ntk=None, targets=(1.0,)):
@@ -107,6 +116,9 @@ class TestForecast:
         never = statistics(residual_weights=(SAMPLES * MASSES * 1e9).tolist())
         assert f"does not reach L <= 1 in {HORIZON} T iterations at b = 1, 2, 4" in remark(ntk=never)
         assert "nothing measured" in remark(changed(status="failed", eta=None, h=None), targets=())
+        below = {"budget": "300 samples", "iterations": 20}
+        mixed = [({**row, "budget": "300 samples"} | (below if row["batch_size"] > 8 else {}), c) for row, c in THEORY]
+        assert "h depends on T" in forecasts(mixed, statistics()).query("quantity == 'b_h'")["remark"].iloc[0]
         assert "no table ntk" in analyzed(full()).comparison.query("predictor == 'forecast'")["remark"].iloc[0]
 
     def test_says_where_the_grid_ends_before_its_best_stepsize(self):
@@ -118,7 +130,8 @@ class TestForecast:
 class TestTable:
     def test_has_a_row_for_each_fit_and_predictor(self):
         table = analyzed(full(seeds=3), targets=[0.9, 0.7]).comparison
-        assert tuple(table) == COMPARISON == tuple(column.name for column in ANALYSIS)
+        assert tuple(table) == COMPARISON
+        assert [name for name in COMPARISON if name != "iterations_least"] == [column.name for column in ANALYSIS]
         assert len(table) == 3 * 4
         assert not table.duplicated([*READING, "quantity", "target", "predictor"]).any()
         row = table.query("quantity == 'b_N' and target == 0.7").set_index("predictor")
@@ -128,10 +141,16 @@ class TestTable:
         assert row.at["b_star", "gamma"] == 7
 
     def test_b_n_under_theory_is_never_shown_as_agreement(self):
-        table = analyzed(full() + full("fixed(0.1)")).comparison.query("predictor == 'b_star'")
-        says = table.set_index(["stepsize", "quantity"])["remark"].groupby(level=[0, 1]).first()
-        assert says["theory(1)", "b_N"] == BY_CONSTRUCTION
-        assert says["theory(1)", "b_h"] == says["fixed(0.1)", "b_N"] == ""
+        table = analyzed(full() + full("fixed(0.1)")).comparison
+        for predictor, rows in table.groupby("predictor"):
+            says = rows.set_index(["stepsize", "quantity"])["remark"].groupby(level=[0, 1]).first()
+            assert says["theory(1)", "b_N"].startswith(BY_CONSTRUCTION), predictor
+            assert BY_CONSTRUCTION not in says["theory(1)", "b_h"] + says["fixed(0.1)", "b_N"]
+
+    def test_without_statistics_every_predictor_says_why(self):
+        table = analyze(*tables(without_statistics()), ntk=refused_ntk()).comparison
+        assert table["predicted"].isna().all()
+        assert set(table["remark"]) == {"bn (BatchNorm1d) mixes the samples of a batch"}
 
     def test_what_was_refused_has_no_ratio(self):
         rows = analyzed(full(), [1e-9]).comparison.query("quantity == 'b_N'")

@@ -7,16 +7,30 @@ from html.parser import HTMLParser
 
 import pytest
 from rich.console import Console
-from test_analysis import SIZES, analyzed, full, grid_of, results, tables, trial
+from test_analysis import (
+    SIZES,
+    analyzed,
+    full,
+    grid_of,
+    refused_ntk,
+    results,
+    tables,
+    trial,
+    under_a_budget,
+    without_statistics,
+)
+from test_efficiency import timed
 
 from raysat.analysis import THEORY_CAVEAT, number, setting, summary, what_to_use
 from raysat.report import compare, finish
 from raysat.report.__main__ import main
 from raysat.report.answer import answers
-from raysat.report.figures import CHOICES, payload
-from raysat.report.sections import LISTED, SYMBOLS, advice, predictions, progress
+from raysat.report.figures import CHOICES, INFINITE, NO_INTERVALS, numbers, payload
+from raysat.report.predictions import LATER, predictions
+from raysat.report.sections import LISTED, SYMBOLS, advice, progress
 from raysat.spec import InputError, Model, fixed, grid, theory
 from raysat.store import Store
+from raysat.training import PLAIN, Training
 
 
 class Page(HTMLParser):
@@ -72,7 +86,7 @@ def test_the_page_is_one_file_with_the_answer_first(tmp_path):
     root = results(tmp_path / "toy", made, stepsizes=(theory(1.0), fixed(0.1)))
     html, page, printed = finished(root)
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 3  # for readers without scripts
+    assert len(images) == 4  # for readers without scripts
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
     links = {attributes["href"][1:] for tag, attributes in page.tags if tag == "a"}
     assert {"answer", "figures", "numbers", "lost", "configuration", "note-1-1"} <= links
@@ -112,7 +126,8 @@ def test_an_unfinished_sweep_has_a_page(tmp_path):
     _html, page, _ = finished(root)
     assert "2 of 16 cells have ended" in page.text
     assert "a fit needs 3" in page.text
-    assert set(page.figures) == {"loss-curves", "exponents", "steps"}
+    assert set(page.figures) == {"loss-curves", "exponents", "steps", "costs"}
+    assert "not measured" in page.text  # and beside it what theory predicted
     assert "b_star" in page.figures["steps"]["views"][0]["marks"][0]["name"]  # and no b_N
 
 
@@ -139,6 +154,50 @@ def test_cells_are_counted_as_the_sweep_lays_them_out(tmp_path):
     assert progress(store.record(), store.read("trials")).startswith(f"8 of {3 * 3 * len(SIZES)} cells")
 
 
+def test_each_way_of_training_is_counted(tmp_path):
+    ways = PLAIN, Training(optimizer="momentum")
+    root = results(tmp_path / "toy", full(seeds=1), trainings=ways, seeds=1)
+    store = Store(root)
+    assert progress(store.record(), store.read("trials")).startswith(f"8 of {2 * len(SIZES)} cells")
+
+
+def test_a_training_that_is_not_plain_sgd_is_said_to_be_beyond_the_prediction(tmp_path):
+    made = [({**row, "training": "momentum 0.9"}, curve) for row, curve in grid_of()]
+    _html, page, printed = finished(results(tmp_path / "toy", made))
+    for text in (page.text, " ".join(printed.split())):
+        assert "momentum 0.9 (the prediction is for plain SGD)" in text
+
+
+def test_why_an_adaptive_sweep_stopped_is_said(tmp_path):
+    root = results(tmp_path / "toy", grid_of(), adaptive=True)
+    _html, page, _ = finished(root)
+    assert "Why the sweep stopped" not in page.text
+    why = "mlp width 64, grid: b_N = 12 [11, 13]; run at b = 1, 4, 16, 64"
+    Store(root).write_status({"at": "2026-01-01T00:00:00+00:00", "done": [why]})
+    _html, page, _ = finished(root)
+    assert f"Why the sweep stopped {why}" in page.text
+
+
+def test_where_there_are_no_statistics_the_page_says_why(tmp_path):
+    ntk = refused_ntk().dropna(axis=1, how="all").to_dict("records")
+    _html, page, _ = finished(results(tmp_path / "toy", without_statistics(), ntk, stepsizes=grid([0.05, 0.1])))
+    why = "bn (BatchNorm1d) mixes the samples of a batch"
+    assert f"Theory predicts no b_star here: {why}." in page.text
+    assert f"No prediction: {why}." in page.text
+    assert f"all predictors: {why}." in page.text
+    assert "b_star = -" not in page.text
+    assert not any("stable" in view["at"][2] for view in page.figures["steps"]["views"])
+
+
+def test_under_a_budget_of_samples_t_is_a_range_and_nothing_is_interpolated(tmp_path):
+    _html, page, _ = finished(results(tmp_path / "toy", under_a_budget(), batch_sizes=(1, 4, 16, 64), seeds=3))
+    assert "here T = 10 to 640; b_N does not" in page.text
+    (view,) = page.figures["exponents"]["views"]
+    assert [series["name"] for series in view["series"]] == ["measured h, 95 % interval"]
+    assert "No interpolation: T differs between batch sizes." in view["notes"]
+    assert any("h depends on T" in note for note in view["notes"])
+
+
 def test_a_long_list_of_lost_cells_is_cut_and_counted(tmp_path):
     made = [trial(b, seed, status="failed", error="out of memory") for seed in range(10) for b in SIZES]
     _html, page, _ = finished(results(tmp_path / "toy", made, seeds=10))
@@ -152,20 +211,49 @@ def test_what_to_use_is_said_and_tabulated():
     (sentence,) = what_to_use(analysis.choices)[1]
     assert sentence in unescape(section.html)
     assert "least samples to the target" in section.html
+    both = analyzed(full() + full(n=500))
+    html = unescape(advice(both.choices).html)
+    places = [html.index(words) for name, said in zip((500, 1000), what_to_use(both.choices)[1], strict=True)
+              for words in (f"n = {name:,}", said)]  # fmt: skip
+    assert len(places) == 4
     assert advice(analysis.choices[:0]).html == ""
 
 
+NO_NTK = refused_ntk()[:0]
+
+
 def test_every_predictor_stands_beside_what_was_measured():
-    comparison = analyzed(full()).comparison
-    section = unescape(predictions(comparison).html)
+    comparison = analyzed(full("fixed(0.1)")).comparison
+    section = unescape(predictions(comparison, NO_NTK).html)
     shown = comparison[comparison["headline"] & comparison["value"].notna()]
     assert len(shown) == 8  # b_h and b_N, by four predictors
-    assert section.count("<tr>") == 1 + len(shown)
+    assert section.count("<tr>") == 1 + 2
     for row in shown.to_dict("records"):
         assert number(row["value"]) in section
-        assert number(row["ratio"]) in section
+        assert row["predictor"] == "forecast" or f"({number(row['ratio'])})" in section
         assert row["remark"] in section
-    assert predictions(comparison[:0]).html == ""
+    assert predictions(comparison[:0], NO_NTK).html == ""
+
+
+def test_what_was_refused_is_listed_with_its_reason_beside_the_predictions():
+    comparison = analyzed(full(), [1e-9]).comparison
+    page = Page(f'<div>{predictions(comparison, NO_NTK).html}</div><script>{{"figures": []}}</script>')
+    assert "b_N, L ≤ 1e-09 not measured 13 52 30 -" in page.text
+    assert "b_N: 16 of 16 trials do not reach L <= 1e-09." in page.text
+    assert "all predictors: eta is made from beta(b)" in page.text
+
+
+def test_what_was_predicted_stands_there_before_a_trial_has_ended(tmp_path):
+    known = {"gamma": 6.0, "k_op": 0.5, "b_star": 12.0, "b_star_thm33": 48.0, "noise_scale": 30.0, "method": "gram"}
+    ntk = [{**row, **known, "method_reason": ""} for row in refused_ntk().dropna(axis=1, how="all").to_dict("records")]
+    ntk += [{**row, "width": 128, "init_id": f"{row['init_id']}-128", "b_star": 20.0} for row in ntk]
+    _html, page, _ = finished(results(tmp_path / "toy", [], ntk))
+    assert "64 any b_N, b_h not measured 12 48 30 -" in page.text
+    assert "128 any b_N, b_h not measured 20 48 30 -" in page.text
+    assert LATER in page.text
+    _html, page, _ = finished(results(tmp_path / "half", full(), ntk))
+    assert "64 any" not in page.text
+    assert "128 any b_N, b_h not measured 20 48 30 -" in page.text
 
 
 class TestAnswer:
@@ -198,6 +286,16 @@ class TestAnswer:
         (answer,) = said([*grid_of(), *(trial(b, s, "grid", 1.0, b_c=20.0, width=256) for s in (0, 1) for b in SIZES)])
         assert "width 256" in answer.sentences[0]
         assert "b_N = 20 " in answer.sentences[0]
+
+    def test_why_a_better_reading_is_passed_over_is_said(self):
+        """The widest network diverged at b = 1: the next one speaks, and says why the widest does not."""
+        wide = [trial(b, s, "grid", 1.0, width=256, status="diverged" if b == 1 else "completed")
+                for s in (0, 1) for b in SIZES]  # fmt: skip
+        (answer,) = said([*grid_of(), *wide])
+        assert "width 64, grid (stable)" in answer.sentences[0]
+        passed = [caveat for caveat in answer.caveats if "width 256, grid (stable)" in caveat]
+        assert len(passed) == 1
+        assert passed[0].startswith("No critical batch size can be given for width 256, grid (stable). b_N: at b = 1")
 
     def test_a_refusal_gives_its_reason(self):
         (answer,) = said(grid_of(), [1e-9])
@@ -260,6 +358,30 @@ class TestFigures:
         marks = {mark["name"].split()[0]: mark["at"] for mark in view["marks"]}
         assert marks == pytest.approx({"b_N": 12, "b_star": 13}, rel=1e-2)
         assert THEORY_CAVEAT in view["notes"]
+        assert "Fit: b_N = 12 samples, scatter < 1 %." in view["notes"]
+
+    def test_an_open_end_of_an_interval_is_infinite_not_missing(self):
+        assert numbers([0.0, 12.3456789, math.inf, math.nan]) == [0.0, 12.346, INFINITE, None]
+
+    def test_costs_have_a_view_for_each_with_the_least_and_b_20_marked(self):
+        made = [timed(b, seed) for seed in (0, 1) for b in SIZES]
+        analysis = analyzed(made, [0.7, 0.9])
+        data = payload(*tables(made), analysis, summary(analysis.fits).iloc[0])
+        figure = {figure["name"]: figure for figure in data["figures"]}["costs"]
+        views = {view["of"]: view for view in figure["views"]}
+        assert list(views) == [one["key"] for one in figure["of"]] == ["samples", "seconds", "device_hours"]
+        for cost, view in views.items():
+            assert view["y"]["label"].startswith(cost.replace("_", "-"))
+            assert [series["name"] for series in view["series"]] == ["to L ≤ 0.7", "to L ≤ 0.9"]
+            rows = analysis.costs[(analysis.costs["cost"] == cost) & (analysis.costs["target"] == 0.7)]
+            assert view["series"][0]["y"] == pytest.approx(rows["value"].tolist(), rel=1e-4)
+            assert view["series"][0]["low"] == pytest.approx(rows["low"].tolist(), rel=1e-4)
+        assert [mark["at"] for mark in views["samples"]["marks"]] == pytest.approx([1, 3.6])
+        assert [mark["name"] for mark in views["seconds"]["marks"]] == ["least at b = 16 [16, 16]"]
+        (single,) = {one["name"]: one for one in drawn([trial(b) for b in SIZES[:2]])["figures"]}["costs"]["views"]
+        assert NO_INTERVALS in single["notes"]
+        untimed = {figure["name"]: figure for figure in drawn(full())["figures"]}["costs"]
+        assert [view["of"] for view in untimed["views"]] == ["samples"]
 
 
 class TestComparison:
@@ -286,11 +408,19 @@ class TestComparison:
         _, page, _ = finished(folder, compare)
         assert json.loads(page.data)["start"] == ["grid (stable)"]
 
+    def test_each_answer_has_its_caveats_and_the_targets_of_its_sweep(self, folder):
+        results(folder / "aimed", grid_of(), name="aimed", targets=(0.7,), stepsizes=grid([0.5, 1.0, 2.0, 3.0]))
+        _, page, _ = finished(folder, compare)
+        (answer,) = said(grid_of(), [0.7])
+        assert answer.caveats
+        assert all(caveat in page.text for caveat in (*answer.sentences, *answer.caveats))
+        assert THEORY_CAVEAT in page.text  # of the sweep that has theory() alone
+
     def test_a_sweep_that_cannot_be_read_is_named_and_left_out(self, folder):
         record = json.loads((folder / "wide" / "sweep.json").read_text())
         (folder / "wide" / "sweep.json").write_text(json.dumps(record | {"schema": 0}))
         _, page, _ = finished(folder, compare)
-        assert "1 sweeps compared, 1 left out." in page.text
+        assert "1 sweep compared, 1 left out." in page.text
         assert "schema version 0" in page.text
 
     def test_sweeps_without_trials_are_named(self, tmp_path):
@@ -309,7 +439,7 @@ class TestCommand:
     def test_of_a_parent_compares_its_sweeps(self, tmp_path, capsys):
         results(tmp_path / "toy", full())
         assert main([str(tmp_path)]) == 0
-        assert "1 sweeps" in (tmp_path / "report.html").read_text()
+        assert "1 sweep compared." in (tmp_path / "report.html").read_text()
         assert not (tmp_path / "toy" / "report.html").exists()
         assert "toy" in capsys.readouterr().out
 

@@ -6,6 +6,7 @@ Pictures of the pages are kept in the folder that RAYSAT_SCREENSHOTS names, or b
 import csv
 import io
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from test_analysis import full, grid_of, results, trial
+from test_efficiency import timed
 
 from raysat.report import compare, finish
 from raysat.spec import grid, theory
@@ -22,7 +24,7 @@ from raysat.spec import grid, theory
 pytestmark = pytest.mark.skipif(chromium.PATH is None, reason="no Chromium on this machine")
 
 SCRIPT = "</script><script>console.error('run')</script>"
-LOSS, H, N = (f'[data-figure="{name}"]' for name in ("loss-curves", "exponents", "steps"))
+LOSS, H, N, COST = (f'[data-figure="{name}"]' for name in ("loss-curves", "exponents", "steps", "costs"))
 
 
 @pytest.fixture(scope="module")
@@ -119,23 +121,28 @@ def test_pages_load_without_a_complaint_a_request_or_a_sideways_scroll(browser, 
     assert tab.complaints() == []
     assert tab.requests() == [path.resolve().as_uri()]
     assert tab.js("document.documentElement.scrollWidth") <= tab.width
-    assert count(tab, "svg.chart") == 3
+    assert count(tab, "svg.chart") == (4 if kind == "sweep" else 3)
     assert (shots / f"{kind}-{name}.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("look", [{}, {"dark": True}, {"width": 360}], ids=["light", "dark", "phone"])
 @pytest.mark.parametrize("kind", ["sweep", "comparison"])
 def test_axe_finds_no_serious_fault(browser, parent, kind, look):
-    axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     tab = browser.open(parent / "toy" / "report.html" if kind == "sweep" else parent / "report.html", **look)
+    assert serious_faults(tab) == []
+
+
+def serious_faults(tab):
+    """What axe-core finds on a page whose tables are all open."""
+    axe = pytest.importorskip("axe_core_python", reason="axe-core-python is not installed")
     tab.js((Path(axe.__file__).with_name("axe.min.js")).read_text(encoding="utf-8") + "; 0")
     for name in tab.js("[...document.querySelectorAll('figure')].map(one => one.id)"):
         toggle(tab, f"#{name} details")
-    assert count(tab, "details table") == 3
+    assert count(tab, "details table") == count(tab, "figure")
     found = tab.js("axe.run().then(({violations, passes}) => ({violations, passes: passes.map(one => one.id)}))")
     assert {"color-contrast", "button-name", "select-name", "image-alt"} - set(found["passes"]) <= {"image-alt"}
     serious = [one for one in found["violations"] if one["impact"] in ("serious", "critical")]
-    assert [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious] == []
+    return [(one["id"], [node["html"] for node in one["nodes"]]) for one in serious]
 
 
 def test_without_scripts_the_pictures_are_shown(browser, page):
@@ -179,7 +186,7 @@ def test_a_batch_size_is_hidden_and_shown_again(shared):
     assert curves(shared, LOSS) == everything
 
 
-@pytest.mark.parametrize("figure", [LOSS, H, N], ids=["loss", "h", "N"])
+@pytest.mark.parametrize("figure", [LOSS, H, N, COST], ids=["loss", "h", "N", "cost"])
 @pytest.mark.parametrize("axis", ["logX", "logY"])
 def test_axes_switch_between_linear_and_logarithmic(shared, figure, axis):
     box = f'{figure} input[data-control="{axis}"]'
@@ -200,6 +207,55 @@ def test_loss_is_shown_against_iterations_samples_seconds_or_device_seconds(shar
         drawn.append(tuple(ticks(shared, LOSS)))
     assert len(set(drawn)) == 4
     assert len(curves(shared, LOSS)) == 8
+
+
+def test_costs_are_shown_in_samples_seconds_or_device_hours(browser, tmp_path):
+    made = [timed(b, seed) for seed in (0, 1) for b in (1, 2, 4, 8, 16, 32)]
+    for row, curve in made:
+        for point in curve:
+            point |= {"samples": point["iteration"] * row["batch_size"], "seconds": 1e-3 * point["iteration"]}
+    tab = browser.open(finish(results(tmp_path / "toy", made, targets=(0.7,)), Console(file=io.StringIO())))
+    labels = {"samples": "samples to", "seconds": "seconds in SGD steps to", "device_hours": "device-hours to"}
+    toggle(tab, f"{COST} details")
+    values = []
+    for key, label in labels.items():
+        choose(tab, COST, "y", key)
+        assert any(words.startswith(label) for words in ticks(tab, COST))
+        heads, first = (
+            tab.js(f"[...document.querySelectorAll('{COST} {row} > *')].map(one => one.textContent)")
+            for row in ("thead tr", "tbody tr")
+        )
+        assert heads[2].startswith(label)
+        assert heads[3:5] == ["low", "high"]
+        values.append(float(first[2].replace(",", "")))
+    samples, seconds, hours = values  # of b = 1: steps of 1/16 + 1 ms, on two cores
+    assert seconds == pytest.approx(samples * 1.0625e-3, rel=0.01)
+    assert hours == pytest.approx(2 * seconds / 3600, rel=0.01)
+    assert [name.split(" at ")[0] for name in curves(tab, COST)] == ["least", "to L ≤ 0.7"]
+    assert count(tab, "svg.chart") == 4
+    assert tab.complaints() == []
+
+
+def test_an_open_end_of_an_interval_is_infinite_and_drawn_to_the_frame(browser, tmp_path):
+    """Two seeds saturate at b = 3 and one not at all: the interval of b_N is [3, ∞]."""
+    sizes = (1, 2, 4, 8, 16, 32, 64, 128)
+    made = [trial(b, s, "grid", 1.0, rate=0.02 / (1 + 3 / b) if s < 2 else b / 1280) for s in range(3) for b in sizes]
+    quiet = Console(file=io.StringIO())
+    tab = browser.open(finish(results(tmp_path / "toy", made, targets=(0.9,), stepsizes=grid([1.0]), seeds=3), quiet))
+    assert "[3, ∞]" in text(tab, N)
+    box = lambda what: f"(box => [box.left, box.right])(document.querySelector('{N} {what}').getBoundingClientRect())"  # noqa: E731
+    (left, right), (low, high) = tab.js(box(".grid")), tab.js(box("rect.band"))
+    assert high == pytest.approx(right, abs=1)
+    assert low == pytest.approx(left + (right - left) * math.log2(3) / 7, abs=0.05 * (right - left))
+    assert tab.complaints() == []
+
+    tab = browser.open(compare(tmp_path, quiet))
+    tab.js("document.querySelector('[data-figure=b_N-width] .plot').focus()")
+    tab.press("Home")
+    assert "95 % interval 3 to ∞" in text(tab, "[data-figure=b_N-width] .readout")
+    whole = tab.js("document.querySelector('[data-figure=b_N-width] .bar').getAttribute('d')")
+    assert whole.count("h6") == 1  # no cap where it goes on
+    assert tab.complaints() == []
 
 
 def test_pointing_at_a_value_reads_it_out(shared):
@@ -228,7 +284,7 @@ def test_the_keyboard_reaches_everything_and_moves_through_the_values(browser, p
             break
         assert at[1] != "none"  # the focus is seen
         reached.append(at[0])
-        if reached.count("plot") == 3 and at[0] == "plot":
+        if reached.count("plot") == 3 and at[0] == "plot":  # that of N
             break
     assert {"A", "SELECT", "INPUT", "BUTTON", "SUMMARY", "plot"} <= set(reached)
     said = [text(tab, f"{N} .readout")]
@@ -300,4 +356,7 @@ def test_a_page_of_300_trials_is_small(browser, tmp_path, monkeypatch):
     assert page.stat().st_size < 5e6
     tab = browser.open(page)
     assert tab.complaints() == []
-    assert count(tab, "svg.chart") == 3
+    assert count(tab, "svg.chart") == 4
+    assert "forecast" in text(tab, "#predictions")
+    assert "spectrum=64" not in text(tab, "#predictions")  # the folder has spectra: the forecast is in its time
+    assert serious_faults(tab) == []

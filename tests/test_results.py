@@ -44,7 +44,7 @@ def test_the_targets_of_the_sweep_are_the_default(tmp_path):
     assert loaded.fit().fits.query("quantity == 'b_N'")["target"].tolist() == [0.6]
 
 
-@pytest.mark.parametrize("kind", ["loss_curves", "exponents", "steps"])
+@pytest.mark.parametrize("kind", ["loss_curves", "exponents", "steps", "costs"])
 def test_figures_are_matplotlibs(folder, kind):
     (figure,) = getattr(raysat.load(folder), f"plot_{kind}")()
     assert isinstance(figure, Figure)

@@ -22,8 +22,9 @@ from raysat.analysis.readings import (
     usable,
 )
 from raysat.analysis.summary import print_summary, summary
-from raysat.analysis.tables import Analysis, analyze, analyze_and_save, load
+from raysat.analysis.tables import Analysis, analyze, analyze_and_save, analyze_folder, load
 from raysat.analysis.words import (
+    ABOUT_SCATTER,
     FEW_SEEDS,
     NOTHING,
     THEORY_CAVEAT,
@@ -31,11 +32,15 @@ from raysat.analysis.words import (
     about_intervals,
     estimate,
     method,
+    network,
+    no_interpolation,
     number,
+    scatter,
     setting,
 )
 
 __all__ = [
+    "ABOUT_SCATTER",
     "FEW_SEEDS",
     "GROUP",
     "NOTHING",
@@ -47,6 +52,7 @@ __all__ = [
     "about_intervals",
     "analyze",
     "analyze_and_save",
+    "analyze_folder",
     "best_of",
     "by_evidence",
     "comparable",
@@ -55,10 +61,13 @@ __all__ = [
     "load",
     "main",
     "method",
+    "network",
+    "no_interpolation",
     "number",
     "policy",
     "print_summary",
     "readings",
+    "scatter",
     "setting",
     "summary",
     "usable",

@@ -122,22 +122,25 @@ def weigh(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dic
     head = {name: measured.about[name] for name in (*READING, "target", "headline")} | {"seeds": len(tables[0])}
     head |= {"devices": " and ".join(sorted(set(best["device"].dropna()))), "at_once": at_once}
     head |= {"batch_sizes": len(made.b)}
-    missed = ", ".join(str(b) for b in tables[0].columns if b not in made.b)
+    missed = ", ".join(str(b) for b in measured.asked if b not in made.b)
     left_out = f"b = {missed} left out, where not every seed reaches the target" if missed else ""
     rows, choices = [], []
+    steps, at = tables[0].to_numpy(), tables[0].columns.isin(made.b)
     for name, values in made.values.items():
         if not values.size or np.isnan(values).any():
             continue
-        mean, replicates = geometric_mean(values), resample_seeds(values)
-        several = len(values) > 1  # of one seed all replicates are the same: they say nothing
-        low, high = interval(replicates) if several else np.full((2, len(mean)), math.nan)
+        # Of one seed what varies is N: what an iteration costs is taken as measured.
+        several = len(values) > 1
+        replicates = resample_seeds(values) if several else measured.replicates[:, at] * (values / steps[:, at])
+        mean, (low, high) = geometric_mean(values), interval(replicates)
+        known = replicates[~np.isnan(replicates).any(axis=1)]
         rows += [
             {**head, "cost": name, "batch_size": int(b), "value": mean[k], "low": low[k], "high": high[k]}
             for k, b in enumerate(made.b)
         ]
         for choice, (rule, above_least) in RULES[name].items():
             chosen = float(rule(made.b, mean))
-            low, high = interval(rule(made.b, replicates)) if several else (math.nan, math.nan)
+            low, high = interval(rule(made.b, known)) if len(known) else (math.nan, math.nan)
             row = {"choice": choice, "batch_size": chosen, "low": float(low), "high": float(high)}
             reasons = (_reservation(choice, chosen, made.b), left_out)
             row |= {"value": (1 + above_least) * mean.min(), "reason": "; ".join(filter(None, reasons))}
@@ -213,6 +216,10 @@ def _sentence(own: pd.DataFrame) -> str:
         said += f"; up to b = {_size(own, 'b_20')} less than 20 % of the samples are wasted."
     for choice, reason in own.loc[own.index != "b_20", "reason"].items():
         said += f" The {choice.replace('_', ' ')}: {reason}." * bool(reason)
+    if row["seeds"] == 1 and math.isnan(own["low"].iloc[0]):
+        said += " There are no intervals: there is one seed, and no fit whose residuals could be resampled."
+    elif row["seeds"] == 1:
+        said += " Intervals are over the fit's residuals, for there is one seed."
     shared = f", up to {row['at_once']} trials at once on a machine, which makes steps slower and uneven"
     shared *= int(row["at_once"] > 1)
     if "least_seconds" in own.index:

@@ -1,4 +1,8 @@
-"""A reading's h and N at each batch size, and the critical batch sizes fitted to them."""
+"""A reading's h and N at each batch size, and the critical batch sizes fitted to them.
+
+Of several seeds intervals come from resampling these, of one seed from resampling the residuals of the fit: each value
+is taken to scatter about it as those at the other batch sizes do. Without a fit a single seed has no intervals.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,17 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from raysat.analysis.readings import READING, best_of, policy, usable
 from raysat.fits import (
     CriticalBatch,
     choose_targets,
     critical_batch,
+    fit_saturation,
     geometric_mean,
     interval,
+    resample_residuals,
     resample_seeds,
     steps_to_target,
 )
@@ -36,7 +43,7 @@ POINTS = (
 FITS = (
     *(*READING, "quantity", "target", "headline", "value", "low", "high", "interval", "asymptote"),
     *("rms_log_residual", "range", "seeds", "batch_sizes", "n_diverged", "n_failed"),
-    *("eta_beta_min", "eta_beta_max", "eta_k_op_max", "reason"),
+    *("eta_beta_min", "eta_beta_max", "eta_k_op_max", "reason", "unpredicted"),
     *(name + end for name in STATISTICS for end in ("", "_min", "_max")),
 )
 
@@ -52,28 +59,37 @@ class Measurement:
 
     Attributes:
         about: The columns that name it: those of the reading, `quantity` (`h` or `N`), `target`, `headline`.
-        best: The best trial of each (seed, batch size), the quantity in the column `value`.
+        asked: The batch sizes of its group, ascending.
+        best: The best trial of each (seed, batch size), the quantity in the column `value`; nan at a batch size at
+            which some seed has none.
+        replicates: What the means over seeds may as well have been, by batch size of `best`; nan without an interval.
         points: A row for each batch size, of the columns `POINTS`.
         fit: The row of its critical batch size, of the columns `FITS`.
     """
 
     about: dict
+    asked: list[int]
     best: pd.DataFrame
+    replicates: Float[np.ndarray, "replicates b"]
     points: list[dict]
     fit: dict
 
 
-def measure(reading: pd.DataFrame, paths: Paths, targets: Sequence[float]) -> Iterator[Measurement]:
+def measure(
+    reading: pd.DataFrame, group: pd.DataFrame, paths: Paths, targets: Sequence[float]
+) -> Iterator[Measurement]:
     """Measure h, and N for each target.
 
     Args:
         reading: The trials of a reading.
+        group: All trials of its group.
         paths: Their losses.
         targets: Loss levels. Where there are none they are chosen (`raysat.fits.choose_targets`).
     """
     head = reading[list(READING)].iloc[0].to_dict()
     trials = usable(reading)
-    yield _measured({**head, "quantity": "h", "target": math.nan, "headline": True}, best_by_h(trials), reading)
+    about = {**head, "quantity": "h", "target": math.nan, "headline": True}
+    yield _measured(about, best_by_h(trials), reading, group)
 
     deepest = [paths.get(cell_id, _NO_PATH)[1].min(initial=math.inf) for cell_id in trials["cell_id"]]
     best = best_of(trials.assign(deepest=deepest), "deepest")
@@ -84,11 +100,12 @@ def measure(reading: pd.DataFrame, paths: Paths, targets: Sequence[float]) -> It
     headline = min(reached, default=max(levels, default=math.nan))
     for level in levels:
         about = {**head, "quantity": "N", "target": level, "headline": level == headline}
-        yield _measured(about, best_by_steps(trials, paths, level), reading)
+        yield _measured(about, best_by_steps(trials, paths, level), reading, group)
     if not levels:
         about = {**head, "quantity": "N", "target": math.nan, "headline": True}
         none = CriticalBatch(reason="no loss level below the initial one is reached by all trials")
-        yield Measurement(about, best.iloc[:0].assign(value=math.nan), [], _fit_row(about, reading, none))
+        empty = best.iloc[:0].assign(value=math.nan)
+        yield Measurement(about, _sizes(group), empty, np.empty((1, 0)), [], _fit_row(about, reading, none))
 
 
 def best_by_h(trials: pd.DataFrame) -> pd.DataFrame:
@@ -107,23 +124,59 @@ def by_seed(best: pd.DataFrame, column: str = "value") -> pd.DataFrame:
     return best.pivot(index="seed", columns="batch_size", values=column).astype(float)
 
 
-def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame) -> Measurement:
+def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.DataFrame) -> Measurement:
     """The points and the fit of one quantity from the best trial of each (seed, batch size)."""
+    missing, lost = best["value"].isna(), sizes_without(best, reading[reading["status"] == DIVERGED])
+    best = best.assign(value=best["value"].mask(best["batch_size"].isin({*lost, *best.loc[missing, "batch_size"]})))
     table = by_seed(best)
     b, values = table.columns.to_numpy(), table.to_numpy()
     fit = critical_batch(b, values, about["quantity"])
-    if about["quantity"] == "N" and (missing := int(best["value"].isna().sum())):
-        reason = f"{missing} of {len(best)} trials do not reach L <= {about['target']:g}"
-        fit = CriticalBatch(seeds=fit.seeds, batch_sizes=fit.batch_sizes, reason=reason)
-        values = np.where(np.isin(b, best.loc[best["value"].isna(), "batch_size"]), math.nan, values)
+    if refusal := _refusal(about, int(missing.sum()), len(best), lost):
+        fit = CriticalBatch(seeds=fit.seeds, batch_sizes=fit.batch_sizes, reason=refusal)
+    values = np.where((values > 0) | np.isnan(values), values, math.nan)
+    replicates = _replicates(b, values, about["quantity"], fit)
     row = _fit_row(about, reading, fit)
     row |= {
         "eta_beta_min": best["eta_beta"].min(),
         "eta_beta_max": best["eta_beta"].max(),
         "eta_k_op_max": (best["eta"] * best["k_op"]).max(),
-        "reason": "; ".join(filter(None, [fit.reason, *_remarks(about, best, reading, fit)])),
+        "reason": "; ".join(filter(None, [fit.reason, *_remarks(about, best, reading, group, fit)])),
     }
-    return Measurement(about, best, _points(about, best, b, values), row)
+    return Measurement(about, _sizes(group), best, replicates, _points(about, best, b, values, replicates), row)
+
+
+def _refusal(about: dict, missing: int, trials: int, lost: Sequence[int]) -> str:
+    """Why there can be no fit, whatever the values are; empty where there can."""
+    if about["quantity"] == "N" and missing:
+        return f"{missing} of {trials} trials do not reach L <= {about['target']:g}"
+    if lost:
+        where = ", ".join(map(str, lost))
+        return (
+            f"at b = {where} every trial of a seed diverged, so that {about['quantity']} has no value there: take "
+            "smaller stepsizes, or leave these batch sizes out"
+        )
+    if about["quantity"] == "h" and about["iterations_least"] < about["iterations"]:
+        return (
+            f"under a budget of samples T falls with b, here from {about['iterations']:,} to "
+            f"{about['iterations_least']:,}, and h depends on T"
+        )
+    return ""
+
+
+def _replicates(
+    b: np.ndarray, values: Float[np.ndarray, "seeds b"], quantity: str, fit: CriticalBatch
+) -> Float[np.ndarray, "replicates b"]:
+    """What the means over seeds may as well have been; nan where there is no value, or nothing to resample."""
+    if len(values) > 1:
+        return resample_seeds(values)
+    if not fit.interval:
+        return np.full((1, len(b)), math.nan)
+    known = np.isfinite(values[0])
+    y = 1 / values[0, known] if quantity == "h" else values[0, known]
+    drawn = resample_residuals(b[known], y, fit_saturation(b[known], y))
+    made = np.full((len(drawn), len(b)), math.nan)
+    made[:, known] = 1 / drawn if quantity == "h" else drawn
+    return made
 
 
 def _fit_row(about: dict, reading: pd.DataFrame, fit: CriticalBatch) -> dict:
@@ -131,17 +184,19 @@ def _fit_row(about: dict, reading: pd.DataFrame, fit: CriticalBatch) -> dict:
     by_seed = reading.groupby("seed")[list(STATISTICS)].first().astype(float)
     ends = {"": by_seed.mean(), "_min": by_seed.min(), "_max": by_seed.max()}
     statistics = {name + end: statistic[name] for end, statistic in ends.items() for name in STATISTICS}
-    return {**about, **lost, **statistics, **asdict(fit), "quantity": f"b_{about['quantity']}"}
+    why = {"unpredicted": reading["unpredicted"].iloc[0]}
+    return {**about, **lost, **statistics, **asdict(fit), **why, "quantity": f"b_{about['quantity']}"}
 
 
-def _points(about: dict, best: pd.DataFrame, b: np.ndarray, values: np.ndarray) -> list[dict]:
-    """A row for each batch size; nan where a value is not positive, or where not every seed reaches the target."""
+def _points(
+    about: dict, best: pd.DataFrame, b: np.ndarray, values: np.ndarray, replicates: Float[np.ndarray, "replicates b"]
+) -> list[dict]:
+    """A row for each batch size; nan where a value is not positive, or where not every seed has one."""
     if not values.size:
         return []
-    values = np.where((values > 0) | np.isnan(values), values, math.nan)
     mean = geometric_mean(values)
-    low, high = interval(resample_seeds(values)) if len(values) > 1 else np.full((2, len(b)), math.nan)
-    predicts = about["quantity"] == "h" and b[0] == 1
+    low, high = interval(replicates)
+    predicts = about["quantity"] == "h" and b[0] == 1 and about["iterations_least"] == about["iterations"]
     return [
         {name: about[name] for name in (*READING, "quantity", "target")}
         | {"batch_size": int(size), "value": mean[k], "low": low[k], "high": high[k], "seeds": len(trials)}
@@ -152,17 +207,25 @@ def _points(about: dict, best: pd.DataFrame, b: np.ndarray, values: np.ndarray) 
     ]
 
 
-def _remarks(about: dict, best: pd.DataFrame, reading: pd.DataFrame, fit: CriticalBatch) -> Iterator[str]:
+def _remarks(
+    about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.DataFrame, fit: CriticalBatch
+) -> Iterator[str]:
     """What must be said beside a fit, refused or not."""
     quantity, percent = about["quantity"], f"{100 * (fit.range - 1):.2g} %"
     if fit.interval == "residuals":
         yield "one seed: the interval is over the fit's residuals and does not show how seeds differ"
+    elif best["seed"].nunique() == 1:
+        yield f"one seed, and no fit whose residuals could be resampled: {quantity}(b) has no interval"
     if fit.range < SMALL_RANGE and quantity == "h" and policy(about["stepsize"]).startswith("fixed"):
         yield f"under one stepsize for all b, h varies by only {percent}: agreement of h with h_interp says little"
     elif fit.range < SMALL_RANGE and "varies by" not in fit.reason:
         yield f"{quantity} varies by only {percent} over the batch sizes"
-    if sizes := _sizes_without(best, reading):
-        yield f"at b = {sizes} a seed has no trial that ended well: what diverged or failed there is not in the fit"
+    for found, asked, what in (
+        (best, reading[reading["status"] == FAILED], "no trial that ended well: what failed there"),
+        (reading, group, "no stable stepsize: what is not stable there"),
+    ):
+        if sizes := sizes_without(found, asked):
+            yield f"at b = {', '.join(map(str, sizes))} a seed has {what} is not in the fit"
     if quantity == "h" and (best["status"] == TARGET_REACHED).any():
         yield "trials ended at the target loss, so that T, on which h depends, differs between batch sizes"
     if about["stepsize"] == "grid_relative" and best["eta_beta"].max() < 1.01 * best["eta_beta"].min():
@@ -179,20 +242,23 @@ def _remarks(about: dict, best: pd.DataFrame, reading: pd.DataFrame, fit: Critic
 def at_edges(best: pd.DataFrame, reading: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """Where the best of a tuned reading is the `largest` or the `smallest` stepsize tried: the batch sizes.
 
-    Among stable stepsizes the largest is no edge of the grid: what lies above is known not to be stable.
+    The largest is no edge of the grid where a larger stepsize was tried and is known not to be stable.
     """
     if not reading["tuning"].iloc[0]:
         return
     widest = reading.groupby(["seed", "batch_size"])["eta"].agg(["min", "max"])
     tried = best.join(widest, on=["seed", "batch_size"])
     for column, name in (("max", "largest"), ("min", "smallest")):
-        at = tried.loc[tried["eta"] == tried[column], "batch_size"]
-        if len(at) and not (name == "largest" and reading["tuning"].iloc[0] == "stable"):
-            yield name, ", ".join(map(str, sorted(set(at))))
+        at = (tried["eta"] == tried[column]) & ~(tried["bounded"] & (name == "largest"))
+        if at.any():
+            yield name, ", ".join(map(str, sorted(set(tried.loc[at, "batch_size"]))))
 
 
-def _sizes_without(best: pd.DataFrame, reading: pd.DataFrame) -> str:
-    """The batch sizes at which some seed of the reading has no measured trial."""
-    asked = set(reading[["seed", "batch_size"]].itertuples(index=False, name=None))
-    found = set(best[["seed", "batch_size"]].itertuples(index=False, name=None))
-    return ", ".join(map(str, sorted({int(size) for _, size in asked - found})))
+def _sizes(trials: pd.DataFrame) -> list[int]:
+    return sorted(trials["batch_size"].unique().tolist())
+
+
+def sizes_without(found: pd.DataFrame, asked: pd.DataFrame) -> list[int]:
+    """The batch sizes at which some seed that was asked for has no trial among those found."""
+    pairs = (set(trials[["seed", "batch_size"]].itertuples(index=False, name=None)) for trials in (asked, found))
+    return sorted({int(size) for _, size in set.difference(*pairs)})

@@ -18,13 +18,13 @@ from raysat.analysis.measure import FITS, Measurement, Paths, at_edges, best_by_
 from raysat.analysis.readings import policy
 from raysat.fits import critical_batch, fit_saturation
 from raysat.recursion import Spectrum, loss_curves, noise_factor
-from raysat.schema import FAILED
+from raysat.schema import DIVERGED, FAILED
 from raysat.theory import exponent
 
 PREDICTORS = ("b_star", "b_star_thm33", "noise_scale", "forecast")
 
 COMPARISON = (
-    *(name for name in FITS if name.removesuffix("_min").removesuffix("_max") not in PREDICTORS),
+    *(name for name in FITS if name.removesuffix("_min").removesuffix("_max") not in (*PREDICTORS, "unpredicted")),
     *("predictor", "predicted", "predicted_min", "predicted_max", "ratio", "remark"),
 )
 
@@ -32,7 +32,7 @@ HORIZON = 2
 """How far the forecast looks for a target, in multiples of T: a forecast a little slower than the trial that reaches
 its target at T has a value too. Default: 2."""
 
-BY_CONSTRUCTION = "eta is made from beta(b), so that b_N near b_star checks the code, not the theory"
+BY_CONSTRUCTION = "eta is made from beta(b), so that N(b) follows it nearly by construction: this checks the code"
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def foresee(group: pd.DataFrame, ntk: pd.DataFrame) -> Foreseen:
         ntk: The `ntk` table.
     """
     row = group.iloc[0]
+    if row["unpredicted"]:
+        return Foreseen(reason=row["unpredicted"])
     if row["loss"] != "mse":
         return Foreseen(reason="the recursion is that of the squared error")
     if row.get("training", "sgd") != "sgd":
@@ -88,14 +90,16 @@ def compare(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) ->
     """
     fit = measured.fit
     shared = {name: fit[name] for name in COMPARISON if name in fit}
-    policy_remark = BY_CONSTRUCTION if policy(fit["stepsize"]) == "theory" and fit["quantity"] == "b_N" else ""
+    by_construction = policy(fit["stepsize"]) == "theory" and fit["quantity"] == "b_N"
     for predictor in PREDICTORS:
         if predictor == "forecast":
             predicted = _forecast(measured, reading, foreseen)
         else:
             ends = {f"predicted{end}": fit[predictor + end] for end in ("", "_min", "_max")}
-            predicted = ends | {"remark": policy_remark}
-        yield {**shared, "predictor": predictor, **predicted, "ratio": predicted["predicted"] / fit["value"]}
+            predicted = ends | {"remark": fit["unpredicted"]}
+        remarks = [BY_CONSTRUCTION] * by_construction + [predicted["remark"]] * bool(predicted["remark"])
+        ratio = predicted["predicted"] / fit["value"]
+        yield {**shared, "predictor": predictor, **predicted, "ratio": ratio, "remark": "; ".join(remarks)}
 
 
 def _forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) -> dict[str, object]:
@@ -104,6 +108,8 @@ def _forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) 
     about = measured.about
     if foreseen.reason or measured.best.empty or (about["quantity"] == "N" and math.isnan(about["target"])):
         return {**none, "remark": foreseen.reason or "there is nothing measured that could be forecast"}
+    if about["quantity"] == "h" and about["iterations_least"] < about["iterations"]:
+        return {**none, "remark": "h depends on T, which differs between batch sizes"}
     trials = reading[reading["cell_id"].isin(foreseen.paths)]
     trials = trials.merge(measured.best[["seed", "batch_size"]], on=["seed", "batch_size"])
     if about["quantity"] == "h":
@@ -130,7 +136,7 @@ def _forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) 
 
 
 def _exponent(paths: Paths, row: Mapping) -> float:
-    """H of a forecast trial, at the T at which the trial itself ended."""
+    """H of a forecast trial, at the T at which the trial itself ended, or was to end where it diverged."""
     losses = paths[row["cell_id"]][1]
-    done = int(row["iterations_done"])
+    done = int(row["iterations"] if row["status"] == DIVERGED else row["iterations_done"])
     return exponent(losses[0], losses[done], done)

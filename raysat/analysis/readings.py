@@ -16,9 +16,9 @@ from raysat.schema import COMPLETED, TARGET_REACHED
 
 SETTING = (
     *("dataset", "preprocessing", "n", "model", "model_options", "depth", "activation", "loss", "dtype", "sampling"),
-    *("iterations", "training"),
+    *("iterations", "iterations_least", "training"),
 )
-"""The columns of `trials` that one table or figure has in common."""
+"""The columns of `trials` that one table or figure has in common; `iterations_least` is of `comparable`."""
 
 GROUP = (*SETTING, "width", "stepsize")
 READING = (*GROUP, "tuning")
@@ -35,27 +35,34 @@ def policy(label: str) -> str:
 
 
 def comparable(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials under one T a group: of a budget of samples, whose T falls with b, the largest stands for all.
+    """The trials under one T a setting: of a budget of samples, whose T falls with b, the largest stands for all.
 
-    Tables from before there were trainings and budgets are of plain SGD under a budget of iterations.
+    The new column `iterations_least` has the smallest. Tables from before there were trainings and budgets are of plain
+    SGD under a budget of iterations.
     """
     trials = trials.reindex(columns=list(dict.fromkeys([*trials.columns, "training", "budget"])))
     trials = trials.assign(training=trials["training"].fillna("sgd"))
     by_samples = trials["budget"].fillna("iterations").str.endswith(("samples", "epochs"))
-    same = [name for name in GROUP if name != "iterations"]
-    largest = trials.groupby(same, dropna=False)["iterations"].transform("max")
-    return trials.assign(iterations=trials["iterations"].where(~by_samples, largest))
+    same = [name for name in SETTING if not name.startswith("iterations")]
+    of_setting, own = trials.groupby(same, dropna=False)["iterations"], trials["iterations"]
+    ends = {"iterations": of_setting.transform("max"), "iterations_least": of_setting.transform("min")}
+    return trials.assign(**{name: own.where(~by_samples, end) for name, end in ends.items()})
 
 
 def readings(group: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The trials of a group as they are read: once, or of a grid twice; named in a new column `tuning`."""
+    """The trials of a group as they are read: once, or of a grid twice; named in a new column `tuning`.
+
+    The new column `bounded` says whether a larger stepsize would be none of the reading's: whether one at or above
+    `eta_limit` was tried at that seed and batch size, of a reading among stable ones.
+    """
     if not policy(group["stepsize"].iloc[0]).startswith("grid"):
-        yield group.assign(tuning="")
+        yield group.assign(tuning="", bounded=False)
         return
-    yield group.assign(tuning="free")
+    yield group.assign(tuning="free", bounded=False)
     beyond = group["eta"] >= group["eta_limit"]  # false for a failed trial, whose eta is not known
-    if not beyond.all():
-        yield group[~beyond].assign(tuning="stable")
+    if group["eta_limit"].notna().any() and not beyond.all():
+        bounded = beyond.groupby([group["seed"], group["batch_size"]]).transform("any")
+        yield group.assign(tuning="stable", bounded=bounded)[~beyond]
 
 
 def best_of(trials: pd.DataFrame, score: str) -> pd.DataFrame:

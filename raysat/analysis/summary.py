@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 from rich import box
 from rich.console import Console
@@ -12,34 +14,48 @@ from raysat.analysis.efficiency import what_to_use
 from raysat.analysis.measure import STATISTICS
 from raysat.analysis.readings import READING, SETTING, policy
 from raysat.analysis.tables import Analysis
-from raysat.analysis.words import NOTHING, THEORY_CAVEAT, about_h, about_intervals, estimate, method, number, setting
+from raysat.analysis.words import (
+    ABOUT_SCATTER,
+    NOTHING,
+    THEORY_CAVEAT,
+    about_h,
+    about_intervals,
+    estimate,
+    method,
+    number,
+    scatter,
+    setting,
+)
 
 
 def summary(fits: pd.DataFrame) -> pd.DataFrame:
     """One row for each reading: predictions, headline b_h and b_N with intervals, the target of b_N, `notes`.
 
+    `b_h_scatter` and `b_N_scatter` are the fits' `rms_log_residual`, `unpredicted` says why there are no predictions.
     `notes` is a tuple of sentences: what was refused and why, and what the numbers beside it do not show.
     """
     rows = []
     for _, group in fits[fits["headline"].astype(bool)].groupby(list(READING), dropna=False, sort=False):
-        row = group.iloc[0][[*READING, "n_diverged", "n_failed", *STATISTICS]].to_dict()
+        row = group.iloc[0][[*READING, "n_diverged", "n_failed", "unpredicted", *STATISTICS]].to_dict()
         row["seeds"] = int(group["seeds"].max())
         notes = []
         for fit in group.to_dict("records"):
             name = fit["quantity"]
             row |= {name: fit["value"], f"{name}_low": fit["low"], f"{name}_high": fit["high"], "target": fit["target"]}
-            if row["tuning"] and fit["batch_sizes"]:
+            row[f"{name}_scatter"] = fit["rms_log_residual"]
+            if row["tuning"] and not math.isnan(fit["value"]) and not math.isnan(fit["eta_beta_max"]):
                 ends = f"{number(fit['eta_beta_min'])} to {number(fit['eta_beta_max'])}"
                 notes.append(f"{name}: best stepsizes {ends} over beta(b), at most {number(fit['eta_k_op_max'])}/k_op.")
             notes += [f"{name}: {fit['reason']}."] * bool(fit["reason"])
         if policy(row["stepsize"]) == "theory":
             notes.append(THEORY_CAVEAT)
+        notes += [f"No prediction: {row['unpredicted']}."] * bool(row["unpredicted"])
         lost = [f"{row[f'n_{what}']} {what}" for what in ("diverged", "failed") if row[f"n_{what}"]]
         if lost:
             notes.append(f"Trials left out: {', '.join(lost)}.")
         rows.append(row | {"notes": tuple(notes)})
-    bounds = [f"{name}{end}" for name in ("b_h", "b_N") for end in ("", "_low", "_high")]
-    columns = [*READING, "seeds", "n_diverged", "n_failed", *STATISTICS, *bounds, "target", "notes"]
+    found = [f"{name}{end}" for name in ("b_h", "b_N") for end in ("", "_low", "_high", "_scatter")]
+    columns = [*READING, "seeds", "n_diverged", "n_failed", *STATISTICS, *found, "target", "unpredicted", "notes"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -62,13 +78,20 @@ def print_summary(analysis: Analysis, console: Console) -> None:
             marks = " ".join(str(notes.index(note) + 1) for note in row["notes"])
             label = method(row) if len(method(row)) < 15 else method(row).replace("(", "\n(", 1)
             cells = [str(row["width"]), label, *(number(row[name]) for name in ("gamma", "k_op", "b_star"))]
-            cells += ["\n".join(filter(None, estimate(row, name))) for name in ("b_h", "b_N")]
+            cells += [
+                "\n".join(filter(None, [*estimate(row, name), scatter(row[f"{name}_scatter"])]))
+                for name in ("b_h", "b_N")
+            ]
             shown.add_row(*map(Text, [*cells, number(row["target"]), marks]))
         console.print(Text(setting(records[0]), style="bold"))
         console.print(shown)
         for k, note in enumerate(notes, 1):
             console.print(Text(f"{k}  {note}"))
         seeds = max(row["seeds"] for row in records)
-        console.print(Text(f"{about_h(records[0]['iterations'])} {about_intervals(seeds)}"), "")
-    for sentence in what_to_use(analysis.choices)[1]:
+        console.print(Text(f"{about_h(records[0])} {about_intervals(seeds)} {ABOUT_SCATTER}"), "")
+    choices, sentences = what_to_use(analysis.choices)
+    of_settings = choices.groupby(list(SETTING), dropna=False, sort=False)
+    for (_, rows), sentence in zip(of_settings, sentences, strict=True):
+        if len(sentences) > 1:
+            console.print(Text(setting(rows.iloc[0]), style="bold"))
         console.print(Text(sentence), "")

@@ -15,7 +15,7 @@ from raysat.analysis.measure import FITS, POINTS, measure
 from raysat.analysis.predictors import COMPARISON, Foreseen, compare, foresee
 from raysat.analysis.readings import GROUP, comparable, readings
 from raysat.files import Location, write_aside
-from raysat.schema import arrow_schema
+from raysat.schema import REFUSED, arrow_schema
 from raysat.store import Store
 
 
@@ -25,15 +25,16 @@ class Analysis:
 
     Attributes:
         points: One row for each reading, quantity (`h` or `N`), target and batch size. `value` is the geometric mean
-            over seeds, `low` and `high` its 95 % interval; `eta` the median stepsize of the trials that counted,
-            `eta_beta` and `eta_k_op` the same times beta(b) and k_op; `h_interp` the paper's predicted exponent
-            (section 5), and `h_interp_n` the batch size whose h stood for h(n) in it.
+            over seeds, `low` and `high` its 95 % interval (of one seed over the fit's residuals, where there is a fit);
+            `eta` the median stepsize of the trials that counted, `eta_beta` and `eta_k_op` the same times beta(b) and
+            k_op; `h_interp` the paper's predicted exponent (section 5), and `h_interp_n` the batch size whose h stood
+            for h(n) in it.
         fits: One row for each reading, quantity (`b_h` or `b_N`) and target. `value`, `low` and `high` are the critical
             batch size in samples, `interval` what was resampled for the two, `asymptote` is h or N at large b, `range`
             the largest mean over the smallest, `eta_beta_min` to `eta_beta_max` where the stepsizes that counted lie in
             units of 1/beta(b), `eta_k_op_max` the largest in units of 1/k_op, `reason` the reservations in words; the
-            predictions at initialization are means over seeds, with `_min` and `_max`. `headline` marks one b_h and one
-            b_N of each reading.
+            predictions at initialization are means over seeds, with `_min` and `_max`, `unpredicted` says why there are
+            none. `headline` marks one b_h and one b_N of each reading.
         comparison: One row for each fit and predictor (`raysat.analysis.predictors`): what was predicted, with its ends
             over seeds, over what was measured. It is what `analysis.parquet` holds; docs/columns.md has its columns.
         costs: One row for each reading, target, cost (`samples`, `seconds`, `device_hours`) and batch size that every
@@ -67,6 +68,8 @@ def analyze(
     # The same cell twice, under two ids, where a user's own module changed between two runs: the later one holds.
     outdated = trials.duplicated([*GROUP, "seed", "batch_size", "eta"], keep="last") & trials["eta"].notna()
     trials = trials[~outdated]
+    reasons = refused(ntk)
+    trials = trials.assign(unpredicted=[reasons.get(init_id, "") for init_id in trials["init_id"]])
     paths = {
         cell_id: (path["iteration"].to_numpy(), path["train_loss"].to_numpy(dtype=float))
         for cell_id, path in curves.sort_values("iteration").groupby("cell_id")
@@ -76,7 +79,7 @@ def analyze(
     for _, group in trials.groupby(list(GROUP), dropna=False):
         foreseen = Foreseen(reason="no table ntk was given") if ntk is None else foresee(group, ntk)
         for reading in readings(group):
-            for measured in measure(reading, paths, targets):
+            for measured in measure(reading, group, paths, targets):
                 points += measured.points
                 fits.append(measured.fit)
                 comparison += compare(measured, reading, foreseen)
@@ -92,6 +95,14 @@ def analyze(
     )
 
 
+def refused(ntk: pd.DataFrame | None) -> dict[str, str]:
+    """Why there are no statistics of an initialization, by init_id, of those that have none."""
+    if ntk is None:
+        return {}
+    rows = ntk[ntk["method"] == REFUSED]
+    return dict(zip(rows["init_id"], rows["method_reason"], strict=True))
+
+
 def load(root: Location) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
     """The record, the trials and the curves of a results folder.
 
@@ -102,10 +113,14 @@ def load(root: Location) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
     return store.readable(), store.read("trials"), store.read("curves")
 
 
+def analyze_folder(root: Location, record: Mapping, trials: pd.DataFrame, curves: pd.DataFrame) -> Analysis:
+    """Analyze what `load` has read, for the targets of the sweep."""
+    return analyze(trials, curves, tuple(record["sweep"].get("targets") or ()), Store(root).read("ntk"))
+
+
 def analyze_and_save(root: Location, record: Mapping, trials: pd.DataFrame, curves: pd.DataFrame) -> Analysis:
-    """Analyze what `load` has read, for the targets of the sweep, and write the comparison to `analysis.parquet`."""
-    targets = tuple(record["sweep"].get("targets") or ())
-    analysis = analyze(trials, curves, targets, Store(root).read("ntk"))
+    """`analyze_folder`, and write the comparison to `analysis.parquet`."""
+    analysis = analyze_folder(root, record, trials, curves)
     table = pa.Table.from_pandas(analysis.comparison, schema=arrow_schema("analysis"), preserve_index=False)
     write_aside(root / "analysis.parquet", partial(pq.write_table, table))
     return analysis

@@ -17,12 +17,8 @@ THEORY_CAVEAT = (
 NOTHING = "No trial has ended yet: there is nothing to analyze."
 
 
-def setting(row: Mapping) -> str:
-    """What a group was measured on, in one line: data, model, sampling, T.
-
-    Example:
-        `mnist (center, n = 1,000), mlp(activation=relu, depth=3), mse, float32, without_replacement, T = 300`
-    """
+def network(row: Mapping) -> str:
+    """Which network on which data: `mnist (center, n = 1,000), mlp(activation=relu, depth=3), mse, float32`."""
     try:
         options = json.loads(row["model_options"])
         short = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in options.items()}
@@ -31,9 +27,19 @@ def setting(row: Mapping) -> str:
         options = ""
     model = f"{row['model']}({options})" if options else row["model"]
     data = f"{row['dataset']} ({row['preprocessing']}, n = {row['n']:,})"
-    rest = f"{row['loss']}, {row['dtype']}, {row['sampling']}, T = {row['iterations']:,}"
-    rest += "" if row.get("training", "sgd") == "sgd" else f", {row['training']} (the prediction is for plain SGD)"
-    return f"{data}, {model}, {rest}"
+    return f"{data}, {model}, {row['loss']}, {row['dtype']}"
+
+
+def setting(row: Mapping) -> str:
+    """What a group was measured on, in one line: network, sampling, T, and the training where it is not plain SGD."""
+    other = "" if row.get("training", "sgd") == "sgd" else f", {row['training']} (the prediction is for plain SGD)"
+    return f"{network(row)}, {row['sampling']}, T = {iterations(row)}{other}"
+
+
+def iterations(row: Mapping) -> str:
+    """T, or of a budget of samples the range of T: `300`, `10 to 640`."""
+    least, most = row.get("iterations_least", row["iterations"]), row["iterations"]
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def method(row: Mapping) -> str:
@@ -61,16 +67,37 @@ def estimate(row: Mapping, name: str) -> tuple[str, str]:
     return number(row[name]), bounds(row[f"{name}_low"], row[f"{name}_high"])
 
 
-def about_h(iterations: int) -> str:
-    """The reservation that holds for every b_h."""
-    return f"h, and with it b_h, depends on the number of iterations, here T = {iterations:,}; b_N does not."
+def scatter(rms: float) -> str:
+    """The goodness of a fit, `rms_log_residual`, as a person reads it; empty where nothing was fitted.
+
+    Example:
+        >>> scatter(0.0432), scatter(0.001)
+        ('scatter 4 %', 'scatter < 1 %')
+    """
+    return "" if math.isnan(rms) else f"scatter {f'{100 * rms:.0f}' if rms >= 0.01 else '< 1'} %"
+
+
+def about_h(row: Mapping) -> str:
+    """The reservation that holds for every b_h of a setting."""
+    return f"h, and with it b_h, depends on the number of iterations, here T = {iterations(row)}; b_N does not."
+
+
+def no_interpolation(row: Mapping) -> str:
+    """Why a reading's points have no `h_interp`."""
+    if row["iterations_least"] < row["iterations"]:
+        return "no interpolation: T differs between batch sizes"
+    return "no interpolation: h(1) or h(n) is missing"
+
+
+ABOUT_SCATTER = "Scatter is that of h or N about its fit, root mean square."
 
 
 def about_intervals(seeds: int) -> str:
     """What the intervals are, and what they lack where few seeds were resampled, or none."""
     if seeds < 2:
         return (
-            "Intervals are of 95 %, over the fit's residuals, for there is one seed: they do not show how seeds differ."
+            "Intervals are of 95 %, over the fit's residuals, for there is one seed: they do not show how seeds "
+            "differ, and where there is no fit there is none."
         )
     few = "; with so few they are too narrow" if seeds < FEW_SEEDS else ""
     return f"Intervals are of 95 %, over {seeds} seeds{few}."

@@ -23,6 +23,7 @@ from raysat.report.answer import answers
 from raysat.report.compare import compare
 from raysat.report.figures import payload
 from raysat.report.page import page
+from raysat.report.predictions import predictions
 from raysat.store import Store
 from raysat.widths import by_width, sentences
 
@@ -44,12 +45,14 @@ def finish(root: Location | str, console: Console) -> Location:
     """
     root = location(root)
     record, trials, curves = load(root)
+    store = Store(root)
+    ntk, done = store.read("ntk"), (store.status() or {}).get("done") or ()
     analysis = analyze_and_save(root, record, trials, curves)
     made = plots.plates(trials, curves, analysis)
     plots.save(made, root / "figures")
     images = [(plate, (root / "figures" / f"{plate.name}.png").read_bytes()) for plate in made]
-    widths = by_width(trials, Store(root).read("ntk"))
-    html = render(record, trials, curves, analysis, images, widths)
+    widths = by_width(trials, ntk)
+    html = render(record, trials, curves, ntk, analysis, images, widths, done)
     path = root / "report.html"
     write_aside(path, lambda aside: aside.write_text(html, encoding="utf-8"))
     print_summary(analysis, console)
@@ -63,9 +66,11 @@ def render(
     record: Mapping,
     trials: pd.DataFrame,
     curves: pd.DataFrame,
+    ntk: pd.DataFrame,
     analysis: Analysis,
     images: Sequence[tuple[plots.Plate, bytes]],
     widths: pd.DataFrame,
+    done: Sequence[str] = (),
 ) -> str:
     """The page of a sweep as HTML.
 
@@ -73,9 +78,11 @@ def render(
         record: The content of `sweep.json`.
         trials: The `trials` table.
         curves: The `curves` table.
+        ntk: The `ntk` table.
         analysis: Their analysis.
         images: Each static figure and its PNG.
         widths: The result of `raysat.widths.by_width`.
+        done: Why an adaptive sweep has run no more, a sentence for each group of its cells.
     """
     table = summary(analysis.fits)
     said = answers(table)
@@ -85,10 +92,11 @@ def render(
         sections.answer(table, trials),
         sections.advice(analysis.choices),
         sections.figures(drawn, images),
-        sections.predictions(analysis.comparison),
+        predictions(analysis.comparison, ntk),
         sections.measured(table),
         sections.trainings(trials, curves),
         sections.widths(widths),
+        sections.stopped(done),
         sections.lost(trials),
         sections.provenance(record),
     ]

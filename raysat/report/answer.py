@@ -42,7 +42,8 @@ def answers(table: pd.DataFrame) -> list[Answer]:
     """One answer a setting.
 
     Of the stepsize policies a grid speaks, of its readings the stable one, of which the theory speaks, and of several
-    widths the largest, for the theory is one of wide networks; a reading without a b_N only where none has one.
+    widths the largest, for the theory is one of wide networks. Where that one has no b_N the next that has one speaks,
+    and why the others have none stands beside it.
 
     Args:
         table: The result of `raysat.analysis.summary`.
@@ -59,18 +60,21 @@ def _answer(rows: pd.DataFrame) -> Answer:
         narrow=-rows["width"],
         reading=rows["tuning"].map(_READINGS.index),
     )
-    best = ordered.sort_values(["untuned", "missing", "narrow", "rank", "reading"]).iloc[0].to_dict()
-    predicted = f"Theory predicted b_star = {number(best['b_star'])} before a step was trained"
-    where = f"width {best['width']}, " if best["width"] else ""
-    where += method(best)
+    preferred = ordered.sort_values(["untuned", "narrow", "rank", "reading"]).to_dict("records")
+    at = min(range(len(preferred)), key=lambda k: (preferred[k]["untuned"], preferred[k]["missing"]))
+    best = preferred[at]
+    where = _where(best)
     if best["untuned"]:
         said = ["This sweep does not measure a critical batch size: it has no stepsizes tuned for each batch size."]
-        said.append(f"{predicted}; add grid() to its stepsizes to put that to the test.")
+        said.append(f"{_predicted(best)}; add grid() to its stepsizes to put that to the test.")
         return Answer(setting(best), tuple(said), tuple(_untuned(best, where)), best)
-    reasons = [note for note in best["notes"] if note.startswith("b_N")]
+    reasons = _reasons(best)
     if best["missing"]:
-        said = [f"No critical batch size can be given ({where}). {' '.join(reasons)}", f"{predicted}."]
+        said = [f"No critical batch size can be given ({where}). {' '.join(reasons)}", f"{_predicted(best)}."]
         return Answer(setting(best), tuple(said), (), best)
+    passed_over = [
+        f"No critical batch size can be given for {_where(row)}. {' '.join(_reasons(row))}" for row in preferred[:at]
+    ]
     tuned = "best stepsize of each batch size" + (
         ", among those stable in theory" if best["tuning"] == "stable" else ""
     )
@@ -82,13 +86,29 @@ def _answer(rows: pd.DataFrame) -> Answer:
     measured = (
         f"The critical batch size is {spelled(best, 'b_N')}: {what}, to loss {best['target']:g} ({where}: {tuned})."
     )
-    said = [measured, f"{predicted}, {_apart(best)}."]
-    return Answer(setting(best), tuple(said), tuple([*_other_reading(best, rows), *reasons, *_seeds(best)]), best, True)
+    said = [measured, f"{_predicted(best)}{_apart(best)}."]
+    caveats = (*passed_over, *_other_reading(best, rows), *reasons, *_seeds(best))
+    return Answer(setting(best), tuple(said), caveats, best, True)
+
+
+def _where(row: Mapping) -> str:
+    return (f"width {row['width']}, " if row["width"] else "") + method(row)
+
+
+def _reasons(row: Mapping) -> list[str]:
+    return [note for note in row["notes"] if note.startswith("b_N")]
+
+
+def _predicted(row: Mapping) -> str:
+    """What theory says, without a full stop."""
+    if math.isnan(row["b_star"]):
+        return f"Theory predicts no b_star here: {row['unpredicted'] or 'there are no statistics at initialization'}"
+    return f"Theory predicted b_star = {number(row['b_star'])} before a step was trained"
 
 
 def _untuned(best: Mapping, where: str) -> list[str]:
     if math.isnan(best["b_N"]):
-        return [note for note in best["notes"] if note.startswith("b_N")]
+        return _reasons(best)
     hides = "One stepsize for every batch size hides saturation."
     why = THEORY_CAVEAT if policy(best["stepsize"]) == "theory" else hides
     return [f"Measured without tuning: b_N = {spelled(best, 'b_N')} at loss {best['target']:g} ({where}). {why}"]
@@ -106,9 +126,10 @@ def _other_reading(best: Mapping, rows: pd.DataFrame) -> list[str]:
 
 
 def _apart(row: Mapping) -> str:
-    """How far prediction and measurement are apart, against the interval."""
-    ratio = row["b_star"] / row["b_N"]
-    factor = f"{number(ratio)} times the measured value"
+    """How far prediction and measurement are apart, against the interval; empty where there is no prediction."""
+    if math.isnan(row["b_star"]):
+        return ""
+    factor = f", {number(row['b_star'] / row['b_N'])} times the measured value"
     if math.isnan(row["b_N_low"]):
         return factor
     inside = row["b_N_low"] <= row["b_star"] <= row["b_N_high"]

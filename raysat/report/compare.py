@@ -12,11 +12,11 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from raysat.analysis import SETTING, analyze, load, method, number, policy, summary
+from raysat.analysis import SETTING, analyze_folder, load, method, number, policy, summary
 from raysat.files import Location, location, write_aside
 from raysat.report.answer import EVIDENCE, answers, spelled
 from raysat.report.figures import TONES, Json, key_of, numbers, short_settings
-from raysat.report.page import Section, figure, listing, page, paragraphs, table
+from raysat.report.page import AT, Section, figure, listing, page, paragraphs, table
 from raysat.spec import InputError
 
 _WIDTH = [{"key": "width", "label": "width", "short": "width", "log": True}]
@@ -71,11 +71,11 @@ def compare(root: Location | str, console: Console) -> Location:
     tables, unread = {}, []
     for folder in folders:
         try:
-            _, trials, curves = load(folder)
+            made = analyze_folder(folder, *load(folder))
         except InputError as error:
             unread.append(str(error))
         else:
-            tables[folder.name] = summary(analyze(trials, curves).fits)
+            tables[folder.name] = summary(made.fits)
     linked = {name for name in tables if (root / name / "report.html").exists()}
     path = root / "report.html"
     title = root.resolve().name if isinstance(root, Path) else root.name
@@ -103,7 +103,8 @@ def render(title: str, tables: Mapping[str, pd.DataFrame], linked: set[str], unr
         Section("figures", "Figures", "\n".join(shown)),
         Section("numbers", "Measured and predicted", _numbers(rows, linked) if len(rows) else ""),
     ]
-    lead = f"{len(tables)} sweeps compared" + (f", {len(unread)} left out." if unread else ".")
+    lead = f"{len(tables)} sweep{'s' * (len(tables) != 1)} compared"
+    lead += f", {len(unread)} left out." if unread else "."
     return page(title, lead, parts, {"file": title, **drawn})
 
 
@@ -173,6 +174,7 @@ def _answers(tables: Mapping[str, pd.DataFrame], linked: set[str]) -> str:
         said = answers(rows)
         for one in said:
             parts.append(f'<p class="setting">{escape(one.setting)}</p>' + paragraphs([" ".join(one.sentences)]))
+            parts.append(listing(one.caveats))
         if not said:
             parts.append(paragraphs(["No trial has ended yet."]))
     return "\n".join(parts)
@@ -180,7 +182,7 @@ def _answers(tables: Mapping[str, pd.DataFrame], linked: set[str]) -> str:
 
 def _numbers(rows: pd.DataFrame, linked: set[str]) -> str:
     names = _names(rows)
-    columns = ("sweep", "data and model", "width", "stepsizes", "b_star", "noise scale", "b_h", "b_N", "at L ≤")
+    columns = ("sweep", "data and model", "width", "stepsizes", "b_star", "noise scale", "b_h", "b_N", AT)
     cells = []
     for row in rows.to_dict("records"):
         label = names[_key(row)]

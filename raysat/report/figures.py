@@ -1,8 +1,10 @@
 """A sweep's figures as plain data, which `assets/` draws: series, marks and axes, and nothing about pixels.
 
 A *figure* has axes and several *views*, one for each combination of what a reader can choose (`at`). A view has
-*series* (points, or a line, each with a name in the legend), *marks* (values on the horizontal axis) and notes. A value
-of null is not drawn. A *quiet* series is a curve without points to be asked for, a *loose* one may leave the frame.
+*series* (points, or a line, each with a name in the legend), *marks* (values on the horizontal axis) and notes. A
+figure of several quantities has a view for each, which says what it is `of`. A value of null is not drawn, an infinite
+end of an interval is drawn to the frame. A *quiet* series is a curve without points to be asked for, a *loose* one may
+leave the frame.
 """
 
 from __future__ import annotations
@@ -24,11 +26,15 @@ from raysat.analysis import (
     comparable,
     devices,
     method,
+    no_interpolation,
     number,
     policy,
     readings,
+    scatter,
     usable,
 )
+from raysat.analysis.efficiency import RULES
+from raysat.analysis.words import bounds
 from raysat.plots import CAPTIONS as STATIC_CAPTIONS
 from raysat.theory import h_interpolated
 
@@ -41,7 +47,10 @@ SMOOTH = 96
 """Points of a curve that is known at every b. Default: 96, at which no corner is seen on either kind of axis."""
 
 TONES = ("blue", "orange", "green", "purple", "ink")
-"""Colours of series without an order, named in `assets/page.css`: of Okabe and Ito's palette."""
+"""Colours of series without an order, named in `assets/page.css`, which says how far apart they are."""
+
+INFINITE = "Infinity"
+"""How an infinite number stands in a page, for JSON has none."""
 
 CHOICES = ("Data and model", "Width", "Stepsizes")
 """What a reader picks, in the order of a view's `at`."""
@@ -60,16 +69,17 @@ def payload(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis, star
     """
     names = short_settings(analysis.fits)
     at = {key: [names[key[: len(SETTING)]], _width(row), method(row)] for key, row in _rows(analysis.fits)}
-    points, fits = _by_reading(analysis.points), _by_reading(analysis.fits)
+    points, fits, costs, choices = map(_by_reading, (analysis.points, analysis.fits, analysis.costs, analysis.choices))
     chosen = _chosen(comparable(trials))
     draw = {
-        "loss-curves": lambda key: _loss_curves(chosen[key], curves) if key in chosen else None,
-        "exponents": lambda key: _exponents(points[key], fits[key]) if key in points else None,
-        "steps": lambda key: _steps(points[key], fits[key]) if key in points else None,
+        "loss-curves": lambda key: [_loss_curves(chosen[key], curves)] if key in chosen else [],
+        "exponents": lambda key: [_exponents(points[key], fits[key])] if key in points else [],
+        "steps": lambda key: [_steps(points[key], fits[key])] if key in points else [],
+        "costs": lambda key: _costs(costs[key], choices[key]) if key in costs else [],
     }
     figures = []
     for name, make in draw.items():
-        views = [{"at": at[key], **view} for key in at if (view := make(key))]
+        views = [{"at": at[key], **view} for key in at for view in make(key) if view]
         if views:
             figures.append(
                 {"name": name, "title": TITLES[name], "caption": CAPTIONS[name], **AXES[name]} | {"views": views}
@@ -82,6 +92,7 @@ TITLES = {
     "loss-curves": "Loss along training, by batch size",
     "exponents": "Convergence exponent against batch size",
     "steps": "Iterations to a target loss against batch size",
+    "costs": "Cost to a target loss against batch size",
 }
 
 CAPTIONS = STATIC_CAPTIONS | {
@@ -89,8 +100,23 @@ CAPTIONS = STATIC_CAPTIONS | {
         "Iterations N(b) to a target loss against batch size b: geometric mean over seeds with 95 % interval, the fit "
         "N_inf (1 + b_N/b), perfect scaling N(1)/b, and, with their intervals, the fitted critical batch size b_N of "
         "the deepest target (circles) and b_star = gamma/k_op, predicted at initialization."
-    )
+    ),
+    "costs": (
+        "What a target loss costs against batch size b: samples b N(b), seconds in SGD steps (evaluations not "
+        "counted), or device-hours (of a GPU, or a core where there is none): geometric mean over seeds with 95 % "
+        "interval. Marked, for the deepest target (circles): where the cost is least, and b_20, up to which less than "
+        "20 % of the samples are wasted."
+    ),
 }
+
+NO_INTERVALS = "No intervals: there is one seed, and no fit whose residuals could be resampled."
+
+COSTS = {
+    "samples": {"label": "samples to the target", "short": "samples"},
+    "seconds": {"label": "seconds in SGD steps to the target", "short": "seconds"},
+    "device_hours": {"label": "device-hours to the target", "short": "device-hours"},
+}
+"""The costs of `raysat.analysis.efficiency`, each a quantity of the last figure."""
 
 _BATCH = [{"key": "b", "label": "batch size b (samples)", "short": "b", "log": True}]
 AXES = {
@@ -105,12 +131,20 @@ AXES = {
     },
     "exponents": {"x": _BATCH, "y": {"label": "exponent h (1/iterations)", "short": "h", "log": False}},
     "steps": {"x": _BATCH, "y": {"label": "iterations N to the target loss", "short": "N", "log": True}},
+    "costs": {
+        "x": _BATCH,
+        "y": {"label": "cost to the target", "short": "cost", "log": True},
+        "of": [{"key": cost, "label": axis["label"]} for cost, axis in COSTS.items()],
+    },
 }
 
 
-def numbers(values: Sequence[float]) -> list[float | None]:
-    """The values as JSON has them: a few digits, null for what is no number."""
-    return [float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None for value in map(float, values)]
+def numbers(values: Sequence[float]) -> list[float | str | None]:
+    """The values as JSON has them: a few digits, `INFINITE` for infinity, null for what is no number."""
+    return [
+        INFINITE if value == math.inf else float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+        for value in map(float, values)
+    ]
 
 
 def short_settings(fits: pd.DataFrame) -> dict[tuple, str]:
@@ -122,7 +156,7 @@ def short_settings(fits: pd.DataFrame) -> dict[tuple, str]:
             options = dict(json.loads(row["model_options"]))
         except (TypeError, ValueError):
             options = {}
-        hidden = {"model_options", "depth", "activation"}  # the last two are among the options
+        hidden = {"model_options", "depth", "activation", "iterations_least"}  # depth, activation are options too
         facts.append({name: value for name, value in row.items() if name not in hidden} | options)
     every = list(dict.fromkeys(name for fact in facts for name in fact))
     varied = [name for name in every if len({str(fact.get(name)) for fact in facts}) > 1]
@@ -195,14 +229,15 @@ def _loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame) -> Json:
         f"{len(series)} batch sizes, b = {first} to {last}; the loss ends at {number(ends[0])} for b = {first} and at "
         f"{number(ends[1])} for b = {last}."
     )
-    return {"series": series, "summary": said, "y": LOSS.get(chosen["loss"].iloc[0], "loss L")}
+    return {"series": series, "summary": said, "y": {"label": LOSS.get(chosen["loss"].iloc[0], "loss L")}}
 
 
 def _exponents(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
     points, fit = points[points["quantity"] == "h"], fits[fits["quantity"] == "b_h"].iloc[0]
     if points["value"].isna().all():
         return None
-    series = [_measured(points, "measured h, 95 % interval", "ink", 0, extra=("h_interp",))]
+    name = "measured h, 95 % interval" if points["low"].notna().any() else "measured h"
+    series = [_measured(points, name, "ink", 0, extra=("h_interp",))]
     notes = [] if math.isnan(fit["range"]) else [f"h varies by a factor of {number(fit['range'])}."]
     if points["h_interp"].notna().any():
         b, stands_in = _dense(points["batch_size"]), int(points["h_interp_n"].iloc[0])
@@ -213,9 +248,9 @@ def _exponents(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
         if stands_in < points["n"].iloc[0]:
             notes.append(f"h({stands_in}) stands in for h(n), n = {points['n'].iloc[0]:,}.")
     else:
-        notes.append("No interpolation: h(1) or h(n) is missing.")
+        notes.append(_sentence(no_interpolation(points.iloc[0])))
     if not math.isnan(fit["value"]):
-        notes.append(f"Fit: b_h = {number(fit['value'])} samples.")
+        notes.append(f"Fit: b_h = {number(fit['value'])} samples, {scatter(fit['rms_log_residual'])}.")
     notes += [_sentence(fit["reason"])] * bool(fit["reason"])
     said = _ends(points, "h", "per iteration")
     return {"series": series, "notes": notes, "summary": said, "ticks": {"b": points["batch_size"].tolist()}}
@@ -232,6 +267,8 @@ def _steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
         rows = points[(points["target"] == fit["target"]) & points["value"].notna()]
         if fit["headline"]:
             marks = _marks(fit)
+            if not math.isnan(fit["value"]):
+                notes.append(f"Fit: b_N = {number(fit['value'])} samples, {scatter(fit['rms_log_residual'])}.")
             notes += [_sentence(fit["reason"])] * bool(fit["reason"])
         if rows.empty:
             continue
@@ -258,13 +295,42 @@ def _steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
     return {"series": series, "marks": marks, "notes": notes, "summary": " ".join(said), "ticks": {"b": sizes}}
 
 
+def _costs(costs: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Json]:
+    """A view for each cost that was measured."""
+    sizes = sorted(costs["batch_size"].unique().tolist())
+    for cost, axis in COSTS.items():
+        own = costs[costs["cost"] == cost].sort_values(
+            ["headline", "target", "batch_size"], ascending=[False, True, True]
+        )
+        if own.empty:
+            continue
+        chosen = choices[choices["headline"].astype(bool) & choices["choice"].isin(RULES[cost])]
+        tones = iter(("blue", *(tone for tone in TONES if tone not in ("blue", "orange"))))
+        series = [
+            _measured(rows, f"to L ≤ {target:g}", next(tones, "ink"), k) | {"line": True}
+            for k, (target, rows) in enumerate(own.groupby("target", sort=False))
+        ]
+        marks, notes = [], [NO_INTERVALS] * bool(own["low"].isna().all())
+        for choice in chosen.to_dict("records"):
+            name, tone, dash = ("b_20", "orange", "6 4") if choice["choice"] == "b_20" else ("least", "ink", "8 3 2 3")
+            said = f"{name} at b = {number(choice['batch_size'])} {bounds(choice['low'], choice['high'])}".strip()
+            if math.isfinite(choice["batch_size"]):
+                marks.append(_mark(said, tone, dash, (choice["batch_size"], choice["low"], choice["high"])))
+            notes += [f"{name}: {choice['reason']}."] * bool(choice["reason"])
+        first = own[own["headline"].astype(bool)]
+        said = [_ends(first if len(first) else own, axis["short"].capitalize(), axis["label"])]
+        said += [f"Marked: {mark['name']}." for mark in marks]
+        about = {"of": cost, "y": axis, "ticks": {"b": sizes}, "summary": " ".join(said)}
+        yield {**about, "series": series, "marks": marks, "notes": notes}
+
+
 def _measured(rows: pd.DataFrame, name: str, tone: str, mark: int, extra: Sequence[str] = ()) -> Json:
     """Points with intervals, and what else a reader may want to know of each."""
     shown = {"seeds": rows["seeds"].tolist()}
     shown |= {
         column: numbers(rows[column])
         for column in (*extra, "eta", "eta_beta", "eta_k_op")
-        if rows[column].notna().any()
+        if column in rows and rows[column].notna().any()
     }
     values = {end: numbers(rows[end]) for end in ("low", "high")} if rows["low"].notna().any() else {}
     spread = {"spread": "bars"} if values else {}
@@ -282,12 +348,14 @@ def _marks(fit: Mapping) -> list[Json]:
         ends = ("low", "high") if key == "value" else ("b_star_min", "b_star_max")
         value, low, high = (fit[column] for column in (key, *ends))
         if not math.isnan(value):
-            name = f"{name} = {number(value)}, {kind}"
-            marks.append(
-                {"name": name, "tone": tone, "dash": dash}
-                | dict(zip(("at", "low", "high"), numbers((value, low, high)), strict=True))
-            )
+            ends = f" {bounds(low, high)}".rstrip() if kind == "measured" else ""
+            marks.append(_mark(f"{name} = {number(value)}{ends}, {kind}", tone, dash, (value, low, high)))
     return marks
+
+
+def _mark(name: str, tone: str, dash: str, values: tuple[float, float, float]) -> Json:
+    """A value on the horizontal axis, and the ends of its interval."""
+    return {"name": name, "tone": tone, "dash": dash} | dict(zip(("at", "low", "high"), numbers(values), strict=True))
 
 
 def _dense(sizes: pd.Series) -> np.ndarray:

@@ -13,6 +13,9 @@ from string import Template
 SCRIPTS = ("scale.js", "chart.js", "figure.js")
 """The files of `assets/` that draw the figures, in the order in which they need each other."""
 
+AT = "at\N{NO-BREAK SPACE}L\N{NO-BREAK SPACE}≤"
+"""The head of a column of target losses, in one line."""
+
 LONG = 16
 """A table of more rows scrolls in a window of its own on a screen; on paper it stands whole."""
 
@@ -102,6 +105,27 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: set[str],
     return (
         f'<div class="{scroll}" role="region" tabindex="0" aria-label="Table: {escape(label)}">'
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+    )
+
+
+def footnoted(
+    columns: Sequence[str], rows: Sequence[tuple[Sequence[str], Sequence[str]]], text: set[str], label: str, key: str
+) -> str:
+    """A table whose last column, `notes`, refers to the notes below it.
+
+    Args:
+        columns: The heads, as text.
+        rows: Of each row the cells, HTML already, and its notes, as text.
+        text: The columns that are words.
+        label: What the table has, for those who do not see it.
+        key: What the ids of the notes begin with.
+    """
+    notes = {note: k for k, note in enumerate(dict.fromkeys(note for _, own in rows for note in own), 1)}
+    link = lambda k: f'<a href="#{key}-{k}" aria-label="note {k}">{k}</a>'  # noqa: E731
+    cells = [[*own, " ".join(link(notes[note]) for note in said)] for own, said in rows]
+    items = "".join(f'<li id="{key}-{k}">{escape(note)}</li>' for note, k in notes.items())
+    return table([*columns, "notes"], cells, {*text, "notes"}, label) + (
+        f'<ol class="notes">{items}</ol>' if items else ""
     )
 
 

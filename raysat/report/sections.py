@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 
 import pandas as pd
 
 from raysat import ablation
-from raysat.analysis import NOTHING, SETTING, about_h, about_intervals, method, number, setting, usable, what_to_use
+from raysat.analysis import (
+    ABOUT_SCATTER,
+    NOTHING,
+    SETTING,
+    about_h,
+    about_intervals,
+    estimate,
+    method,
+    number,
+    scatter,
+    setting,
+    usable,
+    what_to_use,
+)
 from raysat.analysis.words import bounds
 from raysat.plots import Plate
-from raysat.report.answer import answers, spelled
-from raysat.report.page import Section, figure, listing, paragraphs, table
+from raysat.report.answer import answers
+from raysat.report.page import AT, Section, figure, footnoted, listing, paragraphs, table
 from raysat.schema import DIVERGED, FAILED, FINISHED
 from raysat.widths import sentences
 
@@ -26,31 +40,36 @@ SYMBOLS = (
     ("gamma", "max_i λ_max(J_i J_iᵀ), J_i the Jacobian of sample i at initialization: the worst sample."),
     ("k_op", "λ_max(K), K = J Jᵀ/n the neural tangent kernel at initialization: what the samples have in common."),
     ("beta(b)", "gamma/b + (b-1)/b k_op, here exact for the sampling used (Lemma 3.1): eta = 1/beta(b) is granted."),
+    ("eta beta(b)", "the stepsize in units of what the theory grants at that b."),
+    ("eta k_op", "the stepsize in units of 1/k_op: gradient descent on the linearized network is stable below 2."),
+    (
+        "eta_limit",
+        "the stepsize up to which SGD on the linearized network is stable at that b: 2/k_op at b = n, less at small b, "
+        "where noise feeds itself.",
+    ),
     (
         "b_star",
         "gamma/k_op, the predicted critical batch size (Theorems 1.1 and 4.2): both terms of beta(b) are equal.",
     ),
+    ("4 gamma/k_op", "b_star with the looser constants of Theorem 3.3 (the column b_star_thm33)."),
     ("noise scale", "tr(Σ)/‖∇L‖² at initialization (McCandlish et al. 2018): a rival prediction."),
+    (
+        "forecast",
+        "the same trials by the expected loss of SGD on the linearized network, from the spectrum of K and the initial "
+        "residual, tuned and fitted in the same way.",
+    ),
     ("h(b)", "log(L(w_0)/L(w_T))/T, the convergence exponent per iteration; it depends on T."),
     ("b_h", "fit of 1/h(b) = (1/h_inf)(1 + b_h/b)."),
     ("N(b)", "iterations until the loss over all training samples is at most the target."),
     ("b_N", "fit of N(b) = N_inf (1 + b_N/b): at b = b_N, SGD takes twice the iterations of the largest batches."),
+    ("b_20", "largest b whose samples to the target, b N(b), are at most 1.2 times the least (Zhang et al. 2024)."),
     (
         "free, stable",
-        "a grid's best stepsize of each b: of all, or of those at which the linearized network is stable; the theory "
-        "speaks of these.",
+        "a grid's best stepsize of each b: of all, or of those below eta_limit; the theory speaks of these.",
     ),
 )
 """Every symbol of the page, and what it means in a line."""
 
-
-PREDICTOR = {
-    "b_star": "b_star = gamma/k_op",
-    "b_star_thm33": "4 gamma/k_op (Theorem 3.3)",
-    "noise_scale": "noise scale",
-    "forecast": "forecast, tuned in the same way",
-}
-"""The predictors of `raysat.analysis.predictors` in words."""
 
 CHOICES = {
     "least_samples": "least samples to the target",
@@ -60,6 +79,8 @@ CHOICES = {
 }
 """The choices of `raysat.analysis.efficiency` in words."""
 
+UNITS = {"least_samples": "samples", "b_20": "samples", "least_seconds": "s", "least_device_hours": "device-hours"}
+
 
 def progress(record: Mapping, trials: pd.DataFrame) -> str:
     """How many of the sweep's cells have ended, in words."""
@@ -68,7 +89,8 @@ def progress(record: Mapping, trials: pd.DataFrame) -> str:
     ended = int(trials["status"].isin(FINISHED).sum())
     if sweep.get("adaptive") or any(stepsize["policy"] == "grid_auto" for stepsize in sweep.get("stepsizes", ())):
         return f"{ended} cells have ended, of as many as their results call for; {', '.join(counts)}."
-    per_model = len(sweep.get("batch_sizes", ())) * len(sweep.get("stepsizes", ())) * len(sweep.get("seeds", ()))
+    axes = ("batch_sizes", "stepsizes", "seeds", "trainings")
+    per_model = math.prod(len(sweep.get(axis, [None])) for axis in axes)
     sizes = [len(sweep.get("widths", ())) if model.get("has_width", True) else 1 for model in sweep.get("models", ())]
     asked = max(ended, per_model * sum(sizes))  # the folder may hold cells of earlier, larger axes
     return f"{ended} of {asked} cells have ended; {', '.join(counts)}."
@@ -100,45 +122,25 @@ def advice(choices: pd.DataFrame) -> Section:
     Args:
         choices: `Analysis.choices`.
     """
-    rows, said = what_to_use(choices)
-    columns = ("choice", "b", "95 % interval", "what it costs", "width", "stepsizes", "at L ≤", "reservation")
-    cells = [
-        [
-            escape(_plain(value))
-            for value in (
-                *(CHOICES[row["choice"]], number(row["batch_size"]), bounds(row["low"], row["high"])),
-                *(number(row["value"]), row["width"] or "none", method(row), number(row["target"]), row["reason"]),
-            )
+    title, parts = "What to use", []
+    columns = ("choice", "b", "95 % interval", "what it costs", "width", "stepsizes", AT, "reservation")
+    rows, sentences = what_to_use(choices)
+    for (_, of_setting), sentence in zip(rows.groupby(list(SETTING), dropna=False, sort=False), sentences, strict=True):
+        cells = [
+            [
+                escape(_plain(value))
+                for value in (
+                    *(CHOICES[row["choice"]], number(row["batch_size"]), bounds(row["low"], row["high"])),
+                    *(f"{number(row['value'])} {UNITS[row['choice']]}", row["width"] or "none", method(row)),
+                    *(number(row["target"]), row["reason"]),
+                )
+            ]
+            for row in of_setting.to_dict("records")
         ]
-        for row in rows.to_dict("records")
-    ]
-    title = "What to use"
-    words = {"choice", "stepsizes", "reservation"}
-    return Section("use", title, paragraphs(said) + table(columns, cells, words, title) if cells else "")
-
-
-def predictions(comparison: pd.DataFrame) -> Section:
-    """What each predictor said before a step was trained, over what was measured: the headline b_N and b_h.
-
-    Args:
-        comparison: `Analysis.comparison`.
-    """
-    columns = ("width", "stepsizes", "quantity", "measured", "predictor", "predicted", "predicted / measured", "remark")
-    known = comparison[comparison["headline"].astype(bool) & comparison["value"].notna()]
-    cells = [
-        [
-            escape(_plain(value))
-            for value in (
-                *(row["width"] or "none", method(row), row["quantity"]),
-                f"{number(row['value'])} {bounds(row['low'], row['high'])}".strip(),
-                *(PREDICTOR[row["predictor"]], number(row["predicted"]), number(row["ratio"]), row["remark"]),
-            )
-        ]
-        for row in known.to_dict("records")
-    ]
-    title = "What was predicted before a step was trained"
-    words = {"stepsizes", "quantity", "predictor", "remark"}
-    return Section("predictions", title, table(columns, cells, words, title) if cells else "")
+        name = setting(of_setting.iloc[0])
+        parts += [paragraphs([name], "setting"), paragraphs([sentence])]
+        parts.append(table(columns, cells, {"choice", "stepsizes", "reservation"}, f"{title}: {name}"))
+    return Section("use", title, "\n".join(parts))
 
 
 def measured(summary: pd.DataFrame) -> Section:
@@ -151,26 +153,21 @@ def measured(summary: pd.DataFrame) -> Section:
 def numbers(summary: pd.DataFrame) -> str:
     """A table a setting, with its footnotes, as HTML."""
     parts = []
-    columns = ("width", "stepsizes", "gamma", "k_op", "b_star", "noise scale", "b_h", "b_N", "at L ≤", "notes")
+    columns = ("width", "stepsizes", "gamma", "k_op", "b_star", "noise scale", "b_h", "b_N", AT)
     for k, (_, rows) in enumerate(summary.groupby(list(SETTING), dropna=False, sort=False), 1):
         records = rows.to_dict("records")
-        notes = list(dict.fromkeys(note for row in records for note in row["notes"]))
         cells = []
         for row in records:
-            marks = [notes.index(note) + 1 for note in row["notes"]]
-            links = " ".join(f'<a href="#note-{k}-{mark}" aria-label="note {mark}">{mark}</a>' for mark in marks)
             statistics = [number(row[name]) for name in ("gamma", "k_op", "b_star", "noise_scale")]
-            fits = [spelled(row, name) for name in ("b_h", "b_N")]
+            fits = ["\n".join(filter(None, (*estimate(row, q), scatter(row[f"{q}_scatter"])))) for q in ("b_h", "b_N")]
             plain = [str(row["width"] or "none"), method(row), *statistics, *fits, number(row["target"])]
-            cells.append([*map(escape, plain), links])
+            cells.append(([escape(value).replace("\n", "<br>") for value in plain], row["notes"]))
         title = setting(records[0])
-        items = "".join(f'<li id="note-{k}-{mark}">{escape(note)}</li>' for mark, note in enumerate(notes, 1))
-        about = about_h(records[0]["iterations"]), about_intervals(max(row["seeds"] for row in records))
+        seeds = max(row["seeds"] for row in records)
         parts += [
             f"<h3>{escape(title)}</h3>",
-            table(columns, cells, {"stepsizes", "notes"}, f"Measured and predicted: {title}"),
-            f'<ol class="notes">{items}</ol>' if items else "",
-            paragraphs([" ".join(about)], "soft"),
+            footnoted(columns, cells, {"stepsizes"}, f"Measured and predicted: {title}", f"note-{k}"),
+            paragraphs([f"{about_h(records[0])} {about_intervals(seeds)} {ABOUT_SCATTER}"], "soft"),
         ]
     return "\n".join(parts)
 
@@ -195,6 +192,15 @@ def figures(payload: Mapping, images: Sequence[tuple[Plate, bytes]]) -> Section:
     return Section("figures", "Figures", "\n".join(parts))
 
 
+def stopped(done: Sequence[str]) -> Section:
+    """Why an adaptive sweep has run no more.
+
+    Args:
+        done: A sentence for each group of its cells that wants no more.
+    """
+    return Section("stopped", "Why the sweep stopped", listing(done))
+
+
 def trainings(trials: pd.DataFrame, curves: pd.DataFrame) -> Section:
     """What each way of training ends with, where a sweep has others than plain SGD under a budget of iterations.
 
@@ -209,7 +215,7 @@ def trainings(trials: pd.DataFrame, curves: pd.DataFrame) -> Section:
     made = ablation.ablation(trials, curves)
     columns, rows = ablation.cells(made)
     shown = table(columns, [list(map(escape, row)) for row in rows], set(ablation.NAMES), title)
-    said = f"{ablation.TITLE}. {ablation.about_slope(made)}"
+    said = " ".join([f"{ablation.TITLE}.", *ablation.remarks(made)])
     return Section("trainings", title, shown + paragraphs([said], "soft"))
 
 

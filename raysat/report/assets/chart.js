@@ -93,7 +93,7 @@ function drawChart(figure, view, state) {
   }
   root.append(svg("path", { d: `M${left},${bottom}H${right}`, class: "axis" }));
   root.append(svg("text", { x: right, y: height - 6, "text-anchor": "end", class: "name" }, axis.label));
-  root.append(svg("text", { x: 2, y: 14, class: "name" }, view.y || figure.y.label));
+  root.append(svg("text", { x: 2, y: 14, class: "name" }, (view.y || figure.y).label));
 
   const plane = svg("g", { "clip-path": `url(#${clip})` });
   root.append(plane);
@@ -140,7 +140,7 @@ function drawLine(places, dash) {
 function drawBand(series, places, y) {
   const edge = (place, end) => {
     const value = series[end][place.k];
-    return `${place.x.toFixed(1)},${(value === null || (y.log && value <= 0) ? place.y : y(value)).toFixed(1)}`;
+    return `${place.x.toFixed(1)},${(value === null ? place.y : y.within(value)).toFixed(1)}`;
   };
   const there = places.map((place) => edge(place, "low"));
   const back = places.map((place) => edge(place, "high")).reverse();
@@ -149,11 +149,13 @@ function drawBand(series, places, y) {
 
 function drawBars(series, places, y) {
   const ends = (place) => [series.low[place.k], series.high[place.k]];
-  const known = places.filter((place) => ends(place).every((end) => end !== null && (!y.log || end > 0)));
+  const known = places.filter((place) => ends(place).every((end) => end !== null));
   return known.map((place) => {
-    const [low, high] = ends(place).map((end) => y(end).toFixed(1));
     const at = place.x.toFixed(1);
-    return svg("path", { d: `M${at},${low}V${high}M${at - 3},${low}h6M${at - 3},${high}h6`, class: "bar" });
+    const [low, high] = ends(place).map((end) => y.within(end).toFixed(1));
+    // An end beyond the frame has no cap: the bar goes on.
+    const caps = ends(place).map((end) => (end >= y.low && end <= y.high ? `M${at - 3},${y(end).toFixed(1)}h6` : ""));
+    return svg("path", { d: `M${at},${low}V${high}${caps.join("")}`, class: "bar" });
   });
 }
 
@@ -161,9 +163,9 @@ function drawMark(mark, x, bottom) {
   const group = svg("g", { class: "series", style: `color:${colourOf(mark)}` });
   group.dataset.name = mark.name;
   if (x.log && mark.at <= 0) return group;
-  if (mark.low !== null && mark.high !== null && (!x.log || mark.low > 0)) {
-    const from = x(mark.low);
-    group.append(svg("rect", { x: from, y: 24, width: Math.max(0, x(mark.high) - from), height: bottom - 24, class: "band" }));
+  if (mark.low !== null && mark.high !== null) {
+    const [from, to] = [x.within(mark.low), x.within(mark.high)];
+    group.append(svg("rect", { x: from, y: 24, width: to - from, height: bottom - 24, class: "band" }));
   }
   const at = x(mark.at).toFixed(1);
   group.append(svg("path", { d: `M${at},24V${bottom}`, class: "line", "stroke-dasharray": mark.dash }));

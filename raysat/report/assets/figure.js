@@ -45,7 +45,7 @@ class Figure {
   constructor(page, data) {
     this.page = page;
     this.data = data;
-    this.state = { x: data.x[0].key, logX: data.x[0].log, logY: data.y.log, hidden: new Set() };
+    this.state = { x: data.x[0].key, of: null, logX: data.x[0].log, logY: data.y.log, hidden: new Set() };
     this.at = null; // the point whose values are shown: its place among this.points
     this.controls = html("div", { class: "controls" });
     this.legend = html("div", { class: "legend", role: "group", "aria-label": "Show and hide" });
@@ -78,6 +78,13 @@ class Figure {
       axis.select.append(...data.x.map((one) => html("option", { value: one.key }, one.label)));
       axis.select.dataset.control = "x";
     }
+    if (data.of) {
+      this.quantity = this.addSelect("Vertical axis", (value) => {
+        state.of = value;
+        this.update();
+      });
+      this.quantity.select.dataset.control = "y";
+    }
     for (const [key, label] of [["logX", "log horizontal"], ["logY", "log vertical"]]) {
       const box = html("input", { type: "checkbox", "data-control": key });
       box.checked = state[key];
@@ -108,7 +115,14 @@ class Figure {
       box.hidden = new Set(this.data.views.map((view) => view.at[k])).size < 2;
       views = views.filter((view) => view.at[k] === value);
     });
-    this.view = views[0];
+    this.view = views.find((view) => view.of === this.state.of) || views[0];
+    if (this.quantity) {
+      const { box, select } = this.quantity;
+      const known = this.data.of.filter((one) => views.some((view) => view.of === one.key));
+      select.replaceChildren(...known.map((one) => html("option", { value: one.key }, one.label)));
+      select.value = this.view.of;
+      box.hidden = known.length < 2;
+    }
     const names = this.names();
     this.state.hidden = new Set([...this.state.hidden].filter((name) => names.includes(name)));
     const notes = this.view.notes || [];
@@ -226,7 +240,8 @@ class Figure {
     }
     const { series, k, x, y } = point;
     const axis = this.data.x.find((one) => one.key === this.state.x);
-    const values = `${axis.short} = ${format(series.x[this.state.x][k])}, ${this.data.y.short} = ${format(series.y[k])}`;
+    const { short } = { ...this.data.y, ...this.view.y };
+    const values = `${axis.short} = ${format(series.x[this.state.x][k])}, ${short} = ${format(series.y[k])}`;
     const said = [`${series.name}: ${values}`];
     if (series.low && series.low[k] !== null) {
       const what = series.spread === "band" ? "seeds from" : "95 % interval";
@@ -260,7 +275,7 @@ class Figure {
     const measured = this.view.series.filter((series) => !series.quiet);
     const extra = [...new Set(measured.flatMap((series) => Object.keys(series.extra || {})))];
     const interval = measured.some((series) => series.low);
-    const heads = ["curve", ...this.data.x.map((axis) => axis.label), this.view.y || this.data.y.label];
+    const heads = ["curve", ...this.data.x.map((axis) => axis.label), (this.view.y || this.data.y).label];
     if (interval) heads.push("low", "high");
     const rows = measured.flatMap((series) =>
       series.y.map((value, k) => [
@@ -309,11 +324,13 @@ class Figure {
   download(kind) {
     const [text, type] = kind === "csv" ? [this.csv(), "text/csv"] : [this.drawing(), "image/svg+xml"];
     const url = URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` }));
-    const parts = [this.page.payload.file, this.data.name, ...this.view.at].join("-");
+    const parts = [this.page.payload.file, this.data.name, ...this.view.at, this.view.of].join("-");
     const link = html("a", { href: url, download: `${parts.replace(/[^\w.]+/g, "-").replace(/-+$/, "")}.${kind}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 10000);
   }
 }
 
-new Page(JSON.parse(document.getElementById("payload").textContent));
+// JSON has no infinity: an open end of an interval is a word.
+const infinite = (_, value) => (value === "Infinity" ? Infinity : value);
+new Page(JSON.parse(document.getElementById("payload").textContent, infinite));

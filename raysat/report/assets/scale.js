@@ -27,6 +27,7 @@ function formatTick(value) {
  * @param {{log: boolean, zero: boolean, pad: number}} how `zero`: a linear axis starts at 0.
  * @param {number} from Pixel of the low end.
  * @param {number} to Pixel of the high end.
+ * @returns {function} With the values at its ends, and `within`, which takes what lies beyond to the nearer end.
  */
 function makeScale(values, how, from, to) {
   const pass = how.log ? Math.log : (value) => value;
@@ -40,7 +41,9 @@ function makeScale(values, how, from, to) {
   if (how.log || !how.zero || low !== 0) low -= room;
   high += room;
   const scale = (value) => from + ((pass(value) - low) / (high - low)) * (to - from);
-  return Object.assign(scale, { low: back(low), high: back(high), log: how.log, pixels: Math.abs(to - from) });
+  const ends = { low: back(low), high: back(high) };
+  const within = (value) => scale(Math.min(ends.high, Math.max(ends.low, value)));
+  return Object.assign(scale, { ...ends, within, log: how.log, pixels: Math.abs(to - from) });
 }
 
 /** Round numbers between the ends of a scale, `gap` pixels apart at least; of `preferred` ones where there are any. */

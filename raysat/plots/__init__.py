@@ -1,0 +1,133 @@
+"""Static figures: each function takes tables and returns a matplotlib `Figure`, a panel for each width and stepsize.
+
+`figures` draws them on the grid of `panels`; here they are made for a whole sweep, and written. Nothing keeps pyplot
+state: figures can be made in threads, on machines without a display, and many at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from raysat.analysis import SETTING, Analysis, comparable, policy, setting
+from raysat.files import Location, write_aside
+from raysat.plots.figures import costs, exponents, loss_curves, steps
+
+__all__ = ["CAPTIONS", "Plate", "costs", "exponents", "loss_curves", "plates", "save", "steps"]
+
+DPI = 150
+SIDE = 3
+"""Panels a side of one figure. Default: 3, at which the labels can be read on a printed page."""
+
+CAPTIONS = {
+    "loss-curves": (
+        "Loss L(w_t) over all training samples against iteration t, by batch size b: median over seeds, band from the "
+        "smallest to the largest; under a grid, the best stepsize of each b by h. Equal distances from b to 2b are "
+        "linear scaling; curves that lie on each other are saturation."
+    ),
+    "exponents": (
+        "Convergence exponent h(b) = log(L(w_0)/L(w_T))/T against batch size b: geometric mean over seeds with 95 % "
+        "interval, and the paper's curve (section 5), interpolated between h(1) and h(n). Where h hardly varies, the "
+        "two agree whatever the critical batch size is."
+    ),
+    "steps": (
+        "Iterations N(b) to a target loss against batch size b: geometric mean over seeds with 95 % interval, the fit "
+        "N_inf (1 + b_N/b), perfect scaling N(1)/b, the fitted critical batch size b_N (band: its interval), and "
+        "b_star = gamma/k_op, predicted at initialization. Bold and filled: the target to which b_N belongs."
+    ),
+    "costs": (
+        "What the deepest target costs against batch size b, over the least that it costs at any b: samples b N(b), "
+        "seconds in SGD steps, and device-hours (of a GPU, or a core where there is none); geometric means over seeds "
+        "with 95 % intervals. Where the samples cross the dotted line 20 % of them are wasted: b_20."
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure with what a page needs to show it.
+
+    Attributes:
+        kind: What it shows: a key of `CAPTIONS`.
+        name: File name without suffix.
+        title: What was measured, on which model and data.
+        caption: What the symbols mean.
+        figure: The figure.
+    """
+
+    kind: str
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def plates(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis) -> list[Plate]:
+    """All figures of a sweep, in the order of a report: each setting in figures of at most 3 x 3 panels."""
+    draw = {
+        "loss-curves": lambda page: loss_curves(page(comparable(trials)), curves),
+        "exponents": lambda page: exponents(page(analysis.points), page(analysis.fits)),
+        "steps": lambda page: steps(page(analysis.points), page(analysis.fits)),
+        "costs": lambda page: costs(page(analysis.costs)),
+    }
+    pages = list(_pages(analysis.fits))
+    made = []
+    for kind, make in draw.items():
+        drawn = [(row, make(page)) for row, page in pages]
+        drawn = [(row, figure) for row, figure in drawn if figure is not None]
+        for k, (row, figure) in enumerate(drawn, 1):
+            name = f"{kind}-{k}" if len(drawn) > 1 else kind
+            made.append(Plate(kind, name, setting(row), CAPTIONS[kind], figure))
+    return made
+
+
+def save(made: list[Plate], folder: Location) -> None:
+    """Write each figure to `folder` as PNG and PDF, and delete those of an earlier call that are gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {folder / f"{plate.name}.{suffix}": plate.figure for plate in made for suffix in ("png", "pdf")}
+    for plate in made:
+        plate.figure.draw_without_rendering()
+        plate.figure.set_layout_engine(None)  # laid out once for both files; with an engine each is drawn twice
+    for path, figure in files.items():
+        write_aside(path, partial(figure.savefig, dpi=DPI, format=path.suffix[1:]))
+    for path in {path for kind in CAPTIONS for path in folder.glob(f"{kind}*.p[nd][gf]")} - set(files):
+        path.unlink()
+
+
+def _matching(table: pd.DataFrame, row: dict) -> pd.DataFrame:
+    """The rows of a table that agree with `row`, null with null."""
+    for name, value in row.items():
+        table = table[table[name].isna() if pd.isna(value) else table[name] == value]
+    return table
+
+
+def _pages(fits: pd.DataFrame) -> Iterator[tuple[dict, Callable[[pd.DataFrame], pd.DataFrame]]]:
+    """For each figure its setting, and a function that cuts a table down to the figure's widths and stepsizes."""
+    for row in fits[list(SETTING)].drop_duplicates().to_dict("records"):
+        of_setting = _matching(fits, row)
+        widths = sorted(of_setting["width"].unique().tolist())
+        for k in range(0, len(widths), SIDE):
+            for labels in _columns(list(dict.fromkeys(of_setting["stepsize"]))):
+                yield row, partial(_cut, row=row, widths=widths[k : k + SIDE], labels=labels)
+
+
+def _cut(table: pd.DataFrame, row: dict, widths: list[int], labels: list[str]) -> pd.DataFrame:
+    table = _matching(table, row)
+    return table[table["width"].isin(widths) & table["stepsize"].isin(labels)]
+
+
+def _columns(labels: list[str]) -> Iterator[list[str]]:
+    """The stepsizes of each figure; a grid takes two columns of panels, one a reading."""
+    page, room = [], SIDE
+    for label in labels:
+        needs = 2 if policy(label).startswith("grid") else 1
+        if page and needs > room:
+            yield page
+            page, room = [], SIDE
+        page, room = [*page, label], room - needs
+    if page:
+        yield page
