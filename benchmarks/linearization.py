@@ -34,13 +34,19 @@ def linearized_steps(kernel: torch.Tensor, residual: torch.Tensor, eta: float, b
     """N of one run of linearized SGD; nan where it diverges or takes too long."""
     outputs = residual.shape[1]
     r, losses = residual.flatten().clone(), []
-    rows = kernel.view(N, outputs, -1)
+    rows = kernel.view(N, -1)
     for start in range(0, LONGEST, 64):
         for batch in batches(seed, start, 64, b, N):
             losses.append((r.square().sum() / (2 * N)).item())
             if losses[-1] <= TARGET or not losses[-1] < 1e3 * losses[0]:
                 return steps_to_target(np.arange(len(losses)), np.array(losses), TARGET)
-            change = rows[batch].flatten(0, 1).T @ r.view(N, outputs)[batch].flatten()
+            chosen = r.view(N, outputs).index_select(0, batch).flatten()
+            if b < 64:
+                change = chosen @ rows.index_select(0, batch).view(b * outputs, -1)
+            else:  # gathering the rows would cost more than reading all of them
+                change = (
+                    kernel @ torch.zeros_like(r).view(N, outputs).index_copy_(0, batch, chosen.view(b, -1)).flatten()
+                )
             r -= eta * N / b * change
     return np.nan
 
@@ -52,6 +58,7 @@ def mean_steps(spectrum: Spectrum, eta: float, b: int) -> float:
 
 
 def main(width: int) -> None:
+    torch.set_num_threads(1)
     dataset = data.load("mnist", n_train=N, n_test=0)
     table: dict[str, dict[tuple[int, int], list[float]]] = {"forecast": {}, "linearized": {}, "linearized, all": {}}
     for seed in SEEDS:

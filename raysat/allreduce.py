@@ -1,5 +1,8 @@
 """The time of an all-reduce between processes, measured by `torch.distributed`, and its model.
 
+    $ python -m raysat.allreduce measured.json --ranks 2 4      between processes of this machine
+    $ torchrun --nnodes 4 --nproc-per-node 8 ... -m raysat.allreduce measured.json --backend nccl      of a cluster
+
 The model is a ring (Thakur, Rabenseifner and Gropp 2005; Patarasuk and Yuan 2009): 2 (p - 1) messages one after the
 other, each of 1/p of the s bytes,
 
@@ -10,21 +13,31 @@ It assumes that the link between any two workers is the same, and that nothing e
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+import os
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from raysat.validation import InputError
+from raysat.files import Location, location, write_aside
+from raysat.validation import InputError, positive, whole
 
 SIZES = tuple(4**k for k in range(5, 13))
 """Bytes of the measured all-reduces: 1 KiB to 16 MiB, from where latency rules to where bandwidth does."""
+
+REPEATS, WARMUP = 30, 3
+"""Calls of each size, of whose times the median counts, and calls before them."""
+
+BACKENDS = ("gloo", "nccl")
 
 
 @dataclass(frozen=True)
@@ -58,13 +71,20 @@ class Link:
         """`T(s, p)`: an all-reduce of `size` bytes between `ranks`. 0 for one."""
         return 2 * (ranks - 1) * (self.alpha + size / (ranks * self.bandwidth))
 
+    @property
+    def label(self) -> str:
+        """Both numbers: `alpha = 164 µs, 1.39 GB/s`."""
+        return f"alpha = {1e6 * self.alpha:.3g} µs, {self.bandwidth / 1e9:.3g} GB/s"
+
+    def miss(self, measured: Sequence[Measurement]) -> float:
+        """By what factor, at most, a measured time lies above or below the model's."""
+        return max(math.exp(abs(math.log(self.seconds(one.size, one.ranks) / one.seconds))) for one in measured)
+
 
 def measure(
-    ranks: int, sizes: Sequence[int] = SIZES, backend: str = "gloo", repeats: int = 30, warmup: int = 3
+    ranks: int, sizes: Sequence[int] = SIZES, backend: str = "gloo", repeats: int = REPEATS, warmup: int = WARMUP
 ) -> list[Measurement]:
     """Time all-reduces between new processes of this machine. Each takes one thread, or with `nccl` one GPU.
-
-    For processes on several machines, run `all_reduces` there under `torchrun`.
 
     Args:
         ranks: p; at least 2.
@@ -84,10 +104,10 @@ def measure(
         torch.multiprocessing.spawn(
             _rank, (ranks, tuple(sizes), backend, repeats, warmup, folder), nprocs=ranks, join=True
         )
-        return torch.load(Path(folder) / "measured.pt", weights_only=False)
+        return read(Path(folder) / "measured.json")
 
 
-def all_reduces(sizes: Sequence[int], repeats: int, warmup: int) -> list[Measurement]:
+def all_reduces(sizes: Sequence[int], repeats: int = REPEATS, warmup: int = WARMUP) -> list[Measurement]:
     """Time all-reduces of float32 between the ranks of the process group, which is there. All ranks call it."""
     group = torch.distributed
     device = "cuda" if group.get_backend() == "nccl" else "cpu"
@@ -108,20 +128,52 @@ def all_reduces(sizes: Sequence[int], repeats: int, warmup: int) -> list[Measure
 
 
 def _rank(rank: int, ranks: int, sizes: Sequence[int], backend: str, repeats: int, warmup: int, folder: str) -> None:
+    """A process of `measure`."""
+    group = {"init_method": f"file://{folder}/rendezvous", "rank": rank, "world_size": ranks}
+    _measure_here(Path(folder) / "measured.json", sizes, backend, rank, repeats, warmup, **group)
+
+
+def _measure_here(
+    path: Location, sizes: Sequence[int], backend: str, gpu: int, repeats: int, warmup: int, **group: object
+) -> None:
+    """Measure as one of several ranks, of which the first writes the result."""
     torch.set_num_threads(1)
     if backend == "nccl":
-        torch.cuda.set_device(rank)
-    method = f"file://{folder}/rendezvous"
-    torch.distributed.init_process_group(backend, init_method=method, rank=rank, world_size=ranks)
+        torch.cuda.set_device(gpu)
+    torch.distributed.init_process_group(backend, **group)
     measured = all_reduces(sizes, repeats, warmup)
-    if rank == 0:
-        torch.save(measured, Path(folder) / "measured.pt")
+    if torch.distributed.get_rank() == 0:
+        write(path, measured)
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
+def write(path: Location, measured: Sequence[Measurement]) -> None:
+    """Write measurements as JSON: a list of objects with `size`, `ranks` and `seconds`."""
+    write_aside(path, lambda aside: aside.write_text(json.dumps([asdict(one) for one in measured], indent=1)))
+
+
+def read(path: Location) -> list[Measurement]:
+    """The measurements that `write` has written.
+
+    Raises:
+        InputError: There is no such file, or it has something else.
+    """
+    try:
+        rows = json.loads(path.read_text())
+        return [
+            Measurement(whole("size", row["size"], 1), whole("ranks", row["ranks"], 2), positive("s", row["seconds"]))
+            for row in rows
+        ]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} has no measured all-reduces ({type(error).__name__}): write it by python -m raysat.allreduce, or "
+            'as a JSON list of {"size": bytes, "ranks": p, "seconds": s}.'
+        ) from None
+
+
 def fit(measured: Sequence[Measurement]) -> Link:
-    """The link, by least squares in relative errors, neither number below 0.
+    """The link, by least squares in relative errors over all sizes and ranks, neither number below 0.
 
     Raises:
         InputError: Fewer than two sizes were measured.
@@ -132,3 +184,30 @@ def fit(measured: Sequence[Measurement]) -> Link:
     rows = [(2 * (one.ranks - 1), 2 * (one.ranks - 1) / one.ranks * one.size) for one in measured]
     (alpha, inverse), _ = nnls(np.array(rows) / seconds[:, None], np.ones(len(seconds)))
     return Link(float(alpha), 1 / float(inverse) if inverse > 0 else math.inf)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="python -m raysat.allreduce", description=__doc__.splitlines()[0])
+    parser.add_argument("file", metavar="FILE.json", help="what is written, a path or an address")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[2], help="numbers of processes, one run each; torchrun has its own [2]"
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="gloo", help="gloo on CPUs, nccl on GPUs [gloo]")
+    options = parser.parse_args(arguments)
+    try:
+        path = location(options.file)
+        if torch.distributed.is_torchelastic_launched():
+            _measure_here(path, SIZES, options.backend, int(os.environ["LOCAL_RANK"]), REPEATS, WARMUP)
+            return 0
+        measured = [one for ranks in options.ranks for one in measure(ranks, backend=options.backend)]
+    except InputError as error:
+        print(f"raysat: {error}", file=sys.stderr)
+        return 2
+    write(path, measured)
+    print(f"{len(measured)} times: {path}, for python -m raysat.communication RESULTS/NAME --measured {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

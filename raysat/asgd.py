@@ -4,30 +4,37 @@
 
 A learner hands in its gradient and gets the newest weights in one call. The server takes the step at once, so that a
 gradient's staleness is the number of steps of others since its learner read. A learner that dies is started anew; its
-gradient is lost, and the others do not wait for it.
+gradient is lost, and the others do not wait for it. Weights alone pass between them: networks with batch normalization,
+whose running averages are no weights, are refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import torch
 from rich.console import Console
+from scipy.stats import t as student
 from torch import Tensor, nn
 
 from raysat import sweepfile
 from raysat.executor import OnRay, with_server
-from raysat.files import write_aside
+from raysat.files import Location, location, write_aside
 from raysat.losses import LOSSES
 from raysat.plan import plan
-from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness
+from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness, places, share_beyond
 from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.memory import couples_samples
 from raysat.sgd.sampler import batches
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.spec import Cell
@@ -36,7 +43,7 @@ from raysat.trial import Evaluator, Job, compute_statistics, fitting, prepare, s
 from raysat.validation import InputError, whole
 
 SIMULATED = 5
-"""Simulated runs beside a real one. Default: 5, whose spread shows what a difference means."""
+"""Simulated runs beside a real one. Default: 5, from whose spread follows where one more would lie."""
 
 Curve = list[dict[str, float]]
 
@@ -144,8 +151,10 @@ def run(job: Job, learners: int, begun: Callable[[list[int]], None] | None = Non
         begun: Called with the ids of the learners' processes once they work.
 
     Raises:
+        InputError: The network couples the samples of a batch.
         RuntimeError: All learners are lost.
     """
+    check(job)
     dataset, network, _ = prepare(job)
     at = _evaluations(job.cell)
     trained = [weight.cpu() for weight in _trained(network)]
@@ -161,6 +170,20 @@ def run(job: Job, learners: int, begun: Callable[[list[int]], None] | None = Non
     return Run(curve, tuple(map(float, counts)), died)
 
 
+def check(job: Job) -> None:
+    """Raise `InputError` where the learners would hold more than weights: the running averages of batch normalization.
+
+    They would stay with each learner, and the server's network would be evaluated with those of w_0.
+    """
+    _, network, _ = prepare(job)
+    if couples_samples(network):
+        raise InputError(
+            f"model {job.init.model.label} has batch normalization, whose running averages real learners do not send "
+            "to the server: use another norm, such as resnet(norm='group'), or the simulation, "
+            "trainings=[asynchronous(p)]."
+        )
+
+
 def simulate(job: Job, learners: int, staleness: Sequence[float], seed: int) -> Curve:
     """The same cell from the same w_0 in the simulation: batches and staleness are drawn from a seed.
 
@@ -168,7 +191,7 @@ def simulate(job: Job, learners: int, staleness: Sequence[float], seed: int) -> 
         job: The cell.
         learners: p.
         staleness: How often 0, 1, 2, ... was measured.
-        seed: Of the draws.
+        seed: Of the draws. A real run has the batches of its cell's seed: another one has others.
     """
     dataset, network, device = prepare(job)
     cell, evaluate = job.cell, _evaluator(job, dataset, network)
@@ -180,6 +203,17 @@ def simulate(job: Job, learners: int, staleness: Sequence[float], seed: int) -> 
         curve.append({"iteration": t, **evaluate(network)})
         done = t
     return curve
+
+
+def of_one_more(losses: Sequence[float]) -> tuple[float, float]:
+    """Where one more loss of the same kind lies in 95 % of all cases: Student's t interval of a new draw, in logs.
+
+    It is `mean ± t s sqrt(1 + 1/k)` for k losses of mean log and deviation s: wider than the losses themselves, between
+    whose ends one more lies in `(k - 1)/(k + 1)` of all cases only, 2/3 for five.
+    """
+    logs, k = np.log(losses), len(losses)
+    half = student.ppf(0.975, k - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / k)
+    return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
 
 
 def _evaluations(cell: Cell) -> list[int]:
@@ -210,7 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="a sweep file, of which the first cell is run")
     parser.add_argument("--learners", type=int, default=4, help="p [4]")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a field of the sweep")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="parent of the sweep's folder [results]")
+    parser.add_argument(
+        "--results", default="results", help="parent of the sweep's folder, a path or an address [results]"
+    )
     parser.add_argument("--address", help="address of a running Ray cluster [one is started on this machine]")
     options = parser.parse_args(arguments)
     try:
@@ -222,39 +258,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace, console: Console) -> None:
-    whole("--learners", options.learners, 1)
+    if "RAYSAT_DATA" in os.environ:  # learners have other working folders
+        os.environ["RAYSAT_DATA"] = os.path.abspath(os.environ["RAYSAT_DATA"])
+    learners = whole("--learners", options.learners, 1)
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
     sweep = replace(sweep, trainings=(PLAIN,))
+    folder = location(options.results) / sweep.name
     laid_out = plan(sweep, options.file.parent)
     cell = sweep.cells(laid_out.data["n"], laid_out.data["n_test"], laid_out.data["code"])[0]
     job = Job(sweep=sweep.name, init=cell.init, cell=cell, sources=laid_out.sources)
+    check(job)
     job = replace(job, statistics=compute_statistics(job))
-    folder = options.results / sweep.name
-    with OnRay(folder / ".tune", address=options.address) as cluster:
-        console.print(f"{cell.name}: {options.learners} learners {cluster.where}.")
-        real = run(job, options.learners)
-    curves = [simulate(job, options.learners, real.staleness, seed) for seed in range(SIMULATED)]
+    with TemporaryDirectory(prefix="raysat-asgd-") as aside, OnRay(Path(aside), address=options.address) as cluster:
+        console.print(f"{cell.name}: {learners} learners {cluster.where}.")
+        real = run(job, learners)
+    seeds = [cell.init.seed + k for k in range(1, SIMULATED + 1)]
+    curves = [simulate(job, learners, real.staleness, seed) for seed in seeds]
+    _tell(cell, learners, real, curves, console)
+    record = {"cell_id": cell.cell_id, "learners": learners, "staleness": real.staleness, "died": real.died}
+    record |= {"curve": real.curve, "simulated": curves}
+    path = _write(folder, f"asgd-{cell.cell_id}-{learners}.json", record)
+    counts = [int(count) for count in real.staleness]
+    console.print(f"Curves and staleness: {path}. In a sweep: asynchronous({learners}, {counts}).")
+
+
+def _tell(cell: Cell, learners: int, real: Run, curves: Sequence[Curve], console: Console) -> None:
+    """Print the staleness of a real run, and its final loss beside those of simulated ones."""
     losses = [curve[-1]["train_loss"] for curve in curves]
-    counts = torch.tensor(real.staleness)
+    low, high = of_one_more(losses)
     console.print(
-        f"Staleness 0, 1, 2, ...: {[int(count) for count in real.staleness]}, mean {mean_staleness(counts):.2f}; "
+        f"Staleness: mean {mean_staleness(torch.tensor(real.staleness)):.2f}, largest {len(real.staleness) - 1}; "
         f"{real.died} learners died and were started anew.\n"
-        f"Loss after {cell.iterations} iterations: {real.curve[-1]['train_loss']:.4g}; "
-        f"simulated with this staleness, {SIMULATED} seeds: {min(losses):.4g} to {max(losses):.4g}."
+        f"Loss after {cell.iterations} iterations: {real.curve[-1]['train_loss']:.4g}. Simulated with this staleness, "
+        f"{len(losses)} seeds: {min(losses):.4g} to {max(losses):.4g}, by which one more run ends between {low:.4g} "
+        f"and {high:.4g} with a chance of 95 %."
     )
-    record = {
-        **{
-            "cell_id": cell.cell_id,
-            "learners": options.learners,
-            "staleness": real.staleness,
-            "died": real.died,
-        },
-        **{"curve": real.curve, "simulated": curves},
-    }
-    path = folder / f"asgd-{cell.cell_id}-{options.learners}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, lambda aside: aside.write_text(json.dumps(record)))
-    console.print(f"Curves and staleness: {path}. In a sweep: asynchronous({options.learners}, {record['staleness']}).")
+    if beyond := share_beyond(real.staleness, learners):
+        kept = places(real.staleness, learners) - 1
+        console.print(f"In the simulation {100 * beyond:.2g} % of the gradients, staler than {kept}, count as {kept}.")
+
+
+def _write(folder: Location, name: str, record: dict) -> Location:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_aside(folder / name, lambda aside: aside.write_text(json.dumps(record)))
+    return folder / name
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """From one machine to many: what the all-reduce of the gradients costs, and how many workers a batch is worth.
 
     $ python -m raysat.communication RESULTS/mnist --ranks 2     measure here, fit, predict, draw communication.png
+    $ python -m raysat.communication RESULTS/mnist --measured measured.json     measured elsewhere (raysat.allreduce)
 
-Two measurements are put together: the sweep's N(b) and its seconds an iteration, and the time T(s, p) of an all-reduce
+Two measurements are put together: a sweep's N(b) and its seconds an iteration, and the time T(s, p) of an all-reduce
 (`raysat.allreduce`). A step of p workers that share a batch of b takes `launch + (b/p) sample + T(s, p)` seconds, s
-being the bytes of the gradient, and a run takes N(b) of them.
-
-Assumptions: workers are equally fast; no part of the all-reduce is hidden behind the backward pass, so that a speed-up
-is a lower bound; N depends on b alone, as it does for synchronous SGD; and those of `raysat.allreduce`.
+being the bytes of the gradient, and a run takes N(b) of them. `ASSUMPTIONS` says what that leaves out.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,14 +26,20 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import nnls
 
-from raysat.allreduce import Link, fit, measure
-from raysat.analysis import analyze, load
+from raysat.allreduce import BACKENDS, Link, Measurement, fit, measure, read
+from raysat.analysis import GROUP, READING, analyze, by_evidence, comparable, load, method, setting
 from raysat.files import location, write_aside
-from raysat.validation import InputError
+from raysat.validation import InputError, whole
 
 WORTH = 0.5
 """The efficiency, speed-up over workers, below which more workers are said not to pay: half of what they cost is lost.
 As for b_N: at b = b_N a step has half the effect a sample."""
+
+ASSUMPTIONS = (
+    "Assumed: workers are equally fast, and as fast as one alone; no part of the all-reduce is hidden behind the "
+    "backward pass; N depends on b alone, as it does for synchronous SGD; the all-reduce is a ring whose links are all "
+    "the same and free for it."
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Work:
         sample: Seconds of one sample in a step.
         size: Bytes of the gradient.
         largest: Largest batch to be considered.
+        source: What it was measured on, in words.
     """
 
     n_inf: float
@@ -56,6 +62,14 @@ class Work:
     sample: float
     size: int
     largest: int
+    source: str = ""
+
+    @property
+    def label(self) -> str:
+        """All but the source: `N(b) = 40 (1 + 9/b), a step takes 1 ms + b 100 µs, 0.004 MB of gradients`."""
+        law = f"N(b) = {self.n_inf:.3g} (1 + {self.b_n:.3g}/b)"
+        step = f"{1e3 * self.launch:.3g} ms + b {1e6 * self.sample:.3g} µs"
+        return f"{law}, a step takes {step}, {self.size / 1e6:.3g} MB of gradients"
 
     def iterations(self, b: float) -> float:
         """N(b)."""
@@ -127,8 +141,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
 
 
 def figure(work: Work, link: Link, workers: Sequence[int], sizes: Sequence[int]) -> Figure:
-    """Speed-up over one worker, and cost, against the number of workers: a line a batch size, and the best batches."""
-    drawn = Figure(figsize=(9, 3.8), layout="constrained")
+    """Speed-up over one worker at its best batch, and cost, against workers: a line a batch size, and the best ones."""
+    drawn = Figure(figsize=(9, 4.4), layout="constrained")
     left, right = drawn.subplots(1, 2)
     base = work.seconds(work.best_batch(1, link), 1, link)
     for b in (*sizes, None):
@@ -138,7 +152,7 @@ def figure(work: Work, link: Link, workers: Sequence[int], sizes: Sequence[int])
         left.plot(table["workers"], base / table["seconds"], marker="o", markersize=3, label=name, **look)
         right.plot(table["workers"], table["cost"] / base, marker="o", markersize=3, label=name, **look)
     left.plot(workers, workers, color="0.6", linestyle=":", label="linear")
-    for panel, y in ((left, "speed-up over one worker at its best b"), (right, "cost: worker-seconds, relative")):
+    for panel, y in ((left, "speed-up over one worker"), (right, "cost: worker-seconds, relative")):
         panel.set_xscale("log", base=2)
         panel.set_yscale("log", base=2)
         panel.xaxis.set_major_formatter("{x:g}")
@@ -146,78 +160,113 @@ def figure(work: Work, link: Link, workers: Sequence[int], sizes: Sequence[int])
         panel.set(xlabel="workers p", ylabel=y)
         panel.grid(visible=True, color="0.9", linewidth=0.6)
     left.legend(fontsize=7, frameon=False)
-    drawn.suptitle(
-        f"N(b) = {work.n_inf:.3g} (1 + {work.b_n:.3g}/b), {work.size / 1e6:.3g} MB of gradients, "
-        f"alpha = {1e6 * link.alpha:.3g} µs, {link.bandwidth / 1e9:.3g} GB/s",
-        fontsize=10,
-    )
+    drawn.suptitle(f"{work.label}; {link.label}", fontsize=9)
+    caption = "\n".join(line for text in (work.source, ASSUMPTIONS) for line in textwrap.wrap(text, 150))
+    drawn.supxlabel(caption, fontsize=7)
     return drawn
 
 
-def work_of(trials: pd.DataFrame, curves: pd.DataFrame) -> Work:
-    """What a sweep measured: its b_N of the largest width, and the seconds of an iteration against b.
+def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float] = ()) -> Work:
+    """What a sweep measured under its best evidence: b_N, and the seconds of an iteration of the trials it is made of.
+
+    Args:
+        trials: The `trials` table. Those of asynchronous learners are left out: the model is of synchronous SGD.
+        curves: The `curves` table.
+        targets: Loss levels for N(b). Default: chosen by the analysis.
 
     Raises:
         InputError: The sweep has no b_N, or no steps were timed.
     """
-    fits = analyze(trials, curves).fits
-    fits = fits[(fits["quantity"] == "b_N") & fits["headline"] & fits["value"].notna()]
+    trials = trials[~(trials["learners"] > 1)]
+    analysis = analyze(trials, curves, targets)
+    fits = analysis.fits
+    fits = fits[(fits["quantity"] == "b_N") & fits["headline"].astype(bool) & fits["value"].notna()]
     if fits.empty:
         raise InputError("the sweep has no b_N yet, of which N(b) is made: run more batch sizes, or look at its table.")
-    row = fits.sort_values("width").iloc[-1]
-    timed = trials[(trials["width"] == row["width"]) & (trials["steps_per_second"] > 0)]
-    by_size = 1 / timed.groupby("batch_size")["steps_per_second"].median()
-    if len(by_size) < 2:
+    plain_first = fits.sort_values("training", key=lambda training: training != "sgd", kind="stable")
+    best = by_evidence(plain_first).iloc[:1]
+    row, name = best.iloc[0], best[[*READING, "target"]]
+    steps, costs = analysis.points.merge(name), analysis.costs.merge(name)
+    spent = costs[costs["cost"] == "seconds"].set_index("batch_size")["value"]
+    seconds = (spent / steps.set_index("batch_size")["value"]).dropna()
+    if len(seconds) < 2:
         raise InputError("seconds an iteration need trials of at least two batch sizes: run more.")
-    rows = np.stack([np.ones(len(by_size)), by_size.index.to_numpy(float)], 1) / by_size.to_numpy()[:, None]
-    (launch, sample), _ = nnls(rows, np.ones(len(by_size)))
-    bytes_each = 8 if timed["dtype"].iloc[0] == "float64" else 4
-    size = bytes_each * int(timed["parameters"].iloc[0])
-    largest = int(timed["n"].iloc[0])
-    return Work(float(row["asymptote"]), float(row["value"]), float(launch), float(sample), size, largest)
+    rows = np.stack([np.ones(len(seconds)), seconds.index.to_numpy(float)], 1) / seconds.to_numpy()[:, None]
+    (launch, sample), _ = nnls(rows, np.ones(len(seconds)))
+    parameters = int(comparable(trials).merge(best[list(GROUP)])["parameters"].max())
+    width = f"width {row['width']}, " if row["width"] else ""
+    return Work(
+        n_inf=float(row["asymptote"]),
+        b_n=float(row["value"]),
+        launch=float(launch),
+        sample=float(sample),
+        size=parameters * (8 if row["dtype"] == "float64" else 4),
+        largest=int(row["n"]),
+        source=f"{setting(row)}, {width}{method(row)}, L <= {row['target']:g}",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m raysat.communication", description=__doc__.splitlines()[0])
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
-    parser.add_argument("--ranks", type=int, default=2, help="processes between which the all-reduce is measured [2]")
-    parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo", help="gloo on CPUs, nccl on GPUs [gloo]")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--ranks", type=int, nargs="+", default=[2], help="processes of this machine that all-reduce, one run each [2]"
+    )
+    where.add_argument(
+        "--measured", nargs="+", metavar="FILE", help="times that python -m raysat.allreduce has written"
+    )
+    parser.add_argument("--backend", choices=BACKENDS, default="gloo", help="gloo on CPUs, nccl on GPUs [gloo]")
     parser.add_argument("--workers", type=int, default=256, help="largest number of workers to predict [256]")
     options = parser.parse_args(arguments)
-    console = Console()
     try:
-        root = location(options.root)
-        _, trials, curves = load(root)
-        work = work_of(trials, curves)
-        measured = measure(options.ranks, backend=options.backend)
-        link = fit(measured)
+        _main(options, Console())
     except InputError as error:
         print(f"raysat: {error}", file=sys.stderr)
         return 2
-    workers = [2**k for k in range(options.workers.bit_length())]
+    return 0
+
+
+def _main(options: argparse.Namespace, console: Console) -> None:
+    root, most = location(options.root), whole("--workers", options.workers, 1)
+    record, trials, curves = load(root)
+    work = work_of(trials, curves, tuple(record["sweep"].get("targets") or ()))
+    if options.measured:
+        measured = [one for address in options.measured for one in read(location(address))]
+    else:
+        measured = [one for ranks in options.ranks for one in measure(ranks, backend=options.backend)]
+    link = fit(measured)
+    workers = [2**k for k in range(most.bit_length())]
+    _tell(work, link, measured, workers, console)
+    sizes = [4**k for k in range(1, 9) if 4**k <= work.largest]
+    (root / "figures").mkdir(exist_ok=True)
+    path = root / "figures" / "communication.png"
+    write_aside(path, partial(figure(work, link, workers, sizes).savefig, dpi=150, format="png"))
+    write_aside(root / "communication.parquet", pd.DataFrame([asdict(one) for one in measured]).to_parquet)
+    console.print(f"Figure: {path}")
+
+
+def _tell(work: Work, link: Link, measured: Sequence[Measurement], workers: Sequence[int], console: Console) -> None:
+    """Print the prediction, what it is made of, and what it assumes."""
     table = prediction(work, link, workers)
-    title = f"Predicted from {root.name} and {options.ranks} ranks under {options.backend}"
+    title = "Predicted, each p at its best b; cost in worker-seconds, all-reduce as a share of the time"
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
-    for name in table.columns:
-        shown.add_column(name.replace("_", " "), justify="right")
+    for name in ("workers", "b", "N(b)", "seconds", "speed-up", "efficiency", "cost", "all-reduce"):
+        shown.add_column(name, justify="right")
     for row in table.itertuples(index=False):
         shown.add_row(*(f"{value:.3g}" for value in row))
     console.print(shown)
-    told = verdict(table)
+    said, ranks = verdict(table), sorted({one.ranks for one in measured})
+    times = f"{len(measured)} times between {' and '.join(map(str, ranks))} ranks"
     console.print(
-        f"alpha = {1e6 * link.alpha:.3g} µs, bandwidth = {link.bandwidth / 1e9:.3g} GB/s, from {len(measured)} sizes.\n"
-        f"Fastest with {told.fastest} workers; beyond {told.worth} the efficiency is below {WORTH:g}: more do not pay."
+        f"From: {work.source}. {work.label}.\n"
+        f"All-reduce: {link.label}, from {times}, each within a factor of {link.miss(measured):.2g}; with more ranks "
+        "than these the table extrapolates.\n"
+        f"{ASSUMPTIONS}\n"
+        f"Fastest with {said.fastest} workers; beyond {said.worth} the efficiency is below {WORTH:g}: more do not pay.",
+        highlight=False,
     )
-    sizes = [4**k for k in range(1, 9) if 4**k <= work.largest]
-    drawn = figure(work, link, workers, sizes)
-    (root / "figures").mkdir(exist_ok=True)
-    path = root / "figures" / "communication.png"
-    write_aside(path, partial(drawn.savefig, dpi=150, format="png"))
-    record = pd.DataFrame([asdict(one) for one in measured])
-    write_aside(root / "communication.parquet", record.to_parquet)
-    console.print(f"Figure: {path}")
-    return 0
 
 
 if __name__ == "__main__":

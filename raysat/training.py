@@ -6,12 +6,14 @@ Optimizers and schedules, asynchronous learners, and the remedies for large batc
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, fields
 
 from raysat.validation import InputError, among, positive, whole
 
-OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam")
+MOMENTUM = ("momentum", "nesterov")
+OPTIMIZERS = ("sgd", *MOMENTUM, "adam")
 SCHEDULES = ("constant", "step", "cosine")
 SCALINGS = ("none", "linear", "sqrt")
 ROUND_ROBIN, RANDOM = "round_robin", "random"
@@ -23,6 +25,9 @@ Staleness = str | tuple[float, ...]
 @dataclass(frozen=True)
 class Training:
     """A way of training. The default is fixed-stepsize SGD. The NTK's prediction speaks of that alone.
+
+    A field that has no effect is at its default, whatever was given: ways that train alike are equal, and so are the
+    ids of their cells.
 
     Attributes:
         optimizer: `sgd`, `momentum` (Polyak's), `nesterov` or `adam`, by `torch.optim` with its defaults.
@@ -39,7 +44,7 @@ class Training:
             or epochs, its schedule stretched over them (Hoffer et al. 2017, section 6).
         learners: p of asynchronous SGD; 1 is SGD.
         staleness: Of asynchronous SGD: `round_robin`, `random`, or how often 0, 1, 2, ... was measured (see
-            `raysat.sgd.asynchronous`).
+            `raysat.sgd.asynchronous`), which is kept relative to the most frequent one.
     """
 
     optimizer: str = "sgd"
@@ -61,15 +66,29 @@ class Training:
         whole("base_batch", self.base_batch, 0)
         whole("learners", self.learners, 1)
         object.__setattr__(self, "staleness", _as_staleness(self.staleness))
-        if (self.scaling != "none" or self.noise or self.adapt_regime) and not self.base_batch:
+        if self.needs_base_batch and not self.base_batch:
             raise InputError("scaling, noise and adapt_regime compare with a small batch: give base_batch.")
         if self.is_asynchronous and (self.optimizer, self.schedule, self.noise) != ("sgd", "constant", False):
             raise InputError("asynchronous() is plain SGD: leave out its optimizer, schedule and noise.")
+        if self.optimizer not in MOMENTUM:
+            self._reset("momentum")
+        if not self.needs_base_batch:
+            self._reset("base_batch")
+        if not self.is_asynchronous:
+            self._reset("staleness")
+
+    def _reset(self, name: str) -> None:
+        object.__setattr__(self, name, type(self).__dataclass_fields__[name].default)
+
+    @property
+    def needs_base_batch(self) -> bool:
+        """Whether something is said in comparison with a small batch."""
+        return self.scaling != "none" or self.noise or self.adapt_regime
 
     @property
     def is_asynchronous(self) -> bool:
         """Whether gradients may be stale."""
-        return self.learners > 1 or not isinstance(self.staleness, str)
+        return self.learners > 1 or (not isinstance(self.staleness, str) and len(self.staleness) > 1)
 
     @property
     def is_plain(self) -> bool:
@@ -83,8 +102,8 @@ class Training:
         Two trainings that give different results have different labels.
         """
         parts = [] if self.optimizer == "sgd" else [self.optimizer]
-        if self.optimizer in ("momentum", "nesterov"):
-            parts = [f"{self.optimizer} {self.momentum:g}"]
+        if self.optimizer in MOMENTUM:
+            parts = [f"{self.optimizer} {self.momentum}"]
         if self.schedule != "constant":
             parts.append(f"{self.schedule} schedule")
         if self.scaling != "none":
@@ -94,8 +113,7 @@ class Training:
         if self.adapt_regime:
             parts.append(f"regime of {self.base_batch}")
         if self.is_asynchronous:
-            names = isinstance(self.staleness, str)
-            how = self.staleness if names else "measured " + ":".join(f"{share:g}" for share in self.staleness)
+            how = self.staleness if isinstance(self.staleness, str) else _measured_label(self.staleness)
             parts.append(f"{self.learners} learners {how}")
         return ", ".join(parts) or "sgd"
 
@@ -154,7 +172,15 @@ def _as_staleness(value: object) -> Staleness:
     real = all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
     if not (numbers and real and sum(numbers) > 0):
         raise InputError(f"staleness={value!r}: use 'round_robin', 'random', or how often 0, 1, 2, ... was measured.")
-    return tuple(float(number) for number in numbers)
+    largest = max(tau for tau, number in enumerate(numbers) if number > 0)
+    return tuple(number / max(numbers) for number in numbers[: largest + 1])
+
+
+def _measured_label(staleness: tuple[float, ...]) -> str:
+    """The mean of a measured staleness, and a digest: `measured (mean 2.97, 3fa2c1d0)`."""
+    mean = sum(tau * share for tau, share in enumerate(staleness)) / sum(staleness)
+    digest = hashlib.sha256(repr(staleness).encode()).hexdigest()[:8]
+    return f"measured (mean {mean:.3g}, {digest})"
 
 
 PLAIN = Training()

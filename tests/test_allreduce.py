@@ -1,8 +1,12 @@
+import math
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysat import InputError
+from raysat import InputError, allreduce
 from raysat.allreduce import Link, Measurement, fit, measure
 
 
@@ -27,12 +31,49 @@ def test_a_fit_needs_two_sizes():
         fit([Measurement(4, 2, 1.0)])
 
 
-def test_a_real_all_reduce_between_two_processes():
-    measured = measure(2, sizes=(1024, 1 << 24), repeats=5)
-    assert [(one.size, one.ranks) for one in measured] == [(1024, 2), (1 << 24, 2)]
-    assert 0 < measured[0].seconds < measured[1].seconds
+def test_the_largest_miss_is_a_factor_either_way():
+    link = Link(alpha=1e-3, bandwidth=1e9)
+    exact = Measurement(1000, 2, link.seconds(1000, 2))
+    assert link.miss([exact]) == pytest.approx(1)
+    for times in (2.0, 0.5):
+        assert link.miss([exact, Measurement(1000, 2, times * exact.seconds)]) == pytest.approx(2)
+
+
+def test_the_model_says_what_a_real_all_reduce_takes_that_it_was_not_fitted_to():
+    """Two processes; of seven sizes one in the middle is held out. A factor of 3, for the machine may be busy."""
+    measured = measure(2, sizes=[4**k for k in range(5, 12)], repeats=50)
+    assert [(one.size, one.ranks) for one in measured] == [(4**k, 2) for k in range(5, 12)]
+    held_out = measured.pop(4)
     link = fit(measured)
-    assert link.seconds(1 << 24, 2) == pytest.approx(measured[1].seconds, rel=0.5)
+    assert link.alpha > 0
+    assert 0 < link.bandwidth < math.inf
+    assert link.miss([held_out]) < 3
+    assert measured[-1].seconds > measured[0].seconds
+
+
+def test_the_command_measures_several_numbers_of_ranks(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(allreduce, "measure", lambda ranks, backend: [Measurement(8, ranks, 0.1 * ranks)])
+    path = tmp_path / "times.json"
+    assert allreduce.main([str(path), "--ranks", "2", "4"]) == 0
+    assert str(path) in capsys.readouterr().out
+    assert allreduce.read(path) == [Measurement(8, 2, 0.2), Measurement(8, 4, 0.4)]
+    assert allreduce.main([str(path), "--backend", "nccl", "--ranks", "2"]) == 0
+
+
+def test_under_torchrun_the_first_rank_writes_what_all_have_measured(tmp_path):
+    path = tmp_path / "times.json"
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*run, "-m", "raysat.allreduce", str(path)], check=True, capture_output=True, timeout=120)
+    measured = allreduce.read(path)
+    assert [(one.size, one.ranks) for one in measured] == [(size, 2) for size in allreduce.SIZES]
+    assert fit(measured).alpha > 0
+
+
+@pytest.mark.parametrize("text", ["", "[{}]", '{"size": 1}', '[{"size": 1, "ranks": 1, "seconds": 1}]'])
+def test_a_file_of_something_else_is_refused(tmp_path, text):
+    (tmp_path / "times.json").write_text(text)
+    with pytest.raises(InputError, match=r"times\.json has no measured all-reduces"):
+        allreduce.read(tmp_path / "times.json")
 
 
 @pytest.mark.parametrize(("ranks", "backend", "words"), [(1, "gloo", "at least 2"), (99, "nccl", "needs 99 GPUs")])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from raysat import mlp, models
 from raysat.losses import LOSSES
 from raysat.models.resnet import resnet
-from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness, slots
+from raysat.sgd.asynchronous import PLACES, AsynchronousEngine, mean_staleness, share_beyond, slots
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.sampler import batches
 
@@ -136,6 +136,24 @@ def test_measured_staleness_has_its_own_frequencies():
     assert torch.equal(pairs[:, 1], (torch.arange(50_000) + 1) % 4)
     for value, share in enumerate((0.1, 0.2, 0.0, 0.7)):
         assert (tau[3:] == value).double().mean().item() == pytest.approx(share, abs=0.01)
+
+
+def test_a_straggler_does_not_take_memory_for_all_that_it_missed(problem):
+    """One gradient in four of 3,000 steps ago: it counts as the stalest that is kept."""
+    straggling = (3.0, *[0.0] * 2998, 1.0)
+    run = engine(problem, 2, straggling)
+    assert len(run.stale) == 2 * PLACES
+    run.run(batches(0, 0, 400, B, N))
+    assert run.counts[2 * PLACES - 1 :].tolist() == [run.counts[-1].item()]
+    assert run.counts[-1] / 400 == pytest.approx(0.25, abs=0.08)
+    assert share_beyond(straggling, 2) == 0.25
+    assert share_beyond(MEASURED, 2) == 0
+
+
+def test_of_random_arrivals_hardly_any_is_staler_than_what_is_kept():
+    for p in (2, 4, 16, 1000):
+        geometric = tuple((1 - 1 / p) ** k / p for k in range(40 * p))
+        assert share_beyond(geometric, p) < 3.4e-4
 
 
 @given(st.sampled_from(["round_robin", "random", MEASURED]), st.integers(0, 2**40), st.integers(1, 5))

@@ -1,11 +1,12 @@
-import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from raysat import InputError, communication
-from raysat.allreduce import Link
+from raysat import InputError, allreduce, communication, sweep
+from raysat.allreduce import Link, Measurement
+from raysat.analysis import analyze, load
 from raysat.communication import Verdict, Work, prediction, verdict, work_of
 
 WORK = Work(n_inf=100, b_n=64, launch=1e-3, sample=1e-4, size=4_000_000, largest=60_000)
@@ -48,33 +49,95 @@ def test_where_it_stops_paying():
     assert verdict(never) == Verdict(fastest=1, worth=1)
 
 
-def test_a_sweeps_work_is_its_fit_and_its_pace(monkeypatch):
-    """Steps timed as launch + b sample give both; N(b) and b_N come from the analysis."""
-    sizes = [1, 8, 64]
-    trials = pd.DataFrame(
-        {
-            "batch_size": sizes,
-            "steps_per_second": [1 / (1e-3 + b * 1e-4) for b in sizes],
-            **{"width": 16, "dtype": "float32", "parameters": 1000, "n": 500},
-        }
-    )
-    fits = pd.DataFrame(
-        {"quantity": ["b_N"], "headline": [True], "value": [9.0], "asymptote": [40.0], "width": [16]},
-    )
-    analysis = type("Analysis", (), {"fits": fits})
-    monkeypatch.setattr(communication, "analyze", lambda trials, curves: analysis)
-    work = work_of(trials, pd.DataFrame())
-    assert (work.n_inf, work.b_n, work.size, work.largest) == (40.0, 9.0, 4000, 500)
+SWEEP = """
+from raysat import Sweep, mlp, grid
+sweep = Sweep(name="few", dataset="digits", n_train=64, n_test=0, widths=[8, 16], batch_sizes=[1, 4, 16, 64],
+              models=[mlp(1)], stepsizes=[grid([1, 200], relative=True)], iterations=60, targets=[1.0])
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("few")
+    (folder / "few.py").write_text(SWEEP)
+    assert sweep.main([str(folder / "few.py"), "--results", str(folder), "--inline", "--quiet"]) == 0
+    return folder / "few"
+
+
+@pytest.fixture
+def tables(results):
+    """Trials whose seconds an iteration are `1e-3 + b 1e-4` where they count, and absurd in all others.
+
+    Others are of the smaller width, have diverged, or are here made of them: of momentum, and of asynchronous learners.
+    """
+    _, trials, curves = load(results)
+    counts = (trials["width"] == 16) & (trials["status"] == "completed")
+    trials["steps_per_second"] = 1 / np.where(counts, 1e-3 + trials["batch_size"] * 1e-4, 50.0)
+    rows, points = [trials], [curves]
+    for training, learners in (("momentum 0.9", 1), ("2 learners random", 2)):
+        other = {"training": training, "learners": learners, "steps_per_second": 0.02}
+        rows.append(trials.assign(cell_id=training + trials["cell_id"], **other))
+        points.append(curves.assign(cell_id=training + curves["cell_id"]))
+    return pd.concat(rows, ignore_index=True), pd.concat(points, ignore_index=True)
+
+
+def test_a_sweeps_work_is_that_of_its_best_evidence(tables):
+    """The grid, of plain SGD, at the largest width, and of its trials those that did not diverge."""
+    trials, curves = tables
+    assert set(trials.loc[trials["eta_beta"] > 10, "status"]) == {"diverged"}
+    work = work_of(trials, curves, [1.0])
     assert (work.launch, work.sample) == (pytest.approx(1e-3), pytest.approx(1e-4))
-    analysis.fits = fits.assign(value=math.nan)
+    assert (work.size, work.largest) == (4 * (64 * 16 + 16 * 10), 64)
+    fits = analyze(trials, curves, [1.0]).fits.query("quantity == 'b_N' and width == 16 and tuning == 'free'")
+    (fit,) = fits[fits["training"] == "sgd"].to_dict("records")
+    assert (work.b_n, work.n_inf) == (fit["value"], fit["asymptote"])
+    for word in ("digits", "mlp", "width 16", "grid_relative (free)", "L <= 1"):
+        assert word in work.source
+
+
+def test_the_recorded_targets_decide(tables):
+    trials, curves = tables
+    one, other = (work_of(trials, curves, [target]) for target in (1.0, 0.8))
+    assert one.n_inf < other.n_inf
+    assert "L <= 0.8" in other.source
+
+
+def test_a_sweep_without_b_n_is_refused(tables):
+    trials, curves = tables
     with pytest.raises(InputError, match="no b_N yet"):
-        work_of(trials, pd.DataFrame())
+        work_of(trials, curves, [1e-9])
+    with pytest.raises(InputError, match="at least two batch sizes"):
+        work_of(trials.assign(steps_per_second=float("nan")), curves, [1.0])
+
+
+def test_the_command_says_what_it_took_and_what_it_assumes(results, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "2000")
+    files = [str(tmp_path / f"{p}.json") for p in (2, 8)]
+    for p, file in zip((2, 8), files, strict=True):
+        times = [Measurement(size, p, SLOW.seconds(size, p)) for size in (1000, 10**6)]
+        allreduce.write(tmp_path / f"{p}.json", times)
+        assert file.endswith(f"{p}.json")
+    assert communication.main([str(results), "--measured", *files, "--workers", "8"]) == 0
+    said = capsys.readouterr().out
+    assert "From: digits" in said
+    assert "width 16" in said
+    assert "L <= 1" in said
+    assert "alpha = 1e+03 µs, 0.1 GB/s, from 4 times between 2 and 8 ranks, each within a factor of 1;" in said
+    assert communication.ASSUMPTIONS in said
+    assert "Fastest with" in said
+    assert (results / "figures" / "communication.png").stat().st_size > 0
+    assert len(pd.read_parquet(results / "communication.parquet")) == 4
+    assert communication.main([str(results), "--measured", str(tmp_path / "none.json")]) == 2
+    assert "none.json has no measured all-reduces" in capsys.readouterr().err
 
 
 def test_the_figure_has_a_line_for_each_batch_and_the_best():
-    drawn = communication.figure(WORK, FAST, [1, 2, 4, 8], [16, 64])
+    drawn = communication.figure(replace(WORK, source="mnist, here"), FAST, [1, 2, 4, 8], [16, 64])
     left, right = drawn.axes
     assert [line.get_label() for line in right.lines] == ["b = 16", "b = 64", "best b of each p"]
     base = WORK.seconds(WORK.best_batch(1, FAST), 1, FAST)
     expected = [base / WORK.seconds(64, p, FAST) for p in (1, 2, 4, 8)]
     assert left.lines[1].get_ydata() == pytest.approx(expected)
+    caption = " ".join(drawn.get_supxlabel().split())
+    assert communication.ASSUMPTIONS in caption
+    assert caption.startswith("mnist, here")

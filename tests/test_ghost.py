@@ -48,7 +48,7 @@ def test_at_ghost_size_g_it_is_batch_norm_of_each_chunk(n, ghost):
 
 
 def test_evaluation_is_by_algorithm_1():
-    """Hoffer et al. 2017: mu_run and sigma_run are averaged over ghost batches, the later ones counting more."""
+    """Hoffer et al. 2017: mu_run and sigma_run are averaged over K ghost batches, the later ones counting more."""
     eta, eps, ghost = 0.1, 1e-5, 4
     layer, _ = pair(ghost)
     mu_run, sigma_run = torch.zeros(3, dtype=torch.float64), torch.full([3], (1 + eps) ** 0.5, dtype=torch.float64)
@@ -58,7 +58,8 @@ def test_evaluation_is_by_algorithm_1():
         parts = x.view(3, ghost, 3, -1).transpose(1, 2).flatten(2)  # K ghost batches, channels, numbers
         mu = parts.mean(2)
         sigma = ((parts - mu[..., None]).square().mean(2) + eps).sqrt()
-        weights = (1 - eta) ** torch.arange(2, -1, -1, dtype=torch.float64)[:, None] * eta
+        weights = (1 - eta) ** torch.arange(2, -1, -1, dtype=torch.float64)[:, None] * eta  # (K - i) for i = 1, ..., K
+        assert (1 - eta) ** 3 + weights.sum() == pytest.approx(1)  # as an average's do
         mu_run = (1 - eta) ** 3 * mu_run + (weights * mu).sum(0)
         sigma_run = (1 - eta) ** 3 * sigma_run + (weights * sigma).sum(0)
     layer.eval()

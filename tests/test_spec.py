@@ -59,7 +59,7 @@ def test_identity_is_stable_across_processes_and_releases():
     (cell,) = Sweep(**VALID | {"widths": [8], "batch_sizes": [1]}).cells(20, 5)
     # The canonical JSON by hand, without what is at its default; a change here is a change of every user's results.
     text = (
-        '[1,"cell",{"batch_size":1,"evaluations":30,"init":{"dataset":"digits","dtype":"float32","k_samples":20,'
+        '[2,"cell",{"batch_size":1,"evaluations":30,"init":{"dataset":"digits","dtype":"float32","k_samples":20,'
         '"k_tolerance":0.001,"model":{"builder":"mlp","options":[["activation","relu"],["depth",3],'
         '["hidden_gain",1.0],["output_gain",1.0]]},"n":20,"n_test":5,"preprocessing":"center","seed":0,"width":8},'
         '"iterations":10,"sampling":"without_replacement","stepsize":{"policy":"theory","value":1.0},'

@@ -1,8 +1,11 @@
+import dataclasses
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from raysat import InputError
+from raysat.spec import identity
 from raysat.training import SCHEDULES, Training, asynchronous, factor, iterations_of
 
 
@@ -13,6 +16,35 @@ def test_the_default_is_plain_sgd():
     assert not asynchronous(2).is_plain
     assert not asynchronous(1, [0.5, 0.5]).is_plain
     assert Training(scaling="sqrt", base_batch=8, adapt_regime=True).is_plain  # other stepsize, other T, same steps
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Training(), Training(momentum=0.5)),
+        (Training(), Training(base_batch=8)),
+        (Training(), asynchronous(1, "random")),
+        (Training(), asynchronous(1, [3])),  # never stale
+        (Training("adam"), Training("adam", momentum=0.5, base_batch=4, staleness="random")),
+        (asynchronous(3, [1, 2]), asynchronous(3, [50, 100, 0])),
+        (asynchronous(3, "random"), asynchronous(3, "random", momentum=0.5, base_batch=2)),
+    ],
+)
+def test_trainings_that_train_alike_are_equal(make_cell, one, other):
+    assert one == other
+    assert one.label == other.label
+    assert make_cell(training=one).cell_id == make_cell(training=other).cell_id
+    assert dataclasses.replace(other) == other  # and stay so
+
+
+def test_the_default_adds_nothing_to_an_identity():
+    assert identity(Training()) == identity({})
+
+
+@given(st.lists(st.integers(0, 10**6), min_size=2).filter(any), st.integers(1, 1000))
+def test_measured_counts_matter_by_their_ratio(counts, times):
+    training = asynchronous(2, counts)
+    assert training == asynchronous(2, [times * count for count in counts]) == dataclasses.replace(training)
 
 
 @pytest.mark.parametrize(
@@ -46,12 +78,17 @@ def test_labels_tell_trainings_apart():
         Training(schedule="cosine"),
         *(Training(scaling=scaling, base_batch=base) for scaling in ("linear", "sqrt") for base in (8, 16)),
         *(Training(base_batch=8, noise=noise, adapt_regime=not noise) for noise in (True, False)),
+        Training("momentum", momentum=0.9000001),
         *(asynchronous(p, staleness) for p in (2, 3) for staleness in ("round_robin", "random", [1, 2])),
+        *(asynchronous(2, [count, 1]) for count in (10**6, 10**6 + 1)),
     ]
     assert len({training.label for training in trainings}) == len(trainings)
     assert Training("momentum", schedule="step", scaling="sqrt", base_batch=8).label == (
         "momentum 0.9, step schedule, sqrt scaling from 8"
     )
+    long = asynchronous(4, list(range(1, 1000))).label
+    assert long.startswith("4 learners measured (mean 665, ")
+    assert len(long) < 50
 
 
 @pytest.mark.parametrize(

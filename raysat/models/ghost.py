@@ -15,9 +15,15 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
 
         mu_run <- (1 - momentum) mu_run + momentum mu        sigma_run <- (1 - momentum) sigma_run + momentum sigma
 
-    with `sigma = sqrt(mean((x - mu)^2) + eps)`. That is Algorithm 1, whose printed weights `(1 - momentum)^i` are read
-    as `(1 - momentum)^(K - i)` for the i-th of K ghost batches: as printed they do not add up to 1. PyTorch's layers
-    average the variance, with Bessel's correction, instead of sigma.
+    with `sigma = sqrt(mean((x - mu)^2) + eps)`. After the K ghost batches of a batch that is
+
+        mu_run <- (1 - momentum)^K mu_run + sum_i (1 - momentum)^(K - i) momentum mu_i
+
+    and the same for sigma: Algorithm 1, of which two exponents are read otherwise than they are printed, for as printed
+    the weights do not add up to 1. It has `|B_S|`, the size of a ghost batch, where the number K of ghost batches is
+    meant, and `i` for `K - i`. The authors' own code (github.com/eladhoffer/bigBatch, main_gbn.py) passes the ghost
+    batches through PyTorch's layer one after the other, which is the same for mu. PyTorch's layers average the
+    variance, with Bessel's correction, instead of sigma.
 
     A sample's output depends on the others of its ghost batch, so that it has no gradient of its own, and a network
     with this layer has no NTK statistics.
