@@ -75,13 +75,16 @@ def run_on_tune(
         return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": config["job"].gpus}])
 
     class Suggest(Searcher):
-        """Asks the source. It is told of ends by the listener, before Tune asks for the next trial."""
+        """Asks the source, which the listener tells of ends."""
 
         def __reduce__(self) -> tuple:  # Tune pickles searchers for a restore that never comes
             return Searcher, ()
 
         def suggest(self, trial_id: str) -> dict | str | None:
             job = source.next()
+            while job is None and tell.outcomes:  # the next job may depend on them, and Tune may wait for it
+                tell.hand_on()
+                job = source.next()
             if job is None:
                 return None if source.waiting else Searcher.FINISHED
             jobs[job.key] = job
@@ -94,10 +97,17 @@ def run_on_tune(
             pass
 
     class Tell(TrialProgressCallback):
-        """Hands outcomes to the listener and takes them out of what Tune keeps; stands in for Tune's own report.
+        """Takes outcomes out of what Tune keeps and hands them to the listener; stands in for Tune's own report.
 
-        A trial whose node is lost just after its outcome came is run again by Tune; it counts once.
+        They are handed on a step of Tune's later: what the listener does with them then takes place while the process
+        that became free works again. A trial whose node is lost just after its outcome came is run again by Tune; it
+        counts once.
         """
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.outcomes: list[Outcome] = []
+            self.due = 0
 
         def __reduce__(self) -> tuple:
             return TrialProgressCallback, ()
@@ -105,7 +115,12 @@ def run_on_tune(
         def _ended(self, trial: object, value: object = None, error: str = "") -> None:
             if job := jobs.pop(repr(trial.config["job"]), None):
                 reached.pop(job.key, None)
-                listener.ended(Outcome(job, value, error))
+                self.outcomes.append(Outcome(job, value, error))
+
+        def hand_on(self) -> None:
+            for _ in range(self.due):
+                listener.ended(self.outcomes.pop(0))
+            self.due = len(self.outcomes)
 
         def on_trial_start(self, iteration: int, trials: list, trial: object, **_: object) -> None:
             if job := jobs.get(repr(trial.config["job"])):
@@ -125,6 +140,7 @@ def run_on_tune(
                 reached[key] = now, now
 
         def on_step_end(self, iteration: int, trials: list, **_: object) -> None:
+            self.hand_on()
             listener.tick()
 
         def on_trial_complete(self, iteration: int, trials: list, trial: object, **_: object) -> None:
@@ -134,18 +150,23 @@ def run_on_tune(
             text = Path(trial.error_file).read_text() if trial.error_file else "the trial's process died"
             self._ended(trial, error=text)
 
+    tell = Tell()
     tuner = tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(search_alg=Suggest(), num_samples=-1, reuse_actors=True),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=str(storage),
-            callbacks=[Tell()],
+            callbacks=[tell],
             failure_config=tune.FailureConfig(max_failures=RETRIES),
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    finally:
+        while tell.outcomes:
+            tell.hand_on()
 
 
 @dataclass(frozen=True)
