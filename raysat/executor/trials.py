@@ -211,5 +211,17 @@ class _Company:
         self.patience -= time.monotonic() - begun
 
     def _missing(self) -> bool:
-        names = [name.partition("-")[0] for name in os.listdir(self.folder)]
-        return names.count("up") < names.count("expected")
+        marks = [name.partition("-") for name in os.listdir(self.folder)]
+        alive = sum(kind == "up" and _runs(int(process)) for kind, _, process in marks)
+        return alive < sum(kind == "expected" for kind, *_ in marks)
+
+
+def _runs(process: int) -> bool:
+    """Whether there is a process of this number: Tune stops those for which it has no trial at a time."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
