@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import logging
 from dataclasses import dataclass, field
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
 
 from raysat.files import Location, write_aside
+from raysat.retry import Patience, patiently
 
 log = logging.getLogger(__name__)
 
@@ -46,29 +48,67 @@ class Checkpoint:
 
     Args:
         path: The file; None keeps nothing.
+        patience: Waits for the storage when the trial starts.
     """
 
-    def __init__(self, path: Location | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Location | None = None, patience: Patience = patiently) -> None:
+        self.path, self.patience = path, patience
+        self._unseen = False  # whether there may be a file of which nothing is known
 
     def load(self) -> Progress:
-        """The stored progress, with one more attempt; a fresh one where there is none or it cannot be read."""
+        """The stored progress, with one more attempt.
+
+        A fresh one where there is none, where it is damaged, and where its storage stays away.
+        """
         try:
-            if self.path is None or not self.path.exists():
-                return Progress()
-            content = io.BytesIO(self.path.read_bytes())
-            progress = Progress(**torch.load(content, map_location="cpu", weights_only=True))
-        except Exception as error:  # whatever a damaged file makes the reader say, it costs a restart and no more
-            log.warning("%s cannot be read, the trial starts over: %s", self.path, str(error).partition("\n")[0])
+            progress = self.patience(self._stored)
+        except OSError as error:
+            log.warning("%s cannot be read, the trial starts over: %s", self.path, _first_line(error))
+            self._unseen = True
+            return Progress()
+        if progress is None:
             return Progress()
         progress.attempts += 1
         return progress
 
-    def save(self, progress: Progress) -> None:
-        """Store the progress, whole or not at all."""
+    def save(self, progress: Progress) -> bool:
+        """Store the progress, whole or not at all, and never in the place of one that is further.
+
+        Returns:
+            Whether it was stored.
+        """
         if self.path is None:
-            return
+            return False
         try:
+            if self._unseen:
+                stored = self._stored()
+                if stored is not None and stored.iteration >= progress.iteration:
+                    return False
+                self._unseen = False
             write_aside(self.path, lambda aside: torch.save(vars(progress), aside))
         except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
-            log.warning("%s cannot be written, the trial goes on without: %s", self.path, str(error).partition("\n")[0])
+            log.warning("%s cannot be written, the trial goes on without: %s", self.path, _first_line(error))
+            return False
+        return True
+
+    def _stored(self) -> Progress | None:
+        """What is stored; None where there is nothing, or nothing whole. Raises `OSError` where that is not known."""
+        if self.path is None:
+            return None
+        try:
+            content = self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            if damaged := ZipFile(io.BytesIO(content)).testzip():  # torch.load passes over the checksums
+                raise BadZipFile(f"{damaged} has another checksum")
+            return Progress(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a damaged file makes the reader say, it costs a restart and no more
+            log.warning("%s is damaged, the trial starts over: %s", self.path, _first_line(error))
+            return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

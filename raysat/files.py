@@ -12,16 +12,22 @@ from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
 from raysat.validation import InputError
 
+_ATTEMPTS, _CONNECT, _SILENCE, _IN_ALL = 2, 2.0, 3.0, 15.0
+"""How long a store is waited for: attempts at a request, seconds to connect and seconds without a byte (all three of
+S3), and seconds in all (Google). Default: some 7 seconds for a request to S3; whoever has asked tries again later."""
+
 
 class Remote:
     """A path on an object store: `s3://bucket/path`, `gs://`, `abfs://`, `hdfs://`, in the words of `pathlib.Path`.
+
+    Nothing is asked of the store before the first use of the path, which raises `OSError` where it does not answer.
 
     Args:
         uri: The address. It may have credentials (`s3://KEY:SECRET@bucket/path`) and options (`?region=...`). They
@@ -33,7 +39,16 @@ class Remote:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
-        _connect(self._base)
+        try:
+            _check(uri)
+        except (pa.ArrowException, ValueError, NotImplementedError):  # their texts repeat the address
+            scheme, _, rest = uri.partition("://")
+            shown = rest.rpartition("@")[2].partition("?")[0]
+            escape = "; write / as %2F, + as %2B and @ as %40 in a key or a secret" if "@" in rest else ""
+            raise InputError(
+                f"{scheme}://{shown} is no address that Arrow knows: give a folder, or an address of S3 (s3://), "
+                f"Google Cloud Storage (gs://), Azure (abfs://) or HDFS (hdfs://){escape}."
+            ) from None
 
     @property
     def _base(self) -> str:
@@ -46,7 +61,9 @@ class Remote:
 
     def __str__(self) -> str:
         parts = urlsplit(self._uri)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{unquote(parts.path)}"
+        user, at, host = parts.netloc.rpartition("@")
+        named = user.partition(":")[0] + at if parts.scheme in _AZURE else ""  # a container or an account
+        return f"{parts.scheme}://{named}{host}{unquote(parts.path)}"
 
     __repr__ = __str__
 
@@ -140,18 +157,45 @@ class Remote:
 Location = Path | Remote
 
 
+_AZURE = ("abfs", "abfss")
+_UNSAID = {"s3": "region=us-east-1", "gs": f"retry_limit_seconds={_IN_ALL:g}"}
+"""Options that an address gets where it has none: of S3, lest Arrow ask at once for the bucket's region; of Google, for
+which Arrow waits 15 minutes otherwise."""
+
+
+def _check(uri: str) -> None:
+    """Raise an error of Arrow's, or `ValueError`, where an address cannot be one; nothing is asked of any store."""
+    parts = urlsplit(uri)
+    _, at, bucket = parts.netloc.rpartition("@")
+    if at and "@" in parts.path:
+        raise ValueError("which @ ends the secret")
+    if parts.scheme in _UNSAID and (not bucket or ":" in bucket):
+        raise ValueError("no bucket has a port: this is a key, and a secret with a / in it")
+    if parts.scheme not in ("hdfs", "viewfs"):  # Arrow connects to these at once
+        _client(parts._replace(path="").geturl())
+
+
+@lru_cache(maxsize=8)
+def _client(base: str) -> tuple[fs.FileSystem, str]:
+    """Arrow's file system of `scheme://host?options`, and what its paths begin with."""
+    parts = urlsplit(base)
+    unsaid = _UNSAID.get(parts.scheme, "")
+    if unsaid.partition("=")[0] not in parse_qs(parts.query):
+        parts = parts._replace(query="&".join(filter(None, (parts.query, unsaid))))
+    return fs.FileSystem.from_uri(parts.geturl())
+
+
 @lru_cache(maxsize=8)
 def _connect(base: str) -> tuple[fs.FileSystem, str]:
-    """The file system of `scheme://host?options`, and what its paths begin with."""
-    parts = urlsplit(base)
-    try:
-        return fs.FileSystem.from_uri(base)
-    except (pa.ArrowException, ValueError, OSError, NotImplementedError) as error:
-        reason = "" if isinstance(error, ValueError) else f" ({type(error).__name__})"  # its text repeats the address
-        raise InputError(
-            f"{parts.scheme}://{parts.netloc.rpartition('@')[2]} cannot be reached{reason}: give a folder, or an "
-            "address of S3 (s3://), Google Cloud Storage (gs://), Azure (abfs://) or HDFS (hdfs://)."
-        ) from None
+    """The same, in the bucket's region, and impatient: an address has no word for how long S3 is waited for."""
+    filesystem, prefix = _client(base)
+    if filesystem.type_name == "s3":
+        make, (options,) = filesystem.__reduce__()  # what the address said, in the words of S3FileSystem
+        if "region" not in parse_qs(urlsplit(base).query):  # of another store than Amazon's, what AWS_REGION says
+            options["region"] = None if options["endpoint_override"] else fs.resolve_s3_region(prefix)
+        retry = fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
+        filesystem = make(options | {"connect_timeout": _CONNECT, "request_timeout": _SILENCE, "retry_strategy": retry})
+    return filesystem, prefix
 
 
 def location(address: str | Location) -> Location:

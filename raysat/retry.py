@@ -5,11 +5,52 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TypeVar
 
 from raysat.progress import duration, last_line
 
+T = TypeVar("T")
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Seconds before a read is tried again. Default: a minute in all, the outage that a sweep is to survive unharmed."""
+
 SHORTEST, LONGEST = 1.0, 60.0
 """Seconds before a write is tried again: each time twice as long, up to the latter."""
+
+
+class Patience:
+    """Reads from a storage that may be away: waits a minute for it, and then not again before it has answered.
+
+    Trials that start one after the other in a long outage would otherwise all wait.
+
+    Args:
+        sleep: Waits for some seconds.
+    """
+
+    def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.sleep, self.spent = sleep, False
+
+    def __call__(self, read: Callable[[], T]) -> T:
+        """What `read` returns, tried again after each of `PAUSES`.
+
+        Raises:
+            OSError: The storage stays away; or there is no such file, or no right to it, which no waiting changes.
+        """
+        for pause in () if self.spent else PAUSES:
+            try:
+                return read()
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                raise
+            except OSError:
+                self.sleep(pause)
+        self.spent = True
+        value = read()
+        self.spent = False
+        return value
+
+
+patiently = Patience()
+"""The patience of this process."""
 
 
 class PatientWriter:

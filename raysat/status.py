@@ -7,9 +7,12 @@ every `raysat.sweep.HEARTBEAT` seconds; a driver that was killed is known by its
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -22,6 +25,9 @@ from raysat.store import Store
 
 SILENCE = 60.0
 """Seconds after which a driver that has not been heard of may be dead: six missed records."""
+
+WATCHED = 25.0
+"""Seconds in which a driver that lives is heard of again: more than two records."""
 
 
 def lines(statuses: Mapping[str, int], heard: Mapping | None, now: datetime) -> Iterator[str]:
@@ -37,8 +43,8 @@ def lines(statuses: Mapping[str, int], heard: Mapping | None, now: datetime) -> 
     if heard is None:
         yield "No driver has left word (there is no readable status.json)."
         return
-    silent = (now - datetime.fromisoformat(heard["at"])).total_seconds()
-    driver = f"process {heard['pid']} on {heard['hostname']}"
+    silent = _silence(heard, now)
+    driver = _name(heard)
     if heard["ended"] == heard["total"]:
         yield f"The driver, {driver}, ended its {heard['stage']} {duration(silent)} ago."
         return
@@ -50,6 +56,49 @@ def lines(statuses: Mapping[str, int], heard: Mapping | None, now: datetime) -> 
         yield f"  and {len(oldest) - SHOWN} more"
     if silent > SILENCE:
         yield "It has fallen silent: where it is gone, the same command again runs only what is missing."
+
+
+def other_driver(store: Store, sleep: Callable[[float], None] = time.sleep) -> str:
+    """Who else runs this sweep, as a sentence that ends in the remedy; empty where nobody does.
+
+    A fresh record may be of a driver that has just been killed, so that it is watched whether a new one comes. No watch
+    is needed where this machine has no such process.
+
+    Args:
+        store: The sweep's results folder.
+        sleep: Waits for some seconds.
+    """
+    heard = store.status()
+    if heard is None or heard["ended"] == heard["total"] or _gone(heard):
+        return ""
+    if _silence(heard, datetime.now(UTC)) > SILENCE:
+        return ""
+    sleep(WATCHED)
+    again = store.status()
+    if again is None or again["at"] == heard["at"]:
+        return ""
+    return f"{store.root}: {_name(again)} runs this sweep: wait for its end or stop it, or use another --results."
+
+
+def _gone(heard: Mapping) -> bool:
+    """Whether the driver was a process of this machine that has ended, or was this very one."""
+    if heard["hostname"] != platform.node():
+        return False
+    try:
+        os.kill(heard["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # another user's
+        return False
+    return heard["pid"] == os.getpid()
+
+
+def _silence(heard: Mapping, now: datetime) -> float:
+    return (now - datetime.fromisoformat(heard["at"])).total_seconds()
+
+
+def _name(heard: Mapping) -> str:
+    return f"process {heard['pid']} on {heard['hostname']}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -37,7 +37,8 @@ from raysat.progress import View, duration, last_line, trial_line
 from raysat.retry import PatientWriter
 from raysat.schema import FAILED, REFUSED
 from raysat.spec import Cell, Initialization, InputError, Sweep
-from raysat.store import Store
+from raysat.status import other_driver
+from raysat.store import Store, reached
 from raysat.trial import Job, Row, compute_statistics, failed_row, load_dataset, run_trial
 
 
@@ -259,9 +260,15 @@ def run(
     executor: InProcess | OnRay,
     console: Console,
     quiet: bool = False,
+    *,
+    shares: bool = False,
 ) -> int:
-    """Run what is missing: first the statistics at initialization, then the trials. Returns how many cells failed."""
-    known = store.statistics()
+    """Run what is missing: first the statistics at initialization, then the trials. Returns how many cells failed.
+
+    With `shares` the storage has the data set's files, for workers without internet.
+    """
+    with reached(store.root):
+        known = store.statistics()
     sweep = laid_out.sweep
     inits = {cell.init.init_id: cell.init for cell in agenda.wanted if cell.init.init_id not in known}
     shared = Job(
@@ -272,7 +279,7 @@ def run(
         checkpoint_seconds=sweep.checkpoint_seconds,
         threads=sweep.cpus_per_trial,
         engine=sweep.engine,
-        data=store.data if isinstance(store.data, Remote) else None,
+        data=store.data if shares else None,
         ranks=sweep.ranks_per_trial,
         budget=sweep.budget,
     )
@@ -409,15 +416,18 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
     store = Store(location(options.results) / sweep.name)
     laid_out = plan(sweep, options.file.parent)
-    if options.fresh and store.root.exists():
-        if store.record() is None and any(store.root.iterdir()):
-            raise InputError(f"{store.root} is no results folder: delete it by hand, or use another --results.")
-        console.print(f"--fresh: deleting {store.root} with {len(store.finished())} finished cells.")
-        if not options.dry_run:
-            store.clear()
-    else:
-        store.check(sweep, laid_out.data)
-    found = findings(store, sweep) if store.root.exists() else {}
+    if not options.dry_run and (busy := other_driver(store)):
+        raise InputError(busy)
+    with reached(store.root):
+        if options.fresh and store.root.exists():
+            if store.record() is None and any(store.root.iterdir()):
+                raise InputError(f"{store.root} is no results folder: delete it by hand, or use another --results.")
+            console.print(f"--fresh: deleting {store.root} with {len(store.finished())} finished cells.")
+            if not options.dry_run:
+                store.clear()
+        else:
+            store.check(sweep, laid_out.data)
+        found = findings(store, sweep) if store.root.exists() else {}
     if options.dry_run:
         show_cost(laid_out, {cell.cell_id for cell in laid_out.cells} & set(found), console)
         return 0
@@ -440,17 +450,19 @@ def _main(options: argparse.Namespace, console: Console) -> int:
                 )
             stack.enter_context(executor)
             more = " to begin with" if sweep.grows else ""
-            console.print(f"Sweep {sweep.name}: {left} of {total} cells to run{more}, {executor.where}.")
+            if not options.quiet:
+                console.print(f"Sweep {sweep.name}: {left} of {total} cells to run{more}, {executor.where}.")
             store.open(sweep, about(options.file), laid_out.data)
-            if isinstance(store.data, Remote):
+            if shares := isinstance(store.data, Remote) or bool(options.address):
                 with suppress(OSError):  # workers with internet do without
                     data.put(sweep.dataset, store.data)
-            failed = run(laid_out, agenda, store, executor, console, options.quiet)
+            failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares)
     else:
         console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
     for line in agenda.done:
         console.print(line, highlight=False, soft_wrap=True)
-    report.finish(store.root, console)
+    with reached(store.root):
+        report.finish(store.root, console)
     if failed:
         print(f"raysat: {failed} cells failed, named above; the same command tries them again.", file=sys.stderr)
     return 1 if failed else 0

@@ -201,9 +201,9 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
         progress.weights, progress.at_once = network.state_dict(), engine.at_once
         progress.engine = engine.state_dict() if isinstance(engine, engines.Stateful) else None
         progress.seconds = before + started - begun
-        checkpoint.save(progress)
+        stored = checkpoint.save(progress)
         ended = time.perf_counter()
-        return ended + max(job.checkpoint_seconds, (ended - started) / CHECKPOINT_SHARE)
+        return ended + max(job.checkpoint_seconds, stored * (ended - started) / CHECKPOINT_SHARE)
 
     def gradient_norm(t: int) -> dict[str, float | None]:
         if not cell.gradient_norm:

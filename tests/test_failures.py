@@ -1,14 +1,19 @@
 """What goes wrong on real machines, done for real: every cell ends with exactly one row, and nothing is lost."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pandas as pd
 import pytest
 
 from raysat import sweep as command
+from raysat.checkpoint import Checkpoint, Progress
+from raysat.files import location
 from raysat.retry import PatientWriter
 from raysat.store import Store
 
@@ -134,6 +139,7 @@ def test_storage_that_is_away_while_results_come(sweep_file, bucket, monkeypatch
 
     make, said = mending(back)
     monkeypatch.setattr(command, "PatientWriter", make)
+    monkeypatch.setattr("raysat.retry.PAUSES", ())  # trials that start meanwhile would wait a minute for checkpoints
     count = iter(range(100))
 
     def run_trial(job, run_trial=command.run_trial):
@@ -152,6 +158,28 @@ def test_storage_that_is_away_while_results_come(sweep_file, bucket, monkeypatch
     finally:
         for server in servers:
             server.stop()
+
+
+@pytest.fixture
+def silent():
+    """The address of a store that accepts every connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"s3://bucket/results?region=us-east-1&scheme=http&endpoint_override=127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_storage_that_falls_silent_holds_nobody_up(silent, monkeypatch):
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTING")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "whispered")
+    place, said = location(silent), []
+    writer = PatientWriter(place, said.append)
+    begun = time.perf_counter()
+    with ThreadPoolExecutor(2) as together:
+        saved = together.submit(Checkpoint(place / "a.pt").save, Progress(1))
+        together.submit(writer.do, lambda: (place / "a.parquet").write_bytes(b"1")).result()
+        assert not saved.result()
+    assert time.perf_counter() - begun < 10
+    assert "s3://bucket/results cannot be written" in said[0]
+    assert "1 results wait in memory, the next try is in 1.0 s" in said[0]
 
 
 @pytest.fixture

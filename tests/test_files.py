@@ -1,10 +1,13 @@
 """Files on an object store, against a server that speaks S3, and on this machine."""
 
 import pickle
+import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
+from raysat import files
 from raysat.files import Remote, location, remove, write_aside
 from raysat.spec import InputError
 
@@ -69,7 +72,57 @@ def test_local_addresses_are_paths():
 
 @pytest.mark.parametrize("address", [SECRET.replace("s3:", "s4:"), SECRET.replace("region", "religion")])
 def test_an_address_that_arrow_does_not_know_is_refused_without_its_credentials(address):
-    with pytest.raises(InputError, match=r"s[34]://bucket cannot be reached: give a folder, or an address") as refused:
+    with pytest.raises(InputError, match=r"s[34]://bucket/some/folder is no address that Arrow knows") as refused:
         location(address)
     assert "hush" not in str(refused.value)
     assert "HIDDEN" not in str(refused.value)
+
+
+@pytest.mark.parametrize("secret", ["hu/sh", "12/sh", "/sh", "h[ush", "h@u/sh", "hu?sh", "hu sh"])
+def test_a_secret_that_is_not_escaped_shows_in_no_text(secret):
+    with pytest.raises(InputError, match=r"^s3://bucket/x is no address that Arrow knows.* write / as %2F") as refused:
+        location(f"s3://AKIAHIDDEN:{secret}@bucket/x")
+    assert refused.value.__suppress_context__
+    place = location(f"s3://AKIAHIDDEN:{quote(secret, safe='')}@bucket/x?region=us-east-1")
+    assert str(place / "y") == "s3://bucket/x/y"
+
+
+AZURE = "abfs://container{}@account.dfs.core.windows.net/some/folder"
+
+
+def test_an_address_of_azure_shows_its_container():
+    assert str(location(AZURE.format(":aHVzaA=="))) == str(location(AZURE.format(""))) == AZURE.format("")
+
+
+@pytest.mark.parametrize("address", ["s3:///folder", "abfs://container/folder", "gs://KEY:/hush@bucket"])
+def test_an_address_without_what_arrow_needs_is_refused_at_once(address):
+    with pytest.raises(InputError, match="is no address that Arrow knows: give a folder"):
+        location(address)
+
+
+def test_the_place_of_a_store_is_made_without_asking_it_and_its_absence_is_no_fault_of_the_address(monkeypatch):
+    """The region of a bucket is asked for at its first use, and nothing answers on a machine without network."""
+
+    def resolve(bucket):
+        raise OSError(f"When resolving region for bucket '{bucket}': could not resolve host")
+
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setattr("raysat.files.fs.resolve_s3_region", resolve)
+    begun = time.perf_counter()
+    place = location("s3://unheard-of/folder") / "file"
+    sent = pickle.loads(pickle.dumps(place))
+    assert time.perf_counter() - begun < 1
+    for use in (sent.exists, sent.read_bytes, lambda: sent.write_bytes(b"1"), lambda: list(sent.iterdir())):
+        with pytest.raises(OSError, match="could not resolve host"):
+            use()
+
+
+@pytest.mark.parametrize("options", ["", "?region=eu-west-1", "?endpoint_override=localhost:9"])
+def test_a_bucket_is_reached_in_its_own_region(monkeypatch, options):
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    monkeypatch.setenv("AWS_REGION", "of-here")
+    monkeypatch.setattr("raysat.files.fs.resolve_s3_region", lambda bucket: f"of-{bucket}")
+    files._connect.cache_clear()
+    filesystem, _ = (location(f"s3://a-bucket{options}") / "file")._at
+    assert filesystem.region == {"": "of-a-bucket", "?region=eu-west-1": "eu-west-1"}.get(options, "of-here")
+    files._connect.cache_clear()

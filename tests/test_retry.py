@@ -1,6 +1,8 @@
+from contextlib import nullcontext
+
 import pytest
 
-from raysat.retry import LONGEST, PatientWriter
+from raysat.retry import LONGEST, PAUSES, Patience, PatientWriter
 
 
 class Clock:
@@ -72,3 +74,39 @@ def test_what_is_abandoned_is_tried_once_more_and_counted():
     writer.abandon()
     assert disk.tries == 2
     assert "1 results could not be written to results/small; their cells will run again" in said[-1]
+
+
+def read_of(outcomes):
+    """A read that ends as told, one after the other."""
+
+    def read():
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return read
+
+
+def test_a_read_is_tried_again_for_a_minute_and_then_once_until_the_storage_has_answered():
+    slept = []
+    patience = Patience(slept.append)
+
+    def waited(*outcomes, error=None):
+        slept.clear()
+        with pytest.raises(OSError, match=error) if error else nullcontext():
+            assert patience(read_of(iter(outcomes))) == 7
+        return slept
+
+    away = OSError("away")
+    assert waited(away, away, 7) == list(PAUSES[:2])
+    assert sum(waited(*[away] * len(PAUSES), OSError("for good"), error="for good")) == 60
+    assert waited(away, error="away") == []
+    assert waited(7) == []
+    assert waited(away, 7) == [PAUSES[0]]
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, NotADirectoryError, ValueError])
+def test_what_no_waiting_changes_is_not_waited_for(error):
+    with pytest.raises(error):
+        Patience(lambda _: pytest.fail("waited"))(read_of(iter([error("for good")])))

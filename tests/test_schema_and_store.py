@@ -1,9 +1,16 @@
 import json
+import math
+import os
+import platform
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,6 +18,8 @@ from raysat import InputError, Sweep, mlp, theory
 from raysat import store as store_module
 from raysat.files import write_aside
 from raysat.schema import SCHEMA_VERSION, TABLES, arrow_schema, as_markdown
+from raysat.status import SILENCE, other_driver
+from raysat.status import main as status_main
 from raysat.store import Store
 
 SWEEP = Sweep(
@@ -105,6 +114,46 @@ def test_a_corrupt_part_file_is_named_and_left_out(store, caplog):
     assert store.read("trials")["cell_id"].tolist() == ["a"]
     assert "b.parquet cannot be read and is left out" in caplog.text
     assert (store.root / "trials" / "b.parquet").exists()
+
+
+def holes(content, size=8):
+    """The content with a hole, as a file system leaves it, or one bit flipped, in ever other places."""
+    for at in range(0, len(content), 61):
+        yield content[:at] + bytes(len(content[at : at + size])) + content[at + size :]
+        yield content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("part", ["loose", "merged"])
+def test_a_damaged_part_file_is_never_read_as_something_else(store, monkeypatch, caplog, part):
+    monkeypatch.setattr("raysat.store.LOOSE", 2 if part == "merged" else 9)
+    for cell_id in ("a", "b"):
+        store.write_trial(trial(cell_id, h=0.1), [point | {"seconds": 0.1} for point in curve(cell_id) * 9])
+    path = next(store.root.glob("curves/merged-*" if part == "merged" else "curves/b.parquet"))
+    whole, content = store.read("curves"), path.read_bytes()
+    left_out = 0
+    for damaged in holes(content):
+        path.write_bytes(damaged)
+        found = Store(store.root).read("curves")
+        if set(found["cell_id"]) == ({"a"} if part == "loose" else set()):
+            left_out += 1
+        else:
+            pd.testing.assert_frame_equal(found, whole)
+    assert left_out > len(content) / 61  # most of them: what has no use for a reader may change unseen
+    assert f"{path.name} cannot be read and is left out" in caplog.text
+
+
+def test_a_part_file_with_columns_of_its_own_is_left_out_and_one_of_a_newer_raysat_is_not(store, caplog):
+    store.write_trial(trial("a", h=0.5), curve("a"))
+    path = store.root / "trials" / "a.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("speed", pa.array([1.0])), path)
+    assert store.read("trials")["h"].tolist() == [0.5]
+    pq.write_table(table.drop_columns(["loss_init"]), path)
+    assert store.read("trials")["h"].tolist() == [0.5]
+    for strange in (table.rename_columns({"h": "g"}), table.set_column(0, "cell_id", pa.array([1]))):
+        pq.write_table(strange, path)
+        assert store.read("trials").empty
+    assert "a.parquet cannot be read and is left out: it has columns of its own: g" in caplog.text
 
 
 def test_the_sweep_is_recorded(store):
@@ -292,3 +341,101 @@ def test_the_cells_of_a_corrupt_part_file_are_run_again_and_the_file_is_kept(sto
     assert len(after.finished()) == 5
     assert len(pd.read_parquet(store.root / "trials")) == 5
     assert len(pd.read_parquet(store.root / "curves")) == 15
+
+
+NTK_AT = (5, 10)
+
+
+@pytest.fixture
+def along(tmp_path):
+    """The results of a sweep with statistics along its runs: cells that ended in each way there is."""
+    store = Store(tmp_path / "along")
+    store.open(replace(SWEEP, ntk_at=NTK_AT), {}, RESOLVED)
+    ends = {"whole": (10, "completed", 1.0), "early": (5, "target_reached", 1.0), "lost": (10, "diverged", math.nan)}
+    for name, (until, status, loss) in ends.items():
+        points = [{"cell_id": name, "iteration": t, "train_loss": 1.0 if t < until else loss} for t in range(until + 1)]
+        rows = [
+            {"init_id": "i", "cell_id": name, "iteration": t}
+            for t in NTK_AT
+            if points[t:] and points[t]["train_loss"] == 1
+        ]
+        store.write_trial(trial(name, status), points, rows)
+    linear = trial("linear", model_options='{"depth": 1, "linearized": true}')
+    store.write_trial(linear, [{"cell_id": "linear", "iteration": t, "train_loss": 1.0} for t in (0, 5, 10)])
+    return store
+
+
+def test_cells_with_statistics_along_the_run_are_finished_with_as_many_as_they_can_have(along):
+    assert along.finished() == {"whole", "early", "lost", "linear"}
+
+
+@pytest.mark.parametrize("part", ["loose", "merged"])
+def test_cells_whose_statistics_along_the_run_are_damaged_are_run_again(along, part):
+    if part == "merged":
+        along._merge()
+    path = next((along.root / "ntk").glob("merged-*" if part == "merged" else "whole.parquet"))
+    path.write_bytes(path.read_bytes()[:-9])
+    again = Store(along.root)
+    rest = {"early", "lost", "linear"} if part == "loose" else {"linear"}
+    assert again.finished() == rest
+    again.open(replace(SWEEP, ntk_at=NTK_AT), {}, RESOLVED)
+    assert again.finished() == rest
+    assert path.with_name(f"_{path.name}").exists()
+
+
+def test_cells_that_two_drivers_have_merged_are_kept_once(store, monkeypatch):
+    monkeypatch.setattr("raysat.store.LOOSE", 99)
+    fill(store, range(6))
+    loose = {path: path.read_bytes() for path in store.root.glob("*/00?.parquet")}
+    for numbers in ([0, 1, 2, 3], [2, 3, 4], [4], [0, 1, 2, 3, 4]):  # each put back and merged by another
+        store._loose = {f"{k:03x}" for k in numbers}
+        store._merged = {table: set() for table in TABLES}
+        for path, content in loose.items():
+            path.write_bytes(content)
+        store._merge()
+    assert len(pd.read_parquet(store.root / "trials")) > 6
+    for _ in range(2):
+        Store(store.root).open(SWEEP, {}, RESOLVED)
+        assert sorted(pd.read_parquet(store.root / "trials")["cell_id"]) == [f"{k:03x}" for k in range(6)]
+        assert len(pd.read_parquet(store.root / "curves")) == 18
+
+
+def test_a_storage_that_stops_answering_is_one_sentence(store, monkeypatch, capsys):
+    def read_bytes(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    for read in (lambda: store.read("trials"), store.finished, store.statistics):
+        with pytest.raises(InputError, match=r"cannot be read and written \(.*Input/output error\): mend"):
+            read()
+    assert status_main([str(store.root)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def heard(store, **changes):
+    """The record of a driver in mid-sweep, on another machine unless it says otherwise."""
+    about = {"at": datetime.now(UTC).isoformat(), "hostname": "elsewhere", "pid": 1, "ended": 3, "total": 9}
+    store.write_status(about | changes)
+
+
+def test_another_driver_that_lives_is_named(store):
+    assert other_driver(store, lambda _: pytest.fail("waited")) == ""
+    heard(store)
+    said = other_driver(store, lambda seconds: heard(store, ended=4))
+    assert said.endswith(
+        "process 1 on elsewhere runs this sweep: wait for its end or stop it, or use another --results."
+    )
+    assert other_driver(store, lambda _: None) == ""  # it was killed a moment ago
+
+
+@pytest.mark.parametrize("gone", ["ended", "silent", "killed", "this one"])
+def test_a_driver_that_is_gone_is_not_waited_for(store, gone):
+    if gone == "ended":
+        heard(store, ended=9)
+    elif gone == "silent":
+        heard(store, at=(datetime.now(UTC) - timedelta(seconds=SILENCE + 1)).isoformat())
+    else:
+        process = subprocess.Popen([sys.executable, "-c", ""])
+        process.wait(60)
+        heard(store, hostname=platform.node(), pid=process.pid if gone == "killed" else os.getpid())
+    assert other_driver(store, lambda _: pytest.fail("waited")) == ""

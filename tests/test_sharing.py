@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +38,11 @@ def test_what_is_shared_is_what_is_loaded(name, changes):
         assert (found.classes, found.vocabulary) == (expected.classes, expected.vocabulary)
 
 
+def copies():
+    """The folders of samples that this machine has."""
+    return [path for path in sharing.folder().iterdir() if path.is_dir()]
+
+
 def test_the_second_process_builds_nothing_and_shares_the_pages(monkeypatch):
     first = data.load_shared("digits", **OPTIONS)
     monkeypatch.setattr(sharing, "load", lambda *_, **__: pytest.fail("loaded again"))
@@ -52,20 +58,63 @@ def test_other_options_or_other_code_are_another_file(machine, monkeypatch):
     again("digits", **OPTIONS | {"preprocessing": "none"})
     monkeypatch.setattr(sharing, "_code", lambda: "changed")
     again("digits", **OPTIONS)
-    assert len(list(sharing.folder().iterdir())) == 3
+    assert len(copies()) == 3
 
 
-def test_processes_at_the_same_time_leave_one_whole_copy(machine):
+def emptied(path):
+    path.unlink()  # not in place: this process has mapped it
+    path.touch()
+
+
+def shortened(path):
+    array = np.load(path)
+    path.unlink()
+    np.save(path, array[:-1])
+
+
+ARRAYS = ("x.npy", "y.npy", "x_test.npy", "y_test.npy")
+
+
+@pytest.mark.parametrize(
+    ("harm", "name"),
+    [*((harm, name) for harm in (Path.unlink, emptied) for name in (*ARRAYS, "about.json")),
+     *((shortened, name) for name in ARRAYS)],
+)  # fmt: skip
+def test_a_copy_that_was_cleaned_away_in_part_is_made_anew(harm, name):
+    first = data.load_shared("digits", **OPTIONS)
+    (copy,) = copies()
+    harm(copy / name)
+    second = again("digits", **OPTIONS)
+    assert torch.equal(first.x, second.x)
+    assert torch.equal(first.y_test, second.y_test)
+    assert second.n_test == 20
+    assert copies() == [copy]
+    assert sharing._read(copy) is not None
+
+
+def test_of_processes_at_the_same_time_one_makes_the_copy_and_the_others_wait(machine):
     code = (
+        "import time\n"
+        "from pathlib import Path\n"
         "from raysat.data import load_shared, sharing\n"
-        f"sharing.gettempdir = lambda: {str(machine)!r}\n"
+        f"machine, begun = Path({str(machine)!r}), time.monotonic()\n"
+        "sharing.gettempdir = lambda: str(machine)\n"
+        "def slow(*names, load=sharing.load, **options):\n"
+        "    with open(machine / 'made', 'a') as made:\n"
+        "        made.write('.')\n"
+        "    while len(list(machine.glob('come-*'))) < 3 and time.monotonic() < begun + 60:\n"
+        "        time.sleep(0.01)\n"
+        "    return load(*names, **options)\n"
+        "sharing.load = slow\n"
+        "(machine / f'come-{time.monotonic_ns()}').touch()\n"
         f"print(load_shared('digits', **{OPTIONS!r}).x.double().sum().item())"
     )
     processes = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
     sums = {process.communicate(timeout=120)[0] for process in processes}
     assert len(sums) == 1
     assert float(sums.pop()) == pytest.approx(data.load("digits", **OPTIONS).x.double().sum().item())
-    assert len(list(sharing.folder().iterdir())) == 1
+    assert (machine / "made").read_text() == "."
+    assert len(copies()) == 1
 
 
 def test_where_the_folder_cannot_be_used_the_data_are_loaded_as_ever(machine, monkeypatch, caplog):

@@ -8,17 +8,14 @@ from hashlib import sha256
 
 import pandas as pd
 import pytest
-import ray
-from ray.cluster_utils import Cluster
-from rich.console import Console
+from cluster.nodes import ray_nodes
 
-from raysat import analysis, report
+from raysat import analysis, report, retry
 from raysat import trial as trial_module
 from raysat.checkpoint import Checkpoint
 from raysat.data import sources
 from raysat.executor import OnRay
 from raysat.files import location
-from raysat.progress import View
 from raysat.report.__main__ import main as report_main
 from raysat.sgd.engine import FusedEngine
 from raysat.spec import InputError
@@ -111,7 +108,7 @@ def test_a_trial_resumes_from_s3_and_does_without_checkpoints_where_they_cannot_
         patch.setattr(FusedEngine, "run", killed)
         with pytest.raises(KeyboardInterrupt):
             run_trial(kept)
-    assert Checkpoint(kept.checkpoints / f"{job.cell.cell_id}.pt").load().iteration == 7
+    assert 0 < Checkpoint(kept.checkpoints / f"{job.cell.cell_id}.pt").load().iteration < 50
     row, curve, _ = run_trial(kept)
     assert [point["train_loss"] for point in curve] == [point["train_loss"] for point in whole_curve]
     assert row["attempts"] == 2
@@ -119,7 +116,10 @@ def test_a_trial_resumes_from_s3_and_does_without_checkpoints_where_they_cannot_
     assert (row["loss_final"], row["attempts"]) == (whole["loss_final"], 1)
 
 
-def test_a_worker_without_internet_takes_the_data_from_storage(bucket, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["s3", "shared folder"])
+def test_a_worker_without_internet_takes_the_data_from_storage(where, request, tmp_path, monkeypatch):
+    results = request.getfixturevalue("bucket") if where == "s3" else tmp_path
+    place = Store(f"{results}/small").data
     text = b"to be, or not to be " * 100
     digests = {"input.txt": f"sha256:{sha256(text).hexdigest()}"}
     source = replace(sources.SOURCES["tinyshakespeare"], files=digests)
@@ -129,7 +129,7 @@ def test_a_worker_without_internet_takes_the_data_from_storage(bucket, tmp_path,
     (driver / "tinyshakespeare").mkdir(parents=True)
     (driver / "tinyshakespeare" / "input.txt").write_bytes(text)
     monkeypatch.setenv("RAYSAT_DATA", str(driver))
-    sources.put("tinyshakespeare", place := location(f"{bucket}/results/small/data"))
+    sources.put("tinyshakespeare", place)
     sources.put("digits", place)  # comes with a package
     assert [path.name for path in place.iterdir()] == ["tinyshakespeare"]
     monkeypatch.delenv("RAYSAT_DATA")
@@ -142,6 +142,7 @@ def test_a_worker_without_internet_takes_the_data_from_storage(bucket, tmp_path,
     finally:
         sources.look_also_in(None)
     assert list(sources.read("tinyshakespeare")) == [text]  # from the worker's own cache
+    assert [path.name for path in (worker / "tinyshakespeare").iterdir()] == ["input.txt"]
     (place / "tinyshakespeare" / "input.txt").write_bytes(b"something else")
     (worker / "tinyshakespeare" / "input.txt").unlink()
     sources.look_also_in(place)
@@ -152,24 +153,41 @@ def test_a_worker_without_internet_takes_the_data_from_storage(bucket, tmp_path,
         sources.look_also_in(None)
 
 
-def test_nodes_that_do_not_see_the_checkpoints_are_named_with_the_remedy(tmp_path):
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+def test_a_worker_waits_for_a_storage_that_is_away_for_a_moment(tmp_path, monkeypatch):
+    class Away(type(tmp_path)):
+        tries = iter(range(2))
+
+        def read_bytes(self):
+            if next(self.tries, None) is not None:
+                raise OSError(5, "Input/output error")
+            return super().read_bytes()
+
+    place = tmp_path / "data"
+    (place / "tinyshakespeare").mkdir(parents=True)
+    (place / "tinyshakespeare" / "input.txt").write_bytes(b"text")
+    monkeypatch.setattr(sources, "patiently", retry.Patience(lambda _: None))
+    monkeypatch.setattr(sources, "folders", lambda: (tmp_path / "cache",))
+    sources.look_also_in(Away(place))
     try:
+        sources._fetch("tinyshakespeare", ["input.txt"])
+    finally:
+        sources.look_also_in(None)
+    assert (tmp_path / "cache" / "tinyshakespeare" / "input.txt").read_bytes() == b"text"
+
+
+def test_nodes_that_do_not_see_the_checkpoints_are_named_with_the_remedy(tmp_path):
+    said = []
+    with ray_nodes(num_cpus=1) as cluster:
         cluster.add_node(num_cpus=1)
         with OnRay(tmp_path / "tune", address=cluster.address) as executor:
             store = Store(tmp_path / "results")
             store.checkpoints.mkdir(parents=True)
-            console = Console(file=io.StringIO(), width=80)
-            with View(console, "trials", {}) as view:
-                _warn_where_unshared(store, executor, view)
-                assert console.file.getvalue() == ""
-                hosts = executor.lacking(tmp_path / "of the driver alone")
-                assert hosts == [cluster.head_node.node_ip_address]
-                executor.lacking = lambda _: hosts
-                _warn_where_unshared(store, executor, view)
-        assert f"is not shared with {hosts[0]}: results arrive all the same" in console.file.getvalue()
-        assert "s3://bucket/path" in console.file.getvalue()
-        assert list(store.checkpoints.iterdir()) == []
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
+            _warn_where_unshared(store, executor, said.append)
+            assert said == []
+            hosts = executor.lacking(tmp_path / "of the driver alone")
+            assert hosts == [cluster.head_node.node_ip_address]
+            executor.lacking = lambda _: hosts
+            _warn_where_unshared(store, executor, said.append)
+    assert f"is not shared with {hosts[0]}: results arrive all the same" in said[0]
+    assert "s3://bucket/path" in said[0]
+    assert list(store.checkpoints.iterdir()) == []

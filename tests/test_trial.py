@@ -113,6 +113,7 @@ def test_checkpoints_become_rarer_where_storing_one_takes_long(make_cell, tmp_pa
         def save(self, progress):
             saved.append(progress.iteration)
             now[0] += 0.5
+            return True
 
     def step(engine, batches, run=FusedEngine.run):
         now[0] += 1.0

@@ -1,7 +1,7 @@
-"""One copy of a data set for all processes of a machine: the first one writes it to a file, and each maps the file.
+"""One copy of a data set for all processes of a machine: the first one writes it to files, and each maps the files.
 
 The operating system keeps a mapped file in memory once, whoever reads it. The files lie in the machine's folder for
-temporary files, under `raysat-<user>`, which may be deleted at any time.
+temporary files, under `raysat-<user>`, which may be deleted at any time, in parts too: what is not whole is made anew.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import hashlib
 import json
 import logging
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -21,6 +24,11 @@ import torch
 from raysat.data.dataset import Dataset
 from raysat.data.loading import load
 from raysat.spec import is_reference
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +76,10 @@ def _load(name: str, n_train: int | None, n_test: int | None, preprocessing: str
     options = {"n_train": n_train, "n_test": n_test, "preprocessing": preprocessing, "dtype": dtype}
     try:
         path = folder() / hashlib.sha256(identity.encode()).hexdigest()[:16]
-        if not path.is_dir():
-            _write(load(name, **options, keep=False), path)
-        return _read(path)
+        if (shared := _read(path)) is not None:
+            return shared
+        with _alone(path):
+            return _read(path) or _made(load(name, **options, keep=False), path)
     except OSError as error:
         log.warning("%s is not shared between processes: %s", name, error)
         return load(name, **options)
@@ -84,26 +93,41 @@ def _code() -> str:
     return digest.hexdigest()
 
 
-def _write(dataset: Dataset, path: Path) -> None:
-    """Write the samples aside and rename; where another process was faster, its files stay."""
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Let the processes of this machine in one after the other; all at once where there is no way to tell them."""
+    with path.with_suffix(".lock").open("w") as lock:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _made(dataset: Dataset, path: Path) -> Dataset:
+    """Write the samples aside and rename. Returns them as the others will see them."""
+    tensors = {name: tensor.numpy() for name in _TENSORS if (tensor := getattr(dataset, name)) is not None}
+    about = {
+        "shapes": {name: tensor.shape for name, tensor in tensors.items()},
+        "options": {"classes": dataset.classes, "vocabulary": dataset.vocabulary},
+    }
+    shutil.rmtree(path, ignore_errors=True)  # what is left of it: processes that have mapped it keep their memory
     with TemporaryDirectory(dir=path.parent, prefix=".") as aside:
         made = Path(aside) / "made"
         made.mkdir()
-        for name in _TENSORS:
-            if (tensor := getattr(dataset, name)) is not None:
-                np.save(made / f"{name}.npy", tensor.numpy())
-        (made / "about.json").write_text(json.dumps({"classes": dataset.classes, "vocabulary": dataset.vocabulary}))
-        try:
-            made.rename(path)
-        except OSError:
-            if not path.is_dir():
-                raise
+        for name, tensor in tensors.items():
+            np.save(made / f"{name}.npy", tensor)
+        (made / "about.json").write_text(json.dumps(about))
+        made.rename(path)
+    return _read(path) or dataset
 
 
-def _read(path: Path) -> Dataset:
-    tensors = {  # copy on write: torch warns of memory that it may not write to
-        name: torch.from_numpy(np.load(file, mmap_mode="c"))
-        for name in _TENSORS
-        if (file := path / f"{name}.npy").exists()
-    }
-    return Dataset(**tensors, **json.loads((path / "about.json").read_text()))
+def _read(path: Path) -> Dataset | None:
+    """The samples that a folder has; None where it is not whole."""
+    try:
+        about = json.loads((path / "about.json").read_text())
+        # copy on write: torch warns of memory that it may not write to
+        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="c") for name in about["shapes"]}
+    except (OSError, EOFError, ValueError):
+        return None
+    if any(list(arrays[name].shape) != shape for name, shape in about["shapes"].items()):
+        return None
+    return Dataset(**{name: torch.from_numpy(array) for name, array in arrays.items()}, **about["options"])

@@ -6,7 +6,7 @@ A folder of data has one folder for each data set, with the files in their origi
     svhn/train_32x32.mat                    tinyshakespeare/input.txt
 
 The environment variable RAYSAT_DATA may name such a folder, which is looked in first. The cache is another one. A
-sweep whose results are on an object store puts its files there too, for workers without internet.
+sweep that other nodes work on puts its files into its storage too, for workers without internet.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from raysat.files import Location, write_aside
+from raysat.retry import patiently
 from raysat.spec import InputError
 
 _elsewhere: list[Location] = []
@@ -120,9 +121,9 @@ def look_also_in(place: Location | None) -> None:
 def put(name: str, place: Location) -> None:
     """Copy a data set's files from here to a place for `look_also_in`, those that are not there yet."""
     for file in SOURCES[name].files if name in SOURCES else ():
-        found = _find(name, file)
-        if found and not (place / name / file).exists():
-            (place / name / file).write_bytes(found.read_bytes())
+        found, target = _find(name, file), place / name / file
+        if found and not target.exists():
+            _write(target, found.read_bytes())
 
 
 def folders() -> tuple[Path, ...]:
@@ -139,12 +140,17 @@ def _find(name: str, file: str) -> Path | None:
 def _fetch(name: str, files: Sequence[str]) -> None:
     """Copy files from elsewhere into the cache, as far as they are there."""
     for place in _elsewhere:
-        for file in files:
-            target = folders()[-1] / name / file
-            with suppress(OSError):
-                content = (place / name / file).read_bytes()
-                target.parent.mkdir(parents=True, exist_ok=True)
-                write_aside(target, lambda aside, content=content: aside.write_bytes(content))
+        with suppress(OSError):
+            for file in files:
+                with suppress(FileNotFoundError):
+                    _write(folders()[-1] / name / file, patiently((place / name / file).read_bytes))
+
+
+def _write(target: Location, content: bytes) -> None:
+    """Make a file, whole or not at all, and its folder."""
+    if isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    write_aside(target, lambda aside: aside.write_bytes(content))
 
 
 def _download(name: str, files: Sequence[str]) -> None:

@@ -16,8 +16,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 NETWORK = "10.77.0"
 HOME = "/tmp/home"  # of every host's root, in its own /tmp
@@ -62,7 +64,8 @@ def missing() -> str:
     for program in ("ip", "unshare", "nsenter", "setpriv", "ssh", "sshd", "ssh-keygen", "rsync"):
         if shutil.which(program) is None and not Path("/usr/sbin", program).exists():
             return f"{program} is not installed: apt-get install iproute2 openssh-server rsync"
-    attempt = subprocess.run(["unshare", "-n", "-p", "-f", "-m", "-u", "-i", "true"], capture_output=True, text=True)
+    unshare = ["unshare", "-n", "-p", "-f", "-m", "-u", "-i", "true"]
+    attempt = subprocess.run(unshare, capture_output=True, text=True, timeout=60, check=False)
     return f"no namespaces: {attempt.stderr.strip()}" if attempt.returncode else ""
 
 
@@ -102,11 +105,11 @@ class Host:
             *arguments,
         ]
 
-    def launch(self, *arguments: str, **environment: str) -> subprocess.Popen:
-        """Start a command in the project's folder; what it says, errors too, is its standard output."""
+    def launch(self, *arguments: str, output: int | IO = subprocess.PIPE, **environment: str) -> subprocess.Popen:
+        """Start a command in the project's folder; what it says, errors too, goes to `output`."""
         line = self.command("sh", "-c", f'cd {ROOT} && exec "$@"', "sh", *arguments, **environment)
-        pipe, nothing = subprocess.PIPE, subprocess.DEVNULL
-        return subprocess.Popen(line, stdin=nothing, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+        nothing, merged = subprocess.DEVNULL, subprocess.STDOUT
+        return subprocess.Popen(line, stdin=nothing, stdout=output, stderr=merged, text=True)
 
     def run(self, *arguments: str, timeout: float = 240, **environment: str) -> str:
         """A command in the project's folder, to its end; what it said."""
@@ -160,6 +163,19 @@ class Bed:
                     os.kill(int(process), signal.SIGKILL)
             _ip("netns", "delete", name)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def left(self, patience: float = 10.0) -> list[str]:
+        """What is left of the bed once it has been taken apart, after some seconds: namespaces, processes of hosts."""
+        until = time.monotonic() + patience
+        while True:
+            found = _namespaces(f"{self.name}-")
+            for mounts in Path("/proc").glob("[0-9]*/mountinfo"):
+                with contextlib.suppress(OSError):  # it has ended
+                    if str(self.folder) in mounts.read_text():
+                        found.append((mounts.parent / "cmdline").read_text().replace("\0", " "))
+            if not found or time.monotonic() > until:
+                return found
+            time.sleep(0.1)
 
     def _switch(self) -> None:
         key = self.folder / "id_ed25519"

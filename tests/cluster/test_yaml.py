@@ -2,8 +2,10 @@
 
 import copy
 import re
+import subprocess
 import tomllib
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,10 @@ REQUIREMENTS = {
     for requirement in map(Requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"])
 }
 PINS = {
-    pin.name: pin for pin in map(Requirement, re.findall(r"^[\w-]+==.*$", (ROOT / "constraints.txt").read_text(), re.M))
+    pin.name: pin for pin in map(Requirement, re.findall(r"^[\w-]+==\S+", (ROOT / "constraints.txt").read_text(), re.M))
 }
+START_UP_MINUTES = 10
+"""What a GPU machine takes from its launch to its first trial: to boot, to pull the image, to install the project."""
 
 # The fields of KubeRay's v1 resources, as far as a job file has use for them.
 RAY_JOB = {"entrypoint", "backoffLimit", "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "rayClusterSpec"}
@@ -130,11 +134,52 @@ def test_a_mistake_is_found(mistake):
 
 
 def test_constraints_pin_every_dependency_within_its_range():
-    assert set(PINS) == set(REQUIREMENTS)
-    for name, pin in PINS.items():
-        (specifier,) = pin.specifier
-        assert specifier.operator == "=="
-        assert REQUIREMENTS[name].specifier.contains(Version(specifier.version)), pin
+    assert set(PINS) == {*REQUIREMENTS, "boto3"}
+    for name, requirement in REQUIREMENTS.items():
+        (specifier,) = PINS[name].specifier
+        assert requirement.specifier.contains(Version(specifier.version)), PINS[name]
+
+
+def test_the_boto3_that_launches_workers_is_the_one_that_is_tested():
+    pytest.importorskip("boto3")
+    assert PINS["boto3"].specifier.contains(version("boto3"))
+
+
+def test_a_machine_that_has_started_is_not_ended_before_its_first_trial():
+    job = yaml.safe_load((ROOT / "docs" / "kuberay.yaml").read_text())
+    assert FILES["cluster.yaml"]["idle_timeout_minutes"] >= 1.5 * START_UP_MINUTES
+    idle = job["spec"]["rayClusterSpec"]["autoscalerOptions"]["idleTimeoutSeconds"]
+    assert idle >= 1.5 * 60 * START_UP_MINUTES
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_second_launch_installs_nothing_unless_the_versions_have_changed(name, tmp_path):
+    project, installer, calls = tmp_path / "raysat-src", tmp_path / "raysat-env" / "bin" / "pip", tmp_path / "calls"
+    for path in (project, installer.parent):
+        path.mkdir(parents=True)
+    for file in ("constraints.txt", "pyproject.toml"):
+        (project / file).write_bytes((ROOT / file).read_bytes())
+    installer.write_text(f'#!/bin/sh\ntest -z "$BROKEN" && pwd >> {calls} && echo "$*" >> {calls}\n')
+    (installer.parent / "python").write_text("")
+    for program in installer.parent.iterdir():
+        program.chmod(0o755)
+
+    def launch(**environment: str) -> int:
+        """How often something was installed when all setup commands have run."""
+        inside = {"HOME": str(tmp_path), "PATH": f"{installer.parent}:/usr/bin:/bin", **environment}
+        for command in FILES[name]["setup_commands"]:
+            done = subprocess.run(["bash", "-c", command], env=inside, timeout=60, check=False)
+            if done.returncode:
+                break
+        assert bool(done.returncode) == bool(environment)
+        return calls.read_text().count("--constraint constraints.txt --editable .") if calls.exists() else 0
+
+    assert launch(BROKEN="1") == 0
+    assert launch() == 1
+    assert launch() == 1
+    (project / "constraints.txt").write_text("torch==3.0.0\n")
+    assert launch() == 2
+    assert set(calls.read_text().splitlines()[::2]) == {str(project)}
 
 
 def test_the_kuberay_job_runs_a_sweep_with_the_projects_ray():

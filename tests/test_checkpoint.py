@@ -1,0 +1,120 @@
+import pytest
+import torch
+
+from raysat.checkpoint import Checkpoint, Progress
+from raysat.retry import PAUSES, Patience
+
+
+def progress(iteration):
+    return Progress(iteration, {"w": torch.arange(9.0)}, [{"iteration": 0, "test_loss": None}])
+
+
+class Store:
+    """A file on a storage that is away for some reads and writes to come."""
+
+    def __init__(self, path):
+        self.path, self.name, self.away = path, path.name, 0
+
+    def _reach(self):
+        self.away -= 1
+        if self.away >= 0:
+            raise OSError(5, "Input/output error")
+
+    def read_bytes(self):
+        self._reach()
+        return self.path.read_bytes()
+
+    def with_name(self, name):
+        self._reach()
+        return self.path.with_name(name)
+
+    def __fspath__(self):
+        return str(self.path)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A storage that has a checkpoint of iteration 7."""
+    assert Checkpoint(tmp_path / "a.pt").save(progress(7))
+    return Store(tmp_path / "a.pt")
+
+
+def stored(store):
+    return Checkpoint(store.path).load().iteration
+
+
+def test_a_checkpoint_whose_storage_comes_back_within_a_minute_is_taken_up(store):
+    slept = []
+    store.away = 3
+    assert Checkpoint(store, Patience(slept.append)).load().iteration == 7
+    assert slept == list(PAUSES[:3])
+
+
+def test_where_the_storage_stays_away_the_trial_starts_over_and_the_better_checkpoint_is_kept(store, caplog):
+    store.away = len(PAUSES) + 1
+    checkpoint = Checkpoint(store, Patience(lambda _: None))
+    assert checkpoint.load() == Progress()
+    assert "cannot be read, the trial starts over" in caplog.text
+    store.away = 1  # the first save finds it away still
+    assert not checkpoint.save(progress(2))
+    assert not checkpoint.save(progress(3))
+    assert stored(store) == 7
+    assert checkpoint.save(progress(8))
+    assert stored(store) == 8
+    assert checkpoint.save(progress(9))
+
+
+def test_where_nothing_was_there_the_trial_that_did_not_know_stores_its_own(store):
+    store.away = len(PAUSES) + 1
+    checkpoint = Checkpoint(store, Patience(lambda _: None))
+    checkpoint.load()
+    store.path.unlink()
+    assert checkpoint.save(progress(2))
+    assert stored(store) == 2
+
+
+def test_where_there_is_none_or_no_right_to_it_nobody_waits(tmp_path):
+    for path in (tmp_path / "a.pt", tmp_path / "no folder" / "a.pt", None):
+        assert Checkpoint(path, Patience(lambda _: pytest.fail("waited"))).load() == Progress()
+
+    class Closed:
+        def read_bytes(self):
+            raise PermissionError(13, "Permission denied")
+
+    assert Checkpoint(Closed(), Patience(lambda _: pytest.fail("waited"))).load() == Progress()
+
+
+def test_saving_says_whether_it_did(tmp_path, monkeypatch, caplog):
+    assert not Checkpoint(None).save(progress(1))
+    assert Checkpoint(tmp_path / "a.pt").save(progress(1))
+    assert not Checkpoint(tmp_path / "no folder" / "a.pt").save(progress(1))
+    assert "cannot be written, the trial goes on without" in caplog.text
+
+
+def test_a_damaged_checkpoint_is_noticed_wherever_the_damage_is(store, caplog):
+    """torch.load alone would return other weights: it passes over the checksums that torch.save writes."""
+    content = store.path.read_bytes()
+    fresh = 0
+    for at in range(0, len(content), 7):
+        store.path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
+        found = Checkpoint(store.path).load()
+        fresh += found.weights is None
+        if found.weights is not None:
+            assert torch.equal(found.weights["w"], torch.arange(9.0))
+            assert (found.iteration, found.attempts) == (7, 2)
+    assert fresh > len(content) / 7 / 3  # the rest is padding
+    assert "is damaged, the trial starts over" in caplog.text
+    checkpoint = Checkpoint(store.path)
+    store.path.write_bytes(content[:-9])
+    assert checkpoint.load() == Progress()
+    assert checkpoint.save(progress(1))  # what is damaged is of no use to anyone
+    assert stored(store) == 1
+
+
+def test_a_checkpoint_that_memory_is_short_of_is_not_taken_for_damaged(store, monkeypatch):
+    def load(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(MemoryError):
+        Checkpoint(store.path).load()
