@@ -432,8 +432,8 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         show_cost(laid_out, {cell.cell_id for cell in laid_out.cells} & set(found), console)
         return 0
 
+    elsewhere = not options.inline and bool(options.address or os.environ.get("RAY_ADDRESS"))
     for field, value in (("precision", "tf32"), ("engine", "graph")):
-        elsewhere = options.address or os.environ.get("RAY_ADDRESS")
         if getattr(sweep, field) == value and not elsewhere and not torch.cuda.is_available():
             default = next(f.default for f in fields(Sweep) if f.name == field)
             raise InputError(f"{field}={value!r} needs a GPU, and this machine has none: set {field}={default!r}.")
@@ -453,7 +453,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
             if not options.quiet:
                 console.print(f"Sweep {sweep.name}: {left} of {total} cells to run{more}, {executor.where}.")
             store.open(sweep, about(options.file), laid_out.data)
-            if shares := isinstance(store.data, Remote) or bool(options.address):
+            if shares := isinstance(store.data, Remote) or elsewhere:
                 with suppress(OSError):  # workers with internet do without
                     data.put(sweep.dataset, store.data)
             failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares)

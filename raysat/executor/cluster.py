@@ -149,7 +149,7 @@ def _launchable() -> list[dict[str, float]]:
     try:
         config = yaml.safe_load((Path.home() / "ray_bootstrap_config.yaml").read_text())
         kinds = config["available_node_types"].values()
-        return [kind["resources"] for kind in kinds if kind.get("max_workers", 0) > 0]
+        return [kind["resources"] for kind in kinds if kind.get("max_workers", 0) > 0 and kind["resources"]]
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return []
 

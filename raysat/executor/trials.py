@@ -60,7 +60,7 @@ def run_on_tune(
     jobs: dict[str, Job] = {}  # those that run; what Tune keeps of a trial stays small
     rows: dict[str, ray.ObjectRef] = {}  # statistics, by init_id
     reached: dict[str, tuple[int, int]] = {}  # how far a job was when its process died last, and is now
-    shared, company = source.shared, _Company(storage / "up")
+    shared, company = source.shared, _Company(storage / "up") if local else None
 
     def trainable(config: dict) -> None:
         sealed = config["job"]
@@ -68,7 +68,8 @@ def run_on_tune(
         tell = lambda iteration, loss: tune.report({"told": (iteration, loss)})  # noqa: E731
         job = replace(shared, init=sealed.init, cell=sealed.cell, statistics=row, gpus=sealed.gpus, tell=tell)
         outcome = attempt(function, job)
-        company.wait()
+        if company:
+            company.wait()
         tune.report({"outcome": outcome, "done": True})
 
     def resources(config: dict) -> tune.PlacementGroupFactory:
@@ -88,7 +89,8 @@ def run_on_tune(
             if job is None:
                 return None if source.waiting else Searcher.FINISHED
             jobs[job.key] = job
-            company.expect(min(slots, len(jobs)))
+            if company:
+                company.expect(min(slots, len(jobs)))
             if job.statistics and job.init.init_id not in rows:
                 rows[job.init.init_id] = ray.put(dict(job.statistics))
             return {"job": _Sealed(job.key, job.init, job.cell, rows.get(job.init.init_id), gpus(job))}
@@ -135,7 +137,7 @@ def run_on_tune(
 
         def on_trial_recover(self, iteration: int, trials: list, trial: object, **_: object) -> None:
             before, now = reached.get(key := repr(trial.config["job"]), (0, 0))
-            if now > before:
+            if now > before or _lost_its_node(trial):
                 trial.max_failures += 1  # this failure does not count
                 reached[key] = now, now
 
@@ -167,6 +169,13 @@ def run_on_tune(
     finally:
         while tell.outcomes:
             tell.hand_on()
+
+
+def _lost_its_node(trial: object) -> bool:
+    """Whether a trial's last failure was that of its node: Tune may try it in several processes of one that is gone."""
+    text = Path(trial.error_file).read_text() if trial.error_file else ""
+    last = text.rpartition("Failure # ")[2]
+    return any(words in last for words in ("node was terminated", "node has died", "node died"))
 
 
 @dataclass(frozen=True)
