@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 import raysat.sweep as command
+from raysat import driver
 from raysat.trial import Job, failed_row
 
 SWEEP = """
@@ -54,7 +55,7 @@ def measure(cells: int, seconds: float) -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "many.py"
         file.write_text(SWEEP.format(policies=cells // 50))
-        command.run_trial = sleeper(seconds)
+        driver.run_trial = sleeper(seconds)
         command.report.finish = lambda *_: None
         begun = time.perf_counter()
         assert command.main([str(file), "--results", folder, *sys.argv[3:]]) == 0

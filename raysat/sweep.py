@@ -9,37 +9,31 @@ import platform
 import signal
 import subprocess
 import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import UTC, datetime
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from uuid import uuid4
 
 import torch
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from raysat import cost, data, report, sweepfile
 from raysat.adaptive import Agenda, Finding, groups
-from raysat.executor import InProcess, OnRay, Outcome
+from raysat.driver import run
+from raysat.executor import InProcess, OnRay
 from raysat.files import Remote, location
 from raysat.losses import LOSSES
 from raysat.plan import Plan, network_of, plan
-from raysat.progress import View, duration, last_line, trial_line
-from raysat.retry import PatientWriter
-from raysat.schema import FAILED, REFUSED
-from raysat.spec import Cell, Initialization, InputError, Sweep
+from raysat.progress import duration
+from raysat.spec import Cell, InputError, Sweep
 from raysat.status import other_driver
 from raysat.store import Store, reached
-from raysat.trial import Job, Row, compute_statistics, failed_row, load_dataset, run_trial
+from raysat.trial import load_dataset
 
 
 def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
@@ -96,206 +90,6 @@ def _paced(cell: Cell) -> tuple:
     return cell.init.model, cell.init.width, cell.training.is_plain
 
 
-STATISTICS, TRIALS = "statistics at initialization", "trials"
-"""The stages of a sweep, as they are shown."""
-
-HEARTBEAT = 10.0
-"""Seconds between two records of what runs, for `raysat.status`."""
-
-
-class Recorder:
-    """Writes what comes back from the executor, and shows it.
-
-    Args:
-        store: Where it is written, at once or as soon as the storage answers again.
-        stages: What makes the view of each stage, `STATISTICS` and `TRIALS`.
-        agenda: Is told what was found, for what is to be run next.
-        size: What there is to run on, as text.
-    """
-
-    def __init__(
-        self, store: Store, stages: Mapping[str, Callable[[], View]], agenda: Agenda, size: Callable[[], str]
-    ) -> None:
-        self.store, self.stages, self.agenda, self.size = store, stages, agenda, size
-        self.shown = ExitStack()
-        self.writer = PatientWriter(store.root, self.note)
-        self.statistics: dict[str, Row] = {}
-        self.errors: dict[str, str] = {}
-        self.told_of: set[str] = set()
-        self.starts: Counter[str] = Counter()
-        self.beat = 0.0
-
-    def __enter__(self) -> Recorder:
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self.writer.finish()
-            else:
-                self.writer.abandon()
-            self._record()
-        finally:
-            self.shown.close()
-
-    def show(self, stage: str) -> None:
-        """Show a stage, in place of the one before it."""
-        self.shown.close()
-        self.view = self.shown.enter_context(self.stages[stage]())
-
-    def note(self, text: str) -> None:
-        """Show something that is not a job."""
-        self.view.note(text)
-
-    def started(self, job: Job) -> None:
-        """Count how often a job was started: more than once where its process or its node died."""
-        self.starts[job.key] += 1
-        self.view.job_started(job.key, job.name, job.cell.iterations if job.cell else 0)
-
-    def told(self, job: Job, iteration: int, loss: float) -> None:
-        """Show how far a job is."""
-        self.view.job_told(job.key, iteration, loss)
-
-    def tick(self) -> None:
-        """Write what waits, and record what runs."""
-        self.writer.attempt()
-        if time.monotonic() - self.beat > HEARTBEAT:
-            self.view.tick(self.size())
-            self._record()
-
-    def _record(self) -> None:
-        self.beat = time.monotonic()
-        about = {"at": datetime.now(UTC).isoformat(), "hostname": platform.node(), "pid": os.getpid()}
-        about["done"] = list(self.agenda.done)
-        with suppress(OSError):  # the writer says when the storage is away
-            self.store.write_status({**about, **self.view.record()})
-
-    def ended(self, outcome: Outcome) -> None:
-        """Store and show an outcome."""
-        if outcome.job.cell is None:
-            self._statistics(outcome)
-        else:
-            self._trial(outcome)
-
-    def _statistics(self, outcome: Outcome) -> None:
-        key = outcome.job.key
-        if outcome.error:
-            self.errors[key] = outcome.error
-            line = f"{outcome.job.name}: [bold red]failed[/]: {escape(last_line(outcome.error))}"
-            self.view.job_ended(key, line, FAILED)
-            return
-        row = outcome.value
-        self.statistics[key] = row
-        self.writer.do(partial(self.store.write_ntk, row))
-        if row["method"] == REFUSED:
-            name = f"{row['model']} width {row['width']}, seed {row['seed']}"
-            self.view.job_ended(key, f"{name}: no statistics, for {escape(row['method_reason'])}")
-            return
-        self.view.job_ended(
-            key,
-            f"{row['model']} width {row['width']}, seed {row['seed']}: gamma {row['gamma']:.4g}, k_op "
-            f"{row['k_op']:.4g}, b_star {row['b_star']:.3g}, {duration(row['seconds'])}",
-        )
-        if (reason := row["method_reason"]) and reason not in self.told_of:
-            self.told_of.add(reason)
-            self.view.note(f"{row['model']}: {reason}; its statistics come from per-sample Jacobians, which is slower.")
-
-    def _trial(self, outcome: Outcome) -> None:
-        key = outcome.job.key
-        rows = (failed_row(outcome.job, outcome.error), []) if outcome.error else outcome.value
-        row = rows[0]
-        row["attempts"] = max(row.get("attempts", 0), self.starts[key])  # a lost checkpoint has not counted them
-        self.writer.do(partial(self.store.write_trial, *rows))
-        if row["status"] == FAILED:
-            self.errors[key] = outcome.error
-        curve = rows[1]
-        losses = [point["train_loss"] for point in curve]
-        self.agenda.ended(key, Finding.of(row, [point["iteration"] for point in curve], losses))
-        self.view.job_ended(key, trial_line(row), row["status"])
-
-
-class Jobs:
-    """The jobs of a sweep, for an executor: first the statistics that the agenda's cells need, then the cells.
-
-    Args:
-        agenda: What is to be run.
-        shared: What all jobs have in common.
-        inits: The initializations without statistics, by init_id.
-        recorder: Has the statistics, and is told of the cells that cannot be run for lack of them.
-    """
-
-    def __init__(self, agenda: Agenda, shared: Job, inits: Mapping[str, Initialization], recorder: Recorder) -> None:
-        self.agenda, self.shared, self.recorder = agenda, shared, recorder
-        self.first = [replace(shared, init=init) for init in inits.values()]
-        self.missing = set(inits)
-        recorder.show(STATISTICS if inits else TRIALS)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether a job that was named has not ended."""
-        return bool(self.missing or self.agenda.running)
-
-    def next(self) -> Job | None:
-        """The next job; None where there is none, or none before another has ended."""
-        if self.first:
-            return self.first.pop()
-        if self.missing:
-            self.missing -= {*self.recorder.statistics, *self.recorder.errors}
-            if self.missing:
-                return None
-            self.recorder.show(TRIALS)
-        while (cell := self.agenda.next()) is not None:
-            key = cell.init.init_id
-            job = replace(self.shared, init=cell.init, cell=cell, statistics=self.recorder.statistics.get(key, {}))
-            if key in self.recorder.statistics:
-                return job
-            self.recorder.ended(Outcome(job, error=self.recorder.errors[key]))
-        return None
-
-
-def run(
-    laid_out: Plan,
-    agenda: Agenda,
-    store: Store,
-    executor: InProcess | OnRay,
-    console: Console,
-    quiet: bool = False,
-    *,
-    shares: bool = False,
-) -> int:
-    """Run what is missing: first the statistics at initialization, then the trials. Returns how many cells failed.
-
-    With `shares` the storage has the data set's files, for workers without internet.
-    """
-    with reached(store.root):
-        known = store.statistics()
-    sweep = laid_out.sweep
-    inits = {cell.init.init_id: cell.init for cell in agenda.wanted if cell.init.init_id not in known}
-    shared = Job(
-        sweep=sweep.name,
-        init=laid_out.cells[0].init,
-        sources=laid_out.sources,
-        checkpoints=store.checkpoints,
-        checkpoint_seconds=sweep.checkpoint_seconds,
-        threads=sweep.cpus_per_trial,
-        engine=sweep.engine,
-        data=store.data if shares else None,
-        ranks=sweep.ranks_per_trial,
-        budget=sweep.budget,
-    )
-    weights = {key: float(max(init.width, 1)) ** 2 for key, init in inits.items()}
-    stages = {
-        STATISTICS: partial(View, console, STATISTICS, weights, quiet=quiet),
-        TRIALS: partial(View, console, TRIALS, agenda.weights, grows=sweep.grows, quiet=quiet),
-    }
-    with Recorder(store, stages, agenda, executor.size) as recorder:
-        recorder.statistics |= known
-        jobs = Jobs(agenda, shared, inits, recorder)
-        _warn_where_unshared(store, executor, recorder.note)
-        executor.run(jobs, lambda job: run_trial(job) if job.cell else compute_statistics(job), recorder)
-    return sum(key not in inits for key in recorder.errors)
-
-
 def findings(store: Store, sweep: Sweep) -> dict[str, Finding]:
     """What earlier runs have found; of a sweep that does not grow by findings, only which cells have ended."""
     trials = store.read("trials")
@@ -308,24 +102,6 @@ def findings(store: Store, sweep: Sweep) -> dict[str, Finding]:
         curve = curves[row["cell_id"]]
         found[row["cell_id"]] = Finding.of(row, curve["iteration"].tolist(), curve["train_loss"].tolist())
     return found
-
-
-def _warn_where_unshared(store: Store, executor: InProcess | OnRay, say: Callable[[str], None]) -> None:
-    """Name the nodes that do not see the driver's checkpoints. The sweep goes on: results need no shared folder."""
-    folder = store.checkpoints
-    if not isinstance(folder, Path):
-        return
-    probe = folder / f".probe-{uuid4().hex}"
-    probe.touch()
-    try:
-        hosts = executor.lacking(probe)
-    finally:
-        probe.unlink()
-    if hosts:
-        say(
-            f"{folder} is not shared with {', '.join(hosts)}: results arrive all the same, but a trial whose node is "
-            "lost starts over; give --results a folder that all nodes share, or an address such as s3://bucket/path."
-        )
 
 
 def about(path: Path) -> dict[str, object]:

@@ -11,6 +11,7 @@ from contextlib import suppress
 import pandas as pd
 import pytest
 
+from raysat import driver
 from raysat import sweep as command
 from raysat.checkpoint import Checkpoint, Progress
 from raysat.files import location
@@ -138,16 +139,16 @@ def test_storage_that_is_away_while_results_come(sweep_file, bucket, monkeypatch
             servers[0].start()
 
     make, said = mending(back)
-    monkeypatch.setattr(command, "PatientWriter", make)
+    monkeypatch.setattr(driver, "PatientWriter", make)
     monkeypatch.setattr("raysat.retry.PAUSES", ())  # trials that start meanwhile would wait a minute for checkpoints
     count = iter(range(100))
 
-    def run_trial(job, run_trial=command.run_trial):
+    def run_trial(job, run_trial=driver.run_trial):
         if next(count) == 1:
             servers.pop().stop()
         return run_trial(job)
 
-    monkeypatch.setattr(command, "run_trial", run_trial)
+    monkeypatch.setattr(driver, "run_trial", run_trial)
     try:
         assert command.main([sweep_file, "--results", address, "--inline"]) == 0
         assert "cannot be written" in said[0]
@@ -209,16 +210,16 @@ def test_a_disk_that_is_full_when_part_files_are_written(sweep_file, small_disk,
         ballast.unlink(missing_ok=True)
 
     make, said = mending(free)
-    monkeypatch.setattr(command, "PatientWriter", make)
+    monkeypatch.setattr(driver, "PatientWriter", make)
     monkeypatch.setattr(command.report, "finish", lambda *_: None)  # figures take more than the disk has
     count = iter(range(100))
 
-    def run_trial(job, run_trial=command.run_trial):
+    def run_trial(job, run_trial=driver.run_trial):
         if next(count) == 1:
             fill()
         return run_trial(job)
 
-    monkeypatch.setattr(command, "run_trial", run_trial)
+    monkeypatch.setattr(driver, "run_trial", run_trial)
     assert command.main([sweep_file, "--results", str(small_disk), "--inline"]) == 0
     assert "No space left on device" in said[0]
     assert not [name for name in seen if name.startswith(".")], "nothing half-written lies about"

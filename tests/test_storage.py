@@ -14,13 +14,14 @@ from raysat import analysis, report, retry
 from raysat import trial as trial_module
 from raysat.checkpoint import Checkpoint
 from raysat.data import sources
+from raysat.driver import _warn_where_unshared
 from raysat.executor import OnRay
 from raysat.files import location
 from raysat.report.__main__ import main as report_main
 from raysat.sgd.engine import FusedEngine
 from raysat.spec import InputError
 from raysat.store import Store
-from raysat.sweep import _warn_where_unshared, main
+from raysat.sweep import main
 from raysat.trial import Job, compute_statistics, run_trial
 
 SMALL = """

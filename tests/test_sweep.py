@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from raysat import plugins
+from raysat import driver, plugins
 from raysat.schema import arrow_schema
 from raysat.spec import InputError
 from raysat.sweep import main
@@ -218,14 +218,13 @@ def test_a_trial_that_raises_is_a_row_and_the_sweep_goes_on(tmp_path, capsys):
         "    armed = False\n\ndef build(",
     ).replace("torch.nn.Linear(inputs, width)", "Touchy(inputs, width)")
     (tmp_path / "my_data.py").write_text(broken)
-    import raysat.sweep as command
 
-    def armed(job, run_trial=command.run_trial):
+    def armed(job, run_trial=driver.run_trial):
         plugins.resolve("my_data:load").__globals__["Touchy"].armed = True
         return run_trial(job)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "run_trial", armed)
+        patch.setattr(driver, "run_trial", armed)
         assert run(tmp_path / "own.py") == 1
     trials = pd.read_parquet(tmp_path / "results" / "own" / "trials").set_index("batch_size")
     assert trials["status"].to_dict() == {1: "failed", 8: "completed"}
@@ -238,17 +237,15 @@ def test_a_trial_that_raises_is_a_row_and_the_sweep_goes_on(tmp_path, capsys):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(sweep_file, capsys, monkeypatch):
-    import raysat.sweep as command
-
     count = iter(range(100))
 
-    def interrupted(job, run_trial=command.run_trial):
+    def interrupted(job, run_trial=driver.run_trial):
         if next(count) == 5:
             raise KeyboardInterrupt
         return run_trial(job)
 
     with monkeypatch.context() as patch:
-        patch.setattr(command, "run_trial", interrupted)
+        patch.setattr(driver, "run_trial", interrupted)
         assert run(sweep_file) == 130
     assert "run the same command again" in capsys.readouterr().out
     root = sweep_file.parent / "results" / "small"

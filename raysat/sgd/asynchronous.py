@@ -16,7 +16,7 @@ from jaxtyping import Int64, Real
 from torch import Tensor, nn
 
 from raysat.losses import Loss
-from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.autograd import AutogradEngine, OverAutograd
 from raysat.sgd.sampler import uniform
 from raysat.training import RANDOM, ROUND_ROBIN, Staleness
 
@@ -67,7 +67,7 @@ def share_beyond(staleness: tuple[float, ...], learners: int) -> float:
     return sum(staleness[places(staleness, learners) :]) / sum(staleness)
 
 
-class AsynchronousEngine:
+class AsynchronousEngine(OverAutograd):
     """A step engine whose gradients are stale.
 
     Beside the network it keeps `places` copies of the parameters, p or where staleness was measured at most `PLACES` p,
@@ -109,15 +109,6 @@ class AsynchronousEngine:
         self.step, self.counts = 0, torch.zeros(0, dtype=torch.int64)
         self.stale = [self._copies() for _ in range(places(staleness, learners))]
         self.read_at = [0] * len(self.stale)  # the t of the w_t in each place
-
-    @property
-    def at_once(self) -> int:
-        """Samples whose gradient is computed at a time."""
-        return self.inner.at_once
-
-    def block(self, b: int) -> int:
-        """Every step is computed by itself."""
-        return 1
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One step for each row of indices."""

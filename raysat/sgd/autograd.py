@@ -97,3 +97,22 @@ class AutogradEngine:
             else:
                 total = gradients
         return total
+
+
+class OverAutograd:
+    """What engines have in common whose gradients an `AutogradEngine` computes.
+
+    Attributes:
+        inner: That engine.
+    """
+
+    inner: AutogradEngine
+
+    @property
+    def at_once(self) -> int:
+        """Samples whose gradient is computed at a time."""
+        return self.inner.at_once
+
+    def block(self, b: int) -> int:
+        """Every step is computed by itself."""
+        return 1

@@ -7,7 +7,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from raysat.losses import Loss
-from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.autograd import AutogradEngine, OverAutograd
 from raysat.sgd.sampler import normal
 from raysat.training import Training, factor
 
@@ -20,7 +20,7 @@ def optimizer_of(training: Training, parameters: list[Tensor], eta: float) -> to
     return torch.optim.SGD(parameters, lr=eta, momentum=momentum, nesterov=training.optimizer == "nesterov")
 
 
-class OptimizerEngine:
+class OptimizerEngine(OverAutograd):
     """Steps of an optimizer under a schedule.
 
     Args:
@@ -54,15 +54,6 @@ class OptimizerEngine:
         self.eta, self.training, self.iterations, self.seed = eta, training, iterations, seed
         self.optimizer = optimizer_of(training, self.inner.parameters, eta)
         self.step = 0
-
-    @property
-    def at_once(self) -> int:
-        """Samples whose gradient is computed at a time."""
-        return self.inner.at_once
-
-    def block(self, b: int) -> int:
-        """Every step is computed by itself."""
-        return 1
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One step for each row of indices."""

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from raysat import plugins
 from raysat.losses import Loss
-from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.autograd import AutogradEngine, OverAutograd
 from raysat.validation import InputError
 
 _HOST = "127.0.0.1"
 
 
-class ParallelEngine:
+class ParallelEngine(OverAutograd):
     """Several ranks of `AutogradEngine`, each with its share of every batch. Differs from one by rounding alone.
 
     Args:
@@ -88,15 +88,6 @@ class ParallelEngine:
             self.pipes.append(ours)
         self._end = weakref.finalize(self, _end, self.pipes, processes)
         _join(store, 0, ranks, x.is_cuda)
-
-    @property
-    def at_once(self) -> int:
-        """Samples whose gradient a rank computes at a time."""
-        return self.inner.at_once
-
-    def block(self, b: int) -> int:
-        """Every step is computed by itself."""
-        return 1
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One SGD step for each row of indices."""
