@@ -1,7 +1,6 @@
 """Files on an object store, against a server that speaks S3, and on this machine."""
 
 import pickle
-import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -103,15 +102,17 @@ def test_an_address_without_what_arrow_needs_is_refused_at_once(address):
 def test_the_place_of_a_store_is_made_without_asking_it_and_its_absence_is_no_fault_of_the_address(monkeypatch):
     """The region of a bucket is asked for at its first use, and nothing answers on a machine without network."""
 
+    asked = []
+
     def resolve(bucket):
+        asked.append(bucket)
         raise OSError(f"When resolving region for bucket '{bucket}': could not resolve host")
 
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setattr("raysat.files.fs.resolve_s3_region", resolve)
-    begun = time.perf_counter()
     place = location("s3://unheard-of/folder") / "file"
     sent = pickle.loads(pickle.dumps(place))
-    assert time.perf_counter() - begun < 1
+    assert not asked
     for use in (sent.exists, sent.read_bytes, lambda: sent.write_bytes(b"1"), lambda: list(sent.iterdir())):
         with pytest.raises(OSError, match="could not resolve host"):
             use()
