@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -258,8 +257,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace, console: Console) -> None:
-    if "RAYSAT_DATA" in os.environ:  # learners have other working folders
-        os.environ["RAYSAT_DATA"] = os.path.abspath(os.environ["RAYSAT_DATA"])
     learners = whole("--learners", options.learners, 1)
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
     sweep = replace(sweep, trainings=(PLAIN,))

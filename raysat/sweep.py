@@ -187,8 +187,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace, console: Console) -> int:
-    if "RAYSAT_DATA" in os.environ:  # workers have other working folders
-        os.environ["RAYSAT_DATA"] = os.path.abspath(os.environ["RAYSAT_DATA"])
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
     store = Store(location(options.results) / sweep.name)
     laid_out = plan(sweep, options.file.parent)

@@ -1,10 +1,12 @@
 """What the executors promise whoever hands them jobs; what happens on clusters is in tests/cluster."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
-from raysat.executor import InProcess, OnRay
+from raysat.executor import InProcess, OnRay, cluster, trials
 from raysat.trial import Job
 
 
@@ -73,3 +75,30 @@ def test_jobs_that_wait_for_others_short_ones_and_one_that_fails(executor, make_
         assert processes == {os.getpid()}
     else:
         assert len(processes) >= min(2, os.cpu_count())
+
+
+def test_what_the_launcher_may_start_counts_among_the_machines(tmp_path, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path)
+    assert cluster._launchable() == []
+    kinds = {
+        "head": {"resources": {"CPU": 0}, "max_workers": 0},
+        "gpu": {"resources": {"CPU": 8, "GPU": 1}, "max_workers": 8},
+        "unsaid": {"resources": {}, "max_workers": 2},  # of machines that one has
+    }
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.safe_dump({"available_node_types": kinds}))
+    assert cluster._launchable() == [{"CPU": 8, "GPU": 1}]
+
+
+@pytest.mark.parametrize(
+    ("last", "lost"),
+    [
+        ("The actor's node was terminated unexpectedly: health check failed", True),
+        ("The actor died because its node has died.", True),
+        ("Worker unexpectedly exits with a connection error code 2.", False),
+    ],
+)
+def test_only_the_last_failure_says_whether_a_node_was_lost(tmp_path, last, lost):
+    path = tmp_path / "error.txt"
+    path.write_text(f"Failure # 1 (occurred at noon)\nits node has died\nFailure # 2 (occurred later)\n{last}\n")
+    assert trials._lost_its_node(SimpleNamespace(error_file=str(path))) is lost
+    assert not trials._lost_its_node(SimpleNamespace(error_file=None))

@@ -49,6 +49,8 @@ class OnRay:
 
     def __enter__(self) -> OnRay:
         os.environ.update(_RAY_ENVIRONMENT)
+        if "RAYSAT_DATA" in os.environ:  # workers have other working folders
+            os.environ["RAYSAT_DATA"] = os.path.abspath(os.environ["RAYSAT_DATA"])
         import ray
 
         address = self.address or os.environ.get("RAY_ADDRESS")
