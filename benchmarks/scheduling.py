@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 import raysat.sweep as command
-from raysat import driver
+from raysat import driver, report
 from raysat.trial import Job, failed_row
 
 SWEEP = """
@@ -56,7 +56,7 @@ def measure(cells: int, seconds: float) -> None:
         file = Path(folder) / "many.py"
         file.write_text(SWEEP.format(policies=cells // 50))
         driver.run_trial = sleeper(seconds)
-        command.report.finish = lambda *_: None
+        report.finish = lambda *_: None
         begun = time.perf_counter()
         assert command.main([str(file), "--results", folder, *sys.argv[3:]]) == 0
         wall = time.perf_counter() - begun

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from raysat.analysis import load, number, policy, usable
 from raysat.files import location, write_aside
@@ -120,7 +120,7 @@ def mean_and_interval(values: pd.Series) -> tuple[float, float, float]:
     mean = known.mean()
     if len(known) < 2:
         return mean, math.nan, math.nan
-    half = student.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+    half = stdtrit(len(known) - 1, 0.975) * known.std(ddof=1) / math.sqrt(len(known))
     return mean, mean - half, mean + half
 
 

@@ -403,15 +403,16 @@ class Agenda:
     def _is_new(self, cell: Cell) -> bool:
         return cell.cell_id not in self.findings and cell.cell_id not in self.weights
 
-    def next(self) -> Cell | None:
-        """A cell to run; None where there is none, or none before one that runs has ended."""
+    def next(self, ready: Callable[[Cell], bool] = lambda cell: True) -> Cell | None:
+        """A cell to run, of those that are ready; None where there is none, or none before something has ended."""
         if not self._queue and self._stale:
             self._propose()
-        if not self._queue:
-            return None
-        cell = self._queue.pop()
-        self.running.add(cell.cell_id)
-        return cell
+        for k in reversed(range(len(self._queue))):
+            if ready(self._queue[k]):
+                cell = self._queue.pop(k)
+                self.running.add(cell.cell_id)
+                return cell
+        return None
 
     def ended(self, cell_id: str, finding: Finding) -> None:
         """Take in what was found."""

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from rich.console import Console
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from raysat import sweepfile
@@ -211,7 +211,7 @@ def of_one_more(losses: Sequence[float]) -> tuple[float, float]:
     whose ends one more lies in `(k - 1)/(k + 1)` of all cases only, 2/3 for five.
     """
     logs, k = np.log(losses), len(losses)
-    half = student.ppf(0.975, k - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / k)
+    half = stdtrit(k - 1, 0.975) * logs.std(ddof=1) * math.sqrt(1 + 1 / k)
     return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from raysat.losses import Loss
 from raysat.sgd.engine import build
@@ -77,14 +79,33 @@ def differentiated_samples(cell: Cell) -> int:
     return _evaluations(cell) * cell.init.n if cell.gradient_norm else 0
 
 
+class _Counter(TorchDispatchMode):
+    """Counts operations as PyTorch's `FlopCounterMode` does, without what that one loads to be compiled: a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, func: OpOverload, types: object, args: tuple = (), kwargs: object = None) -> object:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if formula := flop_registry.get(func.overloadpacket):
+            self.total += formula(*args, **kwargs, out_val=result)
+        return result
+
+
 def count(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Flops:
     """Count the operations of a sample, on two of them: batch normalization takes no fewer."""
     x, y = x[:1].expand(2, *x.shape[1:]), y[:1].expand(2, *y.shape[1:])
-    with FlopCounterMode(display=False) as forward, torch.no_grad():
+    with _Counter() as forward, torch.no_grad():
         network(x)
-    with FlopCounterMode(display=False) as step:
+    with _Counter() as step:
         torch.autograd.grad(loss.total(network(x), y), [p for p in network.parameters() if p.requires_grad])
-    return Flops(forward.get_total_flops() // 2, step.get_total_flops() // 2, layers_of(network) is not None)
+    return Flops(forward.total // 2, step.total // 2, layers_of(network) is not None)
 
 
 GPU_RATE, GPU_LAUNCH = 2.5e13, 1e-3

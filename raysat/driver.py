@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ from rich.markup import escape
 from raysat.adaptive import Agenda, Finding
 from raysat.executor import InProcess, OnRay, Outcome
 from raysat.plan import Plan
-from raysat.progress import View, duration, last_line, trial_line
+from raysat.progress import Running, View, duration, last_line, trial_line
 from raysat.retry import PatientWriter
 from raysat.schema import FAILED, REFUSED
 from raysat.spec import Initialization
@@ -39,24 +39,33 @@ class Recorder:
 
     Args:
         store: Where it is written, at once or as soon as the storage answers again.
-        stages: What makes the view of each stage, `STATISTICS` and `TRIALS`.
+        views: The view of each stage, `STATISTICS` and `TRIALS`. The second is shown from the first trial on.
         agenda: Is told what was found, for what is to be run next.
         size: What there is to run on, as text.
+        statistics: Those that are known, by init_id.
+        missing: The initializations whose statistics are yet to come, by init_id.
     """
 
     def __init__(
-        self, store: Store, stages: Mapping[str, Callable[[], View]], agenda: Agenda, size: Callable[[], str]
+        self,
+        store: Store,
+        views: Mapping[str, View],
+        agenda: Agenda,
+        size: Callable[[], str],
+        statistics: Mapping[str, Row],
+        missing: Iterable[str],
     ) -> None:
-        self.store, self.stages, self.agenda, self.size = store, stages, agenda, size
+        self.store, self.views, self.agenda, self.size = store, views, agenda, size
         self.shown = ExitStack()
         self.writer = PatientWriter(store.root, self.note)
-        self.statistics: dict[str, Row] = {}
+        self.statistics, self.missing = dict(statistics), set(missing)
         self.errors: dict[str, str] = {}
         self.told_of: set[str] = set()
         self.starts: Counter[str] = Counter()
         self.beat = 0.0
 
     def __enter__(self) -> Recorder:
+        self._show(STATISTICS if self.missing else TRIALS)
         return self
 
     def __exit__(self, kind: type | None, *_: object) -> None:
@@ -69,10 +78,10 @@ class Recorder:
         finally:
             self.shown.close()
 
-    def show(self, stage: str) -> None:
+    def _show(self, stage: str) -> None:
         """Show a stage, in place of the one before it."""
         self.shown.close()
-        self.view = self.shown.enter_context(self.stages[stage]())
+        self.view = self.shown.enter_context(self.views[stage])
 
     def note(self, text: str) -> None:
         """Show something that is not a job."""
@@ -81,6 +90,8 @@ class Recorder:
     def started(self, job: Job) -> None:
         """Count how often a job was started: more than once where its process or its node died."""
         self.starts[job.key] += 1
+        if job.cell and self.view is not self.views[TRIALS]:
+            self._show(TRIALS)
         self.view.job_started(job.key, job.name, job.cell.iterations if job.cell else 0)
 
     def told(self, job: Job, iteration: int, loss: float) -> None:
@@ -109,27 +120,27 @@ class Recorder:
             self._trial(outcome)
 
     def _statistics(self, outcome: Outcome) -> None:
-        key = outcome.job.key
+        key, view = outcome.job.key, self.views[STATISTICS]
+        self.missing.discard(key)
         if outcome.error:
             self.errors[key] = outcome.error
-            line = f"{outcome.job.name}: [bold red]failed[/]: {escape(last_line(outcome.error))}"
-            self.view.job_ended(key, line, FAILED)
+            view.job_ended(key, f"{outcome.job.name}: [bold red]failed[/]: {escape(last_line(outcome.error))}", FAILED)
             return
         row = outcome.value
         self.statistics[key] = row
         self.writer.do(partial(self.store.write_ntk, row))
         if row["method"] == REFUSED:
             name = f"{row['model']} width {row['width']}, seed {row['seed']}"
-            self.view.job_ended(key, f"{name}: no statistics, for {escape(row['method_reason'])}")
+            view.job_ended(key, f"{name}: no statistics, for {escape(row['method_reason'])}")
             return
-        self.view.job_ended(
+        view.job_ended(
             key,
             f"{row['model']} width {row['width']}, seed {row['seed']}: gamma {row['gamma']:.4g}, k_op "
             f"{row['k_op']:.4g}, b_star {row['b_star']:.3g}, {duration(row['seconds'])}",
         )
         if (reason := row["method_reason"]) and reason not in self.told_of:
             self.told_of.add(reason)
-            self.view.note(f"{row['model']}: {reason}; its statistics come from per-sample Jacobians, which is slower.")
+            view.note(f"{row['model']}: {reason}; its statistics come from per-sample Jacobians, which is slower.")
 
     def _trial(self, outcome: Outcome) -> None:
         key = outcome.job.key
@@ -142,11 +153,13 @@ class Recorder:
         curve = rows[1]
         losses = [point["train_loss"] for point in curve]
         self.agenda.ended(key, Finding.of(row, [point["iteration"] for point in curve], losses))
-        self.view.job_ended(key, trial_line(row), row["status"])
+        self.views[TRIALS].job_ended(key, trial_line(row), row["status"])
 
 
 class Jobs:
-    """The jobs of a sweep, for an executor: first the statistics that the agenda's cells need, then the cells.
+    """The jobs of a sweep, for an executor: first the statistics that the agenda's cells need, the widest ahead.
+
+    A cell may run once the statistics of its own initialization are there: no process waits for those of another.
 
     Args:
         agenda: What is to be run.
@@ -157,25 +170,18 @@ class Jobs:
 
     def __init__(self, agenda: Agenda, shared: Job, inits: Mapping[str, Initialization], recorder: Recorder) -> None:
         self.agenda, self.shared, self.recorder = agenda, shared, recorder
-        self.first = [replace(shared, init=init) for init in inits.values()]
-        self.missing = set(inits)
-        recorder.show(STATISTICS if inits else TRIALS)
+        self.first = [replace(shared, init=init) for init in sorted(inits.values(), key=lambda init: init.width)]
 
     @property
     def waiting(self) -> bool:
         """Whether a job that was named has not ended."""
-        return bool(self.missing or self.agenda.running)
+        return bool(self.recorder.missing or self.agenda.running)
 
     def next(self) -> Job | None:
         """The next job; None where there is none, or none before another has ended."""
         if self.first:
             return self.first.pop()
-        if self.missing:
-            self.missing -= {*self.recorder.statistics, *self.recorder.errors}
-            if self.missing:
-                return None
-            self.recorder.show(TRIALS)
-        while (cell := self.agenda.next()) is not None:
+        while (cell := self.agenda.next(lambda cell: cell.init.init_id not in self.recorder.missing)) is not None:
             key = cell.init.init_id
             job = replace(self.shared, init=cell.init, cell=cell, statistics=self.recorder.statistics.get(key, {}))
             if key in self.recorder.statistics:
@@ -215,12 +221,12 @@ def run(
         budget=sweep.budget,
     )
     weights = {key: float(max(init.width, 1)) ** 2 for key, init in inits.items()}
-    stages = {
-        STATISTICS: partial(View, console, STATISTICS, weights, quiet=quiet),
-        TRIALS: partial(View, console, TRIALS, agenda.weights, grows=sweep.grows, quiet=quiet),
+    running: dict[str, Running] = {}
+    views = {
+        STATISTICS: View(console, STATISTICS, weights, running, quiet=quiet),
+        TRIALS: View(console, TRIALS, agenda.weights, running, grows=sweep.grows, quiet=quiet),
     }
-    with Recorder(store, stages, agenda, executor.size) as recorder:
-        recorder.statistics |= known
+    with Recorder(store, views, agenda, executor.size, known, inits) as recorder:
         jobs = Jobs(agenda, shared, inits, recorder)
         _warn_where_unshared(store, executor, recorder.note)
         executor.run(jobs, lambda job: run_trial(job) if job.cell else compute_statistics(job), recorder)

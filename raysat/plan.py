@@ -50,7 +50,7 @@ def plan(sweep: Sweep, folder: Path) -> Plan:
     """
     named = [name for name in (sweep.dataset, *(model.builder for model in sweep.models)) if is_reference(name)]
     sources = plugins.gather(folder, named)
-    dataset = data.load(
+    dataset = data.load_shared(
         sweep.dataset, n_train=sweep.n_train, n_test=sweep.n_test, preprocessing=sweep.preprocessing, dtype=sweep.dtype
     )
     if sweep.loss == "mse" and not dataset.y.is_floating_point():

@@ -65,6 +65,7 @@ class View:
         console: Where to print.
         title: The stage.
         weights: The share of the time of each job, by its key. Jobs may be added while the stage runs.
+        running: What runs, by key: of this stage, or of another that shares it. Default: nothing yet, of this one.
         grows: Whether jobs will be added, so that the total is the least there will be.
         quiet: Say only what goes wrong.
     """
@@ -74,6 +75,7 @@ class View:
         console: Console,
         title: str,
         weights: Mapping[str, float],
+        running: dict[str, Running] | None = None,
         *,
         grows: bool = False,
         quiet: bool = False,
@@ -82,7 +84,7 @@ class View:
         self.grows, self.quiet = grows, quiet
         self.begun = self.said = time.monotonic()
         self.done, self.counts = 0.0, Counter()
-        self.running: dict[str, Running] = {}
+        self.running = {} if running is None else running
         self.cluster = ""
         columns = TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         self.bar = Progress(*columns, console=console)
@@ -90,6 +92,7 @@ class View:
         self.live = Live(console=console, get_renderable=self._picture, transient=True, refresh_per_second=2)
 
     def __enter__(self) -> View:
+        self.begun = time.monotonic()
         if self.console.is_terminal and not self.quiet:
             self.live.start()
         return self
@@ -140,7 +143,7 @@ class View:
     def left(self) -> float | None:
         """Seconds that the rest will take, by cost rather than by count; None where that is not known."""
         part = sum(
-            self.weights[key] * job.iteration / job.iterations
+            self.weights.get(key, 0.0) * job.iteration / job.iterations
             for key, job in list(self.running.items())
             if job.iteration and job.iterations
         )

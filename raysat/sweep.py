@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import platform
@@ -22,7 +23,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from raysat import cost, data, report, sweepfile
+from raysat import cost, data, sweepfile
 from raysat.adaptive import Agenda, Finding, groups
 from raysat.driver import run
 from raysat.executor import InProcess, OnRay
@@ -235,6 +236,8 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
     for line in agenda.done:
         console.print(line, highlight=False, soft_wrap=True)
+    from raysat import report  # not at the head, for it loads matplotlib: bad input is answered before
+
     with reached(store.root):
         report.finish(store.root, console)
     if failed:
@@ -243,4 +246,6 @@ def _main(options: argparse.Namespace, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    gc.freeze()  # else the interpreter, on its way out, looks through all of torch for garbage, for a second
+    sys.exit(code)

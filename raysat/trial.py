@@ -90,7 +90,7 @@ class Job:
     @property
     def name(self) -> str:
         """For messages to a person."""
-        return (self.cell or self.init).name
+        return self.cell.name if self.cell else f"statistics of {self.init.name}"
 
     @property
     def key(self) -> str:

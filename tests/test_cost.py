@@ -1,11 +1,14 @@
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
-from raysat import Sweep, mlp, theory
+from raysat import Sweep, gpt, mlp, models, resnet, theory
 from raysat.cost import Flops, count, evaluated_samples
 from raysat.losses import LOSSES
 from raysat.plan import plan
@@ -65,6 +68,36 @@ def test_a_network_that_normalizes_over_the_batch_is_counted():
     network = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.BatchNorm1d(4))
     flops = count(network, torch.randn(5, 6), torch.randn(5, 4), LOSSES["mse"])
     assert (flops.forward, flops.step) == (2 * 6 * 4, 2 * 2 * 6 * 4)
+
+
+@pytest.mark.parametrize(
+    ("model", "width", "shape", "loss"),
+    [(mlp(2), 16, (1, 8, 8), "mse"), (resnet(), 8, (3, 16, 16), "mse"), (gpt(heads=2), 16, (32,), "cross_entropy")],
+    ids=["mlp", "resnet", "gpt"],
+)
+def test_operations_are_those_that_pytorchs_own_counter_finds(model, width, shape, loss):
+    network = models.build(model, width, shape, 10, 0)
+    tokens = loss == "cross_entropy"
+    x = torch.zeros(2, *shape, dtype=torch.int64 if tokens else torch.float32)
+    y = torch.zeros(2, *shape, dtype=torch.int64) if tokens else torch.zeros(2, 10)
+    with FlopCounterMode(display=False) as forward, torch.no_grad():
+        network(x)
+    with FlopCounterMode(display=False) as step:
+        LOSSES[loss].total(network(x), y).backward()
+    found = count(network, x, y, LOSSES[loss])
+    assert (2 * found.forward, 2 * found.step) == (forward.get_total_flops(), step.get_total_flops())
+    assert found.forward > 0
+
+
+def test_counting_loads_nothing_to_be_compiled():
+    code = (
+        "import sys, torch; from raysat import cost, losses\n"
+        "network = torch.nn.Linear(3, 2)\n"
+        "assert cost.count(network, torch.ones(4, 3), torch.ones(4, 2), losses.LOSSES['mse']).forward == 12\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 def test_a_plan_gives_small_batches_fewer_evaluations(tmp_path):

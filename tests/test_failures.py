@@ -209,7 +209,7 @@ def test_a_disk_that_is_full_when_part_files_are_written(sweep_file, small_disk,
 
     make, said = mending(free)
     monkeypatch.setattr(driver, "PatientWriter", make)
-    monkeypatch.setattr(command.report, "finish", lambda *_: None)  # figures take more than the disk has
+    monkeypatch.setattr("raysat.report.finish", lambda *_: None)  # figures take more than the disk has
     count = iter(range(100))
 
     def run_trial(job, run_trial=driver.run_trial):

@@ -19,6 +19,7 @@ from raysat.spec import InputError
 from raysat.trial import Job
 
 _RAY_ENVIRONMENT = {
+    "RAY_prestart_worker_first_driver": "0",  # Tune's processes have an environment of their own: nobody would use them
     "RAY_AIR_NEW_OUTPUT": "0",  # the only output that a callback of our own can replace
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -108,6 +109,10 @@ class OnRay:
     def __exit__(self, *_: object) -> None:
         import ray
 
+        with suppress(AttributeError):  # Ray's own, and may change
+            # Ray gives its autoscaler a second to heed a signal, which it does not; one's own cluster has none to lose.
+            for started in ray._private.worker._global_node.all_processes.get("monitor", ()):
+                started.process.kill()
         ray.shutdown()
         shutil.rmtree(self.storage, ignore_errors=True)
 

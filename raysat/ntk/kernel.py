@@ -27,6 +27,9 @@ class KernelOperator:
         loss: The loss, whose Hessian weighs the outputs. Default: the squared error, of weight 1.
         memory: Bytes that the recorded graphs may take. Default: 0, none are recorded.
 
+    Attributes:
+        memory_left: Of `memory`, what the recorded graphs have not taken.
+
     Example:
         >>> from raysat.models.mlp import MLP
         >>> KernelOperator(MLP(16, 3, 2), torch.randn(5, 3))(torch.randn(5, 2)).shape
@@ -41,6 +44,7 @@ class KernelOperator:
         each = 3 * activations(network, x) * next(iter(self.weights.values())).element_size()
         recorded = each * len(x) <= memory
         self.graphs = [self._record(samples) for samples in x.split(chunk)] if recorded else []
+        self.memory_left = memory - recorded * each * len(x)
 
     def _record(self, samples: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Outputs, and `J^T S u` as a function of u: linear, so that its own backward pass is `d -> S^T J d`."""

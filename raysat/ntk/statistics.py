@@ -197,7 +197,7 @@ def _start(operator: KernelOperator, outputs: Tensor, every: int = 8, least: int
     if len(operator.x) < least:
         return torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
     some = operator.x[::every]
-    coarse = KernelOperator(operator.network, some, operator.chunk, operator.loss)
+    coarse = KernelOperator(operator.network, some, operator.chunk, operator.loss, operator.memory_left)
     start = torch.randn(outputs[::every].shape, generator=generator, dtype=torch.float64).to(outputs)
     found = largest_eigenpairs(lambda u: coarse(u[0])[None], start[None], tolerance=1e-2)
     return operator.pushforward(coarse.pullback(found.vectors[0].to(outputs)))

@@ -90,7 +90,7 @@ def save(made: list[Plate], folder: Location) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = {folder / f"{plate.name}.{suffix}": plate.figure for plate in made for suffix in ("png", "pdf")}
     for plate in made:
-        plate.figure.draw_without_rendering()
+        plate.figure.get_layout_engine().execute(plate.figure)
         plate.figure.set_layout_engine(None)  # laid out once for both files; with an engine each is drawn twice
     for path, figure in files.items():
         write_aside(path, partial(figure.savefig, dpi=DPI, format=path.suffix[1:]))

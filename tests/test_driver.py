@@ -1,0 +1,97 @@
+"""What the driver hands out, and when, to an executor that ends jobs in an order of its own."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from raysat import Sweep, fixed, mlp
+from raysat.adaptive import Agenda, groups
+from raysat.driver import run
+from raysat.executor import Outcome
+from raysat.executor.jobs import attempt
+from raysat.plan import plan
+from raysat.store import Store
+
+
+class Scripted:
+    """An executor that does as a test says."""
+
+    size = staticmethod(lambda: "")
+    lacking = staticmethod(lambda path: [])
+
+    def __init__(self, script):
+        self.run = script
+
+
+@pytest.fixture
+def drive(tmp_path):
+    """Runs a sweep of two widths and two batch sizes by a script, and gives what was printed."""
+
+    def drive(script):
+        sweep = Sweep(
+            name="small", dataset="digits", models=[mlp(1)], widths=[8, 16], batch_sizes=[1, 2],
+            stepsizes=[fixed(0.01)], iterations=2, n_train=16, n_test=0,
+        )  # fmt: skip
+        laid_out = plan(sweep, tmp_path)
+        agenda = Agenda(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, {})
+        store = Store(tmp_path / "small")
+        store.open(sweep, {}, laid_out.data)
+        printed = io.StringIO()
+        failed = run(laid_out, agenda, store, Scripted(script), Console(file=printed, width=200))
+        return failed, printed.getvalue().splitlines()
+
+    return drive
+
+
+def test_a_cell_waits_for_the_statistics_of_its_own_initialization_alone(drive):
+    def script(source, function, listener):
+        def end(job):
+            listener.ended(Outcome(job, *attempt(function, job)))
+
+        wide, narrow = source.next(), source.next()
+        assert [(job.cell, job.init.width) for job in (wide, narrow)] == [(None, 16), (None, 8)], "the widest first"
+        listener.started(wide)
+        listener.started(narrow)
+        assert source.next() is None
+        assert source.waiting
+        end(narrow)
+        trials = source.next(), source.next()
+        assert [(job.init.width, job.cell.batch_size) for job in trials] == [(8, 2), (8, 1)]
+        assert all(job.statistics["init_id"] == job.init.init_id for job in trials)
+        for job in trials:
+            listener.started(job)
+            end(job)
+        assert source.next() is None
+        assert source.waiting, "those of the wide network are still to come"
+        end(wide)
+        for job in iter(source.next, None):
+            assert job.init.width == 16
+            listener.started(job)
+            end(job)
+        assert not source.waiting
+
+    failed, lines = drive(script)
+    assert failed == 0
+    assert [line.split()[0] for line in lines] == ["1/2", "1/4", "2/4", "2/2", "3/4", "4/4"]
+
+
+def test_cells_whose_statistics_failed_are_failed_and_the_others_run(drive):
+    def script(source, function, listener):
+        wide, narrow = source.next(), source.next()
+        for job in (wide, narrow):
+            listener.started(job)
+        listener.ended(Outcome(wide, error="ValueError: no kernel"))
+        assert source.next() is None
+        assert source.waiting
+        listener.ended(Outcome(narrow, *attempt(function, narrow)))
+        for job in iter(source.next, None):
+            assert job.init.width == 8
+            listener.started(job)
+            listener.ended(Outcome(job, *attempt(function, job)))
+        assert not source.waiting
+
+    failed, lines = drive(script)
+    assert failed == 2
+    assert sum("ValueError: no kernel" in line for line in lines) == 3, "the statistics and two cells"
+    assert any(line.startswith("4/4") for line in lines)
