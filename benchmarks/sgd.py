@@ -108,7 +108,7 @@ def chunk(network: Network, b: int) -> int:
     return max(2, min(256, 4096 // b)) if network.seconds > 0.1 else 1
 
 
-def raysat_engine(network: Network, engine: str, matmul: str | None = None, compiled: bool = False) -> Steps:
+def raysat_engine(network: Network, engine: str, matmul: str | None = None) -> Steps:
     """One of raysat's engines, as a trial uses it."""
     from raysat.sgd.engine import build
     from raysat.sgd.matmul import VARIABLE
@@ -117,8 +117,7 @@ def raysat_engine(network: Network, engine: str, matmul: str | None = None, comp
     if matmul:
         os.environ[VARIABLE] = matmul
     x, y = network.samples()
-    module = torch.compile(network.build()) if compiled else network.build()
-    taker = build(engine, module, x, y, LOSSES[network.loss], ETA)
+    taker = build(engine, network.build(), x, y, LOSSES[network.loss], ETA)
     drawn: dict[int, tuple[torch.Tensor, ...]] = {}
 
     def steps(b: int, count: int) -> None:
@@ -214,7 +213,7 @@ def contenders(network: Network) -> dict[str, tuple[Callable[..., Steps], tuple]
         others = [choice for choice in Matmul if choice is not chosen]
         found |= {f"raysat, fused, {choice.label}": (raysat_engine, ("fused", choice.label)) for choice in others}
     if network is not NETWORKS["fc"]:
-        found["raysat, autograd, torch.compile"] = raysat_engine, ("autograd", None, True)
+        found["raysat, compiled"] = raysat_engine, ("compiled",)
     found |= {"PyTorch, DataLoader": (pytorch, (True,)), "PyTorch, tensors": (pytorch, (False,))}
     if network is NETWORKS["fc"] and find_spec("jax"):
         found["JAX, jit(scan)"] = (jax_scan, ())

@@ -209,8 +209,8 @@ TRIALS = (
         "engine",
         _TEXT,
         "",
-        "What computed the steps: `autograd`, `fused`, `graph`, `parallel`, `asynchronous` or `optimizer` (see "
-        "`raysat.sgd.engine`).",
+        "What computed the steps: `autograd`, `fused`, `compiled`, `graph`, `parallel`, `asynchronous` or `optimizer` "
+        "(see `raysat.sgd.engine`).",
     ),
     Column(
         "matmul",

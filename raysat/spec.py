@@ -26,7 +26,7 @@ RESULTS_VERSION = 2
 PREPROCESSINGS = ("none", "center", "standardize", "unit_norm")
 SAMPLINGS = ("without_replacement", "with_replacement", "epochs")
 DTYPES = ("float32", "float64")
-ENGINES = ("auto", "autograd", "fused", "graph")
+ENGINES = ("auto", "autograd", "fused", "compiled", "graph")
 LOSS_NAMES = ("mse", "cross_entropy")
 PRECISIONS = ("full", "tf32", "bfloat16")
 
@@ -433,7 +433,7 @@ class Sweep:
             raise InputError("engine='fused' computes in full precision: set engine='auto' or precision='full'.")
         among("loss", self.loss, LOSS_NAMES)
         among("engine", self.engine, ENGINES)
-        if self.engine in ("fused", "graph") and not all(training.is_plain for training in self.trainings):
+        if self.engine not in ("auto", "autograd") and not all(training.is_plain for training in self.trainings):
             raise InputError(f"engine={self.engine!r} takes the steps of plain SGD only: set engine='auto'.")
         if self.ranks_per_trial > 1 and not all(training.is_plain for training in self.trainings):
             raise InputError(f"ranks_per_trial={self.ranks_per_trial} splits plain SGD's batches only: set it to 1.")

@@ -1,5 +1,8 @@
 import copy
 import itertools
+import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from unittest.mock import MagicMock
@@ -215,7 +218,7 @@ def test_graph_needs_a_gpu():
 
 def test_an_unknown_engine_is_refused_with_its_names():
     axes = {"models": [mlp()], "widths": [8], "batch_sizes": [1], "stepsizes": [fixed(0.1)], "iterations": 2}
-    with pytest.raises(InputError, match=r"engine='fast': use one of auto, autograd, fused, graph\.$"):
+    with pytest.raises(InputError, match=r"engine='fast': use one of auto, autograd, fused, compiled, graph\.$"):
         Sweep("s", "digits", **axes, engine="fast")
 
 
@@ -438,3 +441,42 @@ def test_what_a_graph_cannot_record_is_refused_or_run_without_one():
     engine = build("auto", Reading().cuda(), *data)
     engine.run(chosen)
     assert engine.name == "autograd"
+
+
+COMPILED = """
+import copy, torch
+from raysat import gpt, models
+from raysat.losses import LOSSES
+from raysat.sgd.engine import build
+from raysat.sgd.sampler import batches
+
+torch.set_num_threads(1)
+x, y = torch.randint(0, 10, (20, 8)), torch.randint(0, 10, (20, 8))
+network = models.build(gpt(heads=2, layers=1), 8, (8,), 10, 0).double()
+start, reference = copy.deepcopy(network), copy.deepcopy(network)
+for name, taken in (("compiled", network), ("autograd", reference)):
+    engine = build(name, taken, x, y, LOSSES["cross_entropy"], 0.1)
+    engine.run(batches(0, 0, 50, 2, 20))
+    print(engine.name)
+def distance(a, b):
+    return max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters(), strict=True))
+print(distance(network, reference), distance(network, start))
+"""
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler")
+def test_compiled_is_autograd_in_double_precision():
+    """In a process of its own: signatures that are checked cannot be compiled."""
+    done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, check=True)
+    *names, numbers = done.stdout.splitlines()
+    off, moved = map(float, numbers.split())
+    assert names == ["compiled", "autograd"]
+    assert off < 1e-12
+    assert moved > 1e-3
+
+
+def test_without_a_compiler_the_engine_says_what_to_do(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match=r"needs a C\+\+ compiler, such as g\+\+: install one, or set engine='auto'"):
+        build("compiled", network_of(), *problem(), eta=0.1)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from raysat.losses import Loss
 from raysat.sgd.memory import in_parts, together
+from raysat.spec import InputError
 
 
 class AutogradEngine:
@@ -22,9 +26,12 @@ class AutogradEngine:
         at_once: Samples whose gradient is computed at a time; a larger batch is taken in parts. Where memory runs out
             it is halved. Samples that must stay together do (`raysat.sgd.memory.together`). Default: all.
         bfloat16: Whether the passes are computed in bfloat16 (`torch.autocast`), the weights and their updates not.
+        compiled: Whether the network's passes are compiled (`torch.compile`), anew for each size of a part.
+
+    Raises:
+        InputError: They are to be compiled, and there is no compiler.
     """
 
-    name = "autograd"
     matmul = "torch"
 
     def __init__(
@@ -37,7 +44,12 @@ class AutogradEngine:
         at_once: int | None = None,
         *,
         bfloat16: bool = False,
+        compiled: bool = False,
     ) -> None:
+        self.name, self.forward = "autograd", network
+        if compiled:
+            _check_compiler(x.device)
+            self.name, self.forward = "compiled", torch.compile(network, dynamic=False)
         self.network, self.x, self.y, self.loss, self.eta = network, x, y, loss, eta
         self.bfloat16 = bfloat16
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -82,7 +94,7 @@ class AutogradEngine:
             x, y = self.x.index_select(0, part), self.y.index_select(0, part)
             # Without the cache of casts, which would outlive the weights' updates in a CUDA graph.
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
-                outputs = self.network(x)
+                outputs = self.forward(x)
             if self.bfloat16:
                 outputs = outputs.float()
             if z is None:
@@ -97,6 +109,12 @@ class AutogradEngine:
             else:
                 total = gradients
         return total
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Raise `InputError` where what PyTorch compiles for the CPU has no compiler."""
+    if device.type == "cpu" and not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
+        raise InputError("engine='compiled' needs a C++ compiler, such as g++: install one, or set engine='auto'.")
 
 
 class OverAutograd:

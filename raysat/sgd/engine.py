@@ -42,6 +42,7 @@ class Engine(Enum):
 
     AUTOGRAD = "autograd", "on a CPU, for every module that is not fully connected"
     FUSED = "fused", "on a CPU, for fully-connected networks: over autograd by 3 to 9 times at b <= 8, a sixth at 512"
+    COMPILED = "compiled", "on a CPU, for long trials of convolutions and attention: see benchmarks/README.md"
     GRAPH = "graph", "on a GPU, for any module: one launch for many iterations of the engine above that fits"
 
     def __init__(self, label: str, wins: str) -> None:
@@ -149,7 +150,9 @@ def build(
         fused = layers_of(network) and not bfloat16
         inner = FusedEngine(*common) if fused else AutogradEngine(*common, bfloat16=bfloat16)
         return GraphEngine(inner, optional=engine == "auto")
-    return FusedEngine(*common) if chosen is Engine.FUSED else AutogradEngine(*common, bfloat16=bfloat16)
+    if chosen is Engine.FUSED:
+        return FusedEngine(*common)
+    return AutogradEngine(*common, bfloat16=bfloat16, compiled=chosen is Engine.COMPILED)
 
 
 def set_precision(precision: str, device: torch.device) -> None:
