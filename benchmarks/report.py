@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from raysat.cells import Model
 from raysat.report import finish
-from raysat.spec import Model, Sweep, grid, theory
+from raysat.spec import Sweep
+from raysat.stepsizes import grid, theory
 from raysat.store import Store
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)

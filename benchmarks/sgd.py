@@ -31,8 +31,8 @@ from pathlib import Path
 import torch
 
 from raysat import gpt, mlp, models, resnet
+from raysat.cells import Model
 from raysat.losses import LOSSES
-from raysat.spec import Model
 
 SIZES = (784, 1000, 1000, 1000, 10)
 WEIGHTS = [before * after for before, after in pairwise(SIZES)]

@@ -11,8 +11,10 @@ from raysat.models.mlp import mlp
 from raysat.models.resnet import resnet
 from raysat.ntk import NTKStatistics, ntk_statistics
 from raysat.results import Results, load
-from raysat.spec import InputError, Sweep, fixed, fixed_fraction, grid, powers_of_two, theory
+from raysat.spec import Sweep, powers_of_two
+from raysat.stepsizes import fixed, fixed_fraction, grid, theory
 from raysat.training import Training, asynchronous
+from raysat.validation import InputError
 
 __all__ = [
     "Dataset",

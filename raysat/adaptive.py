@@ -38,10 +38,10 @@ import numpy as np
 from jaxtyping import Float, Real
 from scipy.special import stdtrit
 
+from raysat.cells import Cell
 from raysat.fits import LEAST_BATCH_SIZES, choose_targets, fit_saturation, geometric_mean, steps_to_target
 from raysat.schema import COMPLETED, TARGET_REACHED
-from raysat.spec import AUTO_START, Cell, Sweep, half_octave
-from raysat.training import PLAIN, Training
+from raysat.stepsizes import AUTO_START, half_octave
 
 STRIDE = 4
 """Factor between batch sizes while they rise. Default: 4; the three that a fit needs then span a factor of 16, over
@@ -334,88 +334,3 @@ def missing_neighbours(found: Mapping[int, Finding], target: float | None) -> se
                 if k not in found or not found[k].usable:
                     break
     return {k for k in missing if abs(k) <= REACH} - set(found)
-
-
-def _named(training: Training) -> str:
-    return "" if training == PLAIN else f", {training.label}"
-
-
-def groups(sweep: Sweep, cells: Sequence[Cell], weight: Callable[[Cell], float]) -> list[Group]:
-    """The groups of a sweep's cells.
-
-    Args:
-        sweep: The sweep.
-        cells: Its cells.
-        weight: The cost of a cell, in any unit.
-    """
-    auto = any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes)
-    target = min((level for level in sweep.targets if level >= (sweep.target_loss or 0)), default=sweep.target_loss)
-    members: dict[tuple, dict[int, list[Cell]]] = {}
-    for cell in sorted(cells, key=lambda cell: cell.batch_size):
-        key = replace(cell.init, seed=0), cell.stepsize.label, cell.training
-        members.setdefault(key, {}).setdefault(cell.batch_size, []).append(cell)
-    return [
-        Group(
-            name=f"{init.model.label} width {init.width}, {label}{_named(training)}",
-            cells=by_size,
-            tuned=label.startswith("grid"),
-            auto=auto and label == "grid_relative",
-            adaptive=sweep.adaptive,
-            target=target,
-            ratio=sweep.interval_ratio,
-            weight=weight,
-        )
-        for (init, label, training), by_size in members.items()
-    ]
-
-
-class Agenda:
-    """Hands out the cells that are wanted, those that take longest first, as findings come in.
-
-    Args:
-        groups: What proposes.
-        weight: The cost of a cell.
-        findings: What earlier runs have found.
-    """
-
-    def __init__(self, groups: Sequence[Group], weight: Callable[[Cell], float], findings: Findings) -> None:
-        self.groups, self.weight = groups, weight
-        self.findings = dict(findings)
-        self.weights: dict[str, float] = {}
-        """The cost of every cell that was wanted since, by cell_id."""
-        self.wanted: list[Cell] = []
-        """All cells that are wanted, given what was found, finished or not."""
-        self.running: set[str] = set()
-        self.done: tuple[str, ...] = ()
-        self._queue: list[Cell] = []
-        self._propose()
-
-    def _propose(self) -> None:
-        proposals = [group.propose(self.findings) for group in self.groups]
-        self.done = tuple(reason for proposal in proposals for reason in proposal.done)
-        self.wanted = [cell for proposal in proposals for cell in proposal.cells]
-        new = [cell for cell in self.wanted if self._is_new(cell)]
-        new.sort(key=self.weight)
-        self.weights |= {cell.cell_id: self.weight(cell) for cell in new}
-        self._queue = new
-        self._stale = False
-
-    def _is_new(self, cell: Cell) -> bool:
-        return cell.cell_id not in self.findings and cell.cell_id not in self.weights
-
-    def next(self, ready: Callable[[Cell], bool] = lambda cell: True) -> Cell | None:
-        """A cell to run, of those that are ready; None where there is none, or none before something has ended."""
-        if not self._queue and self._stale:
-            self._propose()
-        for k in reversed(range(len(self._queue))):
-            if ready(self._queue[k]):
-                cell = self._queue.pop(k)
-                self.running.add(cell.cell_id)
-                return cell
-        return None
-
-    def ended(self, cell_id: str, finding: Finding) -> None:
-        """Take in what was found."""
-        self.running.discard(cell_id)
-        self.findings[cell_id] = finding
-        self._stale = True

@@ -27,18 +27,19 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from raysat import sweepfile
+from raysat.cells import Cell
 from raysat.executor import OnRay, with_server
 from raysat.files import Location, location, write_aside
 from raysat.losses import LOSSES
+from raysat.observables import Evaluator
 from raysat.plan import plan
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness, places, share_beyond
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.memory import couples_samples
 from raysat.sgd.sampler import batches
 from raysat.sgd.schedule import evaluation_iterations
-from raysat.spec import Cell
 from raysat.training import PLAIN
-from raysat.trial import Evaluator, Job, compute_statistics, fitting, prepare, stepsize_and_beta
+from raysat.trial import Job, compute_statistics, fitting, prepare, stepsize_and_beta
 from raysat.validation import InputError, whole
 
 SIMULATED = 5

@@ -11,12 +11,13 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from raysat.cells import Cell
 from raysat.losses import Loss
 from raysat.sgd.engine import build
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.fused import layers_of
 from raysat.sgd.schedule import evaluation_iterations
-from raysat.spec import FEWEST_EVALUATIONS, Cell
+from raysat.spec import FEWEST_EVALUATIONS
 
 
 @dataclass(frozen=True)

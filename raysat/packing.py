@@ -13,11 +13,11 @@ from dataclasses import fields
 import torch
 from torch import Tensor, nn
 
+from raysat.cells import Cell
 from raysat.cost import calibrate
 from raysat.data import Dataset
 from raysat.losses import Loss
 from raysat.sgd.memory import sample_bytes
-from raysat.spec import Cell
 
 MOST = 8
 """Trials on one GPU, at most: each is a process with a context of its own, and they take turns on the GPU."""

@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 from raysat import cost, data, models, plugins
+from raysat.cells import Cell, Initialization, Model, is_reference
 from raysat.losses import LOSSES
 from raysat.ntk import coupling
 from raysat.progress import last_line
-from raysat.spec import Cell, Initialization, Model, Sweep, is_reference
+from raysat.spec import Sweep
 from raysat.validation import InputError
 
 

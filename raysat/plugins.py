@@ -18,7 +18,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from raysat.spec import InputError
+from raysat.validation import InputError
 
 Sources = Mapping[str, str]
 """Source text by module name."""

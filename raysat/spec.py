@@ -1,165 +1,34 @@
-"""What a sweep is: plain, immutable data with validation and content-hashed identities.
+"""What a user asks for: a `Sweep`, plain and immutable data, is the product of its axes.
 
-A `Sweep` is the product of its axes. Each point of the product is a `Cell`; all cells that differ only in batch size,
-stepsize and what else concerns training share one `Initialization`, whose NTK statistics are computed once.
-
-An identity is the hash of everything that can change a result, and of nothing else: the sweep's name, the number of
-CPUs a trial gets or the interval between checkpoints are not part of it.
+Each point of the product is a `Cell`; all cells that differ only in batch size, stepsize and what else concerns
+training share one `Initialization` (`raysat.cells`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 
+from raysat.cells import (
+    DTYPES,
+    LOSS_NAMES,
+    PRECISIONS,
+    PREPROCESSINGS,
+    SAMPLINGS,
+    Cell,
+    Initialization,
+    Model,
+    is_reference,
+)
+from raysat.stepsizes import AUTO_START, Stepsize, half_octave
 from raysat.training import PLAIN, Training, iterations_of
 from raysat.validation import InputError, among, listed, positive, whole
 
-RESULTS_VERSION = 2
-"""Part of every identity. Raise it when a change to the code changes what a cell's result would be."""
-
-PREPROCESSINGS = ("none", "center", "standardize", "unit_norm")
-SAMPLINGS = ("without_replacement", "with_replacement", "epochs")
-DTYPES = ("float32", "float64")
 ENGINES = ("auto", "autograd", "fused", "compiled", "graph")
-LOSS_NAMES = ("mse", "cross_entropy")
-PRECISIONS = ("full", "tf32", "bfloat16")
 
 FEWEST_EVALUATIONS = 7
 """L(w_T) and six log-spaced points before it: what remains of the curve however little the steps cost beside it."""
-
-_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-def is_reference(name: str) -> bool:
-    """Whether `name` is an import path, `module:function`, rather than a built-in name."""
-    return _REFERENCE.fullmatch(name) is not None
-
-
-def identity(*parts: object) -> str:
-    """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of dataclasses and plain values.
-
-    A field at its default is left out, so that a field that is added later, with today's behaviour for its default,
-    changes no identity.
-    """
-    text = json.dumps([RESULTS_VERSION, *map(_plain, parts)], sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _plain(part: object) -> object:
-    if not is_dataclass(part):
-        return part
-    values = {field.name: (getattr(part, field.name), field.default) for field in fields(part)}
-    return {name: _plain(value) for name, (value, default) in values.items() if value != default}
-
-
-@dataclass(frozen=True)
-class Model:
-    """An architecture as plain data: a built-in name or an import path, and the builder's options.
-
-    Attributes:
-        builder: A built-in architecture's name, or `module:function`.
-        options: The builder's options, as sorted pairs.
-        has_width: False for an architecture that a width does not change; it is run once for all widths.
-    """
-
-    builder: str
-    options: tuple[tuple[str, float | int | str | bool], ...] = ()
-    has_width: bool = True
-
-    def option(self, name: str) -> float | int | str | bool | None:
-        """The value of one option, or None where the architecture does not have it."""
-        return dict(self.options).get(name)
-
-    @property
-    def label(self) -> str:
-        """How the model is named in rows and figures: `mlp`, or the function's import path."""
-        return self.builder
-
-
-@dataclass(frozen=True)
-class Stepsize:
-    """A stepsize policy and its one number. Made by `fixed`, `fixed_fraction`, `theory` and `grid`.
-
-    Attributes:
-        policy: `fixed` (eta = value), `fixed_fraction` (eta = value / beta(1)), `theory` (eta = value / beta(b)),
-            `grid` (eta = value, one of several of which the best counts), `grid_relative` (eta = value / beta(b),
-            likewise) or `grid_auto`, which stands for as many of `grid_relative` as it takes; no cell has it.
-        value: The number; positive and finite.
-    """
-
-    policy: str
-    value: float
-
-    def __post_init__(self) -> None:
-        if not (isinstance(self.value, int | float) and math.isfinite(self.value) and self.value > 0):
-            raise InputError(f"stepsize {self.policy}({self.value!r}): give a positive, finite number.")
-        object.__setattr__(self, "value", float(self.value))
-
-    @property
-    def label(self) -> str:
-        """The group to which a trial belongs: every stepsize of one grid shares the label of the grid."""
-        if self.policy.startswith("grid"):
-            return "grid" if self.policy == "grid" else "grid_relative"
-        return f"{self.policy}({self.value:g})"
-
-
-def half_octave(k: int) -> Stepsize:
-    """The stepsize `2^(k/2) / beta(b)` of `grid(auto=True)`."""
-    return Stepsize("grid_relative", 2 ** (k / 2))
-
-
-AUTO_START = (0, 1, 2)
-"""The exponents k at which `grid(auto=True)` starts: from 1/beta(b), the stepsize of Theorem 4.2, to 2/beta(b), which
-at b = n is the limit 2/k_op of gradient descent on the linearized network."""
-
-
-def fixed(eta: float) -> Stepsize:
-    """One stepsize for every batch size, as in the paper's section 5."""
-    return Stepsize("fixed", eta)
-
-
-def fixed_fraction(c: float = 1.0) -> Stepsize:
-    """One stepsize `c / beta(1) = c / gamma` for every batch size of an initialization.
-
-    The largest family of fixed stepsizes whose stability at b = 1 does not depend on the scale of the data.
-
-    Args:
-        c: The fraction. Default: 1, the stepsize of Theorem 4.2 (eta = 1/beta) at b = 1, where beta is largest.
-    """
-    return Stepsize("fixed_fraction", c)
-
-
-def theory(c: float = 1.0) -> Stepsize:
-    """The stepsize `c / beta(b)` that the theory grants each batch size (Lemma 3.1 gives beta).
-
-    Args:
-        c: The constant. Default: 1, from Theorem 4.2 (eta = 1/beta); Theorem 2.1 has 1/2.
-    """
-    return Stepsize("theory", c)
-
-
-def grid(values: Sequence[float] = (), *, relative: bool = False, auto: bool = False) -> tuple[Stepsize, ...]:
-    """Several stepsizes, each its own trial; of each batch size the best counts.
-
-    Args:
-        values: The stepsizes; with `relative`, multiples of 1/beta(b).
-        relative: Whether the values are multiples of 1/beta(b) rather than stepsizes.
-        auto: Powers of sqrt 2 times 1/beta(b) instead of `values`, for each batch size as many as it takes until the
-            best of them lies inside (see `raysat.adaptive`).
-    """
-    if auto:
-        if len(values) or relative:
-            raise InputError("grid(auto=True) finds its stepsizes itself: leave out values and relative.")
-        return (Stepsize("grid_auto", 1.0),)
-    if len(values) == 0:
-        raise InputError("grid([]): give at least one stepsize, or auto=True.")
-    return tuple(Stepsize("grid_relative" if relative else "grid", value) for value in values)
 
 
 def powers_of_two(n: int) -> tuple[int, ...]:
@@ -167,97 +36,6 @@ def powers_of_two(n: int) -> tuple[int, ...]:
     if n < 1:
         raise InputError(f"powers_of_two({n}): give a number of samples of at least 1.")
     return (*(1 << k for k in range(n.bit_length()) if 1 << k < n), n)
-
-
-@dataclass(frozen=True)
-class Initialization:
-    """All of a cell on which the statistics at initialization depend.
-
-    Attributes:
-        dataset: A built-in name, or `module:function`.
-        preprocessing: One of `PREPROCESSINGS`.
-        n: Number of training samples used.
-        n_test: Number of test samples used.
-        model: The architecture.
-        width: Its width; 0 where the architecture has none.
-        seed: Seed of the weights and of the batches.
-        loss: `mse` or `cross_entropy`.
-        dtype: `float32` or `float64`.
-        k_samples: Number of samples from which k_op is computed; at most n.
-        k_tolerance: Relative residual at which the computation of k_op stops.
-        spectrum: Products with K for each spectral measure; 0 for none.
-        dense_samples: Samples of the dense kernel; 0 for none.
-        evaluation_samples: Training samples over which the loss is evaluated; 0 for all n.
-        code: Digest of the user's own modules that the data set or the model comes from; empty for built-in ones.
-    """
-
-    dataset: str
-    preprocessing: str
-    n: int
-    n_test: int
-    model: Model
-    width: int
-    seed: int
-    dtype: str
-    k_samples: int
-    k_tolerance: float
-    loss: str = "mse"
-    spectrum: int = 0
-    dense_samples: int = 0
-    evaluation_samples: int = 0
-    code: str = ""
-
-    @property
-    def init_id(self) -> str:
-        """The key of the statistics."""
-        return identity("init", self)
-
-    @property
-    def name(self) -> str:
-        """For messages to a person."""
-        return f"{self.dataset}, {self.model.label}, width {self.width}, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One trial to be run, as plain data.
-
-    Attributes:
-        init: What its statistics at initialization depend on.
-        batch_size: b, between 1 and n.
-        stepsize: The policy from which eta follows.
-        iterations: T.
-        sampling: One of `SAMPLINGS`.
-        evaluations: About how many times the loss is evaluated after w_0, log-spaced.
-        target_loss: The trial ends where the full training loss is at most this; None to run all iterations.
-        ntk_at: Iterations at which the NTK statistics are taken again.
-        training: How it is trained where not by plain SGD.
-        gradient_norm: Whether evaluations measure the norm of the full gradient.
-        precision: One of `PRECISIONS`.
-    """
-
-    init: Initialization
-    batch_size: int
-    stepsize: Stepsize
-    iterations: int
-    sampling: str
-    evaluations: int
-    target_loss: float | None
-    ntk_at: tuple[int, ...] = ()
-    training: Training = PLAIN
-    gradient_norm: bool = False
-    precision: str = "full"
-
-    @cached_property
-    def cell_id(self) -> str:
-        """The only key of the cell: of its row, its part-files, its checkpoint."""
-        return identity("cell", self)
-
-    @property
-    def name(self) -> str:
-        """For messages to a person."""
-        how = "" if self.training == PLAIN else f", {self.training.label}"
-        return f"{self.init.name}, b = {self.batch_size}, {self.stepsize.policy}({self.stepsize.value:g}){how}"
 
 
 @dataclass(frozen=True)

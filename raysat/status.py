@@ -20,8 +20,8 @@ from rich.text import Text
 
 from raysat.progress import SHOWN, duration, running_line, summary_line
 from raysat.schema import DIVERGED, FAILED, FINISHED
-from raysat.spec import InputError
 from raysat.store import Store
+from raysat.validation import InputError
 
 SILENCE = 60.0
 """Seconds after which a driver that has not been heard of may be dead: six missed records."""

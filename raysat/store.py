@@ -42,7 +42,8 @@ import pyarrow.parquet as pq
 
 from raysat.files import Location, location, remove, write_aside
 from raysat.schema import FINISHED, SCHEMA_VERSION, TABLES, arrow_schema
-from raysat.spec import SHARED, InputError, Sweep
+from raysat.spec import SHARED, Sweep
+from raysat.validation import InputError
 
 log = logging.getLogger(__name__)
 

@@ -24,17 +24,20 @@ from rich.console import Console
 from rich.table import Table
 
 from raysat import cost, data, sweepfile
-from raysat.adaptive import Agenda, Finding, groups
+from raysat.adaptive import Finding
+from raysat.agenda import Agenda, groups
+from raysat.cells import Cell
 from raysat.driver import run
 from raysat.executor import InProcess, OnRay
 from raysat.files import Remote, location
 from raysat.losses import LOSSES
 from raysat.plan import Plan, network_of, plan
 from raysat.progress import duration
-from raysat.spec import Cell, InputError, Sweep
+from raysat.spec import Sweep
 from raysat.status import other_driver
 from raysat.store import Store, reached
 from raysat.trial import load_dataset
+from raysat.validation import InputError
 
 
 def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:

@@ -12,21 +12,22 @@ from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
-from raysat import spec
 from raysat.models.gpt import gpt
 from raysat.models.linear import linear
 from raysat.models.linearized import linearized
 from raysat.models.mlp import mlp
 from raysat.models.resnet import resnet
-from raysat.spec import InputError, Sweep
+from raysat.spec import Sweep, powers_of_two
+from raysat.stepsizes import fixed, fixed_fraction, grid, theory
 from raysat.training import Training, asynchronous
+from raysat.validation import InputError
 
 VOCABULARY: dict[str, Callable[..., object]] = {
-    "fixed": spec.fixed,
-    "fixed_fraction": spec.fixed_fraction,
-    "theory": spec.theory,
-    "grid": spec.grid,
-    "powers_of_two": spec.powers_of_two,
+    "fixed": fixed,
+    "fixed_fraction": fixed_fraction,
+    "theory": theory,
+    "grid": grid,
+    "powers_of_two": powers_of_two,
     "mlp": mlp,
     "linear": linear,
     "linearized": linearized,

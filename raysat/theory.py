@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 
-from raysat.spec import Stepsize
+from raysat.stepsizes import Stepsize
 
 
 def beta(b: int, n: int, gamma: float, k_op: float, *, replacement: bool = False) -> float:

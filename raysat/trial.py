@@ -15,20 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from raysat import data, models, packing, plugins
+from raysat.cells import Cell, Initialization
 from raysat.checkpoint import Checkpoint, Progress
 from raysat.files import Location, location
-from raysat.losses import LOSSES, Loss
+from raysat.losses import LOSSES
 from raysat.models.linearized import Linearized
-from raysat.ntk import coupling, dense_kernel, gradient_square, ntk_statistics
+from raysat.ntk import coupling, ntk_statistics
+from raysat.observables import Drift, Evaluator, Row, distance, gradient_squares, known
 from raysat.recursion import stable_below
 from raysat.schema import COMPLETED, DIVERGED, EVALUATION, FAILED, REFUSED, TARGET_REACHED
 from raysat.sgd import engine as engines
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness
-from raysat.sgd.evaluate import Evaluation, evaluate, evaluation_mode
-from raysat.sgd.memory import in_parts, samples_at_once
+from raysat.sgd.evaluate import evaluation_mode
+from raysat.sgd.memory import samples_at_once
 from raysat.sgd.sampler import batches
 from raysat.sgd.schedule import evaluation_iterations
-from raysat.spec import Cell, Initialization
 from raysat.theory import beta as second_moment_constant
 from raysat.theory import exponent, stepsize
 
@@ -45,9 +46,6 @@ AT_ONCE_SECONDS = 1.0
 """How long the steps take between which a trial looks whether a checkpoint is due. Default: 1 s."""
 
 _INDICES_AT_ONCE = 1 << 16
-_EVALUATED_AT_ONCE = 4096
-
-Row = dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Job:
         threads: CPU threads.
         gpus: GPUs, or the fraction of one: also of its memory, so that no trial takes what another was promised; None
             for one where there is one.
-        engine: What computes the steps, one of `spec.ENGINES`.
+        engine: What computes the steps, one of `raysat.spec.ENGINES`.
         data: Where the data set's files may be had besides the usual folders.
         tell: Is told the iteration and the last loss from time to time. Set where the job runs; None for nobody.
         ranks: Processes among which a trial's batches are split.
@@ -156,7 +154,7 @@ def _statistics(job: Job, network: nn.Module, x: Tensor, y: Tensor) -> Row:
         dense_samples=init.dense_samples,
     )
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(statistics).items()}
-    return {**_describe(job), **{name: _known(value) for name, value in values.items()}}
+    return {**_describe(job), **{name: known(value) for name, value in values.items()}}
 
 
 def stepsize_and_beta(cell: Cell, statistics: Mapping[str, object]) -> tuple[float, float]:
@@ -181,7 +179,7 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
 
     start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
     ntk_at = () if isinstance(network, Linearized) else cell.ntk_at  # its kernel never moves
-    drift = _Drift(network, dataset.x) if ntk_at and dataset.y.is_floating_point() else None
+    drift = Drift(network, dataset.x) if ntk_at and dataset.y.is_floating_point() else None
     checkpoint = Checkpoint(location(job.checkpoints) / f"{cell.cell_id}.pt" if job.checkpoints else None)
     progress = checkpoint.load()
     x, y, loss = dataset.x, dataset.y, LOSSES[init.loss]
@@ -208,7 +206,7 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
     def gradient_norm(t: int) -> dict[str, float | None]:
         if not cell.gradient_norm:
             return {"gradient_square": None, "gradient_square_mean": None}
-        return _gradient_norm(network, dataset, loss, evaluate.chunk, t, progress.curve)
+        return gradient_squares(network, dataset, loss, evaluate.chunk, t, progress.curve)
 
     status, due, tell_at = COMPLETED, begun + job.checkpoint_seconds, begun + TELL_SECONDS
     for until in sorted({*evaluation_iterations(cell.iterations, cell.evaluations), *ntk_at}):
@@ -230,7 +228,7 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
                 "samples": until * cell.batch_size,
                 "seconds": progress.step_seconds,
                 **losses,
-                "distance_from_init": _distance(network, start),
+                "distance_from_init": distance(network, start),
                 **gradient_norm(until),
             }
         )
@@ -255,13 +253,13 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
         "budget": job.budget or None,
         "staleness": mean_staleness(engine.counts) if isinstance(engine, AsynchronousEngine) else 0.0,
         "eta": eta,
-        "beta": _known(beta),
-        "eta_beta": _known(eta * beta),
-        "eta_limit": _known(stable_below(statistics, cell.batch_size, cell.sampling) if beta > 0 else math.nan),
+        "beta": known(beta),
+        "eta_beta": known(eta * beta),
+        "eta_limit": known(stable_below(statistics, cell.batch_size, cell.sampling) if beta > 0 else math.nan),
         "iterations_done": done,
         "loss_init": first["train_loss"],
         "loss_final": last["train_loss"],
-        "h": _known(exponent(first["train_loss"], last["train_loss"], done)) if status != DIVERGED else None,
+        "h": known(exponent(first["train_loss"], last["train_loss"], done)) if status != DIVERGED else None,
         "train_accuracy": last["train_accuracy"],
         "test_loss": last["test_loss"],
         "test_accuracy": last["test_accuracy"],
@@ -283,55 +281,10 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
     )
 
 
-class Evaluator:
-    """Finds the losses of a network as they stand in `curves`, over the samples that an initialization names.
-
-    Args:
-        init: Says over how many training samples, by which loss.
-        dataset: On the network's device.
-        at_once: Samples at a time, at most.
-    """
-
-    def __init__(self, init: Initialization, dataset: data.Dataset, at_once: int) -> None:
-        count = init.evaluation_samples or init.n
-        self.train = dataset.x[:count], dataset.y[:count]
-        self.test = None if dataset.x_test is None else (dataset.x_test, dataset.y_test)
-        self.loss, self.classes = LOSSES[init.loss], dataset.classes or not dataset.y.is_floating_point()
-        self.chunk = min(_EVALUATED_AT_ONCE, at_once)
-
-    def __call__(self, network: nn.Module) -> dict[str, float | None]:
-        """The columns of `raysat.schema.EVALUATION`."""
-        train = self._over(network, *self.train)
-        test = self._over(network, *self.test) if self.test else None
-        return {
-            "train_loss": train.loss,
-            "train_accuracy": _known(train.accuracy),
-            "test_loss": test.loss if test else None,
-            "test_accuracy": _known(test.accuracy) if test else None,
-        }
-
-    def _over(self, network: nn.Module, x: Tensor, y: Tensor) -> Evaluation:
-        return evaluate(network, x, y, self.loss, classes=self.classes, chunk=self.chunk)
-
-
 def _known_losses(statistics: Mapping[str, object]) -> dict[str, float | None] | None:
     """The losses at w_0, which were found with the statistics; None where they were not."""
-    losses = {column.name: _known(statistics.get(column.name)) for column in EVALUATION}
+    losses = {column.name: known(statistics.get(column.name)) for column in EVALUATION}
     return None if losses["train_loss"] is None else losses
-
-
-class _Drift:
-    """How far the kernel of a few samples has moved from where it was when this was made."""
-
-    def __init__(self, network: nn.Module, x: Tensor, outputs: int = 1000) -> None:
-        with torch.no_grad():
-            count = max(1, outputs // network(x[:1]).numel())
-        self.x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:count]]
-        self.before = dense_kernel(network, self.x)
-
-    def of(self, network: nn.Module) -> float:
-        """`||K - K_0||_F / ||K_0||_F`."""
-        return ((dense_kernel(network, self.x) - self.before).norm() / self.before.norm()).item()
 
 
 def failed_row(job: Job, error: str) -> Row:
@@ -374,7 +327,7 @@ _INHERITED += ("gamma", "gamma_mean", "gamma_frobenius", "k_op", "k_op_residual"
 
 def _inherited(statistics: Mapping[str, object]) -> Row:
     """What a trial's row has from its initialization."""
-    return {name: _known(value) for name, value in statistics.items() if name in _INHERITED}
+    return {name: known(value) for name, value in statistics.items() if name in _INHERITED}
 
 
 def _describe(job: Job) -> Row:
@@ -421,36 +374,3 @@ def _where(device: torch.device) -> Row:
         "raysat_version": version("raysat"),
         "finished_at": datetime.now(UTC),
     }
-
-
-def _gradient_norm(
-    network: nn.Module, dataset: data.Dataset, loss: Loss, chunk: int, t: int, curve: list[Row]
-) -> dict[str, float]:
-    """`||grad L(w_t)||^2` and its mean over the steps 0, ..., t - 1, as columns of `curves`.
-
-    Between two evaluations the square is taken as linear in t, so that the mean is exact where every step is evaluated.
-    Batch normalization is in evaluation mode meanwhile, as for the loss whose gradient this is.
-    """
-    with evaluation_mode(network):
-        square, _ = in_parts(lambda count: gradient_square(network, dataset.x, dataset.y, loss, count), chunk)
-    mean = square
-    if curve:
-        before = curve[-1]
-        span, left = t - before["iteration"], before["gradient_square"]
-        added = (
-            span * (left + square) / 2 + (left - square) / 2
-        )  # the sum of span numbers from left on, square excluded
-        mean = (before["gradient_square_mean"] * before["iteration"] + added) / t
-    return {"gradient_square": square, "gradient_square_mean": mean}
-
-
-def _distance(network: nn.Module, start: Mapping[str, Tensor]) -> float:
-    squares = sum(
-        (weight.detach() - start[name]).double().square().sum() for name, weight in network.named_parameters()
-    )
-    return math.sqrt(float(squares))
-
-
-def _known(value: object) -> object:
-    """What stands in a row: null for a number that is not known."""
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -10,7 +10,8 @@ import torch
 from hypothesis import settings
 
 from raysat import plugins
-from raysat.spec import Cell, Initialization, Model, Stepsize
+from raysat.cells import Cell, Initialization, Model
+from raysat.stepsizes import Stepsize
 from raysat.training import PLAIN
 
 settings.register_profile("raysat", deadline=None, derandomize=True)

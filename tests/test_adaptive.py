@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysat import Sweep, grid, linear, powers_of_two, theory
-from raysat.adaptive import Agenda, Finding, estimate, groups, missing_neighbours
+from raysat.adaptive import Finding, estimate, missing_neighbours
+from raysat.agenda import Agenda, groups
 from raysat.cost import Flops
 from raysat.fits import steps_to_target
 from raysat.sweep import main

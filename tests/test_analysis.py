@@ -12,8 +12,10 @@ import pytest
 from rich.console import Console
 
 from raysat.analysis import THEORY_CAVEAT, analyze, main, print_summary, scatter, setting, summary
+from raysat.cells import Model
 from raysat.schema import CURVES, TRIALS, arrow_schema
-from raysat.spec import Model, Sweep, theory
+from raysat.spec import Sweep
+from raysat.stepsizes import theory
 from raysat.store import Store
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -13,7 +13,8 @@ from raysat.cost import Flops, count, evaluated_samples
 from raysat.losses import LOSSES
 from raysat.plan import plan
 from raysat.sgd.schedule import evaluation_iterations
-from raysat.spec import FEWEST_EVALUATIONS, InputError
+from raysat.spec import FEWEST_EVALUATIONS
+from raysat.validation import InputError
 
 SWEEP = {"name": "s", "dataset": "digits", "models": [mlp(1)], "widths": [16], "stepsizes": [theory()], "n_train": 100}
 

@@ -19,7 +19,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from raysat.data import NAMES, Dataset, linear_problem, load, loading, preprocess, preprocessing, sources
 from raysat.data.dataset import _check
-from raysat.spec import InputError
+from raysat.validation import InputError
 
 DATA = os.environ.get("RAYSAT_DATA")
 

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from raysat import Sweep, fixed, mlp
-from raysat.adaptive import Agenda, groups
+from raysat.agenda import Agenda, groups
 from raysat.driver import run
 from raysat.executor import Outcome
 from raysat.executor.jobs import attempt

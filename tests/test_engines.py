@@ -21,8 +21,9 @@ from raysat.sgd import fused, matmul
 from raysat.sgd.engine import AutogradEngine, Engine, FusedEngine, GraphEngine, build, choose
 from raysat.sgd.matmul import VARIABLE, Matmul, Products, by_processor
 from raysat.sgd.sampler import batches
-from raysat.spec import ENGINES, InputError
+from raysat.spec import ENGINES
 from raysat.trial import Job, compute_statistics, run_trial
+from raysat.validation import InputError
 
 N, INPUTS, OUTPUTS = 20, 12, 6
 

@@ -8,7 +8,7 @@ import pytest
 
 from raysat import files
 from raysat.files import Remote, location, remove, write_aside
-from raysat.spec import InputError
+from raysat.validation import InputError
 
 SECRET = "s3://AKIAHIDDEN:hush@bucket/some/folder?region=us-east-1"
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from raysat import InputError, linear, mlp, models
+from raysat.cells import Model
 from raysat.models.layers import NTKConv2d, NTKEmbedding, NTKLinear, NTKUnembedding
 from raysat.models.mlp import ACTIVATIONS
-from raysat.spec import Model
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))

@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch import nn
 
+from raysat.cells import Model
 from raysat.losses import LOSSES
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.parallel import ParallelEngine
 from raysat.sgd.sampler import batches
-from raysat.spec import InputError, Model
 from raysat.trial import Job, compute_statistics, run_trial
+from raysat.validation import InputError
 
 N = 20
 LOSS = LOSSES["mse"]

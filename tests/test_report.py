@@ -22,15 +22,17 @@ from test_analysis import (
 from test_efficiency import timed
 
 from raysat.analysis import THEORY_CAVEAT, number, setting, summary, what_to_use
+from raysat.cells import Model
 from raysat.report import compare, finish
 from raysat.report.__main__ import main
 from raysat.report.answer import answers
 from raysat.report.figures import CHOICES, INFINITE, NO_INTERVALS, numbers, payload
 from raysat.report.predictions import LATER, predictions
 from raysat.report.sections import LISTED, SYMBOLS, advice, progress
-from raysat.spec import InputError, Model, fixed, grid, theory
+from raysat.stepsizes import fixed, grid, theory
 from raysat.store import Store
 from raysat.training import PLAIN, Training
+from raysat.validation import InputError
 
 
 class Page(HTMLParser):

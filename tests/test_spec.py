@@ -19,7 +19,8 @@ from raysat import (
     powers_of_two,
     theory,
 )
-from raysat.spec import AXES, EXECUTION, SHARED, Model, is_reference
+from raysat.cells import Model, is_reference
+from raysat.spec import AXES, EXECUTION, SHARED
 
 VALID = {
     "name": "s",

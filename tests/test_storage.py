@@ -19,10 +19,10 @@ from raysat.executor import OnRay
 from raysat.files import location
 from raysat.report.__main__ import main as report_main
 from raysat.sgd.engine import FusedEngine
-from raysat.spec import InputError
 from raysat.store import Store
 from raysat.sweep import main
 from raysat.trial import Job, compute_statistics, run_trial
+from raysat.validation import InputError
 
 SMALL = """
 from raysat import Sweep, mlp, theory

@@ -14,8 +14,8 @@ import pytest
 
 from raysat import driver, plugins
 from raysat.schema import arrow_schema
-from raysat.spec import InputError
 from raysat.sweep import main
+from raysat.validation import InputError
 
 SMALL = """
 from raysat import Sweep, fixed_fraction, mlp, theory

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysat import InputError
-from raysat.spec import identity
+from raysat.cells import identity
 from raysat.training import SCHEDULES, Training, asynchronous, factor, iterations_of
 
 

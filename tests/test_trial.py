@@ -8,11 +8,11 @@ import torch
 
 from raysat import Training, asynchronous, data, fixed, fixed_fraction, linear, mlp, models, theory
 from raysat import trial as trial_module
+from raysat.cells import Model
 from raysat.checkpoint import Checkpoint, Progress
 from raysat.schema import arrow_schema
 from raysat.sgd import sampler
 from raysat.sgd.engine import AutogradEngine, FusedEngine
-from raysat.spec import Model
 from raysat.theory import beta
 from raysat.trial import Job, compute_statistics, failed_row, run_trial
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raysat.spec import InputError
+from raysat.validation import InputError
 
 
 @dataclass(frozen=True, eq=False)

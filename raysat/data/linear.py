@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from raysat.spec import InputError
+from raysat.validation import InputError
 
 
 @dataclass(frozen=True, eq=False)

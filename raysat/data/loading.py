@@ -12,11 +12,12 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from raysat.cells import DTYPES, is_reference
 from raysat.data.builtin import BUILTIN, fixed_subset
 from raysat.data.dataset import Dataset
 from raysat.data.preprocessing import preprocess
 from raysat.plugins import resolve
-from raysat.spec import DTYPES, InputError, is_reference
+from raysat.validation import InputError
 
 NAMES = tuple(BUILTIN)
 """The built-in data sets."""

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from raysat.cells import PREPROCESSINGS
 from raysat.data.dataset import Dataset
-from raysat.spec import PREPROCESSINGS, InputError
+from raysat.validation import InputError
 
 Samples = Float[Tensor, "n *shape"]
 Change = Callable[[Samples], Samples]

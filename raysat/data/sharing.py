@@ -21,9 +21,9 @@ from tempfile import TemporaryDirectory, gettempdir
 import numpy as np
 import torch
 
+from raysat.cells import is_reference
 from raysat.data.dataset import Dataset
 from raysat.data.loading import load
-from raysat.spec import is_reference
 
 try:
     import fcntl

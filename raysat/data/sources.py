@@ -28,7 +28,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from raysat.files import Location, write_aside
 from raysat.retry import patiently
-from raysat.spec import InputError
+from raysat.validation import InputError
 
 _elsewhere: list[Location] = []
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from raysat import packing
 from raysat.executor.jobs import Function, Listener, Source
 from raysat.executor.trials import run_on_tune
-from raysat.spec import InputError
 from raysat.trial import Job
+from raysat.validation import InputError
 
 _RAY_ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",  # Tune's processes have an environment of their own: nobody would use them

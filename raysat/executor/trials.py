@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from raysat.cells import Cell, Initialization
 from raysat.executor.jobs import Function, Listener, Outcome, Source, attempt
-from raysat.spec import Cell, Initialization
 from raysat.trial import Job
 
 RETRIES = 3

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from raysat.cells import Model, is_reference
 from raysat.models import gpt, linear, mlp, resnet
 from raysat.models.linearized import Linearized
 from raysat.plugins import resolve
-from raysat.spec import InputError, Model, is_reference
+from raysat.validation import InputError
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp.build,

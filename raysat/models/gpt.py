@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from raysat.cells import Model
 from raysat.models.layers import NTKEmbedding, NTKLinear, NTKUnembedding
-from raysat.spec import Model
 from raysat.validation import InputError, positive, whole
 
 

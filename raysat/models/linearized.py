@@ -10,7 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from raysat.spec import InputError, Model
+from raysat.cells import Model
+from raysat.validation import InputError
 
 
 def linearized(model: Model) -> Model:

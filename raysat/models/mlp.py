@@ -8,9 +8,9 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysat.cells import Model
 from raysat.models.ghost import GhostBatchNorm
 from raysat.models.layers import NTKLinear
-from raysat.spec import Model
 from raysat.validation import InputError, among, positive, whole
 
 

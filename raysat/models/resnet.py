@@ -7,10 +7,10 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysat.cells import Model
 from raysat.models.ghost import GhostBatchNorm
 from raysat.models.layers import NTKConv2d, NTKLinear
 from raysat.models.mlp import ACTIVATIONS, ghost_options
-from raysat.spec import Model
 from raysat.validation import InputError, among, positive
 
 

@@ -17,7 +17,7 @@ from raysat.losses import Loss
 from raysat.ntk import grams
 from raysat.ntk.kernel import gradient_squares, per_sample_products
 from raysat.ntk.lanczos import largest_eigenpairs
-from raysat.spec import InputError
+from raysat.validation import InputError
 
 MOST_OUTPUTS = 128
 """Above this many numbers a sample, its Gram is not formed: it takes a backward pass for each of them."""

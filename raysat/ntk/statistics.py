@@ -14,8 +14,8 @@ from raysat.ntk.kernel import KernelOperator
 from raysat.ntk.lanczos import largest_eigenpairs
 from raysat.ntk.per_sample import Method, choose, chunk_size, per_sample
 from raysat.ntk.spectrum import converged, dense_kernel, spectral_density, spectral_measure, tight_gamma
-from raysat.spec import InputError
 from raysat.theory import b_star, b_star_thm33
+from raysat.validation import InputError
 
 DENSITY_SHARE = 4
 """A probe of the density takes one in so many of the residual's products with K. Default: 4. The density says how noise

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from raysat.files import location
 from raysat.report import compare, finish
-from raysat.spec import InputError
 from raysat.store import Store
+from raysat.validation import InputError
 
 
 def main(argv: Sequence[str] | None = None) -> int:

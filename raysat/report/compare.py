@@ -17,7 +17,7 @@ from raysat.files import Location, location, write_aside
 from raysat.report.answer import EVIDENCE, answers, spelled
 from raysat.report.figures import TONES, Json, key_of, numbers, short_settings
 from raysat.report.page import AT, Section, figure, listing, page, paragraphs, table
-from raysat.spec import InputError
+from raysat.validation import InputError
 
 _WIDTH = [{"key": "width", "label": "width", "short": "width", "log": True}]
 _STAR = [{"key": "b_star", "label": "predicted b_star (samples)", "short": "b_star", "log": True}]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from raysat.losses import Loss
 from raysat.sgd.memory import in_parts, together
-from raysat.spec import InputError
+from raysat.validation import InputError
 
 
 class AutogradEngine:

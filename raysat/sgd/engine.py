@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from raysat.cells import Cell
 from raysat.losses import Loss
 from raysat.sgd.asynchronous import AsynchronousEngine
 from raysat.sgd.autograd import AutogradEngine
@@ -22,7 +23,7 @@ from raysat.sgd.graph import GraphEngine
 from raysat.sgd.matmul import keep_memory
 from raysat.sgd.optimizers import OptimizerEngine
 from raysat.sgd.parallel import ParallelEngine
-from raysat.spec import Cell, InputError
+from raysat.validation import InputError
 
 __all__ = [
     "AutogradEngine",

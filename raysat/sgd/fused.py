@@ -32,7 +32,7 @@ from raysat.models.mlp import MLP, Erf
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.matmul import Call, Products, choose
 from raysat.sgd.memory import out_of_memory
-from raysat.spec import InputError
+from raysat.validation import InputError
 
 RANK = 16
 """Rows that may be pending: k = RANK / b steps make a block. Measured at width 1000: of 8, 16, 32 and 64 the best or

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raysat.spec import InputError
+from raysat.validation import InputError
 
 Call = Callable[[], object]
 Inputs = Float[Tensor, "b inputs"]
