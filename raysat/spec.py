@@ -7,6 +7,7 @@ training share one `Initialization` (`raysat.cells`).
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 

@@ -1,4 +1,4 @@
-"""The whole of raysat in two minutes on two cores: scikit-learn's handwritten digits, no download.
+"""The whole of raysat in a minute on two cores: scikit-learn's handwritten digits, no download.
 
 python -m raysat.sweep sweeps/quickstart.py
 

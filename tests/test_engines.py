@@ -457,6 +457,9 @@ network = models.build(gpt(heads=2, layers=1), 8, (8,), 10, 0).double()
 start, reference = copy.deepcopy(network), copy.deepcopy(network)
 for name, taken in (("compiled", network), ("autograd", reference)):
     engine = build(name, taken, x, y, LOSSES["cross_entropy"], 0.1)
+    if name == "compiled":
+        engine.compile_for(2)
+        assert all(map(torch.equal, taken.parameters(), start.parameters()))
     engine.run(batches(0, 0, 50, 2, 20))
     print(engine.name)
 def distance(a, b):
