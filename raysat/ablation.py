@@ -28,7 +28,7 @@ from scipy.special import stdtrit
 
 from raysat.analysis import load, number, policy, usable
 from raysat.files import location, write_aside
-from raysat.validation import InputError
+from raysat.validation import InputError, command
 
 WAY = ("model", "model_options", "width", "stepsize", "batch_size", "learners", "training")
 """The columns of `trials` that name one row of the table; its trials differ in their seed."""
@@ -250,19 +250,16 @@ def _joined(kept: pd.DataFrame, names: Sequence[str]) -> pd.Series:
     return parts[0].str.cat(parts[1:], sep=", ") if len(parts) > 1 else parts[0]
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m raysat.ablation", description=__doc__.splitlines()[0])
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     options = parser.parse_args(arguments)
-    try:
-        root = location(options.root)
-        _, trials, curves = load(root)
-        if usable(trials).empty:
-            raise InputError(f"{root} has no trial that ended well: run the sweep first.")
-    except InputError as error:
-        print(f"raysat: {error}", file=sys.stderr)
-        return 2
+    root = location(options.root)
+    _, trials, curves = load(root)
+    if usable(trials).empty:
+        raise InputError(f"{root} has no trial that ended well: run the sweep first.")
     console = Console()
     table = ablation(trials, curves)
     show(table, console)

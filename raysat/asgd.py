@@ -40,7 +40,7 @@ from raysat.sgd.sampler import batches
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.training import PLAIN
 from raysat.trial import Job, compute_statistics, fitting, prepare, stepsize_and_beta
-from raysat.validation import InputError, whole
+from raysat.validation import InputError, command, whole
 
 SIMULATED = 5
 """Simulated runs beside a real one. Default: 5, from whose spread follows where one more would lie."""
@@ -238,6 +238,7 @@ def _put(network: nn.Module, weights: Sequence[Tensor]) -> None:
             parameter.copy_(weight)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m raysat.asgd", description=__doc__.splitlines()[0])
@@ -249,11 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--address", help="address of a running Ray cluster [one is started on this machine]")
     options = parser.parse_args(arguments)
-    try:
-        _main(options, Console())
-    except InputError as error:
-        print(f"raysat: {error}", file=sys.stderr)
-        return 2
+    _main(options, Console())
     return 0
 
 

@@ -29,7 +29,7 @@ from scipy.optimize import nnls
 from raysat.allreduce import BACKENDS, Link, Measurement, fit, measure, read
 from raysat.analysis import GROUP, READING, analyze, by_evidence, comparable, load, method, setting
 from raysat.files import location, write_aside
-from raysat.validation import InputError, whole
+from raysat.validation import InputError, command, whole
 
 WORTH = 0.5
 """The efficiency, speed-up over workers, below which more workers are said not to pay: half of what they cost is lost.
@@ -206,6 +206,7 @@ def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float]
     )
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m raysat.communication", description=__doc__.splitlines()[0])
@@ -220,11 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", choices=BACKENDS, default="gloo", help="gloo on CPUs, nccl on GPUs [gloo]")
     parser.add_argument("--workers", type=int, default=256, help="largest number of workers to predict [256]")
     options = parser.parse_args(arguments)
-    try:
-        _main(options, Console())
-    except InputError as error:
-        print(f"raysat: {error}", file=sys.stderr)
-        return 2
+    _main(options, Console())
     return 0
 
 

@@ -33,7 +33,7 @@ from raysat.recursion import Spectrum, largest_stable, loss_curves, noise_factor
 from raysat.theory import beta
 from raysat.training import PLAIN
 from raysat.trial import Job, compute_statistics
-from raysat.validation import InputError
+from raysat.validation import InputError, command
 
 STEPS = 64
 """Products with K for the residual's spectral measure. Default: 64; on MNIST doubling it changes no forecast loss by
@@ -180,6 +180,7 @@ def show(name: str, made: Forecast, console: Console) -> None:
     console.print(shown)
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: the statistics of a sweep's first seed, in this process, and what follows from them."""
     parser = argparse.ArgumentParser(
@@ -190,11 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", type=float, help="the loss that N(b) counts to")
     options = parser.parse_args(arguments)
     console = Console()
-    try:
-        _main(options, console)
-    except InputError as error:
-        print(f"raysat: {error}", file=sys.stderr)
-        return 2
+    _main(options, console)
     return 0
 
 

@@ -21,7 +21,7 @@ from rich.text import Text
 from raysat.progress import SHOWN, duration, running_line, summary_line
 from raysat.schema import DIVERGED, FAILED, FINISHED
 from raysat.store import Store
-from raysat.validation import InputError
+from raysat.validation import InputError, command
 
 SILENCE = 60.0
 """Seconds after which a driver that has not been heard of may be dead: six missed records."""
@@ -101,19 +101,16 @@ def _name(heard: Mapping) -> str:
     return f"process {heard['pid']} on {heard['hostname']}"
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 where there is no sweep."""
     parser = argparse.ArgumentParser(prog="python -m raysat.status", description="Say how a sweep stands.")
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     options = parser.parse_args(argv)
-    try:
-        store = Store(options.root)
-        if store.record() is None:
-            raise InputError(f"{store.root} holds no sweep (no readable sweep.json): give a folder, RESULTS/NAME.")
-        statuses = Counter(store.read("trials", ["cell_id", "status"])["status"])
-    except InputError as error:
-        print(f"raysat: {error}", file=sys.stderr)
-        return 2
+    store = Store(options.root)
+    if store.record() is None:
+        raise InputError(f"{store.root} holds no sweep (no readable sweep.json): give a folder, RESULTS/NAME.")
+    statuses = Counter(store.read("trials", ["cell_id", "status"])["status"])
     console = Console()
     for line in lines(statuses, store.status(), datetime.now(UTC)):
         console.print(Text(line), soft_wrap=True)

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Thread
 
 import torch
 from rich import box
@@ -37,7 +39,7 @@ from raysat.spec import Sweep
 from raysat.status import other_driver
 from raysat.store import Store, reached
 from raysat.trial import load_dataset
-from raysat.validation import InputError
+from raysat.validation import InputError, command
 
 
 def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
@@ -172,6 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0; 1 where cells failed; 2 for bad input; 130 where it was interrupted."""
     options = _parser().parse_args(arguments)
@@ -182,9 +185,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # what it would warn of is in its rows, and shown from there
     try:
         return _main(options, console)
-    except InputError as error:
-        print(f"raysat: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         console.print("\nStopped. What is finished stays; run the same command again to go on.")
         return 130
@@ -234,6 +234,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
             if shares := isinstance(store.data, Remote) or elsewhere:
                 with suppress(OSError):  # workers with internet do without
                     data.put(sweep.dataset, store.data)
+            Thread(target=import_module, args=("raysat.report",), daemon=True).start()  # matplotlib, for the end
             failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares)
     else:
         console.print(f"Sweep {sweep.name}: all {total} cells are finished.")

@@ -3,11 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
+from functools import wraps
+from typing import ParamSpec
+
+Arguments = ParamSpec("Arguments")
 
 
 class InputError(ValueError):
     """Something a user wrote cannot be run. The message is one sentence that ends in the remedy."""
+
+
+def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
+    """The `main` of a command, for which bad input is that one sentence on stderr and exit code 2."""
+
+    @wraps(main)
+    def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except InputError as error:
+            print(f"raysat: {error}", file=sys.stderr)
+            return 2
+
+    return checked
 
 
 def listed(name: str, value: object, single: tuple[type, ...] = (str,)) -> list:

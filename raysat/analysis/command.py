@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -12,9 +11,10 @@ from rich.text import Text
 from raysat.analysis.summary import print_summary
 from raysat.analysis.tables import analyze_and_save, load
 from raysat.files import location
-from raysat.validation import InputError
+from raysat.validation import command
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: analyze a results folder and print the table."""
     parser = argparse.ArgumentParser(
@@ -22,12 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     options = parser.parse_args(argv)
-    try:
-        root = location(options.root)
-        analysis = analyze_and_save(root, *load(root))
-    except InputError as error:
-        print(f"raysat: {error}", file=sys.stderr)
-        return 2
+    root = location(options.root)
+    analysis = analyze_and_save(root, *load(root))
     console = Console()
     print_summary(analysis, console)
     console.print(

@@ -197,13 +197,14 @@ def _points(
     mean = geometric_mean(values)
     low, high = interval(replicates)
     predicts = about["quantity"] == "h" and b[0] == 1 and about["iterations_least"] == about["iterations"]
+    by_size = best.assign(eta_k_op=best["eta"] * best["k_op"]).groupby("batch_size")
+    etas = by_size[["eta", "eta_beta", "eta_k_op"]].median().to_dict("records")
     return [
         {name: about[name] for name in (*READING, "quantity", "target")}
-        | {"batch_size": int(size), "value": mean[k], "low": low[k], "high": high[k], "seeds": len(trials)}
-        | {"eta": trials["eta"].median(), "eta_beta": trials["eta_beta"].median()}
-        | {"eta_k_op": (trials["eta"] * trials["k_op"]).median(), "h_interp_n": int(b[-1])}
+        | {"batch_size": int(size), "value": mean[k], "low": low[k], "high": high[k], "seeds": seeds}
+        | {**etas[k], "h_interp_n": int(b[-1])}
         | {"h_interp": h_interpolated(float(size), mean[0], mean[-1]) if predicts else math.nan}
-        for k, (size, trials) in enumerate(best.groupby("batch_size"))
+        for k, (size, seeds) in enumerate(by_size.size().items())
     ]
 
 

@@ -59,8 +59,9 @@ def loss_curves(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure | None:
         chosen = best_of(panel_of(trials, key), "score")
         paths = chosen[["cell_id", "batch_size"]].merge(curves, on="cell_id")
         paths = paths[paths["iteration"] > 0]
-        for b, path in paths.groupby("batch_size"):
-            losses = path.groupby("iteration")["train_loss"].agg(["median", "min", "max", "count"])
+        measured = paths.groupby(["batch_size", "iteration"])["train_loss"].agg(["median", "min", "max", "count"])
+        for b in measured.index.unique("batch_size"):
+            losses = measured.loc[b]
             losses = losses[losses["count"] == losses["count"].max()]
             shade, marker = looks[b]
             panel.fill_between(losses.index, losses["min"], losses["max"], color=shade, alpha=0.2, linewidth=0)

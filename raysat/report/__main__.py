@@ -11,9 +11,10 @@ from rich.console import Console
 from raysat.files import location
 from raysat.report import compare, finish
 from raysat.store import Store
-from raysat.validation import InputError
+from raysat.validation import command
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Analyze a results folder, draw its figures and write its page; of a folder of several, the page that compares."""
     parser = argparse.ArgumentParser(
@@ -23,12 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "root", metavar="RESULTS[/NAME]", help="a sweep's results folder or its address, or the folder of several"
     )
-    try:
-        root = location(parser.parse_args(argv).root)
-        (finish if Store(root).sweep_file.exists() else compare)(root, Console())
-    except InputError as error:
-        print(f"raysat: {error}", file=sys.stderr)
-        return 2
+    root = location(parser.parse_args(argv).root)
+    (finish if Store(root).sweep_file.exists() else compare)(root, Console())
     return 0
 
 

@@ -200,18 +200,19 @@ def _width(row: Mapping) -> str:
 def _loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame) -> Json:
     paths = chosen[["cell_id", "batch_size"]].assign(devices=devices(chosen)).merge(curves, on="cell_id")
     paths = paths.assign(device_seconds=paths["devices"] * paths["seconds"])
-    by_size = list(paths.groupby("batch_size"))
+    measured = paths.groupby(["batch_size", "iteration"]).agg(
+        samples=("samples", "median"),
+        seconds=("seconds", "median"),
+        device_seconds=("device_seconds", "median"),
+        median=("train_loss", "median"),
+        low=("train_loss", "min"),
+        high=("train_loss", "max"),
+        count=("train_loss", "count"),
+    )
+    by_size = list(measured.groupby(level="batch_size"))
     series = []
-    for k, (b, path) in enumerate(by_size):
-        losses = path.groupby("iteration").agg(
-            samples=("samples", "median"),
-            seconds=("seconds", "median"),
-            device_seconds=("device_seconds", "median"),
-            median=("train_loss", "median"),
-            low=("train_loss", "min"),
-            high=("train_loss", "max"),
-            count=("train_loss", "count"),
-        )
+    for k, (b, losses) in enumerate(by_size):
+        losses = losses.loc[b]
         losses = losses[losses["count"] == losses["count"].max()]
         several = losses["count"].max() > 1
         series.append(
