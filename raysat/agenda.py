@@ -8,11 +8,6 @@ from dataclasses import replace
 from raysat.adaptive import Finding, Findings, Group
 from raysat.cells import Cell
 from raysat.spec import Sweep
-from raysat.training import PLAIN, Training
-
-
-def _named(training: Training) -> str:
-    return "" if training == PLAIN else f", {training.label}"
 
 
 def groups(sweep: Sweep, cells: Sequence[Cell], weight: Callable[[Cell], float]) -> list[Group]:
@@ -31,7 +26,7 @@ def groups(sweep: Sweep, cells: Sequence[Cell], weight: Callable[[Cell], float])
         members.setdefault(key, {}).setdefault(cell.batch_size, []).append(cell)
     return [
         Group(
-            name=f"{init.model.label} width {init.width}, {label}{_named(training)}",
+            name=f"{init.model.label} width {init.width}, {label}{training.suffix}",
             cells=by_size,
             tuned=label.startswith("grid"),
             auto=auto and label == "grid_relative",

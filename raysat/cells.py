@@ -160,5 +160,5 @@ class Cell:
     @property
     def name(self) -> str:
         """For messages to a person."""
-        how = "" if self.training == PLAIN else f", {self.training.label}"
-        return f"{self.init.name}, b = {self.batch_size}, {self.stepsize.policy}({self.stepsize.value:g}){how}"
+        stepsize = f"{self.stepsize.policy}({self.stepsize.value:g})"
+        return f"{self.init.name}, b = {self.batch_size}, {stepsize}{self.training.suffix}"

@@ -91,7 +91,9 @@ class _Counter(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False
 
-    def __torch_dispatch__(self, func: OpOverload, types: object, args: tuple = (), kwargs: object = None) -> object:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple = (), kwargs: dict[str, object] | None = None
+    ) -> object:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if formula := flop_registry.get(func.overloadpacket):

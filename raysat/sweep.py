@@ -35,6 +35,7 @@ from raysat.files import Remote, location
 from raysat.losses import LOSSES
 from raysat.plan import Plan, network_of, plan
 from raysat.progress import duration
+from raysat.sgd.autograd import check_compiler
 from raysat.spec import Sweep
 from raysat.status import other_driver
 from raysat.store import Store, reached
@@ -215,6 +216,9 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         if getattr(sweep, field) == value and not elsewhere and not torch.cuda.is_available():
             default = next(f.default for f in fields(Sweep) if f.name == field)
             raise InputError(f"{field}={value!r} needs a GPU, and this machine has none: set {field}={default!r}.")
+    if sweep.engine == "compiled" and not elsewhere:
+        on_gpu = torch.cuda.is_available() and sweep.gpus_per_trial != 0
+        check_compiler(torch.device("cuda" if on_gpu else "cpu"))
     failed = 0
     agenda = Agenda(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, found)
     left, total = len(agenda.weights), len(agenda.wanted)

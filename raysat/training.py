@@ -96,6 +96,11 @@ class Training:
         return not self.is_asynchronous and (self.optimizer, self.schedule, self.noise) == ("sgd", "constant", False)
 
     @property
+    def suffix(self) -> str:
+        """The label at the end of a name for a person; nothing where nothing differs."""
+        return "" if self == PLAIN else f", {self.label}"
+
+    @property
     def label(self) -> str:
         """What differs from the default, for rows and figures: `sqrt scaling from 32, noise`; `sgd` where nothing does.
 

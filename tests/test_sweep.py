@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from raysat import driver, plugins
 from raysat.schema import arrow_schema
@@ -142,6 +143,18 @@ def test_bad_input_is_one_line_and_exit_code_2(sweep_file, capsys, arguments, wo
     captured = capsys.readouterr()
     assert words in captured.err
     assert captured.err.count("\n") == 1
+    assert not (sweep_file.parent / "results").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's compiler comes with PyTorch")
+def test_an_engine_without_its_compiler_is_refused_before_any_work(sweep_file, capsys, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert run(sweep_file, "--set", "engine='compiled'") == 2
+    captured = capsys.readouterr()
+    assert captured.err == (
+        "raysat: engine='compiled' needs a C++ compiler, such as g++: install one, or set engine='auto'.\n"
+    )
     assert not (sweep_file.parent / "results").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int64
@@ -48,7 +49,7 @@ class AutogradEngine:
     ) -> None:
         self.name, self.forward = "autograd", network
         if compiled:
-            _check_compiler(x.device)
+            check_compiler(x.device)
             self.name, self.forward = "compiled", torch.compile(network, dynamic=False)
         self.network, self.x, self.y, self.loss, self.eta = network, x, y, loss, eta
         self.bfloat16 = bfloat16
@@ -69,10 +70,19 @@ class AutogradEngine:
 
     def compile_for(self, b: int) -> None:
         """Compile what takes batches of b samples, so that no step's time has it in it. The network stays as it is."""
-        before = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
+        restore = self._buffers()
         self.gradients(torch.arange(b, device=self.x.device))
-        for buffer, value in before:
-            buffer.copy_(value)
+        restore()
+
+    def _buffers(self) -> Callable[[], None]:
+        """What puts the network's buffers, such as running averages, back to where they are now."""
+        before = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
+
+        def restore() -> None:
+            for buffer, value in before:
+                buffer.copy_(value)
+
+        return restore
 
     def gradients(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None = None) -> list[Tensor]:
         """`g(w; S)`, a tensor for each parameter; with z, `1/b sum_i z_i J_i^T r_i`."""
@@ -87,12 +97,13 @@ class AutogradEngine:
 
     def _from_here(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, at_once: int) -> list[Tensor]:
         """`_gradients`, of which a failed attempt leaves running averages as they were."""
-        before = [(buffer, buffer.clone()) for buffer in self.network.buffers()] if self.together > 1 else []
+        if self.together == 1:
+            return self._gradients(batch, z, at_once)
+        restore = self._buffers()
         try:
             return self._gradients(batch, z, at_once)
         except RuntimeError:
-            for buffer, value in before:
-                buffer.copy_(value)
+            restore()
             raise
 
     def _gradients(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, at_once: int) -> list[Tensor]:
@@ -118,7 +129,7 @@ class AutogradEngine:
         return total
 
 
-def _check_compiler(device: torch.device) -> None:
+def check_compiler(device: torch.device) -> None:
     """Raise `InputError` where what PyTorch compiles for the CPU has no compiler."""
     if device.type == "cpu" and not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++")))):
         raise InputError("engine='compiled' needs a C++ compiler, such as g++: install one, or set engine='auto'.")
