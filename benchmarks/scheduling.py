@@ -19,7 +19,8 @@ import pandas as pd
 
 import raysat.sweep as command
 from raysat import driver, report
-from raysat.trial import Job, failed_row
+from raysat.job import Job
+from raysat.trial import failed_row
 
 SWEEP = """
 from raysat import Sweep, fixed, mlp

@@ -30,6 +30,8 @@ from raysat import sweepfile
 from raysat.cells import Cell
 from raysat.executor import OnRay, with_server
 from raysat.files import Location, location, write_aside
+from raysat.initial import compute_statistics
+from raysat.job import Job, fitting, prepare
 from raysat.losses import LOSSES
 from raysat.observables import Evaluator
 from raysat.plan import plan
@@ -39,7 +41,7 @@ from raysat.sgd.memory import couples_samples
 from raysat.sgd.sampler import batches
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.training import PLAIN
-from raysat.trial import Job, compute_statistics, fitting, prepare, stepsize_and_beta
+from raysat.trial import stepsize_and_beta
 from raysat.validation import InputError, command, whole
 
 SIMULATED = 5

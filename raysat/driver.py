@@ -21,13 +21,15 @@ from raysat.adaptive import Finding
 from raysat.agenda import Agenda
 from raysat.cells import Initialization
 from raysat.executor import InProcess, OnRay, Outcome
-from raysat.observables import Row
+from raysat.initial import compute_statistics
+from raysat.job import Job
 from raysat.plan import Plan
 from raysat.progress import Running, View, duration, last_line, trial_line
 from raysat.retry import PatientWriter
+from raysat.rows import Row
 from raysat.schema import FAILED, REFUSED
 from raysat.store import Store, reached
-from raysat.trial import Job, compute_statistics, failed_row, run_trial
+from raysat.trial import failed_row, run_trial
 
 STATISTICS, TRIALS = "statistics at initialization", "trials"
 """The stages of a sweep, as they are shown."""

@@ -28,11 +28,12 @@ from rich.text import Text
 from raysat import sweepfile
 from raysat.analysis import number
 from raysat.fits import critical_batch, steps_to_target
+from raysat.initial import compute_statistics
+from raysat.job import Job
 from raysat.plan import plan
 from raysat.recursion import Spectrum, largest_stable, loss_curves, noise_factor
 from raysat.theory import beta
 from raysat.training import PLAIN
-from raysat.trial import Job, compute_statistics
 from raysat.validation import InputError, command
 
 STEPS = 64

@@ -12,12 +12,11 @@ from raysat import data
 from raysat.cells import Initialization
 from raysat.losses import LOSSES, Loss
 from raysat.ntk import dense_kernel, gradient_square
+from raysat.rows import Row, known
 from raysat.sgd.evaluate import Evaluation, evaluate, evaluation_mode
 from raysat.sgd.memory import in_parts
 
 _EVALUATED_AT_ONCE = 4096
-
-Row = dict[str, object]
 
 
 class Evaluator:
@@ -92,8 +91,3 @@ def distance(network: nn.Module, start: Mapping[str, Tensor]) -> float:
         (weight.detach() - start[name]).double().square().sum() for name, weight in network.named_parameters()
     )
     return math.sqrt(float(squares))
-
-
-def known(value: object) -> object:
-    """What stands in a row: null for a number that is not known."""
-    return None if isinstance(value, float) and math.isnan(value) else value

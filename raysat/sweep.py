@@ -32,6 +32,7 @@ from raysat.cells import Cell
 from raysat.driver import run
 from raysat.executor import InProcess, OnRay
 from raysat.files import Remote, location
+from raysat.job import load_dataset
 from raysat.losses import LOSSES
 from raysat.plan import Plan, network_of, plan
 from raysat.progress import duration
@@ -39,7 +40,6 @@ from raysat.sgd.autograd import check_compiler
 from raysat.spec import Sweep
 from raysat.status import other_driver
 from raysat.store import Store, reached
-from raysat.trial import load_dataset
 from raysat.validation import InputError, command
 
 

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
 
-from raysat import data, models, packing, plugins
-from raysat.cells import Cell, Initialization
+from raysat.cells import Cell
 from raysat.checkpoint import Checkpoint, Progress
-from raysat.files import Location, location
+from raysat.files import location
+from raysat.initial import statistics_of
+from raysat.job import Job, fitting, prepare
 from raysat.losses import LOSSES
 from raysat.models.linearized import Linearized
-from raysat.ntk import coupling, ntk_statistics
-from raysat.observables import Drift, Evaluator, Row, distance, gradient_squares, known
+from raysat.observables import Drift, Evaluator, distance, gradient_squares
 from raysat.recursion import stable_below
-from raysat.schema import COMPLETED, DIVERGED, EVALUATION, FAILED, REFUSED, TARGET_REACHED
+from raysat.rows import Row, describe, describe_cell, inherited, known, where
+from raysat.schema import COMPLETED, DIVERGED, EVALUATION, FAILED, TARGET_REACHED
 from raysat.sgd import engine as engines
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness
-from raysat.sgd.evaluate import evaluation_mode
-from raysat.sgd.memory import samples_at_once
 from raysat.sgd.sampler import batches
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.theory import beta as second_moment_constant
@@ -46,115 +39,6 @@ AT_ONCE_SECONDS = 1.0
 """How long the steps take between which a trial looks whether a checkpoint is due. Default: 1 s."""
 
 _INDICES_AT_ONCE = 1 << 16
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to run one cell, or one initialization's statistics, as plain data.
-
-    Attributes:
-        sweep: The sweep's name.
-        cell: The cell; None for the statistics alone.
-        init: The initialization.
-        statistics: The row of `ntk`, for a cell.
-        sources: The user's own modules.
-        checkpoints: Folder of the trials' checkpoints; None keeps none.
-        checkpoint_seconds: Interval between checkpoints.
-        threads: CPU threads.
-        gpus: GPUs, or the fraction of one: also of its memory, so that no trial takes what another was promised; None
-            for one where there is one.
-        engine: What computes the steps, one of `raysat.spec.ENGINES`.
-        data: Where the data set's files may be had besides the usual folders.
-        tell: Is told the iteration and the last loss from time to time. Set where the job runs; None for nobody.
-        ranks: Processes among which a trial's batches are split.
-        budget: What ends a trial, in words.
-    """
-
-    sweep: str
-    init: Initialization
-    cell: Cell | None = None
-    statistics: Mapping[str, object] = field(default_factory=dict)
-    sources: Mapping[str, str] = field(default_factory=dict)
-    checkpoints: Location | str | None = None
-    checkpoint_seconds: float = 60.0
-    threads: int = 1
-    gpus: float | None = None
-    engine: str = "auto"
-    data: Location | None = None
-    tell: Callable[[int, float], object] | None = None
-    ranks: int = 1
-    budget: str = ""
-
-    @property
-    def name(self) -> str:
-        """For messages to a person."""
-        return self.cell.name if self.cell else f"statistics of {self.init.name}"
-
-    @property
-    def key(self) -> str:
-        """The id of the cell; of a job for statistics, that of the initialization."""
-        return self.cell.cell_id if self.cell else self.init.init_id
-
-
-def prepare(job: Job) -> tuple[data.Dataset, nn.Module, torch.device]:
-    """The data and the network at initialization, on the trial's device, where they stay.
-
-    All that a trial finds is set anew here.
-    """
-    torch.set_num_threads(max(1, job.threads // (job.ranks if job.cell else 1)))
-    plugins.install(job.sources)
-    device = torch.device("cuda" if job.gpus != 0 and torch.cuda.is_available() else "cpu")
-    engines.set_precision("full", device)
-    if device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(min(job.gpus or 1.0, 1.0))
-    data.look_also_in(job.data)
-    dataset = load_dataset(job.init)
-    network = models.build(job.init.model, job.init.width, dataset.input_shape, dataset.outputs, job.init.seed)
-    return dataset.to(device), network.to(device, getattr(torch, job.init.dtype)), device
-
-
-def load_dataset(init: Initialization) -> data.Dataset:
-    """The data of an initialization, as preprocessed: one copy for all processes of the machine."""
-    return data.load_shared(
-        init.dataset, n_train=init.n, n_test=init.n_test, preprocessing=init.preprocessing, dtype=init.dtype
-    )
-
-
-def fitting(job: Job, dataset: data.Dataset, network: nn.Module) -> int:
-    """The samples that the job may pass through a network at a time."""
-    return samples_at_once(network, dataset.x, dataset.y, LOSSES[job.init.loss], threads=job.threads)
-
-
-def compute_statistics(job: Job) -> Row:
-    """The row of `ntk` of an initialization, with what its cells would all find in their first evaluation."""
-    begun = time.perf_counter()
-    dataset, network, device = prepare(job)
-    row = _statistics(job, models.at_initialization(network), dataset.x, dataset.y)
-    losses = Evaluator(job.init, dataset, fitting(job, dataset, network))(network)
-    measured = packing.measure(network, dataset, LOSSES[job.init.loss], job.engine)
-    return {**row, **losses, **measured, "iteration": 0, "seconds": time.perf_counter() - begun, **_where(device)}
-
-
-def _statistics(job: Job, network: nn.Module, x: Tensor, y: Tensor) -> Row:
-    init = job.init
-    if reason := coupling(network):
-        parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        with torch.no_grad(), evaluation_mode(network):
-            outputs = network(x[:2]).shape[-1]
-        counts = {"n_outputs": outputs, "parameters": parameters, "k_samples": 0}
-        return {**_describe(job), **counts, "method": REFUSED, "method_reason": reason}
-    statistics = ntk_statistics(
-        network,
-        x,
-        y,
-        loss=init.loss,
-        k_samples=init.k_samples,
-        k_tolerance=init.k_tolerance,
-        spectrum=init.spectrum,
-        dense_samples=init.dense_samples,
-    )
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(statistics).items()}
-    return {**_describe(job), **{name: known(value) for name, value in values.items()}}
 
 
 def stepsize_and_beta(cell: Cell, statistics: Mapping[str, object]) -> tuple[float, float]:
@@ -233,7 +117,7 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
             }
         )
         if until in ntk_at and math.isfinite(losses["train_loss"]):
-            measured = _statistics(job, network, x, y)
+            measured = statistics_of(job, network, x, y)
             drifted = {"kernel_drift": drift.of(network) if drift else None}
             progress.ntk.append({**measured, **losses, "cell_id": cell.cell_id, "iteration": until, **drifted})
         if not losses["train_loss"] <= DIVERGENCE * progress.curve[0]["train_loss"]:  # also where it is not a number
@@ -246,9 +130,9 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
     first, last = progress.curve[0], progress.curve[-1]
     done = progress.iteration
     row = {
-        **_inherited(statistics),
-        **_describe(job),
-        **_describe_cell(cell),
+        **inherited(statistics),
+        **describe(job.sweep, job.init),
+        **describe_cell(cell),
         "status": status,
         "budget": job.budget or None,
         "staleness": mean_staleness(engine.counts) if isinstance(engine, AsynchronousEngine) else 0.0,
@@ -271,13 +155,13 @@ def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
         "matmul": engine.matmul,
         "micro_batch": min(cell.batch_size, engine.at_once),
         "attempts": progress.attempts,
-        **(where := _where(device)),
-        "threads": where["threads"] * job.ranks,
+        **(here := where(device)),
+        "threads": here["threads"] * job.ranks,
     }
     return (
         row,
         [{"cell_id": cell.cell_id, **point} for point in progress.curve],
-        [{**measured, **where} for measured in progress.ntk],
+        [{**measured, **here} for measured in progress.ntk],
     )
 
 
@@ -290,14 +174,14 @@ def _known_losses(statistics: Mapping[str, object]) -> dict[str, float | None] |
 def failed_row(job: Job, error: str) -> Row:
     """The row of a cell that could not be run."""
     return {
-        **_inherited(job.statistics),
-        **_describe(job),
-        **_describe_cell(job.cell),
+        **inherited(job.statistics),
+        **describe(job.sweep, job.init),
+        **describe_cell(job.cell),
         "status": FAILED,
         "budget": job.budget or None,
         "error": error,
         "iterations_done": 0,
-        **_where(torch.device("cpu")),
+        **where(torch.device("cpu")),
     }
 
 
@@ -319,58 +203,3 @@ def _advance(engine: engines.StepEngine, cell: Cell, progress: Progress, until: 
         torch.cuda.synchronize()
     progress.step_seconds += time.perf_counter() - begun
     progress.iteration += steps
-
-
-_INHERITED = ("n_outputs", "parameters", "loss_init", "k_samples", "b_star", "b_star_thm33", "noise_scale")
-_INHERITED += ("gamma", "gamma_mean", "gamma_frobenius", "k_op", "k_op_residual")
-
-
-def _inherited(statistics: Mapping[str, object]) -> Row:
-    """What a trial's row has from its initialization."""
-    return {name: known(value) for name, value in statistics.items() if name in _INHERITED}
-
-
-def _describe(job: Job) -> Row:
-    """What an initialization asks for, under the columns' names."""
-    init = job.init
-    return {
-        "init_id": init.init_id,
-        "sweep": job.sweep,
-        "dataset": init.dataset,
-        "preprocessing": init.preprocessing,
-        "n": init.n,
-        "n_test": init.n_test,
-        "evaluation_samples": init.evaluation_samples or init.n,
-        "model": init.model.label,
-        "model_options": json.dumps(dict(init.model.options), sort_keys=True),
-        "depth": init.model.option("depth"),
-        "width": init.width,
-        "activation": init.model.option("activation"),
-        "dtype": init.dtype,
-        "seed": init.seed,
-        "loss": init.loss,
-    }
-
-
-def _describe_cell(cell: Cell) -> Row:
-    """What a cell asks for beyond its initialization, under the columns' names."""
-    return {
-        "cell_id": cell.cell_id,
-        "sampling": cell.sampling,
-        "precision": cell.precision,
-        "batch_size": cell.batch_size,
-        "stepsize": cell.stepsize.label,
-        "training": cell.training.label,
-        "learners": cell.training.learners,
-        "iterations": cell.iterations,
-    }
-
-
-def _where(device: torch.device) -> Row:
-    return {
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "hostname": platform.node(),
-        "threads": torch.get_num_threads(),
-        "raysat_version": version("raysat"),
-        "finished_at": datetime.now(UTC),
-    }

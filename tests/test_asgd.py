@@ -17,8 +17,10 @@ from raysat import InputError, asgd, asynchronous, fixed, mlp, sweepfile
 from raysat.asgd import Learner, Server
 from raysat.executor import OnRay
 from raysat.files import location
+from raysat.initial import compute_statistics
+from raysat.job import Job, prepare
 from raysat.sgd.asynchronous import mean_staleness
-from raysat.trial import Job, compute_statistics, prepare, run_trial
+from raysat.trial import run_trial
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,8 @@ from torch import nn
 
 from raysat import Sweep, fixed, gpt, mlp, models, resnet
 from raysat import trial as trial_module
+from raysat.initial import compute_statistics
+from raysat.job import Job
 from raysat.losses import LOSSES
 from raysat.models.layers import NTKLinear
 from raysat.models.linearized import Linearized
@@ -22,7 +24,7 @@ from raysat.sgd.engine import AutogradEngine, Engine, FusedEngine, GraphEngine, 
 from raysat.sgd.matmul import VARIABLE, Matmul, Products, by_processor
 from raysat.sgd.sampler import batches
 from raysat.spec import ENGINES
-from raysat.trial import Job, compute_statistics, run_trial
+from raysat.trial import run_trial
 from raysat.validation import InputError
 
 N, INPUTS, OUTPUTS = 20, 12, 6

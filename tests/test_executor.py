@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from raysat.executor import InProcess, OnRay, cluster, trials
-from raysat.trial import Job
+from raysat.job import Job
 
 
 class Work:

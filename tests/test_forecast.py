@@ -10,13 +10,15 @@ import torch
 from raysat import InputError, data, linearized, mlp, models, ntk_statistics
 from raysat.fits import fit_saturation, steps_to_target
 from raysat.forecast import GRID, forecast, main, tuned_steps
+from raysat.initial import compute_statistics
+from raysat.job import Job
 from raysat.losses import LOSSES
 from raysat.recursion import Spectrum, largest_stable, loss_curves, noise_factor, stable_below
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.sampler import batches
 from raysat.theory import beta
-from raysat.trial import Job, compute_statistics, run_trial
+from raysat.trial import run_trial
 
 MODEL = mlp(2, "relu", 2**0.5)
 

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from raysat import InputError, linearized, mlp, models
-from raysat.trial import Job, compute_statistics, run_trial
+from raysat.initial import compute_statistics
+from raysat.job import Job
+from raysat.trial import run_trial
 
 
 def pair(**options):

@@ -13,11 +13,13 @@ import torch
 from torch import nn
 
 from raysat.cells import Model
+from raysat.initial import compute_statistics
+from raysat.job import Job
 from raysat.losses import LOSSES
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.parallel import ParallelEngine
 from raysat.sgd.sampler import batches
-from raysat.trial import Job, compute_statistics, run_trial
+from raysat.trial import run_trial
 from raysat.validation import InputError
 
 N = 20

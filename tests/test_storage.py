@@ -17,11 +17,13 @@ from raysat.data import sources
 from raysat.driver import _warn_where_unshared
 from raysat.executor import OnRay
 from raysat.files import location
+from raysat.initial import compute_statistics
+from raysat.job import Job
 from raysat.report.__main__ import main as report_main
 from raysat.sgd.engine import FusedEngine
 from raysat.store import Store
 from raysat.sweep import main
-from raysat.trial import Job, compute_statistics, run_trial
+from raysat.trial import run_trial
 from raysat.validation import InputError
 
 SMALL = """

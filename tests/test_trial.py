@@ -10,11 +10,13 @@ from raysat import Training, asynchronous, data, fixed, fixed_fraction, linear, 
 from raysat import trial as trial_module
 from raysat.cells import Model
 from raysat.checkpoint import Checkpoint, Progress
+from raysat.initial import compute_statistics
+from raysat.job import Job, load_dataset, prepare
 from raysat.schema import arrow_schema
 from raysat.sgd import sampler
 from raysat.sgd.engine import AutogradEngine, FusedEngine
 from raysat.theory import beta
-from raysat.trial import Job, compute_statistics, failed_row, run_trial
+from raysat.trial import failed_row, run_trial
 
 
 def job_of(cell, **changes):
@@ -149,7 +151,7 @@ def test_the_loss_may_be_evaluated_over_the_first_samples(make_cell):
     cell = make_cell()
     fewer = replace(cell, init=replace(cell.init, evaluation_samples=7))
     row, curve, _ = run_trial(job_of(fewer))
-    dataset = trial_module.load_dataset(cell.init)
+    dataset = load_dataset(cell.init)
     network = models.build(cell.init.model, cell.init.width, dataset.input_shape, dataset.outputs, cell.init.seed)
     expected = (network.to(dataset.x.dtype)(dataset.x[:7]) - dataset.y[:7]).square().sum().item() / 14
     assert curve[0]["train_loss"] == row["loss_init"] == pytest.approx(expected, rel=1e-6)
@@ -203,7 +205,7 @@ def test_gradient_norm_and_distance_along_a_run(make_cell):
     """Against one gradient of the whole loss by autograd, and the definition of the running mean."""
     cell = make_cell(gradient_norm=True, batch_size=100, stepsize=fixed(0.02), iterations=6, evaluations=60)
     _, curve, _ = run_trial(job_of(cell))
-    dataset, network, _ = trial_module.prepare(Job("s", cell.init))
+    dataset, network, _ = prepare(Job("s", cell.init))
     start, squares = torch.nn.utils.parameters_to_vector(network.parameters()).detach().clone(), []
     for t, point in enumerate(curve):
         assert point["iteration"] == t
@@ -231,7 +233,7 @@ def test_a_network_without_statistics_is_trained_and_its_columns_are_null(make_c
     assert row["loss_final"] < row["loss_init"]
     assert {row.get(name) for name in ("gamma", "k_op", "b_star", "beta", "eta_beta")} == {None}
     assert (row["eta"], row["n_outputs"], row["parameters"]) == (0.05, 10, 64 * 16 + 2 * 16 + 160)
-    dataset, network, _ = trial_module.prepare(Job("s", cell.init))
+    dataset, network, _ = prepare(Job("s", cell.init))
     network.eval()  # evaluations are by running averages, which at w_0 are 0 and 1
     value = (network(dataset.x) - dataset.y).square().sum().item() / 200
     assert curve[0]["train_loss"] == pytest.approx(value, rel=1e-9)
@@ -301,8 +303,8 @@ def test_statistics_along_the_run_are_rows_with_the_drift(make_cell, tmp_path, c
 
 def test_the_drift_is_that_of_the_dense_kernel(make_cell):
     cell = make_cell(ntk_at=(50,), n=60, k_samples=60)
-    _, network, _ = trial_module.prepare(Job("s", cell.init))
-    dataset = trial_module.load_dataset(cell.init)
+    _, network, _ = prepare(Job("s", cell.init))
+    dataset = load_dataset(cell.init)
     x = dataset.x
     before = oracles.jacobians(network, x).flatten(0, 1)
     row, _, (measured,) = run_trial(job_of(cell))
@@ -322,7 +324,7 @@ def test_the_drift_is_that_of_the_dense_kernel(make_cell):
 def test_cross_entropy_on_sequences(make_cell, monkeypatch):
     tokens = torch.randint(5, (40, 7))
     small = data.Dataset(tokens[:30, :-1], tokens[:30, 1:], tokens[30:, :-1], tokens[30:, 1:], vocabulary=5)
-    monkeypatch.setattr(trial_module, "load_dataset", lambda init: small)
+    monkeypatch.setattr("raysat.job.load_dataset", lambda init: small)
     model = Model("gpt", (("heads", 2), ("layers", 1)))
     cell = make_cell(dataset="x", model=model, width=8, n=30, n_test=10, loss="cross_entropy", k_samples=30)
     row, curve, _ = run_trial(job_of(cell))
@@ -367,7 +369,7 @@ def test_the_mean_loss_on_least_squares_is_the_exact_recursion(make_cell, b, c):
         init = replace(cell.init, seed=seed)
         job = Job("s", init, replace(cell, init=init), statistics=statistics)
         curves.append([point["train_loss"] for point in run_trial(job)[1]])
-        weights = trial_module.prepare(job)[1].get_parameter("1.weight")
+        weights = prepare(job)[1].get_parameter("1.weight")
         errors.append(weights.detach().numpy()[0] - problem.w_bar)
     iterations = [point["iteration"] for point in run_trial(job)[1]]
     eta = c / beta(b, n, problem.gamma, problem.k_op)

@@ -15,7 +15,7 @@ from pathlib import Path
 from raysat import packing
 from raysat.executor.jobs import Function, Listener, Source
 from raysat.executor.trials import run_on_tune
-from raysat.trial import Job
+from raysat.job import Job
 from raysat.validation import InputError
 
 _RAY_ENVIRONMENT = {

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from raysat.trial import Job
+from raysat.job import Job
 
 Function = Callable[[Job], object]
 

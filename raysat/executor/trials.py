@@ -11,7 +11,7 @@ from pathlib import Path
 
 from raysat.cells import Cell, Initialization
 from raysat.executor.jobs import Function, Listener, Outcome, Source, attempt
-from raysat.trial import Job
+from raysat.job import Job
 
 RETRIES = 3
 """How often a job whose process or node died is tried again without having come further than before. Default: 3; a

@@ -70,7 +70,7 @@ def layers_of(network: nn.Module) -> list[Layer] | None:
     linear, activations = modules[::2], modules[1::2]
     if len(linear) != len(activations) + 1 or any(type(module) is not NTKLinear for module in linear):
         return None
-    if any(type(module) not in _BACKWARD or getattr(module, "approximate", "none") != "none" for module in activations):
+    if any(type(module) not in BACKWARD or getattr(module, "approximate", "none") != "none" for module in activations):
         return None
     weights = [module.weight for module in linear]
     tied = len({weight.data_ptr() for weight in weights}) < len(weights)
@@ -201,7 +201,7 @@ class _Block:
     def _output(self, index: int) -> Tensor:
         """The buffer of a layer's z: that of the inputs of the next layer, where the activation works in place."""
         layer, rows = self.layers[index], len(self.inputs[0]) if index == 0 and self.deferred[0] else self.b
-        if type(layer.activation) in _IN_PLACE and len(above := self.inputs[index + 1]) >= rows:
+        if type(layer.activation) in IN_PLACE and len(above := self.inputs[index + 1]) >= rows:
             return above
         return self.x.new_empty(rows, len(layer.weight))
 
@@ -230,7 +230,7 @@ class _Block:
                     self.tape.append(partial(torch.mm, a, self.inputs[index][:pending].t(), out=memory))
                 self.tape.append(partial(z.addmm_, overlaps, self.deltas[index][:pending], alpha=correction))
             if index < last and not rectify:
-                self.tape += _FORWARD[type(layer.activation)](z, activated)
+                self.tape += FORWARD[type(layer.activation)](z, activated)
 
         self.tape.append(self._residual(outputs[last], at(self.targets), deltas[last]))
         for index in range(last, -1, -1):
@@ -242,7 +242,7 @@ class _Block:
                     self.tape.append(partial(torch.mm, d, self.deltas[index][:pending].t(), out=memory))
                     self.tape.append(partial(below.addmm_, memory, self.inputs[index][:pending], alpha=correction))
                 activation = type(self.layers[index - 1].activation)
-                self.tape += _BACKWARD[activation](below, outputs[index - 1], inputs[index])
+                self.tape += BACKWARD[activation](below, outputs[index - 1], inputs[index])
             if not self.deferred[index]:
                 self.tape += self._update(index, d, inputs[index])
 
@@ -261,7 +261,7 @@ def _erf_backward(d: Tensor, z: Tensor) -> None:
     d.mul_(z.square().neg_().exp_()).mul_(2 / torch.pi**0.5)
 
 
-_FORWARD = {
+FORWARD = {
     nn.ReLU: lambda z, a: [partial(torch.clamp_min, z, 0, out=a)],
     nn.Tanh: lambda z, a: [partial(torch.tanh, z, out=a)],
     nn.GELU: lambda z, a: [partial(_aten.gelu.out, z, out=a)],
@@ -270,10 +270,10 @@ _FORWARD = {
 }
 """`a = sigma(z)` for each activation."""
 
-_IN_PLACE = (nn.ReLU, nn.Tanh, nn.Identity)
+IN_PLACE = (nn.ReLU, nn.Tanh, nn.Identity)
 """The activations whose derivative follows from their value, so that z need not be kept."""
 
-_BACKWARD = {
+BACKWARD = {
     nn.ReLU: lambda d, z, a: [partial(_aten.threshold_backward.grad_input, d, a, 0, grad_input=d)],
     nn.Tanh: lambda d, z, a: [partial(_aten.tanh_backward.grad_input, d, a, grad_input=d)],
     nn.GELU: lambda d, z, a: [partial(_aten.gelu_backward.grad_input, d, z, grad_input=d)],

@@ -1,0 +1,93 @@
+"""A job: what a worker is given to do, and what it begins with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from raysat import data, models, plugins
+from raysat.cells import Cell, Initialization
+from raysat.files import Location
+from raysat.losses import LOSSES
+from raysat.sgd import engine as engines
+from raysat.sgd.memory import samples_at_once
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to run one cell, or one initialization's statistics, as plain data.
+
+    Attributes:
+        sweep: The sweep's name.
+        cell: The cell; None for the statistics alone.
+        init: The initialization.
+        statistics: The row of `ntk`, for a cell.
+        sources: The user's own modules.
+        checkpoints: Folder of the trials' checkpoints; None keeps none.
+        checkpoint_seconds: Interval between checkpoints.
+        threads: CPU threads.
+        gpus: GPUs, or the fraction of one: also of its memory, so that no trial takes what another was promised; None
+            for one where there is one.
+        engine: What computes the steps, one of `raysat.spec.ENGINES`.
+        data: Where the data set's files may be had besides the usual folders.
+        tell: Is told the iteration and the last loss from time to time. Set where the job runs; None for nobody.
+        ranks: Processes among which a trial's batches are split.
+        budget: What ends a trial, in words.
+    """
+
+    sweep: str
+    init: Initialization
+    cell: Cell | None = None
+    statistics: Mapping[str, object] = field(default_factory=dict)
+    sources: Mapping[str, str] = field(default_factory=dict)
+    checkpoints: Location | str | None = None
+    checkpoint_seconds: float = 60.0
+    threads: int = 1
+    gpus: float | None = None
+    engine: str = "auto"
+    data: Location | None = None
+    tell: Callable[[int, float], object] | None = None
+    ranks: int = 1
+    budget: str = ""
+
+    @property
+    def name(self) -> str:
+        """For messages to a person."""
+        return self.cell.name if self.cell else f"statistics of {self.init.name}"
+
+    @property
+    def key(self) -> str:
+        """The id of the cell; of a job for statistics, that of the initialization."""
+        return self.cell.cell_id if self.cell else self.init.init_id
+
+
+def prepare(job: Job) -> tuple[data.Dataset, nn.Module, torch.device]:
+    """The data and the network at initialization, on the trial's device, where they stay.
+
+    All that a trial finds is set anew here.
+    """
+    torch.set_num_threads(max(1, job.threads // (job.ranks if job.cell else 1)))
+    plugins.install(job.sources)
+    device = torch.device("cuda" if job.gpus != 0 and torch.cuda.is_available() else "cpu")
+    engines.set_precision("full", device)
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(job.gpus or 1.0, 1.0))
+    data.look_also_in(job.data)
+    dataset = load_dataset(job.init)
+    network = models.build(job.init.model, job.init.width, dataset.input_shape, dataset.outputs, job.init.seed)
+    return dataset.to(device), network.to(device, getattr(torch, job.init.dtype)), device
+
+
+def load_dataset(init: Initialization) -> data.Dataset:
+    """The data of an initialization, as preprocessed: one copy for all processes of the machine."""
+    return data.load_shared(
+        init.dataset, n_train=init.n, n_test=init.n_test, preprocessing=init.preprocessing, dtype=init.dtype
+    )
+
+
+def fitting(job: Job, dataset: data.Dataset, network: nn.Module) -> int:
+    """The samples that the job may pass through a network at a time."""
+    return samples_at_once(network, dataset.x, dataset.y, LOSSES[job.init.loss], threads=job.threads)
