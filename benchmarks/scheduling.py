@@ -31,7 +31,7 @@ EVALUATIONS = 30
 
 
 def sleeper(seconds: float):
-    def trial(job: Job):
+    def trials(job: Job):
         begun = time.time()
         time.sleep(seconds)
         cell_id = job.cell.cell_id
@@ -39,9 +39,10 @@ def sleeper(seconds: float):
         row = failed_row(job, None) | {"status": "completed", "eta": job.cell.stepsize.value, "h": 0.1}
         row |= {"loss_init": 1.0, "loss_final": 1 / EVALUATIONS, "hostname": str(os.getpid())}
         now = time.time()
-        return row | {"seconds": now - begun, "finished_at": datetime.fromtimestamp(now, UTC)}, curve, []
+        row |= {"seconds": now - begun, "finished_at": datetime.fromtimestamp(now, UTC)}
+        return [(row, curve, [])]
 
-    return trial
+    return trials
 
 
 def gaps(trials: pd.DataFrame) -> pd.Series:
@@ -56,7 +57,7 @@ def measure(cells: int, seconds: float) -> None:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "many.py"
         file.write_text(SWEEP.format(policies=cells // 50))
-        driver.run_trial = sleeper(seconds)
+        driver.run_trials = sleeper(seconds)
         report.finish = lambda *_: None
         begun = time.perf_counter()
         assert command.main([str(file), "--results", folder, *sys.argv[3:]]) == 0

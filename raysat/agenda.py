@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ def groups(sweep: Sweep, cells: Sequence[Cell], weight: Callable[[Cell], float])
     target = min((level for level in sweep.targets if level >= (sweep.target_loss or 0)), default=sweep.target_loss)
     members: dict[tuple, dict[int, list[Cell]]] = {}
     for cell in sorted(cells, key=lambda cell: cell.batch_size):
-        key = replace(cell.init, seed=0), cell.stepsize.label, cell.training
+        key = _without_seed(cell).init, cell.stepsize.label, cell.training
         members.setdefault(key, {}).setdefault(cell.batch_size, []).append(cell)
     return [
         Group(
@@ -84,8 +85,27 @@ class Agenda:
                 return cell
         return None
 
+    @property
+    def waiting(self) -> int:
+        """How many cells wait, as far as is known."""
+        return len(self._queue)
+
+    def seeds_of(self, cell: Cell, most: int, ready: Callable[[Cell], bool] = lambda cell: True) -> list[Cell]:
+        """To run with a cell: up to so many of those that wait, are ready, and differ from it in their seed alone."""
+        same, weight = _without_seed(cell), self.weights[cell.cell_id]
+        cost = lambda other: self.weights[other.cell_id]  # noqa: E731
+        alike = range(bisect_left(self._queue, weight, key=cost), bisect_right(self._queue, weight, key=cost))
+        found = [k for k in reversed(alike) if _without_seed(self._queue[k]) == same and ready(self._queue[k])][:most]
+        taken = [self._queue.pop(k) for k in found]
+        self.running |= {other.cell_id for other in taken}
+        return taken
+
     def ended(self, cell_id: str, finding: Finding) -> None:
         """Take in what was found."""
         self.running.discard(cell_id)
         self.findings[cell_id] = finding
         self._stale = True
+
+
+def _without_seed(cell: Cell) -> Cell:
+    return replace(cell, init=replace(cell.init, seed=0))

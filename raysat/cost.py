@@ -17,6 +17,7 @@ from raysat.sgd.engine import build
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.fused import layers_of
 from raysat.sgd.schedule import evaluation_iterations
+from raysat.sgd.stacked import stackable
 from raysat.spec import FEWEST_EVALUATIONS
 
 
@@ -28,11 +29,13 @@ class Flops:
         forward: Of an evaluation.
         step: Of its part in an SGD step: forward and backward.
         fused: Whether the fused engine takes the steps of plain SGD.
+        stackable: Whether the network is small enough for the stacked engine.
     """
 
     forward: int
     step: int
     fused: bool = False
+    stackable: bool = False
 
     def of_steps(self, cell: Cell) -> int:
         """Operations of a cell's SGD steps."""
@@ -108,7 +111,7 @@ def count(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Flops:
         network(x)
     with _Counter() as step:
         torch.autograd.grad(loss.total(network(x), y), [p for p in network.parameters() if p.requires_grad])
-    return Flops(forward.total // 2, step.total // 2, layers_of(network) is not None)
+    return Flops(forward.total // 2, step.total // 2, layers_of(network) is not None, stackable(network))
 
 
 GPU_RATE, GPU_LAUNCH = 2.5e13, 1e-3
@@ -155,11 +158,11 @@ def calibrate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, engine: str 
         engine: The engine that will take the steps; on a CPU, a GPU's is timed as `auto`.
     """
     taker = build("auto" if engine == "graph" and x.device.type == "cpu" else engine, network, x, y, loss, eta=0.0)
-    steps = {"fused": 16, "graph": 32}.get(taker.name, 1)  # of a block, and of a graph
+    steps = taker.block(1)
     one = torch.zeros(steps, 1, dtype=torch.int64, device=x.device)
     small = _seconds(lambda: taker.run(one)) / steps
     most = int(min(256, len(x), max(2, 1 / small)))
-    many = torch.arange(most, device=x.device).repeat(steps if taker.name == "graph" else 1, 1)
+    many = torch.arange(most, device=x.device).repeat(taker.block(most), 1)
     large = _seconds(lambda: taker.run(many)) / len(many)
     sample = max(large - small, 0.0) / max(most - 1, 1)
     chunk = int(min(len(x), 2048, max(1, 1 / small)))

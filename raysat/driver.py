@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from raysat.adaptive import Finding
 from raysat.agenda import Agenda
-from raysat.cells import Initialization
+from raysat.cells import Cell, Initialization
 from raysat.executor import InProcess, OnRay, Outcome
 from raysat.initial import compute_statistics
 from raysat.job import Job
@@ -28,8 +28,9 @@ from raysat.progress import Running, View, duration, last_line, trial_line
 from raysat.retry import PatientWriter
 from raysat.rows import Row
 from raysat.schema import FAILED, REFUSED
+from raysat.sgd.stacked import MOST
 from raysat.store import Store, reached
-from raysat.trial import failed_row, run_trial
+from raysat.trial import failed_row, run_trials
 
 STATISTICS, TRIALS = "statistics at initialization", "trials"
 """The stages of a sweep, as they are shown."""
@@ -93,14 +94,16 @@ class Recorder:
 
     def started(self, job: Job) -> None:
         """Count how often a job was started: more than once where its process or its node died."""
-        self.starts[job.key] += 1
         if job.cell and self.view is not self.views[TRIALS]:
             self._show(TRIALS)
-        self.view.job_started(job.key, job.name, job.cell.iterations if job.cell else 0)
+        for one in job.trials:
+            self.starts[one.key] += 1
+            self.view.job_started(one.key, one.name, one.cell.iterations if one.cell else 0)
 
-    def told(self, job: Job, iteration: int, loss: float) -> None:
-        """Show how far a job is."""
-        self.view.job_told(job.key, iteration, loss)
+    def told(self, job: Job, iteration: int, losses: Mapping[str, float]) -> None:
+        """Show how far the cells of a job are."""
+        for key, loss in losses.items():
+            self.view.job_told(key, iteration, loss)
 
     def tick(self) -> None:
         """Write what waits, and record what runs."""
@@ -120,8 +123,9 @@ class Recorder:
         """Store and show an outcome."""
         if outcome.job.cell is None:
             self._statistics(outcome)
-        else:
-            self._trial(outcome)
+            return
+        for k, job in enumerate(outcome.job.trials):
+            self._trial(job, (failed_row(job, outcome.error), []) if outcome.error else outcome.value[k], outcome.error)
 
     def _statistics(self, outcome: Outcome) -> None:
         key, view = outcome.job.key, self.views[STATISTICS]
@@ -146,14 +150,12 @@ class Recorder:
             self.told_of.add(reason)
             view.note(f"{row['model']}: {reason}; its statistics come from per-sample Jacobians, which is slower.")
 
-    def _trial(self, outcome: Outcome) -> None:
-        key = outcome.job.key
-        rows = (failed_row(outcome.job, outcome.error), []) if outcome.error else outcome.value
-        row = rows[0]
+    def _trial(self, job: Job, rows: Sequence, error: str) -> None:
+        key, row = job.key, rows[0]
         row["attempts"] = max(row.get("attempts", 0), self.starts[key])  # a lost checkpoint has not counted them
         self.writer.do(partial(self.store.write_trial, *rows))
         if row["status"] == FAILED:
-            self.errors[key] = outcome.error
+            self.errors[key] = error
         curve = rows[1]
         losses = [point["train_loss"] for point in curve]
         self.agenda.ended(key, Finding.of(row, [point["iteration"] for point in curve], losses))
@@ -170,10 +172,20 @@ class Jobs:
         shared: What all jobs have in common.
         inits: The initializations without statistics, by init_id.
         recorder: Has the statistics, and is told of the cells that cannot be run for lack of them.
+        stacks: Whether a cell is trained by the stacked engine, together with its other seeds.
+        slots: How many jobs run at a time.
     """
 
-    def __init__(self, agenda: Agenda, shared: Job, inits: Mapping[str, Initialization], recorder: Recorder) -> None:
-        self.agenda, self.shared, self.recorder = agenda, shared, recorder
+    def __init__(
+        self,
+        agenda: Agenda,
+        shared: Job,
+        inits: Mapping[str, Initialization],
+        recorder: Recorder,
+        stacks: Callable[[Cell], bool],
+        slots: Callable[[], int],
+    ) -> None:
+        self.agenda, self.shared, self.recorder, self.stacks, self.slots = agenda, shared, recorder, stacks, slots
         self.first = [replace(shared, init=init) for init in sorted(inits.values(), key=lambda init: init.width)]
 
     @property
@@ -185,13 +197,32 @@ class Jobs:
         """The next job; None where there is none, or none before another has ended."""
         if self.first:
             return self.first.pop()
-        while (cell := self.agenda.next(lambda cell: cell.init.init_id not in self.recorder.missing)) is not None:
-            key = cell.init.init_id
-            job = replace(self.shared, init=cell.init, cell=cell, statistics=self.recorder.statistics.get(key, {}))
-            if key in self.recorder.statistics:
+        while (cell := self.agenda.next(self._settled)) is not None:
+            job = self._job(cell)
+            if not self._known(cell):
+                self.recorder.ended(Outcome(job, error=self.recorder.errors[cell.init.init_id]))
+            elif self.stacks(cell):
+                return replace(job, mates=tuple(map(self._job, self._mates(cell))))
+            else:
                 return job
-            self.recorder.ended(Outcome(job, error=self.recorder.errors[key]))
         return None
+
+    def _settled(self, cell: Cell) -> bool:
+        """Whether nothing more is to come of a cell's statistics."""
+        return cell.init.init_id not in self.recorder.missing
+
+    def _known(self, cell: Cell) -> bool:
+        return cell.init.init_id in self.recorder.statistics
+
+    def _mates(self, cell: Cell) -> list[Cell]:
+        """The seeds that run with a cell: no more than leaves each process its share of what waits."""
+        share = (1 + self.agenda.waiting) // self.slots()
+        return self.agenda.seeds_of(cell, min(MOST, share) - 1, self._known) if share > 1 else []
+
+    def _job(self, cell: Cell) -> Job:
+        engine = "stacked" if self.stacks(cell) else self.shared.engine
+        statistics = self.recorder.statistics.get(cell.init.init_id, {})
+        return replace(self.shared, init=cell.init, cell=cell, statistics=statistics, engine=engine)
 
 
 def run(
@@ -231,9 +262,10 @@ def run(
         TRIALS: View(console, TRIALS, agenda.weights, running, grows=sweep.grows, quiet=quiet),
     }
     with Recorder(store, views, agenda, executor.size, known, inits) as recorder:
-        jobs = Jobs(agenda, shared, inits, recorder)
+        stacks = partial(laid_out.stacks, gpus=executor.gpus)
+        jobs = Jobs(agenda, shared, inits, recorder, stacks, executor.slots)
         _warn_where_unshared(store, executor, recorder.note)
-        executor.run(jobs, lambda job: run_trial(job) if job.cell else compute_statistics(job), recorder)
+        executor.run(jobs, lambda job: run_trials(job) if job.cell else compute_statistics(job), recorder)
     return sum(key not in inits for key in recorder.errors)
 
 

@@ -33,9 +33,11 @@ class Job:
             for one where there is one.
         engine: What computes the steps, one of `raysat.spec.ENGINES`.
         data: Where the data set's files may be had besides the usual folders.
-        tell: Is told the iteration and the last loss from time to time. Set where the job runs; None for nobody.
+        tell: Is told the iteration, and the last loss of each cell that has come so far, by cell_id, from time to time.
+            Set where the job runs; None for nobody.
         ranks: Processes among which a trial's batches are split.
         budget: What ends a trial, in words.
+        mates: The jobs of further cells, equal to this one but for their seeds, that may be trained in one computation.
     """
 
     sweep: str
@@ -49,9 +51,15 @@ class Job:
     gpus: float | None = None
     engine: str = "auto"
     data: Location | None = None
-    tell: Callable[[int, float], object] | None = None
+    tell: Callable[[int, Mapping[str, float]], object] | None = None
     ranks: int = 1
     budget: str = ""
+    mates: tuple[Job, ...] = ()
+
+    @property
+    def trials(self) -> tuple[Job, ...]:
+        """The job of each cell: this one, and its mates."""
+        return (self, *self.mates)
 
     @property
     def name(self) -> str:
@@ -77,8 +85,14 @@ def prepare(job: Job) -> tuple[data.Dataset, nn.Module, torch.device]:
         torch.cuda.set_per_process_memory_fraction(min(job.gpus or 1.0, 1.0))
     data.look_also_in(job.data)
     dataset = load_dataset(job.init)
-    network = models.build(job.init.model, job.init.width, dataset.input_shape, dataset.outputs, job.init.seed)
-    return dataset.to(device), network.to(device, getattr(torch, job.init.dtype)), device
+    dataset = dataset.to(device)
+    return dataset, initial_network(job.init, dataset, device), device
+
+
+def initial_network(init: Initialization, dataset: data.Dataset, device: torch.device) -> nn.Module:
+    """The network of an initialization, on a device."""
+    network = models.build(init.model, init.width, dataset.input_shape, dataset.outputs, init.seed)
+    return network.to(device, getattr(torch, init.dtype))
 
 
 def load_dataset(init: Initialization) -> data.Dataset:

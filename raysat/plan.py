@@ -12,6 +12,8 @@ from raysat.cells import Cell, Initialization, Model, is_reference
 from raysat.losses import LOSSES
 from raysat.ntk import coupling
 from raysat.progress import last_line
+from raysat.sgd.fused import known_layers
+from raysat.sgd.stacked import LARGEST_BATCH
 from raysat.spec import Sweep
 from raysat.validation import InputError
 
@@ -37,6 +39,22 @@ class Plan:
     def weight(self, cell: Cell) -> float:
         """The cell's share of the time."""
         return self.flops[cell.init.model, cell.init.width].weight(cell)
+
+    def stacks(self, cell: Cell, gpus: float | None) -> bool:
+        """Whether a cell's seeds are trained by the stacked engine, in jobs with so many GPUs.
+
+        What decides is what was measured (`raysat.sgd.stacked`) or asked for, and never which seeds are left to run: a
+        cell's result depends on it in its last bits.
+        """
+        sweep = self.sweep
+        if sweep.ranks_per_trial > 1 or not cell.training.is_plain:
+            return False
+        if sweep.engine != "auto":
+            return sweep.engine == "stacked"
+        on_cpu = not gpus if gpus is not None else not torch.cuda.is_available()
+        measured = on_cpu and sweep.cpus_per_trial == 1 and cell.batch_size <= LARGEST_BATCH
+        wanted = len(sweep.seeds) > 1 and cell.precision == "full"
+        return measured and wanted and self.flops[cell.init.model, cell.init.width].stackable
 
 
 def plan(sweep: Sweep, folder: Path) -> Plan:
@@ -67,6 +85,8 @@ def plan(sweep: Sweep, folder: Path) -> Plan:
         key = cell.init.model, cell.init.width
         if key not in flops:
             network = network_of(cell.init, dataset)
+            if sweep.engine in ("fused", "stacked"):
+                known_layers(network, sweep.engine)
             _check_statistics(sweep, network)
             flops[key] = cost.count(network, dataset.x, dataset.y, LOSSES[sweep.loss])
     cells = [flops[cell.init.model, cell.init.width].within_budget(cell, sweep.evaluation_budget) for cell in cells]

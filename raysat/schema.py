@@ -202,15 +202,21 @@ TRIALS = (
     Column("test_loss", _REAL, "loss", "The loss over the n_test test samples at w_T; null without test samples."),
     Column("test_accuracy", _REAL, "", "Share of test samples classified rightly at w_T; null for regression."),
     Column("distance_from_init", _REAL, "weights", "||w_T - w_0||, Euclidean over all parameters."),
-    Column("seconds", _REAL, "s", "Wall time of the trial, evaluations included, over all attempts that counted."),
+    Column(
+        "seconds",
+        _REAL,
+        "s",
+        "Wall time of the trial, evaluations included, over all attempts that counted; of seeds trained as one "
+        "computation (`stacked`), each one's share.",
+    ),
     Column("gpus", _REAL, "", "GPUs of the trial, or its share of one; 0 on a CPU."),
     Column("steps_per_second", _REAL, "1/s", "Iterations per second of the time spent in SGD steps."),
     Column(
         "engine",
         _TEXT,
         "",
-        "What computed the steps: `autograd`, `fused`, `compiled`, `graph`, `parallel`, `asynchronous` or `optimizer` "
-        "(see `raysat.sgd.engine`).",
+        "What computed the steps: `autograd`, `fused`, `stacked`, `compiled`, `graph`, `parallel`, `asynchronous` or "
+        "`optimizer` (see `raysat.sgd.engine`).",
     ),
     Column(
         "matmul",
@@ -233,7 +239,7 @@ CURVES = (
     Column("cell_id", _TEXT, "", "Key of the cell."),
     Column("iteration", _INT, "iterations", "Iteration t; 0 is the initialization."),
     Column("samples", _INT, "samples", "Samples used so far, t b."),
-    Column("seconds", _REAL, "s", "Time spent in SGD steps so far, evaluations excluded."),
+    Column("seconds", _REAL, "s", "Time spent in SGD steps so far, evaluations excluded; a share, as in `trials`."),
     *EVALUATION,
     Column("distance_from_init", _REAL, "weights", "||w_t - w_0||, Euclidean over all parameters."),
     Column(

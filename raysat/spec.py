@@ -26,7 +26,7 @@ from raysat.stepsizes import AUTO_START, Stepsize, half_octave
 from raysat.training import PLAIN, Training, iterations_of
 from raysat.validation import InputError, among, listed, positive, whole
 
-ENGINES = ("auto", "autograd", "fused", "compiled", "graph")
+ENGINES = ("auto", "autograd", "fused", "stacked", "compiled", "graph")
 
 FEWEST_EVALUATIONS = 7
 """L(w_T) and six log-spaced points before it: what remains of the curve however little the steps cost beside it."""
@@ -208,8 +208,10 @@ class Sweep:
         among("precision", self.precision, PRECISIONS)
         if self.precision != "full" and self.dtype != "float32":
             raise InputError(f"precision={self.precision!r} is of float32, and dtype={self.dtype!r}: set one of them.")
-        if self.precision == "bfloat16" and self.engine == "fused":
-            raise InputError("engine='fused' computes in full precision: set engine='auto' or precision='full'.")
+        if self.precision == "bfloat16" and self.engine in ("fused", "stacked"):
+            raise InputError(
+                f"engine={self.engine!r} computes in full precision: set engine='auto' or precision='full'."
+            )
         among("loss", self.loss, LOSS_NAMES)
         among("engine", self.engine, ENGINES)
         if self.engine not in ("auto", "autograd") and not all(training.is_plain for training in self.trainings):

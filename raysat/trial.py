@@ -1,18 +1,21 @@
-"""One cell, from weights to rows: a pure function of the cell, its data and its statistics. It knows nothing of Ray."""
+"""Cells, from weights to rows: a pure function of them, their data and their statistics. It knows nothing of Ray."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from raysat.cells import Cell
-from raysat.checkpoint import Checkpoint, Progress
+from raysat.checkpoint import Checkpoint
+from raysat.data import Dataset
 from raysat.files import location
 from raysat.initial import statistics_of
-from raysat.job import Job, fitting, prepare
+from raysat.job import Job, fitting, initial_network, prepare
 from raysat.losses import LOSSES
 from raysat.models.linearized import Linearized
 from raysat.observables import Drift, Evaluator, distance, gradient_squares
@@ -40,6 +43,9 @@ AT_ONCE_SECONDS = 1.0
 
 _INDICES_AT_ONCE = 1 << 16
 
+Rows = tuple[Row, list[Row], list[Row]]
+"""A trial's row of `trials`, its rows of `curves`, and its rows of `ntk`."""
+
 
 def stepsize_and_beta(cell: Cell, statistics: Mapping[str, object]) -> tuple[float, float]:
     """Eta, scaled to the batch size where the training asks for it, and beta(b); nan where there are no statistics."""
@@ -50,119 +56,207 @@ def stepsize_and_beta(cell: Cell, statistics: Mapping[str, object]) -> tuple[flo
     return eta * cell.training.stepsize_factor(cell.batch_size), beta
 
 
-def run_trial(job: Job) -> tuple[Row, list[Row], list[Row]]:
-    """Train one cell, by fixed-stepsize SGD unless it says otherwise.
+class _Trial:
+    """A cell as it is trained: its network, how far it has come, and what is measured on the way.
 
-    Returns:
-        The row of `trials`, the rows of `curves`, and those of `ntk` for the iterations `ntk_at`.
+    Args:
+        job: Of this cell.
+        dataset: Where the network is.
+        network: At initialization.
     """
-    begun = time.perf_counter()
-    cell, init, statistics = job.cell, job.init, job.statistics
-    dataset, network, device = prepare(job)
-    eta, beta = stepsize_and_beta(cell, statistics)
 
-    start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
-    ntk_at = () if isinstance(network, Linearized) else cell.ntk_at  # its kernel never moves
-    drift = Drift(network, dataset.x) if ntk_at and dataset.y.is_floating_point() else None
-    checkpoint = Checkpoint(location(job.checkpoints) / f"{cell.cell_id}.pt" if job.checkpoints else None)
-    progress = checkpoint.load()
-    x, y, loss = dataset.x, dataset.y, LOSSES[init.loss]
-    if progress.at_once is None:
-        progress.at_once = fitting(job, dataset, network)
-    if progress.weights is not None:
-        network.load_state_dict(progress.weights)
-    engine = engines.build_for(cell, job.engine, network, x, y, loss, eta, progress.at_once, job.ranks)
-    if progress.engine is not None:
-        engine.load_state_dict(progress.engine)
-    evaluate = Evaluator(init, dataset, progress.at_once)
-    before = progress.seconds
+    def __init__(self, job: Job, dataset: Dataset, network: nn.Module) -> None:
+        self.job, self.cell, self.dataset, self.network = job, job.cell, dataset, network
+        self.eta, self.beta = stepsize_and_beta(job.cell, job.statistics)
+        self.start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+        self.ntk_at = () if isinstance(network, Linearized) else job.cell.ntk_at  # its kernel never moves
+        self.drift = Drift(network, dataset.x) if self.ntk_at and dataset.y.is_floating_point() else None
+        folder = job.checkpoints and location(job.checkpoints)
+        self.checkpoint = Checkpoint(folder / f"{job.cell.cell_id}.pt" if folder else None)
+        self.progress = self.checkpoint.load()
+        if self.progress.at_once is None:
+            self.progress.at_once = fitting(job, dataset, network)
+        if self.progress.weights is not None:
+            network.load_state_dict(self.progress.weights)
+        self.evaluate = Evaluator(job.init, dataset, self.progress.at_once)
+        self.status = COMPLETED
 
-    def save() -> float:
-        """Store the trial's progress; returns when the next time is due, a `CHECKPOINT_SHARE` of the time away."""
-        started = time.perf_counter()
-        progress.weights, progress.at_once = network.state_dict(), engine.at_once
-        progress.engine = engine.state_dict() if isinstance(engine, engines.Stateful) else None
-        progress.seconds = before + started - begun
-        stored = checkpoint.save(progress)
-        ended = time.perf_counter()
-        return ended + max(job.checkpoint_seconds, stored * (ended - started) / CHECKPOINT_SHARE)
+    @property
+    def ahead(self) -> list[int]:
+        """The iterations at which something is yet to be measured."""
+        curve, cell = self.progress.curve, self.cell
+        last = curve[-1]["iteration"] if curve else -1
+        return sorted(t for t in {*evaluation_iterations(cell.iterations, cell.evaluations), *self.ntk_at} if t > last)
 
-    def gradient_norm(t: int) -> dict[str, float | None]:
-        if not cell.gradient_norm:
-            return {"gradient_square": None, "gradient_square_mean": None}
-        return gradient_squares(network, dataset, loss, evaluate.chunk, t, progress.curve)
-
-    status, due, tell_at = COMPLETED, begun + job.checkpoint_seconds, begun + TELL_SECONDS
-    for until in sorted({*evaluation_iterations(cell.iterations, cell.evaluations), *ntk_at}):
-        if progress.curve and until <= progress.curve[-1]["iteration"]:
-            continue
-        while progress.iteration < until:
-            if time.perf_counter() > due:
-                due = save()
-            if job.tell and time.perf_counter() > tell_at:
-                job.tell(progress.iteration, progress.curve[-1]["train_loss"])
-                tell_at = time.perf_counter() + TELL_SECONDS
-            engines.set_precision(cell.precision, device)
-            _advance(engine, cell, progress, until, device)
-        engines.set_precision("full", device)
-        losses = (until == 0 and _known_losses(statistics)) or evaluate(network)
+    def measure(self, t: int) -> None:
+        """What `curves` and `ntk` have of iteration t, and whether the trial ends with it: its status then says why."""
+        progress, cell, network = self.progress, self.cell, self.network
+        losses = (t == 0 and _known_losses(self.job.statistics)) or self.evaluate(network)
+        gradient = {"gradient_square": None, "gradient_square_mean": None}
+        if cell.gradient_norm:
+            loss = LOSSES[cell.init.loss]
+            gradient = gradient_squares(network, self.dataset, loss, self.evaluate.chunk, t, progress.curve)
         progress.curve.append(
             {
-                "iteration": until,
-                "samples": until * cell.batch_size,
+                "iteration": t,
+                "samples": t * cell.batch_size,
                 "seconds": progress.step_seconds,
                 **losses,
-                "distance_from_init": distance(network, start),
-                **gradient_norm(until),
+                "distance_from_init": distance(network, self.start),
+                **gradient,
             }
         )
-        if until in ntk_at and math.isfinite(losses["train_loss"]):
-            measured = statistics_of(job, network, x, y)
-            drifted = {"kernel_drift": drift.of(network) if drift else None}
-            progress.ntk.append({**measured, **losses, "cell_id": cell.cell_id, "iteration": until, **drifted})
+        if t in self.ntk_at and math.isfinite(losses["train_loss"]):
+            measured = statistics_of(self.job, network, self.dataset.x, self.dataset.y)
+            drifted = {"kernel_drift": self.drift.of(network) if self.drift else None}
+            progress.ntk.append({**measured, **losses, "cell_id": cell.cell_id, "iteration": t, **drifted})
         if not losses["train_loss"] <= DIVERGENCE * progress.curve[0]["train_loss"]:  # also where it is not a number
-            status = DIVERGED
-            break
-        if cell.target_loss is not None and losses["train_loss"] <= cell.target_loss:
-            status = TARGET_REACHED
-            break
+            self.status = DIVERGED
+        elif cell.target_loss is not None and losses["train_loss"] <= cell.target_loss:
+            self.status = TARGET_REACHED
 
-    first, last = progress.curve[0], progress.curve[-1]
-    done = progress.iteration
-    row = {
-        **inherited(statistics),
-        **describe(job.sweep, job.init),
-        **describe_cell(cell),
-        "status": status,
-        "budget": job.budget or None,
-        "staleness": mean_staleness(engine.counts) if isinstance(engine, AsynchronousEngine) else 0.0,
-        "eta": eta,
-        "beta": known(beta),
-        "eta_beta": known(eta * beta),
-        "eta_limit": known(stable_below(statistics, cell.batch_size, cell.sampling) if beta > 0 else math.nan),
-        "iterations_done": done,
-        "loss_init": first["train_loss"],
-        "loss_final": last["train_loss"],
-        "h": known(exponent(first["train_loss"], last["train_loss"], done)) if status != DIVERGED else None,
-        "train_accuracy": last["train_accuracy"],
-        "test_loss": last["test_loss"],
-        "test_accuracy": last["test_accuracy"],
-        "distance_from_init": last["distance_from_init"],
-        "seconds": before + time.perf_counter() - begun,
-        "gpus": (1.0 if job.gpus is None else job.gpus) if device.type == "cuda" else 0.0,
-        "steps_per_second": done / progress.step_seconds if progress.step_seconds > 0 else None,
-        "engine": engine.name,
-        "matmul": engine.matmul,
-        "micro_batch": min(cell.batch_size, engine.at_once),
-        "attempts": progress.attempts,
-        **(here := where(device)),
-        "threads": here["threads"] * job.ranks,
-    }
-    return (
-        row,
-        [{"cell_id": cell.cell_id, **point} for point in progress.curve],
-        [{**measured, **here} for measured in progress.ntk],
-    )
+    def save(self, engine: engines.StepEngine) -> bool:
+        """Store how far it is; returns whether that could be done."""
+        self.progress.weights = {name: _of_its_own(value) for name, value in self.network.state_dict().items()}
+        self.progress.engine = engine.state_dict() if isinstance(engine, engines.Stateful) else None
+        self.progress.at_once = engine.at_once
+        return self.checkpoint.save(self.progress)
+
+    def rows(self, engine: engines.StepEngine, device: torch.device) -> Rows:
+        """All that the tables have of it, once it has ended."""
+        job, cell, progress = self.job, self.cell, self.progress
+        first, last, done = progress.curve[0], progress.curve[-1], progress.iteration
+        row = {
+            **inherited(job.statistics),
+            **describe(job.sweep, job.init),
+            **describe_cell(cell),
+            "status": self.status,
+            "budget": job.budget or None,
+            "staleness": mean_staleness(engine.counts) if isinstance(engine, AsynchronousEngine) else 0.0,
+            "eta": self.eta,
+            "beta": known(self.beta),
+            "eta_beta": known(self.eta * self.beta),
+            "eta_limit": known(
+                stable_below(job.statistics, cell.batch_size, cell.sampling) if self.beta > 0 else math.nan
+            ),
+            "iterations_done": done,
+            "loss_init": first["train_loss"],
+            "loss_final": last["train_loss"],
+            "h": known(exponent(first["train_loss"], last["train_loss"], done)) if self.status != DIVERGED else None,
+            "train_accuracy": last["train_accuracy"],
+            "test_loss": last["test_loss"],
+            "test_accuracy": last["test_accuracy"],
+            "distance_from_init": last["distance_from_init"],
+            "seconds": progress.seconds,
+            "gpus": (1.0 if job.gpus is None else job.gpus) if device.type == "cuda" else 0.0,
+            "steps_per_second": done / progress.step_seconds if progress.step_seconds > 0 else None,
+            "engine": engine.name,
+            "matmul": engine.matmul,
+            "micro_batch": min(cell.batch_size, engine.at_once),
+            "attempts": progress.attempts,
+            **(here := where(device)),
+            "threads": here["threads"] * job.ranks,
+        }
+        curve = [{"cell_id": cell.cell_id, **point} for point in progress.curve]
+        return row, curve, [{**measured, **here} for measured in progress.ntk]
+
+
+class _Clock:
+    """Counts the time that passes to the trials on which it was spent, in equal parts."""
+
+    def __init__(self) -> None:
+        self.at = time.perf_counter()
+
+    def count(self, trials: Sequence[_Trial]) -> None:
+        """Count the time since the last call."""
+        now = time.perf_counter()
+        for trial in trials:
+            trial.progress.seconds += (now - self.at) / len(trials)
+        self.at = now
+
+
+def run_trial(job: Job) -> Rows:
+    """Train the one cell of a job; cf. `run_trials`."""
+    (rows,) = run_trials(job)
+    return rows
+
+
+def run_trials(job: Job) -> list[Rows]:
+    """Train the cells of a job, by fixed-stepsize SGD unless they say otherwise.
+
+    With `engine="stacked"` they are one computation, as far as they have come equally far; else one follows the other.
+
+    Returns:
+        Of each cell the row of `trials`, the rows of `curves`, and those of `ntk` for the iterations `ntk_at`.
+    """
+    clock = _Clock()
+    dataset, network, device = prepare(job)
+    networks = [network, *(initial_network(mate.init, dataset, device) for mate in job.mates)]
+    trials = [
+        _Trial(replace(one, tell=job.tell), dataset, network) for one, network in zip(job.trials, networks, strict=True)
+    ]
+    clock.count(trials)
+    groups: dict[object, list[_Trial]] = {}
+    for trial in trials:
+        reached = trial.progress.iteration, len(trial.progress.curve)
+        groups.setdefault(reached if job.engine == "stacked" else trial.cell, []).append(trial)
+    ended = {}
+    for group in groups.values():
+        ended |= _train(group, device, clock)
+    return [ended[trial.cell.cell_id] for trial in trials]
+
+
+def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[str, Rows]:
+    """Train cells that are equal but for their seeds, and equally far, to the end of each; their rows, by cell_id."""
+    job, cell, ended = trials[0].job, trials[0].cell, {}
+    engine = _engine(trials)
+    due, tell_at = clock.at + job.checkpoint_seconds, clock.at + TELL_SECONDS
+    for until in trials[0].ahead:
+        while (done := trials[0].progress.iteration) < until:
+            if time.perf_counter() > due:
+                due = _save(trials, engine, clock)
+            if job.tell and time.perf_counter() > tell_at:
+                job.tell(done, {trial.cell.cell_id: trial.progress.curve[-1]["train_loss"] for trial in trials})
+                tell_at = time.perf_counter() + TELL_SECONDS
+            engines.set_precision(cell.precision, device)
+            _advance(engine, trials, until, device)
+        engines.set_precision("full", device)
+        clock.count(trials)
+        for trial in trials:
+            trial.measure(until)
+            clock.count([trial])
+        if over := [trial for trial in trials if trial.status != COMPLETED]:
+            ended |= {trial.cell.cell_id: trial.rows(engine, device) for trial in over}
+            trials = [trial for trial in trials if trial not in over]
+            if not trials:
+                return ended
+            engine = _engine(trials)
+    return ended | {trial.cell.cell_id: trial.rows(engine, device) for trial in trials}
+
+
+def _engine(trials: Sequence[_Trial]) -> engines.StepEngine:
+    """What takes the steps of trials that go together, or of one."""
+    job, cell, progress, dataset = trials[0].job, trials[0].cell, trials[0].progress, trials[0].dataset
+    networks, etas = [trial.network for trial in trials], [trial.eta for trial in trials]
+    problem = dataset.x, dataset.y, LOSSES[cell.init.loss]
+    engine = engines.build_for(cell, job.engine, networks, *problem, etas, progress.at_once, job.ranks)
+    if progress.engine is not None:
+        engine.load_state_dict(progress.engine)
+    return engine
+
+
+def _save(trials: Sequence[_Trial], engine: engines.StepEngine, clock: _Clock) -> float:
+    """Store how far trials are; returns when the next time is due, a `CHECKPOINT_SHARE` of the time away."""
+    clock.count(trials)
+    started = clock.at
+    stored = [trial.save(engine) for trial in trials]
+    clock.count(trials)
+    return clock.at + max(trials[0].job.checkpoint_seconds, any(stored) * (clock.at - started) / CHECKPOINT_SHARE)
+
+
+def _of_its_own(value: Tensor) -> Tensor:
+    """A tensor that is all of its storage, which is what `torch.save` writes."""
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
 def _known_losses(statistics: Mapping[str, object]) -> dict[str, float | None] | None:
@@ -185,21 +279,25 @@ def failed_row(job: Job, error: str) -> Row:
     }
 
 
-def _advance(engine: engines.StepEngine, cell: Cell, progress: Progress, until: int, device: torch.device) -> None:
+def _advance(engine: engines.StepEngine, trials: Sequence[_Trial], until: int, device: torch.device) -> None:
     """Some of the steps before the next evaluation: whole blocks of the engine's, some `AT_ONCE_SECONDS` long.
 
     How many they are decides no bit of the result, for blocks begin where they would in one call.
     """
-    b, block = cell.batch_size, engine.block(cell.batch_size)
+    cell, progress = trials[0].cell, trials[0].progress
+    b, done, block = cell.batch_size, progress.iteration, engine.block(cell.batch_size)
     steps = min(256, _INDICES_AT_ONCE // b)
-    if progress.iteration == 0:
+    if done == 0:
         steps = min(steps, block)
     elif progress.step_seconds > 0:
-        steps = min(steps, int(AT_ONCE_SECONDS * progress.iteration / progress.step_seconds))
-    steps = min(max(steps // block, 1) * block, until - progress.iteration)
+        steps = min(steps, int(AT_ONCE_SECONDS * done / (progress.step_seconds * len(trials))))
+    steps = min(max(steps // block, 1) * block, until - done)
     begun = time.perf_counter()
-    engine.run(batches(cell.init.seed, progress.iteration, steps, b, cell.init.n, cell.sampling, str(device)))
+    seeds = (trial.cell.init.seed for trial in trials)
+    engine.run(*(batches(seed, done, steps, b, cell.init.n, cell.sampling, str(device)) for seed in seeds))
     if device.type == "cuda":
         torch.cuda.synchronize()
-    progress.step_seconds += time.perf_counter() - begun
-    progress.iteration += steps
+    took = time.perf_counter() - begun
+    for trial in trials:
+        trial.progress.step_seconds += took / len(trials)
+        trial.progress.iteration += steps

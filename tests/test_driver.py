@@ -17,7 +17,9 @@ from raysat.store import Store
 class Scripted:
     """An executor that does as a test says."""
 
+    gpus = 0.0
     size = staticmethod(lambda: "")
+    slots = staticmethod(lambda: 2)
     lacking = staticmethod(lambda path: [])
 
     def __init__(self, script):

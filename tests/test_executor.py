@@ -36,7 +36,7 @@ class Work:
     def started(self, job):
         pass
 
-    def told(self, job, iteration, loss):
+    def told(self, job, iteration, losses):
         pass
 
     def tick(self):

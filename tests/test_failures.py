@@ -142,12 +142,12 @@ def test_storage_that_is_away_while_results_come(sweep_file, bucket, monkeypatch
     monkeypatch.setattr("raysat.retry.PAUSES", ())  # trials that start meanwhile would wait a minute for checkpoints
     count = iter(range(100))
 
-    def run_trial(job, run_trial=driver.run_trial):
+    def run_trials(job, run_trials=driver.run_trials):
         if next(count) == 1:
             servers.pop().stop()
-        return run_trial(job)
+        return run_trials(job)
 
-    monkeypatch.setattr(driver, "run_trial", run_trial)
+    monkeypatch.setattr(driver, "run_trials", run_trials)
     try:
         assert command.main([sweep_file, "--results", address, "--inline"]) == 0
         assert "cannot be written" in said[0]
@@ -212,12 +212,12 @@ def test_a_disk_that_is_full_when_part_files_are_written(sweep_file, small_disk,
     monkeypatch.setattr("raysat.report.finish", lambda *_: None)  # figures take more than the disk has
     count = iter(range(100))
 
-    def run_trial(job, run_trial=driver.run_trial):
+    def run_trials(job, run_trials=driver.run_trials):
         if next(count) == 1:
             fill()
-        return run_trial(job)
+        return run_trials(job)
 
-    monkeypatch.setattr(driver, "run_trial", run_trial)
+    monkeypatch.setattr(driver, "run_trials", run_trials)
     assert command.main([sweep_file, "--results", str(small_disk), "--inline"]) == 0
     assert "No space left on device" in said[0]
     assert not [name for name in seen if name.startswith(".")], "nothing half-written lies about"

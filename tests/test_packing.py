@@ -78,7 +78,7 @@ class Listener(list):
     def started(self, job):
         pass
 
-    def told(self, job, iteration, loss):
+    def told(self, job, iteration, losses):
         pass
 
     def tick(self):

@@ -232,12 +232,12 @@ def test_a_trial_that_raises_is_a_row_and_the_sweep_goes_on(tmp_path, capsys):
     ).replace("torch.nn.Linear(inputs, width)", "Touchy(inputs, width)")
     (tmp_path / "my_data.py").write_text(broken)
 
-    def armed(job, run_trial=driver.run_trial):
+    def armed(job, run_trials=driver.run_trials):
         plugins.resolve("my_data:load").__globals__["Touchy"].armed = True
-        return run_trial(job)
+        return run_trials(job)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(driver, "run_trial", armed)
+        patch.setattr(driver, "run_trials", armed)
         assert run(tmp_path / "own.py") == 1
     trials = pd.read_parquet(tmp_path / "results" / "own" / "trials").set_index("batch_size")
     assert trials["status"].to_dict() == {1: "failed", 8: "completed"}
@@ -250,20 +250,21 @@ def test_a_trial_that_raises_is_a_row_and_the_sweep_goes_on(tmp_path, capsys):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(sweep_file, capsys, monkeypatch):
-    count = iter(range(100))
+    finished = []
 
-    def interrupted(job, run_trial=driver.run_trial):
-        if next(count) == 5:
+    def interrupted(job, run_trials=driver.run_trials):
+        if len(finished) >= 5:
             raise KeyboardInterrupt
-        return run_trial(job)
+        finished.extend(run_trials(job))
+        return finished[-len(job.trials) :]
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "run_trial", interrupted)
+        patch.setattr(driver, "run_trials", interrupted)
         assert run(sweep_file) == 130
     assert "run the same command again" in capsys.readouterr().out
     root = sweep_file.parent / "results" / "small"
     before = parts(root)
-    assert len(before) == 1 + 5
+    assert len(before) == 1 + len(finished)
     assert run(sweep_file) == 0
     after = parts(root)
     assert len(after) == 1 + 32

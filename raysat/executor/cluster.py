@@ -97,6 +97,12 @@ class OnRay:
     def _fits(self, node: Mapping[str, float]) -> bool:
         return self.cpus <= node.get("CPU", 0) and self.gpus <= node.get("GPU", 0)
 
+    def slots(self) -> int:
+        """How many jobs run at a time now, by their CPUs."""
+        import ray
+
+        return max(1, int(ray.cluster_resources().get("CPU", 0) / self.cpus))
+
     def size(self) -> str:
         """What there is to run on now, as text."""
         import ray

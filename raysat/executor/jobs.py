@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,8 +35,8 @@ class Listener(Protocol):
     def started(self, job: Job) -> None:
         """A job has started, or has been started again."""
 
-    def told(self, job: Job, iteration: int, loss: float) -> None:
-        """A job that runs has said how far it is."""
+    def told(self, job: Job, iteration: int, losses: Mapping[str, float]) -> None:
+        """A job that runs has said how far it is, and the losses of its cells, by cell_id."""
 
     def tick(self) -> None:
         """Some time has passed."""
@@ -74,6 +74,11 @@ class InProcess:
     """Runs jobs one after the other in this process: for a debugger, a test, or a machine without Ray."""
 
     where = "in this process"
+    gpus = None
+
+    def slots(self) -> int:
+        """How many jobs run at a time."""
+        return 1
 
     def size(self) -> str:
         """What there is to run on, as text."""
@@ -98,6 +103,6 @@ class InProcess:
             listener.ended(Outcome(job, *attempt(function, replace(job, tell=tell))))
 
     @staticmethod
-    def _told(listener: Listener, job: Job, iteration: int, loss: float) -> None:
-        listener.told(job, iteration, loss)
+    def _told(listener: Listener, job: Job, iteration: int, losses: Mapping[str, float]) -> None:
+        listener.told(job, iteration, losses)
         listener.tick()

@@ -63,11 +63,13 @@ def run_on_tune(
     shared, company = source.shared, _Company(storage / "up") if local else None
 
     def trainable(config: dict) -> None:
-        sealed = config["job"]
-        row = ray.get(sealed.statistics) if sealed.statistics else {}
-        tell = lambda iteration, loss: tune.report({"told": (iteration, loss)})  # noqa: E731
-        job = replace(shared, init=sealed.init, cell=sealed.cell, statistics=row, gpus=sealed.gpus, tell=tell)
-        outcome = attempt(function, job)
+        def opened(sealed: _Sealed) -> Job:
+            row = ray.get(sealed.statistics) if sealed.statistics else {}
+            parts = {name: getattr(sealed, name) for name in ("init", "cell", "engine", "gpus")}
+            return replace(shared, **parts, statistics=row, mates=tuple(map(opened, sealed.mates)))
+
+        tell = lambda iteration, losses: tune.report({"told": (iteration, losses)})  # noqa: E731
+        outcome = attempt(function, replace(opened(config["job"]), tell=tell))
         if company:
             company.wait()
         tune.report({"outcome": outcome, "done": True})
@@ -91,9 +93,14 @@ def run_on_tune(
             jobs[job.key] = job
             if company:
                 company.expect(min(slots, len(jobs)))
-            if job.statistics and job.init.init_id not in rows:
-                rows[job.init.init_id] = ray.put(dict(job.statistics))
-            return {"job": _Sealed(job.key, job.init, job.cell, rows.get(job.init.init_id), gpus(job))}
+            return {"job": self._sealed(job)}
+
+        def _sealed(self, job: Job) -> _Sealed:
+            key = job.init.init_id
+            if job.statistics and key not in rows:
+                rows[key] = ray.put(dict(job.statistics))
+            mates = tuple(map(self._sealed, job.mates))
+            return _Sealed(job.key, job.init, job.cell, job.engine, gpus(job), rows.get(key), mates)
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
             pass
@@ -185,8 +192,10 @@ class _Sealed:
     key: str
     init: Initialization
     cell: Cell | None
-    statistics: object
+    engine: str
     gpus: float
+    statistics: object
+    mates: tuple[_Sealed, ...]
 
     def __repr__(self) -> str:
         return self.key

@@ -82,6 +82,16 @@ def layers_of(network: nn.Module) -> list[Layer] | None:
     ]
 
 
+def known_layers(network: nn.Module, engine: str) -> list[Layer]:
+    """`layers_of` a network; an `InputError` about the engine for those that have none."""
+    if (layers := layers_of(network)) is None:
+        raise InputError(
+            f"engine={engine!r} knows fully-connected networks of NTKLinear layers whose weights are all trained, and "
+            f"not this {type(network).__name__}: set engine='auto'."
+        )
+    return layers
+
+
 def _hooked(network: nn.Module) -> bool:
     """Whether someone watches or changes what passes through the modules, which this engine never calls."""
     return any(
@@ -111,14 +121,9 @@ class FusedEngine:
     def __init__(
         self, network: nn.Module, x: Tensor, y: Tensor, loss: Loss, eta: float, at_once: int | None = None
     ) -> None:
-        layers = layers_of(network)
-        if layers is None:
-            raise InputError(
-                f"engine='fused' knows fully-connected networks of NTKLinear layers whose weights are all trained, and "
-                f"not this {type(network).__name__}: set engine='auto'."
-            )
-        self.network, self.layers, self.y, self.loss, self.eta = network, layers, y, loss, eta
-        self.x = x.flatten(1).to(layers[0].weight.dtype)
+        self.network, self.y, self.loss, self.eta = network, y, loss, eta
+        self.layers = known_layers(network, self.name)
+        self.x = x.flatten(1).to(self.layers[0].weight.dtype)
         self.products = Products(choose(self.x.dtype, self.x.device))
         self.matmul = self.products.choice.label
         self.at_once = len(x) if at_once is None else at_once
@@ -232,7 +237,7 @@ class _Block:
             if index < last and not rectify:
                 self.tape += FORWARD[type(layer.activation)](z, activated)
 
-        self.tape.append(self._residual(outputs[last], at(self.targets), deltas[last]))
+        self.tape.append(residual(self.loss, outputs[last], at(self.targets), deltas[last]))
         for index in range(last, -1, -1):
             layer, d = self.layers[index], deltas[index]
             if index > 0:
@@ -249,11 +254,12 @@ class _Block:
     def _update(self, index: int, d: Tensor, a: Tensor) -> list[Call]:
         return self.products.update(self.layers[index].weight, d, a, self.rates[index])
 
-    def _residual(self, z: Tensor, y: Tensor, out: Tensor) -> Call:
-        """The gradient of each sample's loss in its outputs."""
-        if isinstance(self.loss, SquaredError):
-            return partial(torch.sub, z, y, out=out)
-        return lambda: out.copy_(self.loss.residual(z, y))
+
+def residual(loss: Loss, z: Tensor, y: Tensor, out: Tensor) -> Call:
+    """What puts the gradient of each sample's loss in its outputs into `out`."""
+    if isinstance(loss, SquaredError):
+        return partial(torch.sub, z, y, out=out)
+    return lambda: out.copy_(loss.residual(z, y))
 
 
 def _erf_backward(d: Tensor, z: Tensor) -> None:

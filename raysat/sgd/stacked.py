@@ -1,0 +1,194 @@
+"""The engine for several small fully-connected networks at once: the seeds of a cell, their weights stacked.
+
+Where a network is small, a step is the launch of its products more than their arithmetic. S networks of one shape share
+the launches: the weights of a layer are one tensor of shape [S, outputs, inputs], and a step is that of
+`raysat.sgd.fused`, without deferred updates, in batched products. Each network has a stepsize and batches of its own.
+
+On one thread a network ends in the same bits whoever is beside it, so that one may end early, or go on alone, and no
+result depends on it: each network's numbers begin at a multiple of 64 bytes, on which the library's way depends, and
+where a lone product would be one with a vector, which PyTorch hands to another routine, the network is computed twice.
+A test holds PyTorch to the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from raysat.losses import Loss, SquaredError
+from raysat.sgd.fused import (
+    BACKWARD,
+    FORWARD,
+    IN_PLACE,
+    RANK,
+    FusedEngine,
+    known_layers,
+    layers_of,
+    residual,
+)
+from raysat.sgd.matmul import Call, Matmul
+from raysat.sgd.memory import out_of_memory
+
+MOST = 8
+"""Networks at once, at most. Of 2, 3 and 8, the numbers measured, 8 gain the most wherever stacking gains."""
+
+SMALL, LARGEST_BATCH = 1 << 16, 32
+"""Stacking gains where no weight has so many entries, up to this batch size: three networks then make 1.15 to 2.15
+times as many steps a second as one after the other, on one thread (`benchmarks/seeds.py`). Beyond, arithmetic and
+memory set the pace: 1.0 to 1.2 times at 256 x 256, and less than one by one at 784 x 256."""
+
+
+def stackable(network: nn.Module) -> bool:
+    """Whether a network is small enough to gain; cf. `SMALL`."""
+    layers = layers_of(network)
+    return layers is not None and all(layer.weight.numel() < SMALL for layer in layers)
+
+
+class StackedEngine:
+    """Forward, backward and update of S fully-connected networks of one shape.
+
+    Args:
+        networks: Updated in place: their parameters become views of the stacked weights.
+        x: Inputs of all samples.
+        y: Targets of all samples.
+        loss: The loss of a sample.
+        etas: The stepsize of each network.
+        at_once: Samples whose gradient is computed at a time. Where S batches are more than that, and where there is no
+            memory for their buffers, each network is left to a `FusedEngine`, whose name and parts this engine then
+            goes by. Default: all.
+
+    Raises:
+        InputError: A network is not one whose layers the fused engine knows.
+    """
+
+    name = "stacked"
+    matmul = Matmul.TORCH.label
+
+    def __init__(
+        self,
+        networks: Sequence[nn.Module],
+        x: Tensor,
+        y: Tensor,
+        loss: Loss,
+        etas: Sequence[float],
+        at_once: int | None = None,
+    ) -> None:
+        self.networks, self.y, self.loss = networks, y, loss
+        same = list(zip(*(known_layers(network, self.name) for network in networks), strict=True))
+        self.layers = [layers[0] for layers in same]
+        self.copies = 2 if len(networks) == 1 and any(1 in layer.weight.shape for layer in self.layers) else 1
+        self.etas = [*etas] * self.copies
+        self.weights = [_aligned(len(self.etas), layer.weight) for layer in self.layers]
+        for stack, layers in zip(self.weights, same, strict=True):
+            torch.stack([layer.weight for layer in layers] * self.copies, out=stack)
+        for network, weights in zip(networks, zip(*self.weights, strict=True), strict=False):
+            for parameter, weight in zip(network.parameters(), weights, strict=True):
+                parameter.data = weight
+        self.x = x.flatten(1).to(self.weights[0].dtype)
+        self.at_once = len(networks) * len(x) if at_once is None else at_once
+        self._blocks: dict[tuple[int, int], _Block] = {}
+        self._alone: list[FusedEngine] = []
+
+    def run(self, *batches: Int64[Tensor, "steps b"]) -> None:
+        """One step of every network for each row of its own indices, in blocks of `RANK / b` steps."""
+        b = batches[0].shape[1]
+        for chunk in torch.stack(batches * self.copies, 1).split(self.block(b)):
+            if block := self._block(len(chunk), b):
+                with torch.inference_mode():
+                    block.run(chunk)
+            for engine, chosen in zip(self._alone, chunk.unbind(1), strict=False):
+                engine.run(chosen)
+                self.name, self.matmul, self.at_once = engine.name, engine.matmul, engine.at_once
+
+    def block(self, b: int) -> int:
+        """The steps whose samples are gathered together."""
+        return max(1, RANK // b)
+
+    def _block(self, steps: int, b: int) -> _Block | None:
+        """The tape of so many steps; None where the networks must be taken one by one."""
+        key = steps, b
+        if key not in self._blocks and not self._alone:
+            try:
+                if len(self.networks) * b > self.at_once:
+                    raise torch.OutOfMemoryError
+                with torch.inference_mode():
+                    self._blocks[key] = _Block(self, *key)
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                self._blocks.clear()
+                common = self.x, self.y, self.loss
+                pairs = zip(self.networks, self.etas, strict=False)
+                self._alone = [FusedEngine(network, *common, eta, self.at_once) for network, eta in pairs]
+        return self._blocks.get(key)
+
+
+def _aligned(count: int, like: Tensor, *shape: int) -> Tensor:
+    """An empty stack of so many tensors, each of which begins at a multiple of 64 bytes."""
+    shape = shape or like.shape
+    step = 64 // like.element_size()
+    entries = math.prod(shape)
+    return like.new_empty(count, -(-entries // step) * step)[:, :entries].unflatten(1, shape)
+
+
+class _Block:
+    """The tape of `steps` steps of batch size b, and its buffers; cf. that of `raysat.sgd.fused`."""
+
+    def __init__(self, engine: StackedEngine, steps: int, b: int) -> None:
+        self.x, self.y, self.loss = engine.x, engine.y, engine.loss
+        self.layers, self.weights = engine.layers, engine.weights
+        seeds = len(engine.etas)
+        self.inputs = _aligned(steps * seeds, self.x, b, self.x.shape[1]).unflatten(0, (steps, seeds))
+        self.gathered = (
+            self.inputs
+            if self.inputs.is_contiguous()
+            else torch.empty_like(self.inputs, memory_format=torch.contiguous_format)
+        )
+        self.targets = self.y.new_empty(steps, seeds, b, *self.y.shape[1:])
+        self.outputs = [_aligned(seeds, self.x, b, len(layer.weight)) for layer in self.layers]  # z of each layer
+        self.activated = [
+            z if type(layer.activation) in IN_PLACE else _aligned(seeds, self.x, b, len(layer.weight))
+            for z, layer in zip(self.outputs, self.layers, strict=True)
+        ]
+        self.deltas = [_aligned(seeds, self.x, b, len(layer.weight)) for layer in self.layers]
+        self.rates = self.x.new_tensor([-eta / b for eta in engine.etas]).view(-1, 1, 1)
+        self.tape = [call for step in range(steps) for call in self._step(step)]
+
+    def run(self, chosen: Int64[Tensor, "steps seeds b"]) -> None:
+        """Take the steps."""
+        rows = chosen.reshape(-1)
+        torch.index_select(self.x, 0, rows, out=self.gathered.flatten(0, 2))
+        if self.gathered is not self.inputs:
+            self.inputs.copy_(self.gathered)
+        torch.index_select(self.y, 0, rows, out=self.targets.flatten(0, 2))
+        for call in self.tape:
+            call()
+
+    def _step(self, step: int) -> list[Call]:
+        """The calls of one step."""
+        values, deltas, tape = [self.inputs[step], *self.activated], self.deltas, []
+        last = len(self.layers) - 1
+        for k, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
+            z = self.outputs[k]
+            tape.append(partial(z.baddbmm_, values[k], weight.transpose(1, 2), beta=0, alpha=layer.scale))
+            if k < last:
+                tape += FORWARD[type(layer.activation)](z, values[k + 1])
+        tape.append(self._residual(self.outputs[last], self.targets[step], deltas[last]))
+        tape.append(partial(deltas[last].mul_, self.rates))  # all that follows from them is linear in them
+        for k in range(last, -1, -1):
+            layer, weight = self.layers[k], self.weights[k]
+            if k > 0:
+                tape.append(partial(deltas[k - 1].baddbmm_, deltas[k], weight, beta=0, alpha=layer.scale))
+                tape += BACKWARD[type(self.layers[k - 1].activation)](deltas[k - 1], self.outputs[k - 1], values[k])
+            tape.append(partial(weight.baddbmm_, deltas[k].transpose(1, 2), values[k], alpha=layer.scale))
+        return tape
+
+    def _residual(self, z: Tensor, y: Tensor, out: Tensor) -> Call:
+        if isinstance(self.loss, SquaredError):
+            return residual(self.loss, z, y, out)
+        return lambda: out.copy_(self.loss.residual(z.flatten(0, 1), y.flatten(0, 1)).view(out.shape))
