@@ -8,8 +8,9 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 
 from raysat import packing
@@ -58,12 +59,8 @@ class OnRay:
         on_signal = signal.getsignal(signal.SIGTERM)
         try:
             _knock(address)
-            context = ray.init(
-                address=address or "local",
-                include_dashboard=False if address is None else None,
-                logging_level=logging.CRITICAL,
-                log_to_driver=False,
-            )
+            with nullcontext() if address else _alone():
+                context = ray.init(address=address or "local", logging_level=logging.CRITICAL, log_to_driver=False)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
@@ -115,10 +112,6 @@ class OnRay:
     def __exit__(self, *_: object) -> None:
         import ray
 
-        with suppress(AttributeError):  # Ray's own, and may change
-            # Ray gives its autoscaler a second to heed a signal, which it does not; one's own cluster has none to lose.
-            for started in ray._private.worker._global_node.all_processes.get("monitor", ()):
-                started.process.kill()
         ray.shutdown()
         shutil.rmtree(self.storage, ignore_errors=True)
 
@@ -165,6 +158,25 @@ def _launchable() -> list[dict[str, float]]:
         return [kind["resources"] for kind in kinds if kind.get("max_workers", 0) > 0 and kind["resources"]]
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
         return []
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Keep Ray from starting what a cluster of one machine for one sweep has no use for: that takes a second or two.
+
+    It is the autoscaler, the server of dashboard and usage statistics, and what would show the workers' output here.
+    """
+    from ray._private.node import Node
+
+    names = [name for name in ("start_monitor", "start_api_server", "start_log_monitor") if hasattr(Node, name)]
+    before = {name: getattr(Node, name) for name in names}
+    for name in names:
+        setattr(Node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(Node, name, before[name])
 
 
 def _knock(address: str | None) -> None:
