@@ -122,8 +122,8 @@ class _Trial:
         self.progress.at_once = engine.at_once
         return self.checkpoint.save(self.progress)
 
-    def rows(self, engine: engines.StepEngine, device: torch.device) -> Rows:
-        """All that the tables have of it, once it has ended."""
+    def rows(self, engine: engines.StepEngine, here: Row) -> Rows:
+        """All that the tables have of it, once it has ended, with where and when it has."""
         job, cell, progress = self.job, self.cell, self.progress
         first, last, done = progress.curve[0], progress.curve[-1], progress.iteration
         row = {
@@ -148,13 +148,13 @@ class _Trial:
             "test_accuracy": last["test_accuracy"],
             "distance_from_init": last["distance_from_init"],
             "seconds": progress.seconds,
-            "gpus": (1.0 if job.gpus is None else job.gpus) if device.type == "cuda" else 0.0,
+            "gpus": 0.0 if here["device"] == "cpu" else 1.0 if job.gpus is None else job.gpus,
             "steps_per_second": done / progress.step_seconds if progress.step_seconds > 0 else None,
             "engine": engine.name,
             "matmul": engine.matmul,
             "micro_batch": min(cell.batch_size, engine.at_once),
             "attempts": progress.attempts,
-            **(here := where(device)),
+            **here,
             "threads": here["threads"] * job.ranks,
         }
         curve = [{"cell_id": cell.cell_id, **point} for point in progress.curve]
@@ -226,12 +226,18 @@ def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[st
             trial.measure(until)
             clock.count([trial])
         if over := [trial for trial in trials if trial.status != COMPLETED]:
-            ended |= {trial.cell.cell_id: trial.rows(engine, device) for trial in over}
+            ended |= _rows(over, engine, device)
             trials = [trial for trial in trials if trial not in over]
             if not trials:
                 return ended
             engine = _engine(trials)
-    return ended | {trial.cell.cell_id: trial.rows(engine, device) for trial in trials}
+    return ended | _rows(trials, engine, device)
+
+
+def _rows(trials: Sequence[_Trial], engine: engines.StepEngine, device: torch.device) -> dict[str, Rows]:
+    """The rows of trials that end together, by cell_id."""
+    here = where(device)
+    return {trial.cell.cell_id: trial.rows(engine, here) for trial in trials}
 
 
 def _engine(trials: Sequence[_Trial]) -> engines.StepEngine:

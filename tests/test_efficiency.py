@@ -175,6 +175,14 @@ class TestSentence:
         _, (sentence,) = what_to_use(analyzed(made, [0.7]).choices)
         assert "up to 2 trials at once on a machine, which makes steps slower and uneven" in sentence
 
+    def test_where_seconds_are_shares_it_says_so(self):
+        made = [timed(b, seed, engine="stacked" if b <= 4 else "fused") for seed in (0, 1) for b in SIZES]
+        _, (sentence,) = what_to_use(analyzed(made, [0.7]).choices)
+        sizes = ", ".join(str(b) for b in SIZES if b <= 4)
+        assert f"The least seconds: at b = {sizes} a seed's share of what several took together." in sentence
+        _, (sentence,) = what_to_use(analyzed(full(), [0.7]).choices)
+        assert "share" not in sentence
+
     def test_where_no_seconds_were_measured_it_says_so(self):
         _, (sentence,) = what_to_use(analyzed(full(), [0.7]).choices)
         assert "No seconds were measured." in sentence
@@ -187,7 +195,16 @@ def test_trials_at_once_are_counted_on_each_machine():
     frame = pd.DataFrame(rows, columns=["hostname", "begin", "end"])
     frame["finished_at"] = begun + pd.to_timedelta(frame["end"], unit="s")
     frame["seconds"] = (frame["end"] - frame["begin"]).astype(float)
+    frame["engine"] = "fused"
     assert trials_at_once(frame) == 3
     assert trials_at_once(frame[frame["hostname"] == "two"]) == 2
     assert trials_at_once(frame.iloc[[0, 3]]) == 1
     assert trials_at_once(frame.assign(seconds=math.nan)) == 0
+
+
+def test_seeds_that_were_one_computation_count_as_one():
+    ends = pd.to_datetime(["2026-01-01 00:00:09", "2026-01-01 00:00:09", "2026-01-01 00:00:09", "2026-01-01 00:00:12"])
+    frame = pd.DataFrame({"hostname": "one", "finished_at": ends, "seconds": [3.0, 3.0, 3.0, 3.0]})
+    frame["engine"] = ["stacked"] * 3 + ["fused"]
+    assert trials_at_once(frame) == 1
+    assert trials_at_once(frame.assign(seconds=[3.0, 3.0, 3.0, 4.0])) == 2

@@ -124,6 +124,7 @@ def weigh(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dic
     head |= {"batch_sizes": len(made.b)}
     missed = ", ".join(str(b) for b in measured.asked if b not in made.b)
     left_out = f"b = {missed} left out, where not every seed reaches the target" if missed else ""
+    shares = _shares(best)
     rows, choices = [], []
     steps, at = tables[0].to_numpy(), tables[0].columns.isin(made.b)
     for name, values in made.values.items():
@@ -142,7 +143,7 @@ def weigh(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dic
             chosen = float(rule(made.b, mean))
             low, high = interval(rule(made.b, known)) if len(known) else (math.nan, math.nan)
             row = {"choice": choice, "batch_size": chosen, "low": float(low), "high": float(high)}
-            reasons = (_reservation(choice, chosen, made.b), left_out)
+            reasons = (_reservation(choice, chosen, made.b), left_out, shares * (choice == "least_seconds"))
             row |= {"value": (1 + above_least) * mean.min(), "reason": "; ".join(filter(None, reasons))}
             choices.append({**head, **row})
     return rows, choices
@@ -168,10 +169,22 @@ def _reservation(choice: str, chosen: float, b: Real[np.ndarray, " b"]) -> str:
     return ""
 
 
+def _shares(best: pd.DataFrame) -> str:
+    """Where seconds are a seed's share of what several took together, which one that is alone would not attain."""
+    sizes = sorted(set(best.loc[best["engine"] == "stacked", "batch_size"]))
+    return f"at b = {', '.join(map(str, sizes))} a seed's share of what several took together" if sizes else ""
+
+
 def trials_at_once(trials: pd.DataFrame) -> int:
-    """The most trials that ran at once on one machine, from when each ended and how long it took; 0 if unknown."""
+    """The most trials that ran at once on one machine, from when each ended and how long it took; 0 if unknown.
+
+    Seeds that were one computation have ended together, and took the sum of their shares: they count as one.
+    """
     most = 0
-    for _, own in trials.dropna(subset=["finished_at", "seconds"]).groupby("hostname"):
+    timed = trials.dropna(subset=["finished_at", "seconds"])
+    stacked = timed["engine"] == "stacked"
+    shared = timed[stacked].groupby(["hostname", "finished_at"], as_index=False)["seconds"].sum()
+    for _, own in pd.concat([timed[~stacked], shared]).groupby("hostname"):
         begun = own["finished_at"] - pd.to_timedelta(own["seconds"], unit="s")
         change = pd.concat([pd.Series(-1, own["finished_at"]), pd.Series(1, begun)])  # ends first where they coincide
         most = max(most, int(change.sort_index(kind="stable").cumsum().max()))
