@@ -47,12 +47,12 @@ class Plan:
         cell's result depends on it in its last bits.
         """
         sweep = self.sweep
-        if sweep.ranks_per_trial > 1 or not cell.training.is_plain:
+        on_cpu = not (torch.cuda.is_available() if gpus is None else gpus)
+        if not on_cpu or sweep.ranks_per_trial > 1 or not cell.training.is_plain:
             return False
         if sweep.engine != "auto":
             return sweep.engine == "stacked"
-        on_cpu = not gpus if gpus is not None else not torch.cuda.is_available()
-        measured = on_cpu and sweep.cpus_per_trial == 1 and cell.batch_size <= LARGEST_BATCH
+        measured = sweep.cpus_per_trial == 1 and cell.batch_size <= LARGEST_BATCH
         wanted = len(sweep.seeds) > 1 and cell.precision == "full"
         return measured and wanted and self.flops[cell.init.model, cell.init.width].stackable
 

@@ -1,6 +1,7 @@
 """What the executors promise whoever hands them jobs; what happens on clusters is in tests/cluster."""
 
 import os
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -75,6 +76,26 @@ def test_jobs_that_wait_for_others_short_ones_and_one_that_fails(executor, make_
         assert processes == {os.getpid()}
     else:
         assert len(processes) >= min(2, os.cpu_count())
+
+
+def test_a_process_that_is_lost_between_two_jobs_costs_neither(tmp_path, make_cell):
+    """Each job's process ends once, some milliseconds after the job: some when Tune is about to give it the next."""
+
+    def mortal(job):
+        mark = tmp_path / f"mark-{job.key}"
+        if job.cell and not mark.exists():
+            mark.touch()
+            threading.Timer(0.003 * (job.cell.batch_size % 8), os._exit, [1]).start()
+        return job.key, {}
+
+    work = Work([make_cell(batch_size=b) for b in range(1, 13)])
+    with OnRay(tmp_path / "tune") as executor:
+        executor.run(work, mortal, work)
+    assert [outcome.error for outcome in work.ended_jobs if outcome.error] == []
+    assert sorted(outcome.value[0] for outcome in work.ended_jobs) == sorted(
+        outcome.job.key for outcome in work.ended_jobs
+    )
+    assert len(work.ended_jobs) == 25
 
 
 def test_what_the_launcher_may_start_counts_among_the_machines(tmp_path, monkeypatch):

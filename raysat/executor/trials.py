@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -60,6 +61,8 @@ def run_on_tune(
     jobs: dict[str, Job] = {}  # those that run; what Tune keeps of a trial stays small
     rows: dict[str, ray.ObjectRef] = {}  # statistics, by init_id
     reached: dict[str, tuple[int, int]] = {}  # how far a job was when its process died last, and is now
+    again: list[Job] = []  # to be given to Tune anew
+    given: Counter[str] = Counter()  # how often a job was given anew
     shared, company = source.shared, _Company(storage / "up") if local else None
 
     def trainable(config: dict) -> None:
@@ -84,7 +87,7 @@ def run_on_tune(
             return Searcher, ()
 
         def suggest(self, trial_id: str) -> dict | str | None:
-            job = source.next()
+            job = again.pop() if again else source.next()
             while job is None and tell.outcomes:  # the next job may depend on them, and Tune may wait for it
                 tell.hand_on()
                 job = source.next()
@@ -156,6 +159,11 @@ def run_on_tune(
             pass
 
         def on_trial_error(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+            key = repr(trial.config["job"])
+            if trial.num_failures <= trial.max_failures and key in jobs and given[key] < RETRIES:
+                given[key] += 1  # Tune gives up a trial at once whose process is lost before it has begun in it
+                again.append(jobs.pop(key))
+                return
             text = Path(trial.error_file).read_text() if trial.error_file else "the trial's process died"
             self._ended(trial, error=text)
 
