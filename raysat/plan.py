@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from raysat import cost, data, models, plugins
+from raysat import cost, data, plugins
 from raysat.cells import Cell, Initialization, Model, is_reference
+from raysat.job import initial_network
 from raysat.losses import LOSSES
 from raysat.ntk import coupling
 from raysat.progress import last_line
@@ -110,8 +111,7 @@ def _check_statistics(sweep: Sweep, network: torch.nn.Module) -> None:
 def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
     """The network of an initialization, tried on two samples."""
     try:
-        network = models.build(init.model, init.width, dataset.input_shape, dataset.outputs, init.seed)
-        network.to(getattr(torch, init.dtype))
+        network = initial_network(init, dataset, torch.device("cpu"))
         with torch.no_grad():
             shape = network(dataset.x[:2]).shape
     except InputError:

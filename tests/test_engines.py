@@ -416,14 +416,17 @@ def test_graph_is_autograd_for_other_networks(model):
 @pytest.mark.parametrize("engine", ["autograd", "graph"])
 def test_nothing_is_copied_to_the_host_in_the_loop(engine):
     x, y, loss = (part.cuda() if isinstance(part, torch.Tensor) else part for part in problem())
-    taker = build(engine, network_of().cuda(), x, y, loss, 0.1)
+    network = network_of().cuda()
+    taker = build(engine, network, x, y, loss, 0.1)
     chosen = batches(0, 0, 64, 3, N, device="cuda")
     taker.run(chosen)  # of the first run a graph is made
-    torch.cuda.set_sync_debug_mode("error")
+    before = copy.deepcopy(network)
+    torch.cuda.set_sync_debug_mode("error")  # a copy to the host raises
     try:
         taker.run(chosen)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert difference(network, before) > 0
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
