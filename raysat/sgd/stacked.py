@@ -5,9 +5,11 @@ the launches: the weights of a layer are one tensor of shape [S, outputs, inputs
 `raysat.sgd.fused`, without deferred updates, in batched products. Each network has a stepsize and batches of its own.
 
 On one thread a network ends in the same bits whoever is beside it, so that one may end early, or go on alone, and no
-result depends on it: each network's numbers begin at a multiple of 64 bytes, on which the library's way depends, and
-where a lone product would be one with a vector, which PyTorch hands to another routine, the network is computed twice.
-A test holds PyTorch to the rest.
+result depends on it. Three things would break that. The library's way depends on where numbers begin: each network's
+begin at a multiple of 64 bytes. A lone product with a vector goes to another routine: where a layer has one input or one
+output, a lone network is computed twice. The update at b = 1 is an outer product, for which the library of an Intel
+processor has yet another way if it is alone: it is computed entry by entry, at the same speed. A test holds PyTorch to
+the rest.
 """
 
 from __future__ import annotations
@@ -185,7 +187,11 @@ class _Block:
             if k > 0:
                 tape.append(partial(deltas[k - 1].baddbmm_, deltas[k], weight, beta=0, alpha=layer.scale))
                 tape += BACKWARD[type(self.layers[k - 1].activation)](deltas[k - 1], self.outputs[k - 1], values[k])
-            tape.append(partial(weight.baddbmm_, deltas[k].transpose(1, 2), values[k], alpha=layer.scale))
+            factors = deltas[k].transpose(1, 2), values[k]
+            if values[k].shape[1] == 1:
+                tape.append(partial(weight.addcmul_, *factors, value=layer.scale))
+            else:
+                tape.append(partial(weight.baddbmm_, *factors, alpha=layer.scale))
         return tape
 
     def _residual(self, z: Tensor, y: Tensor, out: Tensor) -> Call:
