@@ -36,7 +36,6 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float, Real
-from scipy.special import stdtrit
 
 from raysat.cells import Cell
 from raysat.fits import LEAST_BATCH_SIZES, choose_targets, fit_saturation, geometric_mean, steps_to_target
@@ -132,6 +131,8 @@ def estimate(b: Real[np.ndarray, " b"], steps: Float[np.ndarray, "seeds b"]) -> 
     Returns:
         The estimate; 0 where N does not fall with b, inf where it falls like 1/b or faster.
     """
+    from scipy.special import stdtrit  # here, for it takes a quarter of a second, and few sweeps are adaptive
+
     fit = fit_saturation(b, geometric_mean(steps))
     if fit.edge:
         return Estimate(*[0.0 if fit.edge < 0 else math.inf] * 3)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from hashlib import sha256
 
 import pandas as pd
+import pooch
 import pytest
 from cluster.nodes import ray_nodes
 
@@ -136,7 +137,7 @@ def test_a_worker_without_internet_takes_the_data_from_storage(where, request, t
     sources.put("digits", place)  # comes with a package
     assert [path.name for path in place.iterdir()] == ["tinyshakespeare"]
     monkeypatch.delenv("RAYSAT_DATA")
-    monkeypatch.setattr(sources.pooch, "os_cache", lambda _: worker)
+    monkeypatch.setattr(pooch, "os_cache", lambda _: worker)
     with pytest.raises(InputError, match="connect this machine to the internet"):
         list(sources.read("tinyshakespeare"))
     sources.look_also_in(place)

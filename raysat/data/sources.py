@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import pooch
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -128,6 +127,8 @@ def put(name: str, place: Location) -> None:
 
 def folders() -> tuple[Path, ...]:
     """The folders of data that are looked in: RAYSAT_DATA where it is set, then the cache, into which is downloaded."""
+    import pooch  # here, for it takes as long as pandas, and most processes of a sweep have no use for it
+
     chosen = os.environ.get("RAYSAT_DATA")
     cache = Path(pooch.os_cache("raysat"))
     return (Path(chosen).expanduser(), cache) if chosen else (cache,)
@@ -189,6 +190,8 @@ def _unpack(archive: Path, files: Sequence[str], aside: Path, folder: Path) -> N
 
 def _retrieve(address: str, digest: str, folder: Path) -> Path:
     """Download one file under its own name, verify it, and only then move it into the folder."""
+    import pooch
+
     name = address.rpartition("/")[-1]
     pooch.get_logger().setLevel("WARNING")
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()

@@ -35,7 +35,7 @@ def panels_of(table: pd.DataFrame, *, sharey: bool = False) -> tuple[Figure, dic
                 panel.remove()
                 continue
             label = method({"stepsize": column[0], "tuning": column[1]})
-            panel.set_title(f"width {width}, {label}" if width else label, fontsize=10)
+            panel.set_title(f"width {width}, {label}" if width else label, fontsize=10, y=1)
             panel.grid(visible=True, which="major", color="0.9", linewidth=0.6)
             axes[width, *column] = panel
     title = setting(table.iloc[0].to_dict())

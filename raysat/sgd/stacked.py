@@ -6,10 +6,9 @@ the launches: the weights of a layer are one tensor of shape [S, outputs, inputs
 
 On one thread a network ends in the same bits whoever is beside it, so that one may end early, or go on alone, and no
 result depends on it. Three things would break that. The library's way depends on where numbers begin: each network's
-begin at a multiple of 64 bytes. A lone product with a vector goes to another routine: where a layer has one input or one
-output, a lone network is computed twice. The update at b = 1 is an outer product, for which the library of an Intel
-processor has yet another way if it is alone: it is computed entry by entry, at the same speed. A test holds PyTorch to
-the rest.
+begin at a multiple of 64 bytes. A lone product with a vector goes to another routine: where a layer has one input or
+output, a lone network is computed twice. The update at b = 1 is an outer product, for which the library has yet another
+way on Intel's processors: it is computed entry by entry, at the same speed. A test holds PyTorch to the rest.
 """
 
 from __future__ import annotations
