@@ -24,10 +24,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from rich.console import Console
 from rich.table import Table
-from scipy.special import stdtrit
 
 from raysat.analysis import load, number, policy, usable
 from raysat.files import location, write_aside
+from raysat.fits import student_t
 from raysat.validation import InputError, command
 
 WAY = ("model", "model_options", "width", "stepsize", "batch_size", "learners", "training")
@@ -120,7 +120,7 @@ def mean_and_interval(values: pd.Series) -> tuple[float, float, float]:
     mean = known.mean()
     if len(known) < 2:
         return mean, math.nan, math.nan
-    half = stdtrit(len(known) - 1, 0.975) * known.std(ddof=1) / math.sqrt(len(known))
+    half = student_t(len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
     return mean, mean - half, mean + half
 
 

@@ -38,7 +38,7 @@ import numpy as np
 from jaxtyping import Float, Real
 
 from raysat.cells import Cell
-from raysat.fits import LEAST_BATCH_SIZES, choose_targets, fit_saturation, geometric_mean, steps_to_target
+from raysat.fits import LEAST_BATCH_SIZES, choose_targets, fit_saturation, geometric_mean, steps_to_target, student_t
 from raysat.schema import COMPLETED, TARGET_REACHED
 from raysat.stepsizes import AUTO_START, half_octave
 
@@ -131,8 +131,6 @@ def estimate(b: Real[np.ndarray, " b"], steps: Float[np.ndarray, "seeds b"]) -> 
     Returns:
         The estimate; 0 where N does not fall with b, inf where it falls like 1/b or faster.
     """
-    from scipy.special import stdtrit  # here, for it takes a quarter of a second, and few sweeps are adaptive
-
     fit = fit_saturation(b, geometric_mean(steps))
     if fit.edge:
         return Estimate(*[0.0 if fit.edge < 0 else math.inf] * 3)
@@ -142,7 +140,7 @@ def estimate(b: Real[np.ndarray, " b"], steps: Float[np.ndarray, "seeds b"]) -> 
     freedom = left.size - len(left) - 1
     spread = len(steps) * _sum_of_squares(b_N / (b + b_N))
     error = math.sqrt((left**2).sum() / freedom / spread)
-    factor = math.exp(min(stdtrit(freedom, 0.975) * error, 500.0))
+    factor = math.exp(min(student_t(freedom) * error, 500.0))
     return Estimate(b_N, b_N / factor, b_N * factor)
 
 

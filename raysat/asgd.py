@@ -23,13 +23,13 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from rich.console import Console
-from scipy.special import stdtrit
 from torch import Tensor, nn
 
 from raysat import sweepfile
 from raysat.cells import Cell
 from raysat.executor import OnRay, with_server
 from raysat.files import Location, location, write_aside
+from raysat.fits import student_t
 from raysat.initial import compute_statistics
 from raysat.job import Job, fitting, prepare
 from raysat.losses import LOSSES
@@ -214,7 +214,7 @@ def of_one_more(losses: Sequence[float]) -> tuple[float, float]:
     whose ends one more lies in `(k - 1)/(k + 1)` of all cases only, 2/3 for five.
     """
     logs, k = np.log(losses), len(losses)
-    half = stdtrit(k - 1, 0.975) * logs.std(ddof=1) * math.sqrt(1 + 1 / k)
+    half = student_t(k - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / k)
     return math.exp(logs.mean() - half), math.exp(logs.mean() + half)
 
 

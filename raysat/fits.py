@@ -268,6 +268,17 @@ def interval(replicates: Float[np.ndarray, "replicates *rest"]) -> Float[np.ndar
     return np.array(ends, dtype=float).T.reshape(2, *replicates.shape[1:])
 
 
+def student_t(freedom: int) -> float:
+    """Half the width of a 95 % interval in standard errors: the 97.5 % quantile of Student's t.
+
+    Args:
+        freedom: Degrees of freedom of the standard error.
+    """
+    from scipy.special import stdtrit  # loading it takes a quarter of a second, and most sweeps do not need it
+
+    return float(stdtrit(freedom, 0.975))
+
+
 @dataclass(frozen=True)
 class CriticalBatch:
     """A measured critical batch size, or the reason why there is none.

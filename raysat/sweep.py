@@ -238,8 +238,8 @@ def _main(options: argparse.Namespace, console: Console) -> int:
             if shares := isinstance(store.data, Remote) or elsewhere:
                 with suppress(OSError):  # workers with internet do without
                     data.put(sweep.dataset, store.data)
-            Thread(target=import_module, args=("raysat.report",), daemon=True).start()  # matplotlib, for the end
             failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares)
+            Thread(target=import_module, args=("raysat.report",), daemon=True).start()  # while Ray stops
     else:
         console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
     for line in agenda.done:

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from importlib import import_module
 from pathlib import Path
 
 from raysat import packing
@@ -58,6 +59,7 @@ class OnRay:
         on_signal = signal.getsignal(signal.SIGTERM)
         try:
             _knock(address)
+            threading.Thread(target=import_module, args=("ray.tune.search",), daemon=True).start()
             with nullcontext() if address else _alone():
                 context = ray.init(address=address or "local", logging_level=logging.CRITICAL, log_to_driver=False)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
