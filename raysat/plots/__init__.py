@@ -6,20 +6,23 @@ state: figures can be made in threads, on machines without a display, and many a
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from raysat.analysis import SETTING, Analysis, comparable, policy, setting
 from raysat.files import Location, write_aside
+from raysat.plots.drawing import draw
 from raysat.plots.figures import costs, exponents, loss_curves, steps
 
 __all__ = ["CAPTIONS", "Plate", "costs", "exponents", "loss_curves", "plates", "save", "steps"]
 
-DPI = 150
 SIDE = 3
 """Panels a side of one figure. Default: 3, at which the labels can be read on a printed page."""
 
@@ -88,12 +91,11 @@ def plates(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis) -> li
 def save(made: list[Plate], folder: Location) -> None:
     """Write each figure to `folder` as PNG and PDF, and delete those of an earlier call that are gone."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {folder / f"{plate.name}.{suffix}": plate.figure for plate in made for suffix in ("png", "pdf")}
-    for plate in made:
-        plate.figure.get_layout_engine().execute(plate.figure)
-        plate.figure.set_layout_engine(None)  # laid out once for both files; with an engine each is drawn twice
-    for path, figure in files.items():
-        write_aside(path, partial(figure.savefig, dpi=DPI, format=path.suffix[1:]))
+    with TemporaryDirectory(prefix="raysat-") as drawn:
+        draw({plate.name: plate.figure for plate in made}, Path(drawn))
+        files = {folder / file.name: file for file in Path(drawn).iterdir()}
+        for path, file in files.items():
+            write_aside(path, partial(shutil.copyfile, file))
     for path in {path for kind in CAPTIONS for path in folder.glob(f"{kind}*.p[nd][gf]")} - set(files):
         path.unlink()
 

@@ -1,0 +1,57 @@
+"""Figures to files, by several processes: matplotlib draws on one core, and a sweep may have dozens of figures."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from multiprocessing import current_process, get_context
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+DPI = 150
+
+FORMATS = "png", "pdf"
+
+PATIENCE = 60.0
+"""Seconds that another process may take longer than this one for as many figures. Default: a minute; one that comes
+to a halt, as it may if it was forked beside a thread that held a lock, costs no more than that."""
+
+
+def draw(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Draw figures as PNG and PDF.
+
+    On Linux each core draws its share in a process that is forked, for it finds the figures in its memory. What such a
+    process fails to draw is drawn here.
+
+    Args:
+        figures: By file name without suffix.
+        folder: Where the files are made.
+    """
+    names = list(figures)
+    shares = [names[k :: _processes()] for k in range(_processes())]
+    mine, *others = [{name: figures[name] for name in share} for share in shares if share] or [{}]
+    forked = [get_context("fork").Process(target=_draw, args=(share, folder), daemon=True) for share in others]
+    for process in forked:
+        process.start()
+    _draw(mine, folder)
+    for process, share in zip(forked, others, strict=True):
+        process.join(PATIENCE)
+        if process.exitcode != 0:
+            process.kill()
+            process.join()
+            _draw(share, folder)
+
+
+def _processes() -> int:
+    """How many processes draw; one where a process cannot be forked safely, or may not have others."""
+    return 1 if sys.platform != "linux" or current_process().daemon else len(os.sched_getaffinity(0))
+
+
+def _draw(figures: Mapping[str, Figure], folder: Path) -> None:
+    for name, figure in figures.items():
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine(None)  # laid out once for both files; with an engine each is drawn twice
+        for suffix in FORMATS:
+            figure.savefig(folder / f"{name}.{suffix}", dpi=DPI)
