@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
@@ -28,6 +29,9 @@ _RAY_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C comes to the driver as an exception
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the store resumes
 }
+
+NODE_SECONDS = 30.0
+"""How long a new cluster may take to have its node. Default: that of Ray itself."""
 
 
 class OnRay:
@@ -163,21 +167,39 @@ def _launchable() -> list[dict[str, float]]:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Keep Ray from starting what a cluster of one machine for one sweep has no use for: that takes a second or two.
+    """Start a cluster of one machine for one sweep without what it has no use for, and without waiting in vain.
 
-    It is the autoscaler, the server of dashboard and usage statistics, and what would show the workers' output here.
+    Not started are the autoscaler, the server of dashboard and usage statistics, and what would show the workers'
+    output here: that would take a second or two. Ray looks for the new node at once and again a second later, where
+    half of that is enough; here it looks when the node is there.
     """
+    from ray._private import services
     from ray._private.node import Node
 
+    def get_node(gcs_address: str, node_id: str) -> dict:
+        _await_node(gcs_address)
+        return found(gcs_address, node_id)
+
+    found = services.get_node
     names = [name for name in ("start_monitor", "start_api_server", "start_log_monitor") if hasattr(Node, name)]
-    before = {name: getattr(Node, name) for name in names}
-    for name in names:
-        setattr(Node, name, lambda *_, **__: None)
+    replaced = {(Node, name): lambda *_, **__: None for name in names} | {(services, "get_node"): get_node}
+    before = {(owner, name): getattr(owner, name) for owner, name in replaced}
     try:
+        for (owner, name), function in replaced.items():
+            setattr(owner, name, function)
         yield
     finally:
-        for name in names:
-            setattr(Node, name, before[name])
+        for (owner, name), function in before.items():
+            setattr(owner, name, function)
+
+
+def _await_node(gcs_address: str) -> None:
+    """Return when the cluster has a node, or so late that there is something wrong, of which Ray is to speak."""
+    from ray._raylet import GcsClient
+
+    client, begun = GcsClient(address=gcs_address), time.monotonic()
+    while not client.get_all_node_info() and time.monotonic() - begun < NODE_SECONDS:
+        time.sleep(0.01)
 
 
 def _knock(address: str | None) -> None:
