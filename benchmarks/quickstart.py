@@ -40,9 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs
-    print(
-        f"| wall | trials' share | beyond | {FACTOR} x share + {START:g} s | over |\n| ---: | ---: | ---: | ---: | ---: |"
-    )
+    print(f"| wall | trials' share | beyond | {FACTOR} x share + {START:g} s | over |")
+    print("| ---: " * 5 + "|")
     over = []
     for _ in range(runs):
         wall, share = measure()
