@@ -49,6 +49,7 @@ class Recorder:
         size: What there is to run on, as text.
         statistics: Those that are known, by init_id.
         missing: The initializations whose statistics are yet to come, by init_id.
+        meanwhile: Called once, when the first trial has started: from then on this process has little to do.
     """
 
     def __init__(
@@ -59,11 +60,12 @@ class Recorder:
         size: Callable[[], str],
         statistics: Mapping[str, Row],
         missing: Iterable[str],
+        meanwhile: Callable[[], object] | None = None,
     ) -> None:
         self.store, self.views, self.agenda, self.size = store, views, agenda, size
         self.shown = ExitStack()
         self.writer = PatientWriter(store.root, self.note)
-        self.statistics, self.missing = dict(statistics), set(missing)
+        self.statistics, self.missing, self.meanwhile = dict(statistics), set(missing), meanwhile
         self.errors: dict[str, str] = {}
         self.told_of: set[str] = set()
         self.starts: Counter[str] = Counter()
@@ -96,6 +98,9 @@ class Recorder:
         """Count how often a job was started: more than once where its process or its node died."""
         if job.cell and self.view is not self.views[TRIALS]:
             self._show(TRIALS)
+        if job.cell and self.meanwhile:
+            self.meanwhile()
+            self.meanwhile = None
         for one in job.trials:
             self.starts[one.key] += 1
             self.view.job_started(one.key, one.name, one.cell.iterations if one.cell else 0)
@@ -234,10 +239,12 @@ def run(
     quiet: bool = False,
     *,
     shares: bool = False,
+    meanwhile: Callable[[], object] | None = None,
 ) -> int:
     """Run what is missing: first the statistics at initialization, then the trials. Returns how many cells failed.
 
-    With `shares` the storage has the data set's files, for workers without internet.
+    With `shares` the storage has the data set's files, for workers without internet. `meanwhile` is called once, when
+    the first trial has started.
     """
     with reached(store.root):
         known = store.statistics()
@@ -261,7 +268,7 @@ def run(
         STATISTICS: View(console, STATISTICS, weights, running, quiet=quiet),
         TRIALS: View(console, TRIALS, agenda.weights, running, grows=sweep.grows, quiet=quiet),
     }
-    with Recorder(store, views, agenda, executor.size, known, inits) as recorder:
+    with Recorder(store, views, agenda, executor.size, known, inits, meanwhile) as recorder:
         stacks = partial(laid_out.stacks, gpus=executor.gpus)
         jobs = Jobs(agenda, shared, inits, recorder, stacks, executor.slots)
         _warn_where_unshared(store, executor, recorder.note)

@@ -11,14 +11,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import fields
 from datetime import UTC, datetime
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Thread
 
 import torch
 from rich import box
@@ -238,8 +239,9 @@ def _main(options: argparse.Namespace, console: Console) -> int:
             if shares := isinstance(store.data, Remote) or elsewhere:
                 with suppress(OSError):  # workers with internet do without
                     data.put(sweep.dataset, store.data)
-            failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares)
-            Thread(target=import_module, args=("raysat.report",), daemon=True).start()  # while Ray stops
+            beside = stack.enter_context(ThreadPoolExecutor(1))  # left before Ray stops, which no thread may meet
+            load = partial(beside.submit, import_module, "raysat.report")  # matplotlib, for the end
+            failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares, meanwhile=load)
     else:
         console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
     for line in agenda.done:
@@ -254,6 +256,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # else all of torch is looked through for garbage time and again: a second in all
     code = main()
-    gc.freeze()  # else the interpreter, on its way out, looks through all of torch for garbage, for a second
+    gc.freeze()  # as the interpreter would do once more on its way out
     sys.exit(code)

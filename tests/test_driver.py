@@ -30,7 +30,7 @@ class Scripted:
 def drive(tmp_path):
     """Runs a sweep of two widths and two batch sizes by a script, and gives what was printed."""
 
-    def drive(script):
+    def drive(script, **options):
         sweep = Sweep(
             name="small", dataset="digits", models=[mlp(1)], widths=[8, 16], batch_sizes=[1, 2],
             stepsizes=[fixed(0.01)], iterations=2, n_train=16, n_test=0,
@@ -40,7 +40,7 @@ def drive(tmp_path):
         store = Store(tmp_path / "small")
         store.open(sweep, {}, laid_out.data)
         printed = io.StringIO()
-        failed = run(laid_out, agenda, store, Scripted(script), Console(file=printed, width=200))
+        failed = run(laid_out, agenda, store, Scripted(script), Console(file=printed, width=200), **options)
         return failed, printed.getvalue().splitlines()
 
     return drive
@@ -97,3 +97,16 @@ def test_cells_whose_statistics_failed_are_failed_and_the_others_run(drive):
     assert failed == 2
     assert sum("ValueError: no kernel" in line for line in lines) == 3, "the statistics and two cells"
     assert any(line.startswith("4/4") for line in lines)
+
+
+def test_what_can_be_done_meanwhile_is_begun_once_with_the_first_trial(drive):
+    seen = []
+
+    def script(source, function, listener):
+        for job in iter(source.next, None):
+            listener.started(job)
+            seen.append("trial" if job.cell else "statistics")
+            listener.ended(Outcome(job, *attempt(function, job)))
+
+    assert drive(script, meanwhile=lambda: seen.append("meanwhile"))[0] == 0
+    assert seen == ["statistics"] * 2 + ["meanwhile"] + ["trial"] * 4
