@@ -239,8 +239,10 @@ def _main(options: argparse.Namespace, console: Console) -> int:
             if shares := isinstance(store.data, Remote) or elsewhere:
                 with suppress(OSError):  # workers with internet do without
                     data.put(sweep.dataset, store.data)
-            beside = stack.enter_context(ThreadPoolExecutor(1))  # left before Ray stops, which no thread may meet
-            load = partial(beside.submit, import_module, "raysat.report")  # matplotlib, for the end
+            # The report's libraries are loaded while trials run, and not beside Ray's end, which a thread that frees
+            # something of Ray's would turn into that of this process.
+            beside = stack.enter_context(ThreadPoolExecutor(1))
+            load = partial(beside.submit, import_module, "raysat.report")
             failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares, meanwhile=load)
     else:
         console.print(f"Sweep {sweep.name}: all {total} cells are finished.")

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 import pytest
 from matplotlib.figure import Figure
@@ -45,6 +45,13 @@ class Halts(Figure):
         super().savefig(*arguments, **options)
 
 
+class Interrupted(Figure):
+    """Ctrl-C while it is drawn."""
+
+    def savefig(self, *arguments, **options):
+        raise KeyboardInterrupt
+
+
 @pytest.fixture
 def two(monkeypatch):
     monkeypatch.setattr(drawing, "_processes", lambda: 2)
@@ -79,6 +86,12 @@ def test_what_another_process_does_not_draw_is_drawn_here(tmp_path, monkeypatch,
     monkeypatch.setattr(drawing, "PATIENCE", 0.01)
     draw({"a": line(), "b": line(kind), "c": line(), "d": line(kind)}, tmp_path)
     assert len(contents(tmp_path)) == 4
+
+
+def test_other_processes_end_with_this_ones_drawing(tmp_path, two):
+    with pytest.raises(KeyboardInterrupt):
+        draw({"a": line(Interrupted), "b": line(Halts)}, tmp_path)
+    assert not active_children()
 
 
 def test_one_figure_and_none_need_no_other_process(tmp_path, two):

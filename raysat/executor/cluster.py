@@ -31,7 +31,7 @@ _RAY_ENVIRONMENT = {
 }
 
 NODE_SECONDS = 30.0
-"""How long a new cluster may take to have its node. Default: that of Ray itself."""
+"""How long a new cluster may take to have its node. Default: 30, as Ray's `raylet_start_wait_time_s`."""
 
 
 class OnRay:
@@ -63,7 +63,7 @@ class OnRay:
         on_signal = signal.getsignal(signal.SIGTERM)
         try:
             _knock(address)
-            threading.Thread(target=import_module, args=("ray.tune.search",), daemon=True).start()
+            threading.Thread(target=import_module, args=("ray.tune.search",), daemon=True).start()  # for `run`
             with nullcontext() if address else _alone():
                 context = ray.init(address=address or "local", logging_level=logging.CRITICAL, log_to_driver=False)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from multiprocessing import current_process, get_context
@@ -29,24 +30,34 @@ def draw(figures: Mapping[str, Figure], folder: Path) -> None:
         figures: By file name without suffix.
         folder: Where the files are made.
     """
-    names = list(figures)
-    shares = [names[k :: _processes()] for k in range(_processes())]
-    mine, *others = [{name: figures[name] for name in share} for share in shares if share] or [{}]
-    forked = [get_context("fork").Process(target=_draw, args=(share, folder), daemon=True) for share in others]
-    for process in forked:
-        process.start()
-    _draw(mine, folder)
-    for process, share in zip(forked, others, strict=True):
-        process.join(PATIENCE)
-        if process.exitcode != 0:
-            process.kill()
-            process.join()
-            _draw(share, folder)
+    names, processes = list(figures), _processes()
+    mine, *others = [{name: figures[name] for name in names[k::processes]} for k in range(processes)]
+    fork = get_context("fork" if processes > 1 else None)
+    forked = {fork.Process(target=_draw_beside, args=(share, folder), daemon=True): share for share in others if share}
+    try:
+        for process in forked:
+            process.start()
+        _draw(mine, folder)
+        for process, share in forked.items():
+            process.join(PATIENCE)
+            if process.exitcode != 0:
+                process.kill()  # it may write the same files
+                _draw(share, folder)
+    finally:
+        for process in forked:
+            if process.is_alive():
+                process.kill()
+                process.join()
 
 
 def _processes() -> int:
     """How many processes draw; one where a process cannot be forked safely, or may not have others."""
     return 1 if sys.platform != "linux" or current_process().daemon else len(os.sched_getaffinity(0))
+
+
+def _draw_beside(figures: Mapping[str, Figure], folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all processes; the first one ends the others
+    _draw(figures, folder)
 
 
 def _draw(figures: Mapping[str, Figure], folder: Path) -> None:
