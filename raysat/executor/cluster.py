@@ -63,9 +63,11 @@ class OnRay:
         on_signal = signal.getsignal(signal.SIGTERM)
         try:
             _knock(address)
-            threading.Thread(target=import_module, args=("ray.tune.search",), daemon=True).start()  # for `run`
+            loading = threading.Thread(target=import_module, args=("ray.tune.search",), daemon=True)
+            loading.start()
             with nullcontext() if address else _alone():
                 context = ray.init(address=address or "local", logging_level=logging.CRITICAL, log_to_driver=False)
+            loading.join()
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
