@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from multiprocessing import current_process, get_context
 from pathlib import Path
 
+from matplotlib.backends import backend_agg, backend_pdf  # noqa: F401  else loaded by the first drawing of each process
 from matplotlib.figure import Figure
 
 DPI = 150
