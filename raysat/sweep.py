@@ -260,5 +260,6 @@ def _main(options: argparse.Namespace, console: Console) -> int:
 if __name__ == "__main__":
     gc.freeze()  # else all of torch is looked through for garbage time and again: a second in all
     code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said; what is left takes a fraction of a second
     gc.freeze()  # as the interpreter would do once more on its way out
     sys.exit(code)
