@@ -127,7 +127,7 @@ def put(name: str, place: Location) -> None:
 
 def folders() -> tuple[Path, ...]:
     """The folders of data that are looked in: RAYSAT_DATA where it is set, then the cache, into which is downloaded."""
-    import pooch  # here, for it takes as long as pandas, and most processes of a sweep have no use for it
+    import pooch  # here, for it takes a fifth of a second, and data sets that come with a package do without
 
     chosen = os.environ.get("RAYSAT_DATA")
     cache = Path(pooch.os_cache("raysat"))

@@ -42,7 +42,8 @@ def draw(figures: Mapping[str, Figure], folder: Path) -> None:
         for process, share in forked.items():
             process.join(PATIENCE)
             if process.exitcode != 0:
-                process.kill()  # it may write the same files
+                process.kill()
+                process.join()  # it may write the same files
                 _draw(share, folder)
     finally:
         for process in forked:
