@@ -14,7 +14,8 @@ from raysat.initial import compute_statistics
 from raysat.job import Job, load_dataset, prepare
 from raysat.schema import arrow_schema
 from raysat.sgd import sampler
-from raysat.sgd.engine import AutogradEngine, FusedEngine
+from raysat.sgd.engine import AutogradEngine
+from raysat.sgd.fused import RANK, FusedEngine
 from raysat.theory import beta
 from raysat.trial import failed_row, run_trial
 
@@ -84,10 +85,11 @@ def test_a_seed_draws_weights_and_batches(make_cell):
 
 @pytest.mark.parametrize("stop_at", [1, 7, 23])
 def test_a_trial_that_was_killed_ends_in_the_same_bits(make_cell, tmp_path, monkeypatch, stop_at):
-    whole, whole_curve, _ = run_trial(job_of(make_cell()))
+    cell = make_cell(batch_size=RANK // 2)  # of which a block is two steps
+    whole, whole_curve, _ = run_trial(job_of(cell))
     monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 1)  # a block at a time, so that it can be stopped anywhere
     monkeypatch.setattr(trial_module, "CHECKPOINT_SHARE", math.inf)
-    job = job_of(make_cell(), checkpoints=tmp_path, checkpoint_seconds=1e-9)
+    job = job_of(cell, checkpoints=tmp_path, checkpoint_seconds=1e-9)
     steps = iter(range(100))
 
     def killed(engine, batches, run=FusedEngine.run):
@@ -101,7 +103,7 @@ def test_a_trial_that_was_killed_ends_in_the_same_bits(make_cell, tmp_path, monk
             run_trial(job)
     assert [path.stem for path in tmp_path.iterdir()] == [job.cell.cell_id]
     stored = Checkpoint(tmp_path / f"{job.cell.cell_id}.pt").load()
-    assert 0 < stored.iteration <= 2 * stop_at  # of batches of 8 two make a block
+    assert 0 < stored.iteration <= 2 * stop_at
     row, curve, _ = run_trial(job)
     assert without_times(curve) == without_times(whole_curve)
     assert row["distance_from_init"] == whole["distance_from_init"]
@@ -125,7 +127,7 @@ def test_checkpoints_become_rarer_where_storing_one_takes_long(make_cell, tmp_pa
     monkeypatch.setattr(trial_module, "Checkpoint", Slow)
     monkeypatch.setattr(FusedEngine, "run", step)
     monkeypatch.setattr(trial_module.time, "perf_counter", lambda: now[0])
-    cell = make_cell(batch_size=16)  # of which a block is one step
+    cell = make_cell(batch_size=RANK)  # of which a block is one step
     row, *_ = run_trial(job_of(cell, checkpoints=str(tmp_path), checkpoint_seconds=5.0))
     assert saved == [6, 32]  # 0.5 s is 2 % of 25 s
     assert row["iterations_done"] == 50

@@ -157,6 +157,8 @@ class _Block:
             for z, layer in zip(self.outputs, self.layers, strict=True)
         ]
         self.deltas = [_aligned(seeds, self.x, b, len(layer.weight)) for layer in self.layers]
+        widths = {len(layer.weight) for layer in self.layers[:-1]}
+        self.spare = {width: _aligned(seeds, self.x, b, width) for width in widths}
         self.rates = self.x.new_tensor([-eta / b for eta in engine.etas]).view(-1, 1, 1)
         self.tape = [call for step in range(steps) for call in self._step(step)]
 
@@ -185,7 +187,9 @@ class _Block:
             layer, weight = self.layers[k], self.weights[k]
             if k > 0:
                 tape.append(partial(deltas[k - 1].baddbmm_, deltas[k], weight, beta=0, alpha=layer.scale))
-                tape += BACKWARD[type(self.layers[k - 1].activation)](deltas[k - 1], self.outputs[k - 1], values[k])
+                spare = self.spare[deltas[k - 1].shape[2]]
+                backward = BACKWARD[type(self.layers[k - 1].activation)]
+                tape += backward(deltas[k - 1], self.outputs[k - 1], values[k], spare)
             factors = deltas[k].transpose(1, 2), values[k]
             if values[k].shape[1] == 1:
                 tape.append(partial(weight.addcmul_, *factors, value=layer.scale))
