@@ -8,8 +8,8 @@ The networks are the paper's: fully connected 784-1000-1000-1000-10 on noise of 
 noise of CIFAR-10's, and NanoGPT of 6 layers, 6 heads and 384 channels on sequences of 256 tokens, in float32. Each
 contender is a process of its own, on the same cores. They take turns: a round has one turn of each, a figure is the
 median over rounds, and a ratio the median of the rounds' own ratios, so that what else the machine does falls on both.
-raysat draws the batches' indices as a trial does, for up to 256 iterations at once; JAX, which is there for the
-fully-connected network only, is handed them. Runs on the GPU where PyTorch finds one.
+raysat draws the batches' indices as a trial does, within its time; JAX, which is there for the fully-connected network
+only, is handed them. Runs on the GPU where PyTorch finds one.
 """
 
 from __future__ import annotations
@@ -112,22 +112,22 @@ def raysat_engine(network: Network, engine: str, matmul: str | None = None) -> S
     """One of raysat's engines, as a trial uses it."""
     from raysat.sgd.engine import build
     from raysat.sgd.matmul import VARIABLE
-    from raysat.sgd.sampler import batches
+    from raysat.sgd.sampler import Batches
 
     if matmul:
         os.environ[VARIABLE] = matmul
     x, y = network.samples()
     taker = build(engine, network.build(), x, y, LOSSES[network.loss], ETA)
-    drawn: dict[int, tuple[torch.Tensor, ...]] = {}
+    drawn: dict[int, Batches] = {}
+    taken = dict.fromkeys(network.batch_sizes, 0)
 
     def steps(b: int, count: int) -> None:
+        if b not in drawn:
+            drawn[b] = Batches(0, 1 << 40, b, network.n, "without_replacement", str(device()))
         turn = chunk(network, b)
         for _ in range(0, count, turn):
-            if not drawn.get(b):
-                at_once = max(turn, min(256, (1 << 16) // b))  # as in raysat.trial
-                drawn[b] = batches(0, 0, at_once, b, network.n, device=str(device())).split(turn)
-            chosen, *drawn[b] = drawn[b]
-            taker.run(chosen)
+            taker.run(drawn[b].take(taken[b], turn))
+            taken[b] += turn
 
     return steps
 

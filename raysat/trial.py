@@ -24,7 +24,7 @@ from raysat.rows import Row, describe, describe_cell, inherited, known, where
 from raysat.schema import COMPLETED, DIVERGED, EVALUATION, FAILED, TARGET_REACHED
 from raysat.sgd import engine as engines
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness
-from raysat.sgd.sampler import batches
+from raysat.sgd.sampler import Batches
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.theory import beta as second_moment_constant
 from raysat.theory import exponent, stepsize
@@ -41,7 +41,8 @@ TELL_SECONDS = 10.0
 AT_ONCE_SECONDS = 1.0
 """How long the steps take between which a trial looks whether a checkpoint is due. Default: 1 s."""
 
-_INDICES_AT_ONCE = 1 << 16
+STEPS_AT_ONCE = 256
+"""How many they are at most."""
 
 Rows = tuple[Row, list[Row], list[Row]]
 """A trial's row of `trials`, its rows of `curves`, and its rows of `ntk`."""
@@ -68,6 +69,8 @@ class _Trial:
     def __init__(self, job: Job, dataset: Dataset, network: nn.Module) -> None:
         self.job, self.cell, self.dataset, self.network = job, job.cell, dataset, network
         self.eta, self.beta = stepsize_and_beta(job.cell, job.statistics)
+        cell, init, device = job.cell, job.cell.init, str(dataset.x.device)
+        self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, device)
         self.start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
         self.ntk_at = () if isinstance(network, Linearized) else job.cell.ntk_at  # its kernel never moves
         self.drift = Drift(network, dataset.x) if self.ntk_at and dataset.y.is_floating_point() else None
@@ -291,16 +294,15 @@ def _advance(engine: engines.StepEngine, trials: Sequence[_Trial], until: int, d
     How many they are decides no bit of the result, for blocks begin where they would in one call.
     """
     cell, progress = trials[0].cell, trials[0].progress
-    b, done, block = cell.batch_size, progress.iteration, engine.block(cell.batch_size)
-    steps = min(256, _INDICES_AT_ONCE // b)
+    done, block = progress.iteration, engine.block(cell.batch_size)
+    steps = min(STEPS_AT_ONCE, trials[0].batches.at_once)
     if done == 0:
         steps = min(steps, block)
     elif progress.step_seconds > 0:
         steps = min(steps, int(AT_ONCE_SECONDS * done / (progress.step_seconds * len(trials))))
     steps = min(max(steps // block, 1) * block, until - done)
     begun = time.perf_counter()
-    seeds = (trial.cell.init.seed for trial in trials)
-    engine.run(*(batches(seed, done, steps, b, cell.init.n, cell.sampling, str(device)) for seed in seeds))
+    engine.run(*(trial.batches.take(done, steps) for trial in trials))
     if device.type == "cuda":
         torch.cuda.synchronize()
     took = time.perf_counter() - begun

@@ -287,7 +287,7 @@ def test_a_trial_killed_between_blocks_ends_in_the_same_bits(make_cell, tmp_path
             raise KeyboardInterrupt
         advance(*arguments)
 
-    monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 4)  # a few steps at a time, so that there is a between
+    monkeypatch.setattr(trial_module, "STEPS_AT_ONCE", 4)  # a few steps at a time, so that there is a between
     expected, *_ = run_trial(plain)
     with monkeypatch.context() as patch:
         patch.setattr(trial_module, "_advance", killed)

@@ -9,9 +9,10 @@ from scipy.stats import chi2
 
 from raysat import mlp, models
 from raysat.losses import LOSSES
+from raysat.sgd import sampler
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
-from raysat.sgd.sampler import batches
+from raysat.sgd.sampler import Batches, batches
 from raysat.sgd.schedule import evaluation_iterations
 
 seeds = st.integers(0, 2**63 - 1)
@@ -81,6 +82,65 @@ def test_the_draws_are_the_same_on_every_machine():
     assert batches(0, 0, 2, 4, 60_000).tolist() == RECORDED["without_replacement"]
     assert batches(0, 0, 2, 4, 60_000, "with_replacement").tolist() == RECORDED["with_replacement"]
     assert batches(0, 0, 2, 4, 60_000, "epochs").tolist() == RECORDED["epochs"]
+
+
+def murmur(word):
+    """MurmurHash3's finalizer in Python's integers."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        word = (word ^ word >> shift) * factor % 2**32
+    return word
+
+
+def shuffled(seed, step, position, n):
+    """The sample at a position of a step's permutation, in Python's integers."""
+    key = 0x9E3779B9
+    for word, constant in ((seed, 0), (seed >> 32, 0), (step, 0x9E3779B9), (step >> 32, 0x9E3779B9)):
+        key = murmur((key + word + constant) % 2**32)
+    bits = max((n - 1).bit_length(), 2)
+    low = bits // 2
+    while True:
+        left, right = position >> low, position % 2**low
+        for turn in range(0, 24, 2):
+            left ^= murmur(key ^ (right << 8 | turn) * 0x9E3779B1 % 2**32) % 2 ** (bits - low)
+            right ^= murmur(key ^ (left << 8 | turn + 1) * 0x9E3779B1 % 2**32) % 2**low
+        position = left << low | right
+        if position < n:
+            return position
+
+
+@given(seeds, st.integers(0, 2**40), st.integers(4, 2**40))
+def test_a_batch_is_the_start_of_a_feistel_networks_permutation(seed, step, n):
+    assert batches(seed, step, 2, 3, n).tolist() == [
+        [shuffled(seed, step + k, position, n) for position in range(3)] for k in range(2)
+    ]
+
+
+@given(st.sampled_from(["without_replacement", "with_replacement", "epochs"]), st.data())
+def test_what_is_drawn_ahead_is_what_would_be_drawn_in_time(sampling, data):
+    steps, b = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 9))
+    ahead = Batches(4, steps, b, 9, sampling, "cpu")
+    ahead.at_once = data.draw(st.integers(1, 20))
+    start = data.draw(st.integers(0, steps - 1))  # where a trial goes on
+    while start < steps:
+        count = data.draw(st.integers(1, steps - start))
+        assert torch.equal(ahead.take(start, count), batches(4, start, count, b, 9, sampling))
+        start += count
+
+
+def test_no_more_is_drawn_than_a_trial_has_or_memory_allows(monkeypatch):
+    drawn = []
+
+    def counting(seed, start, steps, **rest):
+        drawn.append((start, steps))
+        return batches(seed, start, steps, **rest)
+
+    monkeypatch.setattr(sampler, "batches", counting)
+    short, large = (Batches(0, 400, b, 60_000, "epochs", "cpu") for b in (1, 50_000))
+    for start in range(0, 400, 100):
+        short.take(start, 100)
+    for start in range(3):
+        large.take(start, 1)
+    assert drawn == [(0, 400), (0, 1), (1, 1), (2, 1)]
 
 
 def test_the_full_batch_is_every_sample_in_order():

@@ -222,7 +222,7 @@ def test_times_are_shares(make_cell, monkeypatch):
 def test_seeds_that_were_killed_together_end_in_the_same_bits(make_cell, tmp_path, monkeypatch, lost):
     """Also where the checkpoints of some are missing, so that they no longer are equally far."""
     whole = run_trials(together(make_cell, dtype="float32"))
-    monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 1)
+    monkeypatch.setattr(trial_module, "STEPS_AT_ONCE", 1)
     monkeypatch.setattr(trial_module, "CHECKPOINT_SHARE", math.inf)
     job = together(make_cell, dtype="float32", changes={"checkpoints": tmp_path, "checkpoint_seconds": 1e-9})
     calls = iter(range(100))
@@ -254,7 +254,7 @@ def test_seeds_that_were_killed_together_end_in_the_same_bits(make_cell, tmp_pat
 
 def test_who_is_told_hears_of_every_seed(make_cell, monkeypatch):
     monkeypatch.setattr(trial_module, "TELL_SECONDS", 0.0)
-    monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 1)
+    monkeypatch.setattr(trial_module, "STEPS_AT_ONCE", 1)
     job, told = together(make_cell), []
     results = run_trials(replace(job, tell=lambda iteration, losses: told.append((iteration, losses))))
     assert len({iteration for iteration, _ in told}) > 10

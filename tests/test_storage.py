@@ -95,7 +95,7 @@ def test_a_store_that_does_not_answer_is_one_line_before_any_work(sweep_file, bu
 
 
 def test_a_trial_resumes_from_s3_and_does_without_checkpoints_where_they_cannot_be_kept(make_cell, bucket, monkeypatch):
-    monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 1)  # a step at a time, each with its checkpoint
+    monkeypatch.setattr(trial_module, "STEPS_AT_ONCE", 1)  # a step at a time, each with its checkpoint
     monkeypatch.setattr(trial_module, "CHECKPOINT_SHARE", math.inf)
     job = Job("s", make_cell().init, make_cell(), checkpoint_seconds=1e-9)
     job = replace(job, statistics=compute_statistics(job))

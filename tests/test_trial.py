@@ -87,7 +87,7 @@ def test_a_seed_draws_weights_and_batches(make_cell):
 def test_a_trial_that_was_killed_ends_in_the_same_bits(make_cell, tmp_path, monkeypatch, stop_at):
     cell = make_cell(batch_size=RANK // 2)  # of which a block is two steps
     whole, whole_curve, _ = run_trial(job_of(cell))
-    monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 1)  # a block at a time, so that it can be stopped anywhere
+    monkeypatch.setattr(trial_module, "STEPS_AT_ONCE", 1)  # a block at a time, so that it can be stopped anywhere
     monkeypatch.setattr(trial_module, "CHECKPOINT_SHARE", math.inf)
     job = job_of(cell, checkpoints=tmp_path, checkpoint_seconds=1e-9)
     steps = iter(range(100))
@@ -123,7 +123,7 @@ def test_checkpoints_become_rarer_where_storing_one_takes_long(make_cell, tmp_pa
         now[0] += 1.0
         run(engine, batches)
 
-    monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 1)
+    monkeypatch.setattr(trial_module, "STEPS_AT_ONCE", 1)
     monkeypatch.setattr(trial_module, "Checkpoint", Slow)
     monkeypatch.setattr(FusedEngine, "run", step)
     monkeypatch.setattr(trial_module.time, "perf_counter", lambda: now[0])
@@ -174,7 +174,7 @@ def test_the_loss_may_be_evaluated_over_the_first_samples(make_cell):
 )
 def test_other_trainings_too_end_in_the_same_bits(make_cell, tmp_path, monkeypatch, training):
     """What an engine holds beside the weights is in the checkpoint: moments, the step, stale weights."""
-    monkeypatch.setattr(trial_module, "_INDICES_AT_ONCE", 1)
+    monkeypatch.setattr(trial_module, "STEPS_AT_ONCE", 1)
     cell = make_cell(training=training, stepsize=fixed(0.01))
     whole, whole_curve, _ = run_trial(job_of(cell))
     job, steps = job_of(cell, checkpoints=str(tmp_path), checkpoint_seconds=1e-9), iter(range(100))
