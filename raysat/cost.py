@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass, replace
 
@@ -146,18 +147,20 @@ class Pace:
 
 
 def calibrate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, engine: str = "auto") -> Pace:
-    """Time some steps at b = 1 and at a larger b, and an evaluation: some seconds at most; weights stay.
+    """Time some steps at b = 1 and at a larger b, and an evaluation: some seconds at most.
 
-    The larger b is 256 (or n), or less where that many samples would take seconds.
+    The larger b is 256 (or n), or less where that many samples would take seconds. The stepsize is tiny and not zero,
+    for which libraries leave out the update.
 
     Args:
-        network: Where the data are.
+        network: Where the data are; a copy of it takes the steps.
         x: Inputs.
         y: Targets.
         loss: The loss of a sample.
         engine: The engine that will take the steps; on a CPU, a GPU's is timed as `auto`.
     """
-    taker = build("auto" if engine == "graph" and x.device.type == "cpu" else engine, network, x, y, loss, eta=0.0)
+    engine = "auto" if engine == "graph" and x.device.type == "cpu" else engine
+    taker = build(engine, copy.deepcopy(network), x, y, loss, eta=1e-12)
     steps = taker.block(1)
     one = torch.zeros(steps, 1, dtype=torch.int64, device=x.device)
     small = _seconds(lambda: taker.run(one)) / steps

@@ -1,3 +1,4 @@
+import copy
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from raysat import Sweep, gpt, mlp, models, resnet, theory
+from raysat import Sweep, cost, gpt, mlp, models, resnet, theory
 from raysat.cost import Flops, count, evaluated_samples
 from raysat.losses import LOSSES
 from raysat.plan import plan
+from raysat.sgd.engine import build
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.spec import FEWEST_EVALUATIONS
 from raysat.validation import InputError
@@ -88,6 +90,24 @@ def test_operations_are_those_that_pytorchs_own_counter_finds(model, width, shap
     found = count(network, x, y, LOSSES[loss])
     assert (2 * found.forward, 2 * found.step) == (forward.get_total_flops(), step.get_total_flops())
     assert found.forward > 0
+
+
+def test_a_calibration_makes_updates_and_leaves_the_network_as_it_is(monkeypatch):
+    etas = []
+
+    def recorded(*arguments, eta):
+        etas.append(eta)
+        return build(*arguments, eta)
+
+    monkeypatch.setattr(cost, "build", recorded)
+    monkeypatch.setattr(cost, "_seconds", lambda function: (function(), 1.0)[1])
+    network = models.build(resnet(depth=10, norm="batch"), 4, (3, 8, 8), 10, seed=0)
+    before = copy.deepcopy(network.state_dict())
+    pace = cost.calibrate(network, torch.randn(20, 3, 8, 8), torch.randn(20, 10), LOSSES["mse"])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert len(etas) == 1
+    assert etas[0] != 0  # matrix products return at once where what they add counts nothing
+    assert pace.launch > 0
 
 
 def test_counting_loads_nothing_to_be_compiled():
