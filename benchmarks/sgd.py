@@ -221,9 +221,10 @@ def contenders(network: Network) -> dict[str, tuple[Callable[..., Steps], tuple]
 
 
 def contender(pipe: Connection, make: Callable[..., Steps], arguments: tuple, network: Network, threads: int) -> None:
-    """A contender's process: for each (b, seconds) it is sent, it answers with seconds per iteration."""
+    """A contender's process: says when it is ready; answers each (b, seconds) it is sent with seconds per iteration."""
     limit_to(threads)
     steps = make(network, *arguments)
+    pipe.send(None)
     rates: dict[int, float] = {}
     while (asked := pipe.recv()) is not None:
         b, seconds = asked
@@ -268,7 +269,7 @@ def floors(seconds: float) -> tuple[dict[str, float], float, float]:
 
     keep_memory()
     libraries = [Matmul.TORCH]
-    if choose(torch.float32, device()) is not Matmul.TORCH:
+    if choose(torch.float32, device()) not in (Matmul.TORCH, Matmul.MKL):
         libraries.append(Matmul.ONEDNN)
     rates = dict.fromkeys((library.label for library in libraries), 0.0)
     for rows, size in ((4096, 1000), (512, 1000), (2048, 2048)):
@@ -336,6 +337,8 @@ def compare(network: Network, rounds: int, threads: int) -> dict[str, dict[int, 
         processes.append(context.Process(target=contender, args=work, daemon=True))
         processes[-1].start()
     times: dict[str, dict[int, list[float]]] = {name: {b: [] for b in network.batch_sizes} for name in pipes}
+    for pipe in pipes.values():
+        pipe.recv()
     for b in network.batch_sizes:
         for _ in range(rounds):
             for name, pipe in pipes.items():

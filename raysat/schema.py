@@ -222,8 +222,8 @@ TRIALS = (
         "matmul",
         _TEXT,
         "",
-        "Where the steps' matrix products were computed: `torch` (PyTorch's own), `onednn` or `onednn_all` (see "
-        "`raysat.sgd.matmul`).",
+        "Where the steps' matrix products were computed: `torch` (PyTorch's own), `mkl`, `onednn` or `onednn_all` "
+        "(see `raysat.sgd.matmul`).",
     ),
     Column(
         "micro_batch",

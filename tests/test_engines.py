@@ -102,23 +102,35 @@ def test_fused_is_autograd_when_threads_share_a_row(updates, monkeypatch):
         assert both(network_of(), *problem(), batches(0, 0, 50, 1, N)) < 1e-12
 
 
-@pytest.mark.parametrize("b", [1, 8, N])
-@pytest.mark.parametrize("choice", Matmul)
-def test_fused_is_autograd_in_single_precision_with_every_library(updates, monkeypatch, choice, b):
+@pytest.fixture
+def every_shape(monkeypatch):
+    """Lets small weights have the products of large ones."""
     monkeypatch.setattr(matmul, "ONEDNN_FROM", 1)
+    monkeypatch.setattr(matmul, "RESHAPED_FROM", 1)
+    monkeypatch.setattr(matmul, "BLOCK", 4)
+
+
+@pytest.mark.parametrize("b", [1, 4, 8, 16, N])
+@pytest.mark.parametrize("choice", Matmul)
+def test_fused_is_autograd_in_single_precision_with_every_library(updates, every_shape, monkeypatch, choice, b):
     monkeypatch.setenv(VARIABLE, choice.label)
     network = network_of(dtype=torch.float32)
     assert both(network, *problem(dtype=torch.float32), batches(0, 0, 50, b, N)) < 2e-5
 
 
 @pytest.mark.parametrize("choice", Matmul)
-def test_the_three_products_are_what_they_say(monkeypatch, choice):
-    monkeypatch.setattr(matmul, "ONEDNN_FROM", 1)
-    if not matmul._onednn_is_right() and choice is not Matmul.TORCH:
+def test_the_three_products_are_what_they_say(every_shape, choice):
+    if not matmul._onednn_is_right() and choice in (Matmul.ONEDNN, Matmul.ONEDNN_ALL):
         pytest.skip("oneDNN cannot be reached in this build of PyTorch")
-    for b, (inputs, outputs) in itertools.product((1, 2, 16, 200), ((48, 40), (5, 64))):
+    for threads, b, (inputs, outputs) in itertools.product(
+        (1, 2, 3), (1, 2, 5, 8, 16, 20, 32, 200), ((48, 40), (5, 64), (20, 37))
+    ):
         a, d, w = torch.randn(b, inputs), torch.randn(b, outputs), torch.randn(outputs, inputs)
-        products, z, below = Products(choice), torch.full((b, outputs), torch.nan), torch.full((b, inputs), torch.nan)
+        products, z, below = (
+            Products(choice, threads),
+            torch.full((b, outputs), torch.nan),
+            torch.full((b, inputs), torch.nan),
+        )
         updated = w.clone()
         for call in [
             *products.forward(a, w, 0.5, z),
@@ -305,7 +317,8 @@ def test_a_trial_killed_between_blocks_ends_in_the_same_bits(make_cell, tmp_path
         ("AuthenticAMD", 25, True, Matmul.ONEDNN),
         ("AuthenticAMD", 26, True, Matmul.ONEDNN_ALL),
         ("AuthenticAMD", 23, False, Matmul.TORCH),
-        ("GenuineIntel", 6, True, Matmul.TORCH),
+        ("GenuineIntel", 6, True, Matmul.MKL),
+        ("GenuineIntel", 6, False, Matmul.TORCH),
         ("", 0, False, Matmul.TORCH),
     ],
 )
@@ -321,7 +334,7 @@ def test_the_library_can_be_overridden_in_single_precision_only(monkeypatch):
     assert matmul.choose(torch.float32, torch.device("cpu")) is Matmul.ONEDNN
     assert matmul.choose(torch.float64, torch.device("cpu")) is Matmul.TORCH
     monkeypatch.setenv(VARIABLE, "blas")
-    with pytest.raises(InputError, match=r"RAYSAT_MATMUL='blas': use one of torch, onednn, onednn_all, or unset it\.$"):
+    with pytest.raises(InputError, match="RAYSAT_MATMUL='blas': use one of torch, mkl, onednn, onednn_all, or"):
         matmul.choose(torch.float32, torch.device("cpu"))
 
 

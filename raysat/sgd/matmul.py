@@ -3,7 +3,9 @@
 A layer `z = s a W^T` needs `s a W^T` going forward, `s d W` going back, and `W += c d^T a` for its update. PyTorch's
 own products are MKL's on x86, which on AMD's processors keeps to kernels that leave some of the arithmetic unused.
 oneDNN, which is inside PyTorch too, does not; `mkldnn::_linear_pointwise` hands it plain strided float32 tensors. It
-computes in single precision throughout; double precision is always PyTorch's own.
+computes in single precision throughout. On Intel's processors MKL is the faster of the two, but not in every shape: a
+few rows times a large weight take up to half the time as products of its blocks, or transposed. Double precision is
+always PyTorch's own.
 
 The choice follows from processor and library alone, never from a clock, so that a trial that is killed and resumed on
 one machine ends in the same bits. `benchmarks/sgd.py` shows what each choice gives, and `RAYSAT_MATMUL` overrides it.
@@ -44,11 +46,28 @@ TRANSPOSED = range(16, 192)
 """Batch sizes at which oneDNN is handed `W a^T` instead of `a W^T`: 7 to 28 % faster, measured at 1000 x 1000, because
 W has the more rows to share between threads; beyond, transposing the result back costs more than that."""
 
+RESHAPED_FROM = 5 << 17
+"""Entries of a weight from which `Matmul.MKL` reshapes products. Measured on one thread and two: no gain at 724 x 724
+and below, a gain from 1000 x 784 on."""
+
+IN_BLOCKS, BLOCK = range(4, 16), 125
+"""Batch sizes at which `Matmul.MKL` takes `a W^T` in blocks of some 125 rows of W: 1.2 to 2 times as fast on one
+thread, 1.0 to 1.9 times on two, at 1000 x 784 to 2048 x 2048. Blocks of 100 to 181 do as well, of 200 less on two."""
+
+ACROSS = range(16, 64, 16)
+"""Batch sizes at which `Matmul.MKL` takes `W a^T` instead of `a W^T`: 1.1 to 1.4 times as fast, while 20 and 24, and 64
+and more, lose up to a fifth."""
+
+BACK_IN_BLOCKS = range(2, 9)
+"""Batch sizes at which `Matmul.MKL` gives each thread rows of W of its own in `d W`: 1.2 to 1.4 times as fast on two
+threads, level at 12."""
+
 
 class Matmul(Enum):
     """The choices, each with where it wins."""
 
-    TORCH = "torch", "on Intel's processors, in double precision, on a GPU, and wherever oneDNN cannot be used."
+    TORCH = "torch", "on other processors, in double precision, on a GPU, and wherever oneDNN cannot be used."
+    MKL = "mkl", "on Intel's processors with AVX-512; PyTorch's own, in the shapes in which they are fastest."
     ONEDNN = "onednn", "on AMD's processors with AVX-512 up to Zen 4; updates stay with MKL, which adds them in place."
     ONEDNN_ALL = "onednn_all", "on AMD's processors from Zen 5 on, where MKL reaches half of what the processor can do."
 
@@ -90,25 +109,29 @@ class Products:
 
     def forward(self, a: Inputs, w: Weight, scale: float, out: Outputs, *, relu: bool = False) -> list[Call]:
         """`out = scale a W^T`, or `out = relu(scale a W^T)`, scale positive."""
+        b, (outputs, inputs) = len(a), w.shape
         rectify = [partial(out.clamp_min_, 0)] if relu else []
-        b = len(a)
-        if parts := self._parts(b, w):
-            outputs, inputs = w.shape
+        if parts := self._parts(b, w, IN_BLOCKS, outputs // BLOCK):
             blocks = w.view(parts, outputs // parts, inputs).transpose(1, 2)
-            target = out.view(parts, 1, outputs // parts)
-            return [partial(target.baddbmm_, a.expand(parts, 1, inputs), blocks, beta=0, alpha=scale), *rectify]
+            target = out.view(b, parts, outputs // parts).transpose(0, 1)
+            part = target if b == 1 else torch.empty_like(target, memory_format=torch.contiguous_format)
+            gather = [partial(target.copy_, part)] if b > 1 else []
+            return [partial(part.baddbmm_, a.expand(parts, b, inputs), blocks, beta=0, alpha=scale), *gather, *rectify]
         if self._onednn(b, w):
             function = _onednn_forward_transposed if b in TRANSPOSED else _onednn_forward
             return [partial(function, a, w, scale, out, "relu" if relu else "none")]
+        if b in ACROSS and self.choice is Matmul.MKL and w.numel() >= RESHAPED_FROM:
+            across = w.new_empty(outputs, b)
+            return [partial(across.addmm_, w, a.t(), beta=0, alpha=scale), partial(out.copy_, across.t()), *rectify]
         return [partial(out.addmm_, a, w.t(), beta=0, alpha=scale), *rectify]
 
     def backward(self, d: Outputs, w: Weight, scale: float, out: Inputs) -> list[Call]:
         """`out = scale d W`."""
-        b = len(d)
-        if parts := self._parts(b, w):
-            outputs, inputs = w.shape
-            blocks, shares = w.view(parts, outputs // parts, inputs), d.view(parts, 1, outputs // parts)
-            sums = w.new_empty(parts, 1, inputs)
+        b, (outputs, inputs) = len(d), w.shape
+        if parts := self._parts(b, w, BACK_IN_BLOCKS, self.threads):
+            blocks = w.view(parts, outputs // parts, inputs)
+            shares = d.view(b, parts, outputs // parts).transpose(0, 1)
+            sums = w.new_empty(parts, b, inputs)
             add = partial(torch.add, *sums, out=out) if parts == 2 else partial(torch.sum, sums, 0, out=out)
             return [partial(sums.baddbmm_, shares, blocks, beta=0, alpha=scale), add]
         if self._onednn(b, w):
@@ -124,13 +147,24 @@ class Products:
         return [partial(w.addmm_, d.t(), a, alpha=alpha)]
 
     def _onednn(self, b: int, w: Weight) -> bool:
-        return self.choice is not Matmul.TORCH and b > 1 and w.numel() >= ONEDNN_FROM
+        return self.choice in (Matmul.ONEDNN, Matmul.ONEDNN_ALL) and b > 1 and w.numel() >= ONEDNN_FROM
 
-    def _parts(self, b: int, w: Weight) -> int:
-        """Into how many blocks of rows W is cut for a batch of one: no library shares that product between threads."""
-        if b > 1 or w.device.type != "cpu" or w.numel() < SPLIT_FROM:
-            return 0
-        parts = max(part for part in range(1, self.threads + 1) if len(w) % part == 0)
+    def _parts(self, b: int, w: Weight, reshaped: range, most: int) -> int:
+        """Into how many blocks of rows W is cut; 0 where it is left whole.
+
+        At b = 1 it is cut into one a thread, for no library shares that product between threads.
+
+        Args:
+            b: Batch size.
+            w: W.
+            reshaped: The batch sizes at which `Matmul.MKL` cuts it.
+            most: Into how many blocks it then does at most.
+        """
+        if b == 1:
+            most = self.threads if w.device.type == "cpu" and w.numel() >= SPLIT_FROM else 0
+        elif b not in reshaped or self.choice is not Matmul.MKL or w.numel() < RESHAPED_FROM:
+            most = 0
+        parts = max((part for part in range(1, most + 1) if len(w) % part == 0), default=0)
         return parts if parts > 1 else 0
 
 
@@ -144,9 +178,10 @@ def choose(dtype: torch.dtype, device: torch.device) -> Matmul:
     by_label = {choice.label: choice for choice in Matmul}
     if asked is not None and asked not in by_label:
         raise InputError(f"{VARIABLE}={asked!r}: use one of {', '.join(by_label)}, or unset it.")
-    if dtype != torch.float32 or device.type != "cpu" or not _onednn_is_right():
+    if dtype != torch.float32 or device.type != "cpu":
         return Matmul.TORCH
-    return by_label[asked] if asked is not None else by_processor(*processor())
+    choice = by_label[asked] if asked is not None else by_processor(*processor())
+    return choice if choice in (Matmul.TORCH, Matmul.MKL) or _onednn_is_right() else Matmul.TORCH
 
 
 def by_processor(vendor: str, family: int, wide: bool) -> Matmul:
@@ -157,9 +192,11 @@ def by_processor(vendor: str, family: int, wide: bool) -> Matmul:
         family: Its family, as the processor says. Zen 3 and 4 are 25, Zen 5 is 26.
         wide: Whether it has AVX-512.
     """
-    if vendor != "AuthenticAMD" or not wide:
-        return Matmul.TORCH
-    return Matmul.ONEDNN_ALL if family >= 26 else Matmul.ONEDNN
+    if vendor == "GenuineIntel" and wide:
+        return Matmul.MKL
+    if vendor == "AuthenticAMD" and wide:
+        return Matmul.ONEDNN_ALL if family >= 26 else Matmul.ONEDNN
+    return Matmul.TORCH
 
 
 @cache
