@@ -38,7 +38,7 @@ from raysat.plan import plan
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness, places, share_beyond
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.memory import couples_samples
-from raysat.sgd.sampler import batches
+from raysat.sgd.sampler import Batches, batches
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.training import PLAIN
 from raysat.trial import stepsize_and_beta
@@ -105,16 +105,16 @@ class Learner:
     """
 
     def __init__(self, job: Job) -> None:
-        self.cell = job.cell
-        dataset, self.network, self.device = prepare(job)
+        cell, init = job.cell, job.init
+        dataset, self.network, device = prepare(job)
         at_once = fitting(job, dataset, self.network)
-        self.engine = AutogradEngine(self.network, dataset.x, dataset.y, LOSSES[job.init.loss], 0.0, at_once)
+        self.engine = AutogradEngine(self.network, dataset.x, dataset.y, LOSSES[init.loss], 0.0, at_once)
+        self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, str(device))
 
     def gradients(self, number: int, weights: Sequence[Tensor]) -> list[Tensor]:
         """The gradient of the batch of that number at some weights, on the CPU."""
         _put(self.network, weights)
-        cell = self.cell
-        batch = batches(cell.init.seed, number, 1, cell.batch_size, cell.init.n, cell.sampling, str(self.device))[0]
+        (batch,) = self.batches.take(number, 1)
         return [gradient.cpu() for gradient in self.engine.gradients(batch)]
 
     def work(self, exchange: Callable[..., object]) -> None:
