@@ -269,7 +269,7 @@ def floors(seconds: float) -> tuple[dict[str, float], float, float]:
 
     keep_memory()
     libraries = [Matmul.TORCH]
-    if choose(torch.float32, device()) not in (Matmul.TORCH, Matmul.MKL):
+    if choose(torch.float32, device()).onednn:
         libraries.append(Matmul.ONEDNN)
     rates = dict.fromkeys((library.label for library in libraries), 0.0)
     for rows, size in ((4096, 1000), (512, 1000), (2048, 2048)):

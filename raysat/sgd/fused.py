@@ -276,8 +276,8 @@ def _relu_backward(d: Tensor, z: Tensor, a: Tensor, spare: Tensor) -> list[Call]
 
 def _erf_backward(d: Tensor, z: Tensor, a: Tensor, spare: Tensor) -> list[Call]:
     """`erf'(z) = 2/sqrt(pi) exp(-z^2)`."""
-    scaled = partial(torch.addcmul, d.new_full((), math.log(2 / math.pi**0.5)), z, z, value=-1, out=spare)
-    return [scaled, spare.exp_, partial(d.mul_, spare)]
+    logarithm = partial(torch.addcmul, d.new_full((), math.log(2 / math.pi**0.5)), z, z, value=-1, out=spare)
+    return [logarithm, spare.exp_, partial(d.mul_, spare)]
 
 
 FORWARD = {

@@ -74,6 +74,11 @@ class Matmul(Enum):
     def __init__(self, label: str, wins: str) -> None:
         self.label, self.wins = label, wins
 
+    @property
+    def onednn(self) -> bool:
+        """Whether oneDNN computes some of the products."""
+        return self in (Matmul.ONEDNN, Matmul.ONEDNN_ALL)
+
 
 def _linear(a: Tensor, w: Tensor, after: str = "none") -> Tensor:
     """`a W^T` by oneDNN, or its `relu`."""
@@ -120,7 +125,7 @@ class Products:
         if self._onednn(b, w):
             function = _onednn_forward_transposed if b in TRANSPOSED else _onednn_forward
             return [partial(function, a, w, scale, out, "relu" if relu else "none")]
-        if b in ACROSS and self.choice is Matmul.MKL and w.numel() >= RESHAPED_FROM:
+        if self._reshaped(b, w, ACROSS):
             across = w.new_empty(outputs, b)
             return [partial(across.addmm_, w, a.t(), beta=0, alpha=scale), partial(out.copy_, across.t()), *rectify]
         return [partial(out.addmm_, a, w.t(), beta=0, alpha=scale), *rectify]
@@ -147,7 +152,10 @@ class Products:
         return [partial(w.addmm_, d.t(), a, alpha=alpha)]
 
     def _onednn(self, b: int, w: Weight) -> bool:
-        return self.choice in (Matmul.ONEDNN, Matmul.ONEDNN_ALL) and b > 1 and w.numel() >= ONEDNN_FROM
+        return self.choice.onednn and b > 1 and w.numel() >= ONEDNN_FROM
+
+    def _reshaped(self, b: int, w: Weight, batch_sizes: range) -> bool:
+        return self.choice is Matmul.MKL and b in batch_sizes and w.numel() >= RESHAPED_FROM
 
     def _parts(self, b: int, w: Weight, reshaped: range, most: int) -> int:
         """Into how many blocks of rows W is cut; 0 where it is left whole.
@@ -162,7 +170,7 @@ class Products:
         """
         if b == 1:
             most = self.threads if w.device.type == "cpu" and w.numel() >= SPLIT_FROM else 0
-        elif b not in reshaped or self.choice is not Matmul.MKL or w.numel() < RESHAPED_FROM:
+        elif not self._reshaped(b, w, reshaped):
             most = 0
         parts = max((part for part in range(1, most + 1) if len(w) % part == 0), default=0)
         return parts if parts > 1 else 0
@@ -181,7 +189,7 @@ def choose(dtype: torch.dtype, device: torch.device) -> Matmul:
     if dtype != torch.float32 or device.type != "cpu":
         return Matmul.TORCH
     choice = by_label[asked] if asked is not None else by_processor(*processor())
-    return choice if choice in (Matmul.TORCH, Matmul.MKL) or _onednn_is_right() else Matmul.TORCH
+    return Matmul.TORCH if choice.onednn and not _onednn_is_right() else choice
 
 
 def by_processor(vendor: str, family: int, wide: bool) -> Matmul:
