@@ -37,6 +37,7 @@ from raysat.job import load_dataset
 from raysat.losses import LOSSES
 from raysat.plan import Plan, network_of, plan
 from raysat.progress import duration
+from raysat.sgd import matmul
 from raysat.sgd.autograd import check_compiler
 from raysat.spec import Sweep
 from raysat.status import other_driver
@@ -194,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace, console: Console) -> int:
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
+    matmul.asked()  # where it names no library, every trial would fail
     store = Store(location(options.results) / sweep.name)
     laid_out = plan(sweep, options.file.parent)
     if not options.dry_run and (busy := other_driver(store)):

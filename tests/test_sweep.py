@@ -146,6 +146,15 @@ def test_bad_input_is_one_line_and_exit_code_2(sweep_file, capsys, arguments, wo
     assert not (sweep_file.parent / "results").exists()
 
 
+def test_a_library_that_there_is_not_is_refused_before_any_work(sweep_file, capsys, monkeypatch):
+    monkeypatch.setenv("RAYSAT_MATMUL", "blas")
+    assert run(sweep_file) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("raysat: RAYSAT_MATMUL='blas': use one of torch, ")
+    assert captured.err.count("\n") == 1
+    assert not (sweep_file.parent / "results").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU's compiler comes with PyTorch")
 def test_an_engine_without_its_compiler_is_refused_before_any_work(sweep_file, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "")

@@ -176,20 +176,29 @@ class Products:
         return parts if parts > 1 else 0
 
 
+def asked() -> Matmul | None:
+    """The library that `RAYSAT_MATMUL` names; None where it is not set.
+
+    Raises:
+        InputError: It names none.
+    """
+    label = os.environ.get(VARIABLE)
+    by_label = {choice.label: choice for choice in Matmul}
+    if label is not None and label not in by_label:
+        raise InputError(f"{VARIABLE}={label!r}: use one of {', '.join(by_label)}, or unset it.")
+    return None if label is None else by_label[label]
+
+
 def choose(dtype: torch.dtype, device: torch.device) -> Matmul:
     """The library for products of a type on a device.
 
     Raises:
         InputError: `RAYSAT_MATMUL` names none.
     """
-    asked = os.environ.get(VARIABLE)
-    by_label = {choice.label: choice for choice in Matmul}
-    if asked is not None and asked not in by_label:
-        raise InputError(f"{VARIABLE}={asked!r}: use one of {', '.join(by_label)}, or unset it.")
-    if dtype != torch.float32 or device.type != "cpu":
+    choice = asked() or by_processor(*processor())
+    if dtype != torch.float32 or device.type != "cpu" or (choice.onednn and not _onednn_is_right()):
         return Matmul.TORCH
-    choice = by_label[asked] if asked is not None else by_processor(*processor())
-    return Matmul.TORCH if choice.onednn and not _onednn_is_right() else choice
+    return choice
 
 
 def by_processor(vendor: str, family: int, wide: bool) -> Matmul:
