@@ -272,6 +272,17 @@ def coupling(network: nn.Module) -> str:
     return ""
 
 
+def reason_against(network: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str = "mse") -> str:
+    """Why a network has no statistics on some data, in one sentence with the remedy; empty where it has."""
+    try:
+        if loss not in LOSSES:
+            return f"loss={loss!r}: use one of {', '.join(LOSSES)}."
+        _check(network, x, y, loss)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def _subset(n: int, count: int) -> Tensor:
     """A fixed random subset of 0..n-1, in rising order."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count].sort().values
