@@ -32,11 +32,11 @@ class SquaredError:
         """The gradient of each sample's loss in its outputs, `f_i - y_i`."""
         return outputs - y
 
-    def factor(self, outputs: Outputs, u: Outputs) -> Outputs:
+    def factor(self, outputs: Outputs, y: Tensor | None, u: Outputs) -> Outputs:
         """`S u`."""
         return u
 
-    def factor_transposed(self, outputs: Outputs, u: Outputs) -> Outputs:
+    def factor_transposed(self, outputs: Outputs, y: Tensor | None, u: Outputs) -> Outputs:
         """`S^T u`."""
         return u
 
@@ -70,13 +70,13 @@ class CrossEntropy:
         """The gradient of each sample's loss in its outputs, `(softmax(f_it) - e_{y_it}) / L`."""
         return (outputs.softmax(-1) - self._one_hot(outputs, y)) / self._positions(outputs)
 
-    def factor(self, outputs: Outputs, u: Outputs) -> Outputs:
+    def factor(self, outputs: Outputs, y: Tensor | None, u: Outputs) -> Outputs:
         """`S u`, `S = (diag(sqrt p) - p sqrt(p)^T) / sqrt L`: then `S S^T = (diag(p) - p p^T) / L`, the Hessian."""
         p = outputs.softmax(-1)
         root = p.sqrt()
         return (root * u - p * (root * u).sum(-1, keepdim=True)) / self._positions(outputs) ** 0.5
 
-    def factor_transposed(self, outputs: Outputs, u: Outputs) -> Outputs:
+    def factor_transposed(self, outputs: Outputs, y: Tensor | None, u: Outputs) -> Outputs:
         """`S^T u`."""
         p = outputs.softmax(-1)
         root = p.sqrt()

@@ -6,19 +6,36 @@ For a loss other than the squared error it is the kernel of the generalized Gaus
 
 from __future__ import annotations
 
+import enum
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysat.data.fields import Inputs
 from raysat.losses import LOSSES, Loss
-from raysat.ntk.grams import activations
+from raysat.memory import saved_per_sample
+from raysat.ntk import plain
+from raysat.ntk.plain import trained
+
+
+class Products(enum.StrEnum):
+    """How `J d` is computed; `J^T u` is a backward pass always.
+
+    RECORDED is fastest, where memory holds the graphs of forward and backward pass of all samples: a product costs four
+    matrix products a layer and sample. FORWARD mode makes the values anew each time, and costs six. DOUBLE is RECORDED
+    anew for each product, and serves what forward mode does not. ROWS forms the Jacobian, by a backward pass an output
+    and a sample, and needs nothing but first derivatives.
+    """
+
+    RECORDED = "recorded"
+    FORWARD = "forward"
+    DOUBLE = "double"
+    ROWS = "rows"
 
 
 class KernelOperator:
-    """`u -> K u`: `J^T u` by a backward pass, `J d` by the transpose of that pass or in forward mode; in chunks.
-
-    Where memory holds every layer's values for all samples, the graphs of both passes are recorded once and a product
-    costs four matrix products a layer and sample; otherwise the values are made anew each time, and it costs six.
+    """`u -> K u`, in chunks of samples.
 
     Args:
         network: The network at the parameters at which K is taken.
@@ -26,6 +43,8 @@ class KernelOperator:
         chunk: Samples at a time.
         loss: The loss, whose Hessian weighs the outputs. Default: the squared error, of weight 1.
         memory: Bytes that the recorded graphs may take. Default: 0, none are recorded.
+        y: Targets, on which the Hessian of some losses depends.
+        way: One of `Products`. Default: RECORDED where the memory admits it, else FORWARD.
 
     Attributes:
         memory_left: Of `memory`, what the recorded graphs have not taken.
@@ -37,20 +56,36 @@ class KernelOperator:
     """
 
     def __init__(
-        self, network: nn.Module, x: Tensor, chunk: int = 1024, loss: Loss = LOSSES["mse"], memory: int = 0
+        self,
+        network: nn.Module,
+        x: Inputs,
+        chunk: int = 1024,
+        loss: Loss = LOSSES["mse"],
+        memory: int = 0,
+        *,
+        y: Tensor | None = None,
+        way: Products | None = None,
     ) -> None:
-        self.network, self.x, self.chunk, self.loss = network, x, chunk, loss
-        self.weights = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        each = 3 * activations(network, x) * next(iter(self.weights.values())).element_size()
-        recorded = each * len(x) <= memory
-        self.graphs = [self._record(samples) for samples in x.split(chunk)] if recorded else []
-        self.memory_left = memory - recorded * each * len(x)
+        self.network, self.x, self.chunk, self.loss, self.y = network, x, chunk, loss, y
+        self.weights = trained(network)
+        taken = GRAPHS * saved_per_sample(network, x) * len(x) if way is None and memory else 0
+        if way is None:
+            way = Products.RECORDED if 0 < taken <= memory else Products.FORWARD
+        self.way = way
+        self.memory_left = memory - (taken if way is Products.RECORDED else 0)
+        self.graphs = [self._record(*part) for part in self._parts()] if way is Products.RECORDED else []
+        self.rows = plain.rows(network, x).flatten(0, 1) if way is Products.ROWS else None
 
-    def _record(self, samples: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def _parts(self, *besides: Tensor) -> list[tuple]:
+        """Samples, their targets, and further tensors, in chunks."""
+        targets = [None] * -(-len(self.x) // self.chunk) if self.y is None else self.y.split(self.chunk)
+        return list(zip(self.x.split(self.chunk), targets, *(t.split(self.chunk) for t in besides), strict=True))
+
+    def _record(self, samples: Inputs, y: Tensor | None) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Outputs, and `J^T S u` as a function of u: linear, so that its own backward pass is `d -> S^T J d`."""
         outputs = self.network(samples)
         u = torch.zeros_like(outputs, requires_grad=True)
-        rows = self.loss.factor(outputs.detach(), u)
+        rows = self.loss.factor(outputs.detach(), y, u)
         gradients = torch.autograd.grad(
             outputs, list(self.weights.values()), rows, create_graph=True, allow_unused=True, materialize_grads=True
         )
@@ -58,18 +93,27 @@ class KernelOperator:
 
     def __call__(self, u: Float[Tensor, "n *outputs"]) -> Float[Tensor, "n *outputs"]:
         """The product `K u`."""
+        if self.rows is not None:
+            outputs = self.outputs()
+            weighed = self.loss.factor(outputs, self.y, u).flatten()
+            products = (self.rows @ (self.rows.T @ weighed)).view_as(u)
+            return self.loss.factor_transposed(outputs, self.y, products) / len(self.x)
         return self.pushforward(self.pullback(u)) / len(self.x)
+
+    def outputs(self) -> Float[Tensor, "n *outputs"]:
+        """The network's outputs for all samples."""
+        with torch.no_grad():
+            return torch.cat([self.network(samples) for samples in self.x.split(self.chunk)])
 
     def pullback(self, u: Float[Tensor, "n *outputs"]) -> dict[str, Tensor]:
         """`J^T S u`, by parameter."""
-        weights = list(self.weights.values())
         total = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
-        for k, (samples, rows) in enumerate(zip(self.x.split(self.chunk), u.split(self.chunk), strict=True)):
+        for k, (samples, y, rows) in enumerate(self._parts(u)):
             outputs = self.graphs[k][0] if self.graphs else self.network(samples)
             gradients = torch.autograd.grad(
                 outputs,
-                weights,
-                self.loss.factor(outputs.detach(), rows),
+                list(self.weights.values()),
+                self.loss.factor(outputs.detach(), y, rows),
                 retain_graph=bool(self.graphs),
                 allow_unused=True,
                 materialize_grads=True,
@@ -79,48 +123,32 @@ class KernelOperator:
 
     def pushforward(self, direction: dict[str, Tensor]) -> Float[Tensor, "n *outputs"]:
         """`S^T J d` for a direction d in parameter space."""
-        if self.graphs:
+        if self.way in (Products.RECORDED, Products.DOUBLE):
             d = list(direction.values())
-            return torch.cat([_transposed(gradients, u, d) for _, u, gradients in self.graphs])
+            graphs = self.graphs or (self._record(*part) for part in self._parts())
+            return torch.cat([_transposed(gradients, u, d) for _, u, gradients in graphs])
         weights = {name: weight.detach() for name, weight in self.weights.items()}
         products = []
-        for samples in self.x.split(self.chunk):
-            at = lambda w, samples=samples: torch.func.functional_call(self.network, w, (samples,))  # noqa: E731
+        for samples, y in self._parts():
+
+            def at(w: dict[str, Tensor], samples: Inputs = samples) -> Tensor:
+                return torch.func.functional_call(self.network, w, (samples,))
+
             with torch.no_grad():
                 outputs, tangents = torch.func.jvp(at, (weights,), (direction,))
-                products.append(self.loss.factor_transposed(outputs, tangents))
+                products.append(self.loss.factor_transposed(outputs, y, tangents))
         return torch.cat(products)
+
+
+GRAPHS = 3
+"""Memory of the recorded graphs of both passes, in units of what a forward pass alone keeps."""
 
 
 def _transposed(gradients: tuple[Tensor, ...], u: Tensor, direction: list[Tensor]) -> Tensor:
     """The backward pass of `u -> gradients`, linear in u; of parameters that no output depends on, nothing."""
     pairs = [(g, d) for g, d in zip(gradients, direction, strict=True) if g.requires_grad]
+    if not pairs:
+        return torch.zeros_like(u)
     used, along = zip(*pairs, strict=True)
-    return torch.autograd.grad(used, u, along, retain_graph=True)[0]
-
-
-def per_sample_products(
-    network: nn.Module, x: Tensor, loss: Loss, u: Float[Tensor, "n *outputs"]
-) -> Float[Tensor, "n *outputs"]:
-    """`S_i^T J_i J_i^T S_i u_i` for each sample by itself: p numbers a sample are formed, and no C x C matrix."""
-    weights = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
-
-    def product(sample: Tensor, direction: Tensor) -> Tensor:
-        at = lambda w: torch.func.functional_call(network, w, (sample[None],))  # noqa: E731
-        outputs, pull = torch.func.vjp(at, weights)
-        (gradient,) = pull(loss.factor(outputs, direction[None]))
-        return loss.factor_transposed(outputs, torch.func.jvp(at, (weights,), (gradient,))[1])[0]
-
-    with torch.no_grad():
-        return torch.func.vmap(product)(x, u)
-
-
-def gradient_squares(network: nn.Module, x: Tensor, loss: Loss, y: Tensor) -> Float[Tensor, " n"]:
-    """`||grad l_i||^2 = ||J_i^T r_i||^2` of each sample, from the per-sample gradients themselves."""
-    weights = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
-
-    def value(w: dict[str, Tensor], sample: Tensor, target: Tensor) -> Tensor:
-        return loss.total(torch.func.functional_call(network, w, (sample[None],)), target[None])
-
-    rows = torch.func.vmap(torch.func.grad(value), (None, 0, 0))(weights, x, y)
-    return sum(row.flatten(1).double().square().sum(1) for row in rows.values())
+    (product,) = torch.autograd.grad(used, u, along, retain_graph=True, materialize_grads=True, allow_unused=True)
+    return product

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,12 +80,14 @@ class Eigenpairs:
     Attributes:
         values: The Ritz values; never above the largest eigenvalues but for rounding. Shape: [batch].
         vectors: Their unit Ritz vectors, float64. Shape: that of the start.
+        images: `A v`. Shape: that of the start.
         residuals: `||A v - value v|| / value`, computed from the vectors, not from the recurrence. Shape: [batch].
         products: Products with the operator that were used.
     """
 
     values: Float64[Tensor, " batch"]
     vectors: Float64[Tensor, "batch *shape"]
+    images: Float64[Tensor, "batch *shape"]
     residuals: Float64[Tensor, " batch"]
     products: int
 
@@ -115,4 +118,43 @@ def largest_eigenpairs(operator: Operator, start: Tensor, *, tolerance: float = 
     vectors = vectors / vectors.norm(dim=1, keepdim=True)
     products = operator(vectors.view(start.shape).to(start.dtype)).flatten(1).double()
     residuals = (products - values[:, None] * vectors).norm(dim=1) / values.abs().clamp_min(tiny)
-    return Eigenpairs(values, vectors.view(start.shape), residuals, found.products + 1)
+    return Eigenpairs(values, vectors.view(start.shape), products.view(start.shape), residuals, found.products + 1)
+
+
+def excess(products: int, size: int, share: float, probability: float) -> float:
+    """By how much the largest eigenvalue may exceed the largest Ritz value, but for a small probability.
+
+    Let `mu` be the largest Ritz value after m products from a unit start with `w = (u^T q)^2`, u the top eigenvector.
+    If the largest eigenvalue is `c mu`, then for every polynomial p of degree m - 1
+    `sum_j w_j p(lambda_j)^2 (lambda_j - mu) <= 0`, the sum being over eigenvalues. With Chebyshev's polynomial of
+    [0, mu], which is at most 1 there, `w T_{m-1}(2c - 1)^2 (c - 1) <= 1`. A random vector of squared norm `share` in
+    the start makes a small w improbable, whatever the rest of the start is: `P(w <= t) <= 2 sqrt(t size / (2 pi
+    share))`, since one coordinate of it has a density of at most `sqrt(size / (2 pi share))`.
+
+    Args:
+        products: m.
+        size: Dimension of the space.
+        share: The random part of the start's squared norm.
+        probability: That of a larger eigenvalue than is said.
+
+    Returns:
+        c, at least 1; infinite where m tells nothing.
+    """
+    t = share * math.pi / (2 * size) * probability**2
+
+    def ruled_out(c: float) -> bool:
+        # log of T_k(z) = cosh(k arccosh z), which overflows for many products
+        angle = (products - 1) * math.acosh(2 * c - 1)
+        return 2 * (angle + math.log1p(math.exp(-2 * angle)) - math.log(2)) + math.log(c - 1) >= -math.log(t)
+
+    if size == 1:
+        return 1.0
+    low, high = 1.0, 2.0
+    while not ruled_out(high):
+        low, high = high, 2 * high
+        if high > 1e9:
+            return math.inf
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (low, middle) if middle > 1 and ruled_out(middle) else (middle, high)
+    return high

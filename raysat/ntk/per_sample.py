@@ -1,23 +1,31 @@
 """What is a maximum or a mean over single samples: operator norms, Frobenius norms, gradient norms; streamed in chunks.
 
-Three ways, which agree (`Method`): layer rules, per-sample Jacobians, or products with each sample's own kernel.
+There is a list of ways (`ways`), the fastest first; which one is right for a network is found out by trying
+(`raysat.ntk.certificate`).
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from raysat.data.fields import Inputs
 from raysat.losses import Loss
-from raysat.ntk import grams
-from raysat.ntk.kernel import gradient_squares, per_sample_products
+from raysat.memory import out_of_memory, saved_per_sample
+from raysat.ntk import grams, plain
+from raysat.ntk.grams import Parts, without_rules
 from raysat.ntk.lanczos import largest_eigenpairs
-from raysat.validation import InputError
+from raysat.ntk.look import Look
+from raysat.ntk.plain import trained
+from raysat.ntk.products import ByRules, by_vmap, gradient_squares_by_vmap, one_sample
+from raysat.ntk.refusal import NoStatistics
+from raysat.ntk.uses import Survey
 
 MOST_OUTPUTS = 128
 """Above this many numbers a sample, its Gram is not formed: it takes a backward pass for each of them."""
@@ -26,15 +34,17 @@ MOST_OUTPUTS = 128
 class Method(enum.StrEnum):
     """How per-sample quantities are computed.
 
-    GRAM wins when every layer has a rule and a sample has few outputs: C backward passes, and no gradient of a
-    parameter is formed. JACOBIAN serves any module with few outputs, at C p numbers a sample. ITERATION wins when a
-    sample has many outputs, such as a sequence of logits: p numbers a sample, some ten products each, and no matrix of
-    outputs by outputs; the Frobenius norm is then not to be had.
+    GRAM wins where layers have rules and a sample has few outputs: C backward passes, and no gradient of a parameter is
+    formed but for those that no rule serves. JACOBIAN serves any module that `torch.func.vmap(jacrev)` does, with few
+    outputs, at C p numbers a sample. ITERATION wins when a sample has many outputs, such as a sequence of logits: some
+    ten products each, and no matrix of outputs by outputs; the Frobenius norm is then not to be had. PLAIN takes one
+    sample at a time, by reverse mode alone, and serves whatever `loss.backward()` serves.
     """
 
     GRAM = "gram"
     JACOBIAN = "jacobian"
     ITERATION = "iteration"
+    PLAIN = "plain"
 
 
 @dataclass(frozen=True)
@@ -46,108 +56,199 @@ class PerSample:
         frobenius: `||J_i||_F^2`, likewise; NaN by iteration. Shape: [n].
         gradient_squares: `||J_i^T r_i||^2`; NaN without targets. Shape: [n].
         loss: The sum of the samples' losses; NaN without targets.
+        vectors: Of some samples, the unit vector v with `||J_i^T S_i v||^2` their operator norm; by iteration only.
     """
 
     operator_norms: Float64[Tensor, " n"]
     frobenius: Float64[Tensor, " n"]
     gradient_squares: Float64[Tensor, " n"]
     loss: float
+    vectors: dict[int, Tensor] = field(default_factory=dict)
 
 
-def choose(network: nn.Module, x: Tensor, method: str | None = None) -> tuple[Method, str]:
-    """The way that serves a network, and why layer rules do not (empty where they do, or are not asked).
+Chunk = tuple[Tensor, Tensor, Tensor, float, Tensor | None]
+"""Operator norms, Frobenius norms, gradient squares, sum of losses, vectors of some samples."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to compute the quantities of single samples.
+
+    Attributes:
+        method: What it is called.
+        compute: `(network, x, y, loss, tolerance) -> Chunk`, of samples that fit in memory.
+        bytes_per_sample: What it takes, measured when asked.
+        rehearse: Whether a few samples are tried first, for nothing has been seen of it yet.
+    """
+
+    method: Method
+    compute: Callable[[nn.Module, Inputs, Tensor | None, Loss, float], Chunk]
+    bytes_per_sample: Callable[[], int]
+    rehearse: bool = True
+
+
+def many_outputs(shape: tuple[int, ...]) -> bool:
+    """Whether a sample's outputs are too many for its Gram."""
+    return len(shape) > 1 or shape[0] > MOST_OUTPUTS
+
+
+def ways(look: Look, surveyed: Survey, method: str | None, memory: int) -> Iterator[Way]:
+    """The ways that may serve a network, the fastest first.
 
     Args:
-        network: The network.
-        x: The samples.
-        method: One of `Method`, to have that one; None to choose.
-
-    Raises:
-        InputError: GRAM is asked for, and a parameter has no rule or is used outside its own layer: it is named.
+        look: What was seen of it.
+        surveyed: What the layers' rules serve.
+        method: One of `Method`, to have that one alone.
+        memory: Bytes for what is formed of one sample.
     """
-    with torch.no_grad():
-        outputs = network(x[:1])
-    if method == Method.ITERATION or (method is None and (outputs.ndim > 2 or outputs.numel() > MOST_OUTPUTS)):
-        return Method.ITERATION, ""
-    if outputs.ndim > 2:
-        raise InputError(f"method={method!r} needs outputs [n, C]: use method='iteration' for sequences.")
-    if method == Method.JACOBIAN:
-        return Method.JACOBIAN, ""
-    reason = grams.uncovered(network)
-    if reason is None:
-        _, gram = grams.grams_by_rules(network, x[:1])
-        off = grams.disagreement(network, x[:1], gram[0])
-        if off <= 1e3 * torch.finfo(gram.dtype).eps:
-            return Method.GRAM, ""
-        reason = f"a parameter is used outside its own layer (the layers' share is off by {off:.1%})"
-    if method is not None:
-        raise InputError(f"method='gram': {reason}; use method='jacobian', or leave it out.")
-    return Method.JACOBIAN, reason
+    for way in _many(look, surveyed, memory) if _iterates(look, method) else _few(look, surveyed):
+        # Gradients that are a sample's own only where it is computed by itself leave the last way alone.
+        if method in (None, way.method) and (not look.alone or way.method is Method.PLAIN):
+            yield way
+
+
+def _iterates(look: Look, method: str | None) -> bool:
+    if method in (Method.GRAM, Method.JACOBIAN) and len(look.shape) > 1:
+        raise NoStatistics(f"method={method!r} needs outputs [n, C]: use method='iteration' for sequences.")
+    return method == Method.ITERATION or (method not in (Method.GRAM, Method.JACOBIAN) and many_outputs(look.shape))
+
+
+def _few(look: Look, surveyed: Survey) -> Iterator[Way]:
+    def by_grams(method: Method, parts: Parts, rehearse: bool = True) -> Way:
+        def compute(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
+            return _of_grams(*grams.grams(network, x, parts), y, loss)
+
+        return Way(method, compute, lambda: grams.bytes_per_sample(look.network, look.few, parts), rehearse)
+
+    if surveyed.covered:
+        yield by_grams(Method.GRAM, Parts(surveyed, surveyed.rest, grams.jacobians), bool(surveyed.rest))
+        if surveyed.rest:
+            yield by_grams(Method.GRAM, Parts(surveyed, surveyed.rest, plain.rows))
+    yield by_grams(Method.JACOBIAN, without_rules(look.network, grams.jacobians))
+    yield by_grams(Method.PLAIN, without_rules(look.network, plain.rows), rehearse=False)
+
+
+def _of_grams(outputs: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) -> Chunk:
+    squares, total = torch.full([len(outputs)], math.nan), math.nan
+    if y is not None:
+        residual = loss.residual(outputs, y)[:, :, None]
+        squares = (residual.mT @ gram @ residual).flatten()
+        total = loss.total(outputs.double(), y).item()
+    weighed = weighed_gram(outputs, gram, y, loss)
+    return torch.linalg.eigvalsh(weighed)[:, -1], weighed.diagonal(dim1=1, dim2=2).sum(1), squares, total, None
+
+
+def weighed_gram(outputs: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) -> Tensor:
+    """`S^T G S` of each sample, G and the result being symmetric. Shape: [n, C, C]."""
+    c = outputs.shape[1]
+    spread = outputs.repeat_interleave(c, 0)  # each sample's outputs beside each row of its Gram
+    targets = None if y is None else y.repeat_interleave(c, 0)
+
+    def times_s(rows: Tensor) -> Tensor:
+        return loss.factor_transposed(spread, targets, rows.flatten(0, 1)).view_as(rows)
+
+    return times_s(times_s(gram).mT)
+
+
+def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
+    saved = saved_per_sample(look.network, look.few)
+    weights = trained(look.network)
+    size = sum(p.numel() for p in weights.values()) * next(iter(weights.values())).element_size()
+
+    def rules(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
+        products = ByRules(network, x, loss, y, surveyed)
+        return _of_products(products, products.gradient_squares, products.outputs.detach(), y, loss, tolerance)
+
+    def vmap(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
+        with torch.no_grad():
+            outputs = network(x)
+        products = by_vmap(network, x, loss, y)
+        squares = lambda u: gradient_squares_by_vmap(network, x, u)  # noqa: E731
+        return _of_products(products, squares, outputs, y, loss, tolerance)
+
+    def alone(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
+        parts = []
+        for k in range(len(x)):
+            sample, target = x[k : k + 1], None if y is None else y[k : k + 1]
+            operator = one_sample(network, sample, loss, target, memory)
+
+            def square(u: Tensor, sample: Inputs = sample) -> Tensor:
+                found = plain.sample_gradient(network, sample, u)
+                return sum(g.double().square().sum() for g in found.values())[None]
+
+            parts.append(_of_products(operator, square, operator.outputs(), target, loss, tolerance))
+        norms, frobenius, squares, totals, vectors = zip(*parts, strict=True)
+        return torch.cat(norms), torch.cat(frobenius), torch.cat(squares), sum(totals), torch.cat(vectors)
+
+    if surveyed.covered and not surveyed.rest:
+        largest = max(p.numel() for p in weights.values()) * next(iter(weights.values())).element_size()
+        yield Way(Method.ITERATION, rules, lambda: 4 * saved + 3 * largest, rehearse=False)
+    # A gradient and a direction of each sample, both formed, and values at every layer, forward and tangent.
+    yield Way(Method.ITERATION, vmap, lambda: 3 * size + 4 * saved)
+    yield Way(Method.PLAIN, alone, lambda: 4 * saved, rehearse=False)
+
+
+def _of_products(
+    products: Callable[[Tensor], Tensor],
+    squares: Callable[[Tensor], Tensor],
+    outputs: Tensor,
+    y: Tensor | None,
+    loss: Loss,
+    tolerance: float,
+) -> Chunk:
+    """The quantities from products with each sample's own kernel."""
+    start = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(outputs)
+    found = largest_eigenpairs(products, start, tolerance=tolerance)
+    nothing = torch.full([len(outputs)], math.nan)
+    if y is None:
+        return found.values, nothing, nothing, math.nan, found.vectors
+    square = squares(loss.residual(outputs, y))
+    return found.values, nothing, square, loss.total(outputs.double(), y).item(), found.vectors
 
 
 def per_sample(
-    network: nn.Module, x: Tensor, y: Tensor | None, loss: Loss, method: Method, memory: int, tolerance: float
+    network: nn.Module,
+    x: Inputs,
+    y: Tensor | None,
+    loss: Loss,
+    way: Way,
+    memory: int,
+    tolerance: float,
+    watched: tuple[int, ...] = (),
 ) -> PerSample:
-    """Compute the quantities of every sample.
+    """Compute the quantities of every sample, some at a time.
 
     Args:
         network: The network.
         x: Inputs.
         y: Targets, or None.
         loss: The loss.
-        method: As `choose` says.
-        memory: Bytes that the intermediate values of a chunk may take.
+        way: One of `ways`.
+        memory: Bytes that the intermediate values of a chunk may take; where there is less, chunks are halved.
         tolerance: Relative residual of each operator norm by iteration.
+        watched: Samples whose vectors are kept, beside that of the largest.
     """
-    compute = _by_iteration if method is Method.ITERATION else _by_grams
-    parts = []
-    chunk = chunk_size(network, x, method, memory)
-    for first in range(0, len(x), chunk):
+    chunk = max(1, min(len(x), memory // max(1, way.bytes_per_sample())))
+    parts: list[Chunk] = []
+    vectors: dict[int, Tensor] = {}
+    first, largest = 0, -math.inf
+    while first < len(x):
         here = slice(first, first + chunk)
-        parts.append(compute(network, x[here], None if y is None else y[here], loss, method, tolerance))
-    return PerSample(
-        *(torch.cat([part[k] for part in parts]).double() for k in range(3)), sum(part[3] for part in parts)
-    )
-
-
-def chunk_size(network: nn.Module, x: Tensor, method: Method, memory: int) -> int:
-    """How many samples at a time keep within the memory."""
-    if method is not Method.ITERATION:
-        return _within(memory, grams.bytes_per_sample(network, x, rules=method is Method.GRAM), len(x))
-    # Weight gradient and direction of a sample, both formed, and values at every layer, forward and tangent.
-    trained = [p for p in network.parameters() if p.requires_grad]
-    numbers = 3 * sum(p.numel() for p in trained) + 4 * grams.activations(network, x)
-    return _within(memory, numbers * trained[0].element_size(), len(x))
-
-
-def _within(memory: int, each: int, n: int) -> int:
-    return max(1, min(n, memory // max(1, each)))
-
-
-def _by_grams(
-    network: nn.Module, x: Tensor, y: Tensor | None, loss: Loss, method: Method, tolerance: float
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    make = grams.grams_by_rules if method is Method.GRAM else grams.grams_by_jacobians
-    outputs, gram = make(network, x)
-    squares, total = torch.full([len(x)], math.nan), math.nan
-    if y is not None:
-        residual = loss.residual(outputs, y)[:, :, None]
-        squares = (residual.mT @ gram @ residual).flatten()
-        total = loss.total(outputs.double(), y).item()
-    spread = outputs.repeat_interleave(outputs.shape[1], 0)  # each sample's outputs beside each row of its Gram
-    times_s = lambda rows: loss.factor_transposed(spread, rows.flatten(0, 1)).view_as(rows)  # noqa: E731
-    weighed = times_s(times_s(gram).mT)  # S^T G S, G and the result being symmetric
-    return torch.linalg.eigvalsh(weighed)[:, -1], weighed.diagonal(dim1=1, dim2=2).sum(1), squares, total
-
-
-def _by_iteration(
-    network: nn.Module, x: Tensor, y: Tensor | None, loss: Loss, method: Method, tolerance: float
-) -> tuple[Tensor, Tensor, Tensor, float]:
-    with torch.no_grad():
-        outputs = network(x)
-    start = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-    found = largest_eigenpairs(lambda u: per_sample_products(network, x, loss, u), start, tolerance=tolerance)
-    nothing = torch.full([len(x)], math.nan)
-    if y is None:
-        return found.values, nothing, nothing, math.nan
-    return found.values, nothing, gradient_squares(network, x, loss, y), loss.total(outputs.double(), y).item()
+        try:
+            part = way.compute(network, x[here], None if y is None else y[here], loss, tolerance)
+        except RuntimeError as error:
+            if chunk == 1 or not out_of_memory(error):
+                raise
+            chunk = -(-chunk // 2)
+            continue
+        norms, kept = part[0], part[4]
+        if kept is not None:
+            vectors |= {k: kept[k - first] for k in watched if first <= k < first + len(norms)}
+            if norms.max() > largest:  # the vector of the largest so far takes the place of the one before
+                top = int(norms.argmax())
+                vectors = {k: v for k, v in vectors.items() if k in watched} | {first + top: kept[top]}
+        largest = max(largest, norms.max().item())
+        parts.append(part)
+        first += len(norms)
+    joined = (torch.cat([part[k] for part in parts]).double() for k in range(3))
+    return PerSample(*joined, sum(part[3] for part in parts), vectors)

@@ -55,7 +55,7 @@ Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, Share]]
 """`(module, inputs [n, ...], gradients [n, C, ...]) -> {parameter name: Outer or rows [n, C, size]}`."""
 
 
-def _linear(
+def linear_rule(
     module: nn.Module, inputs: Float[Tensor, "n *at inputs"], gradients: Float[Tensor, "n outputs *at units"]
 ) -> dict[str, Share]:
     """`z = scale W a + d`, at one or several positions of a sample."""
@@ -109,6 +109,66 @@ def _embedding(module: nn.Module, inputs: Tensor, gradients: Float[Tensor, "n ou
     return {"weight": getattr(module, "scale", 1.0) * summed.flatten(2)}
 
 
+def _convolution_3d(
+    module: nn.Module,
+    inputs: Float[Tensor, "n channels depth height width"],
+    gradients: Float[Tensor, "n outputs units *space_out"],
+) -> dict[str, Share]:
+    """As `_convolution`, with the patches as a view, for `F.unfold` knows two dimensions only."""
+    if isinstance(module.padding, str):
+        sides = [side for pair in reversed(_same_padding(module)) for side in pair] if module.padding == "same" else []
+    else:
+        sides = [size for size in reversed(module.padding) for _ in range(2)]
+    inputs = F.pad(inputs, sides)
+    for axis, (size, step, gap) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
+        inputs = inputs.unfold(2 + axis, gap * (size - 1) + 1, step)[..., ::gap]  # [n, channels, o1, .., k1, ..]
+    patches = inputs.unflatten(1, (module.groups, -1)).flatten(3, 5).flatten(4)  # [n, g, channels / g, positions, k]
+    rows = gradients.flatten(3).unflatten(2, (module.groups, -1))  # [n, C, g, units / g, positions]
+    shares: dict[str, Share] = {"weight": torch.einsum("ngipk,ncgup->ncguik", patches, rows).flatten(2)}
+    if module.bias is not None:
+        shares["bias"] = gradients.flatten(3).sum(3)
+    return shares
+
+
+def _same_padding(module: nn.Module) -> list[tuple[int, int]]:
+    """What `padding="same"` adds before and behind each axis; the odd one behind."""
+    total = [gap * (size - 1) for gap, size in zip(module.dilation, module.kernel_size, strict=True)]
+    return [(each // 2, each - each // 2) for each in total]
+
+
+def _transposed_convolution(
+    module: nn.Module,
+    inputs: Float[Tensor, "n channels *space"],
+    gradients: Float[Tensor, "n outputs units *space_out"],
+) -> dict[str, Share]:
+    """The adjoint of a convolution: the weight's row at an input position takes the patch of the gradient there."""
+    n, outputs = gradients.shape[:2]
+    space = inputs.shape[2:]
+    patches = F.pad(gradients.flatten(0, 1), [size for size in reversed(module.padding) for _ in range(2)])
+    sizes = zip(module.kernel_size, module.stride, module.dilation, space, strict=True)
+    for axis, (size, step, gap, length) in enumerate(sizes):
+        # Output padding may leave room for one position more than there are.
+        patches = patches.unfold(2 + axis, gap * (size - 1) + 1, step)[..., ::gap].narrow(2 + axis, 0, length)
+    axes = len(space)
+    patches = patches.flatten(2, 1 + axes).flatten(3).unflatten(0, (n, outputs))  # [n, C, units, positions, k]
+    patches = patches.unflatten(2, (module.groups, -1))  # [n, C, g, units / g, positions, k]
+    values = inputs.flatten(2).unflatten(1, (module.groups, -1))  # [n, g, channels / g, positions]
+    shares: dict[str, Share] = {"weight": torch.einsum("ngip,ncgupk->ncgiuk", values, patches).flatten(2)}
+    if module.bias is not None:
+        shares["bias"] = gradients.flatten(3).sum(3)
+    return shares
+
+
+def _transposed_linear(module: nn.Module, inputs: Tensor, gradients: Tensor) -> dict[str, Share]:
+    """`z = W^T a + d`, as in Hugging Face's `Conv1D`, whose weight is [inputs, units]."""
+    inputs = inputs.flatten(1, -2) if inputs.ndim > 2 else inputs[:, None]  # [n, positions, inputs]
+    gradients = gradients.flatten(2, -2) if gradients.ndim > 3 else gradients[:, :, None]
+    return {
+        "weight": torch.einsum("nti,nctu->nciu", inputs, gradients).flatten(2),
+        "bias": gradients.sum(2),
+    }
+
+
 def _affine(module: nn.Module, normalized: Tensor, gradients: Tensor, dims: tuple[int, ...]) -> dict[str, Share]:
     """`z = w x_hat + d`, summed over the positions `dims` (of gradients) that share w and d."""
     shares: dict[str, Share] = {}
@@ -131,33 +191,89 @@ def _group_norm(module: nn.GroupNorm, inputs: Tensor, gradients: Tensor) -> dict
     return _affine(module, normalized, gradients, tuple(range(3, gradients.ndim)))
 
 
+def _rms_norm(module: nn.RMSNorm, inputs: Tensor, gradients: Tensor) -> dict[str, Share]:
+    normalized = F.rms_norm(inputs, module.normalized_shape, eps=module.eps)
+    return _affine(module, normalized, gradients, tuple(range(2, gradients.ndim - len(module.normalized_shape))))
+
+
+def _instance_norm(module: nn.Module, inputs: Tensor, gradients: Tensor) -> dict[str, Share]:
+    if module.track_running_stats and not module.training:
+        return _batch_norm(module, inputs, gradients)
+    return _affine(module, F.instance_norm(inputs, eps=module.eps), gradients, tuple(range(3, gradients.ndim)))
+
+
 def _batch_norm(module: nn.Module, inputs: Tensor, gradients: Tensor) -> dict[str, Share]:
     """In evaluation mode only: the running statistics are constants."""
     normalized = F.batch_norm(inputs, module.running_mean, module.running_var, eps=module.eps)
     return _affine(module, normalized, gradients, tuple(range(3, gradients.ndim)))
 
 
-RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: _linear,
-    NTKLinear: _linear,
-    NTKUnembedding: _linear,
+def _prelu(module: nn.PReLU, inputs: Tensor, gradients: Tensor) -> dict[str, Share]:
+    """`z = max(0, a) + w min(0, a)`, w one number, or one for each channel (axis 1)."""
+    rows = gradients * inputs.clamp_max(0)[:, None]
+    if module.num_parameters == 1:
+        return {"weight": rows.flatten(2).sum(2, keepdim=True)}
+    return {"weight": rows.flatten(3).sum(3) if rows.ndim > 3 else rows}
+
+
+RULES: dict[type[nn.Module] | str, Rule] = {
+    nn.Linear: linear_rule,
+    NTKLinear: linear_rule,
+    NTKUnembedding: linear_rule,
     NTKConv2d: _convolution,
     NTKEmbedding: _embedding,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution_3d,
+    nn.ConvTranspose1d: _transposed_convolution,
+    nn.ConvTranspose2d: _transposed_convolution,
+    nn.ConvTranspose3d: _transposed_convolution,
     nn.Embedding: _embedding,
     nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
     nn.GroupNorm: _group_norm,
+    nn.InstanceNorm1d: _instance_norm,
+    nn.InstanceNorm2d: _instance_norm,
+    nn.InstanceNorm3d: _instance_norm,
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
+    nn.PReLU: _prelu,
+    "transformers.pytorch_utils.Conv1D": _transposed_linear,
 }
-"""The layers with a rule, by exact type: a subclass may compute something else."""
+"""The layers with a rule, by exact type, or by its full name: a subclass may compute something else."""
+
+
+def register_rule(layer: type[nn.Module] | str, rule: Rule) -> None:
+    """Give a layer of your own a rule, so that its rows are as fast as those of PyTorch's layers.
+
+    The rule is held against plain autograd in every network, and where they disagree the layer is served by a slower
+    way: a wrong rule costs time, and no number.
+
+    Args:
+        layer: The exact type, or its full name, `package.module.Class`, which need not be imported then.
+        rule: `(module, inputs, gradients) -> {parameter's name in the module: rows}`. `inputs` is the module's first
+            tensor argument, [n, ...], of n samples; `gradients` are by its output, for each of C functions of it,
+            [n, C, ...]; rows are [n, C, size of the parameter], or an `Outer`.
+
+    Example:
+        >>> class Scale(nn.Module):
+        ...     def __init__(self, size):
+        ...         super().__init__()
+        ...         self.weight = nn.Parameter(torch.ones(size))
+        ...
+        ...     def forward(self, x):
+        ...         return self.weight * x
+        >>> register_rule(Scale, lambda module, inputs, gradients: {"weight": gradients * inputs[:, None]})
+    """
+    RULES[layer] = rule
 
 
 def rule_for(module: nn.Module) -> Rule | None:
     """The rule of a layer; None where there is none, or where an option of the layer changes what it computes."""
+    kind = type(module)
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return None
     if getattr(module, "max_norm", None) is not None or getattr(module, "scale_grad_by_freq", False):
         return None
-    return RULES.get(type(module))
+    return RULES.get(kind) or RULES.get(f"{kind.__module__}.{kind.__qualname__}")

@@ -1,4 +1,4 @@
-"""The spectrum of K beyond its largest eigenvalue: spectral measures by Lanczos quadrature, and dense on a subset.
+"""The spectrum of K beyond its largest eigenvalue: measures by Lanczos quadrature, and what a dense kernel tells.
 
 A spectral measure of K and a vector v is `sum_j (u_j^T v)^2 delta(lambda_j)`, u_j the eigenvectors. Lanczos from v
 gives its Gauss quadrature: a few nodes and weights that integrate every polynomial of twice their number exactly (Golub
@@ -11,10 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64, Shaped
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
 
-from raysat.ntk import grams
 from raysat.ntk.kernel import KernelOperator
 from raysat.ntk.lanczos import Tridiagonal, tridiagonalize
 
@@ -108,12 +107,6 @@ def _with_mean(nodes: Float64[Tensor, " k"], weights: Float64[Tensor, " k"], mea
     return changed * total / changed.sum()
 
 
-def dense_kernel(network: nn.Module, x: Shaped[Tensor, "n *input"]) -> Float[Tensor, "size size"]:
-    """K of a few samples as a matrix of size nC, for the squared error, by layer rules where they serve the network."""
-    rules = grams.uncovered(network) is None
-    return grams.kernel_by_rules(network, x) if rules else grams.kernel_by_jacobians(network, x)
-
-
 def tight_gamma(kernel: Float[Tensor, "n n"]) -> float:
     """The smallest gamma with `E ||x||^2 x x^T <= gamma E x x^T` (eq. 3.2), for C = 1, from a dense K.
 
@@ -121,8 +114,21 @@ def tight_gamma(kernel: Float[Tensor, "n n"]) -> float:
     `u^T D u <= gamma u^T u` for all u in the range of X, which is that of K: gamma is the largest eigenvalue of P D P,
     P the projection onto it. Where K has full rank it is `max_i ||x_i||^2`.
     """
-    kernel = kernel.double()
-    values, vectors = torch.linalg.eigh(kernel)
-    kept = vectors[:, values > 1e-10 * values[-1]]  # range of K, up to rounding
-    norms = len(kernel) * kernel.diagonal()
+    values, vectors = torch.linalg.eigh(kernel.double())
+    kept = vectors[:, values > rounding(kernel) * values[-1]]  # range of K
+    norms = len(kernel) * kernel.double().diagonal()
     return torch.linalg.eigvalsh(kept.T @ (norms[:, None] * kept))[-1].item()
+
+
+def smallest_eigenvalue(kernel: Float[Tensor, "size size"]) -> float:
+    """`lambda_min(K)`; 0 where it is no larger than rounding."""
+    values = torch.linalg.eigvalsh(kernel.double())
+    return values[0].item() if values[0] > rounding(kernel) * values[-1] else 0.0
+
+
+def rounding(kernel: Float[Tensor, "size size"]) -> float:
+    """Relative to the largest eigenvalue, what rounding alone makes of an eigenvalue that is 0.
+
+    A sum of products has an error of a few units times the square root of their number; it has ten times that room.
+    """
+    return 100 * torch.finfo(kernel.dtype).eps * len(kernel) ** 0.5

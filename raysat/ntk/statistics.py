@@ -1,19 +1,32 @@
-"""The statistics of a network's NTK at a point: gamma, k_op, the critical batch size they predict, the noise scale."""
+"""The statistics of a network's NTK at a point: gamma, k_op, the critical batch size they predict, the noise scale.
+
+Look, compute, certify: the network is looked at (`raysat.ntk.look`), each statistic is computed by the first of an
+ordered list of ways (`raysat.ntk.per_sample`, `raysat.ntk.kernel`) that its certificate (`raysat.ntk.certificate`)
+confirms. Where the last way's certificate fails there is no number.
+"""
 
 from __future__ import annotations
 
-import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from raysat.data.fields import Fields, Inputs
 from raysat.losses import LOSSES, Loss
-from raysat.ntk.kernel import KernelOperator
-from raysat.ntk.lanczos import largest_eigenpairs
-from raysat.ntk.per_sample import Method, choose, chunk_size, per_sample
-from raysat.ntk.spectrum import converged, dense_kernel, spectral_density, spectral_measure, tight_gamma
+from raysat.models.unpacked import Unpacked
+from raysat.ntk.certificate import TOLERANCE, check_samples
+from raysat.ntk.context import differentiable
+from raysat.ntk.dense import checked_kernel
+from raysat.ntk.look import Look, looked_at
+from raysat.ntk.per_sample import Method, PerSample, Way, per_sample, ways
+from raysat.ntk.plain import gradients, trained
+from raysat.ntk.refusal import NoStatistics
+from raysat.ntk.spectrum import converged, smallest_eigenvalue, spectral_density, spectral_measure, tight_gamma
+from raysat.ntk.top import TopEigenvalue, top_eigenvalue
+from raysat.ntk.uses import Survey, survey
 from raysat.theory import b_star, b_star_thm33
 from raysat.validation import InputError
 
@@ -21,9 +34,6 @@ DENSITY_SHARE = 4
 """A probe of the density takes one in so many of the residual's products with K. Default: 4. The density says how noise
 spreads, a sum over many eigenvalues: against 64 products a probe, 16 change no forecast b_N on MNIST by 0.1 %. The
 measure of the residual needs its 64 for the last part of a loss curve."""
-
-log = logging.getLogger(__name__)
-_told: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,20 @@ class NTKStatistics:
         density_nodes: Nodes of the density of K's eigenvalues.
         density_weights: Their weights, of sum 1.
         method: How the per-sample quantities were computed (`raysat.ntk.per_sample.Method`).
-        method_reason: Why layer rules could not serve; empty where they did, or were not asked.
+        method_reason: Why layer rules do not serve some parameters, or why faster ways were not believed; empty where
+            they were, or were not asked.
+        way: How products with K were computed (`raysat.ntk.kernel.Products`).
+        gamma_check: Largest relative difference of an operator norm from plain autograd, over the largest and two
+            random samples.
+        k_op_check: Relative difference of `u^T K u` from plain autograd, u a sum of k_op's vector and a random one.
+        k_op_upper: K has no eigenvalue above this, but for a probability of 1 % (`raysat.ntk.lanczos.excess`).
+        noise_check: Largest difference of a per-sample gradient square from plain autograd, and of ||grad L||^2 over
+            some samples, relative to the mean gradient square; NaN without targets.
+        kernel_check: Relative difference of the dense kernel from plain autograd on random vectors; NaN without one.
+        statistics_dtype: The dtype that all was computed in: float32 for weights of bfloat16 or float16.
+        frozen_norms: Batch normalization layers whose statistics were held constant at those of the samples, separated
+            by commas: gamma and all else are then approximations (`raysat.ntk.batchnorm`).
+        off: Random layers that were turned off, separated by commas.
     """
 
     n: int
@@ -83,12 +106,21 @@ class NTKStatistics:
     density_nodes: tuple[float, ...]
     density_weights: tuple[float, ...]
     method: str
-    method_reason: str = ""
+    method_reason: str
+    way: str
+    gamma_check: float
+    k_op_check: float
+    k_op_upper: float
+    noise_check: float
+    kernel_check: float
+    statistics_dtype: str
+    frozen_norms: str
+    off: str
 
 
 def ntk_statistics(
     network: nn.Module,
-    x: Tensor,
+    x: Tensor | Fields | Mapping[str, Tensor] | tuple[Tensor, ...],
     y: Tensor | None = None,
     *,
     loss: str = "mse",
@@ -100,18 +132,20 @@ def ntk_statistics(
     memory: int = 1 << 30,
     method: str | None = None,
 ) -> NTKStatistics:
-    """The NTK statistics of a network at its present parameters.
+    """The NTK statistics of a network at its present parameters, each confirmed by plain reverse-mode autograd.
 
     gamma is a maximum and is taken over every sample, streamed in chunks; k_op is an average that settles quickly, and
-    may be taken over a fixed random subset.
+    may be taken over a fixed random subset. The network is left as it was found, whatever the caller's context.
 
     Args:
-        network: Maps `[n, *input]` to `[n, C]`; under the cross-entropy also to `[n, L, V]`. Parameters that do not
-            require a gradient count as constants.
-        x: Inputs.
+        network: Any module that maps `[n, *input]` to `[n, C]`; under the cross-entropy also to `[n, L, V]`. Parameters
+            that do not require a gradient count as constants. Random layers are turned off meanwhile, and batch
+            normalization in training mode has its statistics held constant at those of x.
+        x: Inputs; several tensors as a mapping of keyword arguments or a tuple.
         y: Targets (see `raysat.losses`); without them, loss and noise scale are NaN.
         loss: `mse` (eq. 2.1) or `cross_entropy`.
-        k_samples: Samples for k_op and the spectrum; all where there are fewer. Default: 4096.
+        k_samples: Samples for k_op and the spectrum; all where there are fewer. Default: 4096. Fewer are taken where
+            the Jacobian has to be formed.
         k_tolerance: Relative residual of k_op. Default: 1e-3.
         spectrum: Products with K for the residual's spectral measure; a quarter of them for each probe of the
             density, which needs fewer. Default: 0, none.
@@ -119,12 +153,11 @@ def ntk_statistics(
         dense_samples: Samples for the dense kernel, of which lambda_min and gamma_tight are; squared error only.
             Default: 0, none.
         memory: Bytes that the intermediate values of a chunk may take. Default: 1 GiB.
-        method: One of `raysat.ntk.per_sample.Method`. Default: chosen by the network's layers and outputs.
+        method: One of `raysat.ntk.per_sample.Method`. Default: the fastest that is right for the network.
 
     Raises:
-        InputError: There are no samples, a weight is not finite, the output is not [n, C], nothing is trainable, a
-            layer mixes samples, so that a sample has no Jacobian of its own, or `method="gram"` and a parameter has no
-            rule.
+        NoStatistics: The network has none: its samples have no gradients of their own, or no way is confirmed.
+        InputError: Inputs and targets do not go together.
 
     Example:
         >>> from raysat.models.mlp import MLP
@@ -132,86 +165,165 @@ def ntk_statistics(
         >>> statistics.gamma >= statistics.gamma_mean > 0
         True
     """
-    if loss not in LOSSES:
-        raise InputError(f"loss={loss!r}: use one of {', '.join(LOSSES)}.")
+    function = _resolve(loss)
     if method is not None and method not in set(Method):
         raise InputError(f"method={method!r}: use one of {', '.join(Method)}, or leave it out.")
-    function = LOSSES[loss]
-    _check(network, x, y, loss)
-    way, reason = choose(network, x, method)
-    if reason and reason not in _told:
-        _told.add(reason)
-        log.warning("%s: %s; using per-sample Jacobians, which is slower.", type(network).__name__, reason)
-    samples = per_sample(network, x, y, function, way, memory, k_tolerance)
-    gamma = samples.operator_norms.max().item()
+    if isinstance(x, Mapping | tuple | list):
+        x = Fields(x)
+    if isinstance(x, Fields) and not isinstance(network, Unpacked):
+        network = Unpacked(network)
+    with looked_at(network, x, y, function, memory) as look:
+        with differentiable(network):
+            surveyed = survey(network, look.few)
+        samples, way, checks, reasons = _certified(look, surveyed, function, method, memory, k_tolerance)
+        subset = _subset(len(look.x), k_samples).to(look.x.device)
+        top = top_eigenvalue(look, function, subset, k_tolerance, memory)
+        noise = _noise(look, function, samples, memory) if y is not None else None
+        spectra = _spectra(look, top, function, samples, spectrum, probes, k_tolerance)
+        dense = _dense(look, function, dense_samples)
+        gamma = samples.operator_norms.max().item()
+        return NTKStatistics(
+            n=len(look.x),
+            n_outputs=look.shape[-1],
+            parameters=sum(p.numel() for p in trained(network).values()),
+            loss_init=samples.loss / len(look.x),
+            gamma=gamma,
+            gamma_mean=samples.operator_norms.mean().item(),
+            gamma_frobenius=samples.frobenius.max().item(),
+            k_op=top.value,
+            k_op_residual=top.residual,
+            k_samples=len(top.subset),
+            k_iterations=top.products,
+            b_star=b_star(gamma, top.value),
+            b_star_thm33=b_star_thm33(gamma, top.value),
+            noise_scale=noise[0] if noise else math.nan,
+            **spectra,
+            **dense,
+            method=str(way.method),
+            method_reason=reasons,
+            way=str(top.operator.way),
+            gamma_check=checks[0],
+            k_op_check=top.check,
+            k_op_upper=top.upper,
+            noise_check=max(checks[1], noise[1]) if noise else math.nan,
+            statistics_dtype=str(look.dtype).removeprefix("torch."),
+            frozen_norms=", ".join(look.frozen),
+            off=", ".join(look.off),
+        )
 
-    subset = _subset(len(x), k_samples).to(x.device)
-    # A backward or a forward-mode pass holds each layer's values about twice.
-    chunk = chunk_size(network, x, way, memory)
-    operator = KernelOperator(network, x[subset], chunk, function, memory)
-    with torch.no_grad():
-        outputs = torch.cat([network(part) for part in x[subset].split(chunk)])
-    top = largest_eigenpairs(lambda u: operator(u[0])[None], _start(operator, outputs)[None], tolerance=k_tolerance)
-    k_op = top.values.item()
 
-    loss_init, noise_scale = math.nan, math.nan
-    if y is not None:
-        loss_init = samples.loss / len(x)
-        signal = gradient_square(network, x, y, function, chunk)
-        noise_scale = (samples.gradient_squares.mean().item() - signal) / signal if signal > 0 else math.inf
-    trace = samples.frobenius[subset.to(samples.frobenius.device)].mean().item()
-    y_subset = None if y is None else y[subset]
-    dense = min(dense_samples, len(x)) if loss == "mse" else 0
-    kernel = dense_kernel(network, x[_subset(len(x), dense).to(x.device)]) if dense else None
-    return NTKStatistics(
-        n=len(x),
-        n_outputs=outputs.shape[-1],
-        parameters=sum(p.numel() for p in network.parameters() if p.requires_grad),
-        loss_init=loss_init,
-        gamma=gamma,
-        gamma_mean=samples.operator_norms.mean().item(),
-        gamma_frobenius=samples.frobenius.max().item(),
-        gamma_tight=tight_gamma(kernel) if kernel is not None and outputs.shape[1:] == (1,) else math.nan,
-        k_op=k_op,
-        k_op_residual=top.residuals.item(),
-        k_samples=len(subset),
-        k_iterations=top.products,
-        lambda_min=torch.linalg.eigvalsh(kernel.double())[0].item() if kernel is not None else math.nan,
-        dense_samples=dense,
-        b_star=b_star(gamma, k_op),
-        b_star_thm33=b_star_thm33(gamma, k_op),
-        noise_scale=noise_scale,
-        **_spectra(operator, outputs, y_subset, function, spectrum, probes, trace, k_tolerance),
-        method=str(way),
-        method_reason=reason,
+def _resolve(loss: str) -> Loss:
+    if loss not in LOSSES:
+        raise InputError(f"loss={loss!r}: use one of {', '.join(LOSSES)}.")
+    return LOSSES[loss]
+
+
+def reason_against(network: nn.Module, x: Inputs, y: Tensor | None = None, *, loss: str = "mse") -> str:
+    """Why a network has no statistics on some data, in one sentence with the remedy; empty where it may have.
+
+    It looks at the network only, at the cost of a few passes: give a few samples.
+    """
+    try:
+        with looked_at(network, x, y, _resolve(loss)):
+            return ""
+    except InputError as error:
+        return str(error)
+
+
+WATCHED = 2
+"""Random samples whose quantities are checked, beside the largest's."""
+
+
+def _certified(
+    look: Look, surveyed: Survey, loss: Loss, method: str | None, memory: int, tolerance: float
+) -> tuple[PerSample, Way, tuple[float, float], str]:
+    """The quantities of all samples by the first way that is confirmed, its differences, and why not by others."""
+    network, n = look.network, len(look.x)
+    generator = torch.Generator().manual_seed(3)
+    watched = tuple(torch.randint(n, (WATCHED,), generator=generator).tolist())
+    few_y = None if look.y is None else look.y[look.chosen]
+    allowed = TOLERANCE[look.dtype]
+    wanted = method in (None, Method.GRAM)
+    reasons = [surveyed.reason] if surveyed.reason and wanted else []
+    for way in ways(look, surveyed, method, memory):
+        try:
+            if way.rehearse:
+                with differentiable(network):
+                    found = per_sample(network, look.few, few_y, loss, way, memory, tolerance, (0, 1, 2))
+                checks = check_samples(network, look.few, few_y, loss, found, [0, 1, 2])
+                if not _passes(checks, allowed):
+                    reasons.append(f"{way.method} is off by {max(checks):.1e} from plain autograd")
+                    continue
+            with differentiable(network):
+                found = per_sample(network, look.x, look.y, loss, way, memory, tolerance, watched)
+            largest = int(found.operator_norms.argmax())
+            checks = check_samples(network, look.x, look.y, loss, found, [largest, *watched])
+        except InputError:
+            raise
+        except Exception as error:  # the next way does not depend on what failed here
+            reasons.append(f"{way.method} fails ({_first_line(error)})")
+            continue
+        if _passes(checks, allowed):
+            return found, way, checks, "; ".join(dict.fromkeys(reasons))
+        reasons.append(f"{way.method} is off by {max(checks):.1e} from plain autograd")
+    raise NoStatistics(
+        f"no way to the per-sample quantities is confirmed by plain autograd ({'; '.join(reasons)}): "
+        + ("leave method out." if method else "see 'My model fails' in the documentation.")
     )
 
 
-def _start(operator: KernelOperator, outputs: Tensor, every: int = 8, least: int = 512) -> Tensor:
-    """A vector near the top eigenvector of K, to start from: that of every eighth sample, carried to all of them.
+def _passes(checks: tuple[float, float], allowed: float) -> bool:
+    return checks[0] <= allowed and (math.isnan(checks[1]) or checks[1] <= allowed)
 
-    If v is the top eigenvector of the kernel of some samples, `J_all J_some^T v` is its Nystroem extension. It halves
-    the products with the whole K and costs those of an eighth. Below `least` samples it is a random vector.
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _noise(look: Look, loss: Loss, samples: PerSample, memory: int) -> tuple[float, float]:
+    """The noise scale, and how far ||grad L||^2 of some samples is from what the loss's own gradient says.
+
+    The signal is made of residuals; its check differentiates the loss itself, over other chunks.
     """
-    generator = torch.Generator().manual_seed(0)
-    if len(operator.x) < least:
-        return torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
-    some = operator.x[::every]
-    coarse = KernelOperator(operator.network, some, operator.chunk, operator.loss, operator.memory_left)
-    start = torch.randn(outputs[::every].shape, generator=generator, dtype=torch.float64).to(outputs)
-    found = largest_eigenpairs(lambda u: coarse(u[0])[None], start[None], tolerance=1e-2)
-    return operator.pushforward(coarse.pullback(found.vectors[0].to(outputs)))
+    chunk = 1 if look.alone else look.chunk(memory)
+    mean_square = samples.gradient_squares.mean().item()
+    signal = gradient_square(look.network, look.x, look.y, loss, chunk)
+    some = _subset(len(look.x), 64).to(look.x.device)
+    x, y = look.x[some], look.y[some]
+    by_residuals = gradient_square(look.network, x, y, loss, chunk)
+    weights = list(trained(look.network).values())
+    total = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
+    for k in range(0, len(x), step := 1 if look.alone else 3):
+        outputs = look.network(x[k : k + step])
+        value = loss.total(outputs, y[k : k + step]) / len(x)
+        for sum_, part in zip(total, gradients(value, weights, torch.ones_like(value)), strict=True):
+            sum_ += part
+    exact = sum(part.square().sum().item() for part in total)
+    check = abs(by_residuals - exact) / max(mean_square, torch.finfo(torch.float64).tiny)
+    if not check <= TOLERANCE[look.dtype]:
+        raise NoStatistics(
+            f"the gradient of the loss is off by {check:.1e} of the mean gradient square from plain autograd: "
+            "leave y out, or report the network."
+        )
+    return (mean_square - signal) / signal if signal > 0 else math.inf, check
+
+
+def _dense(look: Look, loss: Loss, count: int) -> dict[str, float]:
+    """What a dense kernel tells, under the names of `NTKStatistics`."""
+    count = min(count, len(look.x)) if loss.name == "mse" else 0
+    if not count:
+        return {"gamma_tight": math.nan, "lambda_min": math.nan, "dense_samples": 0, "kernel_check": math.nan}
+    kernel = checked_kernel(look.network, look.x[_subset(len(look.x), count).to(look.x.device)])
+    return {
+        "gamma_tight": tight_gamma(kernel.matrix) if look.shape == (1,) else math.nan,
+        "lambda_min": smallest_eigenvalue(kernel.matrix),
+        "dense_samples": count,
+        "kernel_check": kernel.check,
+    }
 
 
 def _spectra(
-    operator: KernelOperator,
-    outputs: Tensor,
-    y: Tensor | None,
-    loss: Loss,
-    steps: int,
-    probes: int,
-    trace: float,
-    tolerance: float,
+    look: Look, top: TopEigenvalue, loss: Loss, samples: PerSample, steps: int, probes: int, tolerance: float
 ) -> dict[str, tuple[float, ...]]:
     """The spectral measures, as tuples; empty where none were asked for.
 
@@ -221,11 +333,15 @@ def _spectra(
     names = ("top", "residual_nodes", "residual_weights", "density_nodes", "density_weights")
     if steps == 0:
         return dict.fromkeys(names, ())
+    operator, outputs = top.operator, top.outputs
+    y = None if look.y is None else look.y[top.subset]
+    trace = samples.frobenius[top.subset.to(samples.frobenius.device)].mean().item()
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
     has_residual = y is not None and loss.name == "mse"
-    measure, ritz = spectral_measure(operator, loss.residual(outputs, y) if has_residual else start, steps)
-    density = spectral_density(operator, outputs, -(-steps // DENSITY_SHARE), probes, ritz, trace, tolerance)
+    with differentiable(look.network):
+        measure, ritz = spectral_measure(operator, loss.residual(outputs, y) if has_residual else start, steps)
+        density = spectral_density(operator, outputs, -(-steps // DENSITY_SHARE), probes, ritz, trace, tolerance)
     found = {"density_nodes": density.nodes, "density_weights": density.weights}
     if has_residual:
         found |= {"residual_nodes": measure.nodes, "residual_weights": measure.weights}
@@ -235,51 +351,12 @@ def _spectra(
     return {name: tuple(found[name].tolist()) if name in found else () for name in names}
 
 
-def _check(network: nn.Module, x: Tensor, y: Tensor | None, loss: str) -> None:
-    if len(x) == 0:
-        raise InputError("the statistics need at least one sample: x is empty.")
-    weights = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    if not weights:
-        raise InputError("the network has no trainable parameter: give one whose parameters require a gradient.")
-    for name, weight in weights:
-        if not weight.isfinite().all():
-            raise InputError(f"parameter {name} is not finite: take the statistics before training diverges.")
-        if weight.is_complex():
-            raise InputError(f"parameter {name} is complex: the theory is of real networks; split it into two parts.")
-    if coupled := coupling(network):
-        raise InputError(f"{coupled}: call network.eval(), or use GroupNorm.")
-    with torch.no_grad():
-        outputs = network(x[:2])
-    wanted = "[n, C]" if loss == "mse" else "[n, C] or [n, L, V]"
-    if len(outputs) != len(x[:2]) or not (outputs.ndim == 2 or (outputs.ndim > 2 and loss != "mse")):
-        raise InputError(f"the network's output has shape {list(outputs.shape)} for two samples: return {wanted}.")
-    if y is None:
-        return
-    shape = outputs.shape[1:] if y.is_floating_point() else outputs.shape[1:-1]
-    if y.shape != (len(x), *shape) or (loss == "mse" and not y.is_floating_point()):
-        raise InputError(
-            f"y has shape {list(y.shape)} and type {y.dtype}, outputs are {[len(x), *outputs.shape[1:]]} under {loss}: "
-            "make them agree."
-        )
-
-
 def coupling(network: nn.Module) -> str:
     """Why a sample has no gradient of its own, in words; empty where it has."""
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not module.track_running_stats):
             kind = type(module).__name__
             return f"{name} ({kind}) mixes the samples of a batch, so that a sample has no gradient of its own"
-    return ""
-
-
-def reason_against(network: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str = "mse") -> str:
-    """Why a network has no statistics on some data, in one sentence with the remedy; empty where it has."""
-    try:
-        if loss not in LOSSES:
-            return f"loss={loss!r}: use one of {', '.join(LOSSES)}."
-        _check(network, x, y, loss)
-    except InputError as error:
-        return str(error)
     return ""
 
 

@@ -6,24 +6,22 @@ the parts are halved and the step is taken anew: no weight has changed before it
 
 from __future__ import annotations
 
-import gc
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from raysat.losses import Loss
+from raysat.memory import in_parts, out_of_memory, saved_bytes
+
+__all__ = ["couples_samples", "in_parts", "out_of_memory", "sample_bytes", "samples_at_once", "together"]
 
 SHARE = 0.25
 """Of the free memory, what the tensors kept for the backward pass may take. The backward pass's own tensors and the
 libraries' workspaces come on top: the peak was 1.1 to 1.7 times as much (ResNet-28,
 NanoGPT and three layers of 1000, on one thread), and half of what is free is left for what else runs."""
-
-Value = TypeVar("Value")
 
 
 def samples_at_once(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, threads: int = 0) -> int:
@@ -72,21 +70,7 @@ def couples_samples(network: nn.Module) -> bool:
 
 def kept_bytes(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> int:
     """Bytes that the forward pass keeps for the backward pass, beyond parameters and inputs."""
-    seen = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), x, y)}
-    total = 0
-
-    def keep(tensor: Tensor) -> Tensor:
-        nonlocal total
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            total += storage.nbytes()
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        kept = loss.total(network(x), y)  # its graph holds the tensors, so that no address is used twice
-    del kept
-    return total
+    return saved_bytes(lambda: loss.total(network(x), y), (*network.parameters(), x, y))
 
 
 def free_bytes(device: torch.device) -> int:
@@ -107,33 +91,3 @@ def free_bytes(device: torch.device) -> int:
     except (OSError, ValueError):  # no control group, or one without a limit
         return free
     return max(0, min(free, limit))
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error says that there is no memory left, on a GPU or on the processor."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def in_parts(function: Callable[[int], Value], at_once: int) -> tuple[Value, int]:
-    """Call a function of the number of samples at a time, with half of it wherever memory runs out.
-
-    Args:
-        function: Must begin anew each time, and have changed nothing where it fails.
-        at_once: The number to begin with.
-
-    Returns:
-        What the function returned, and the number with which it did.
-
-    Raises:
-        RuntimeError: Not even one sample fits, or the function fails for another reason.
-    """
-    while True:
-        try:
-            return function(at_once), at_once
-        except RuntimeError as error:
-            if at_once == 1 or not out_of_memory(error):
-                raise
-        at_once = math.ceil(at_once / 2)
-        gc.collect()  # the failed call's frames hold its tensors
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()

@@ -1,0 +1,76 @@
+"""Memory, as statistics and steps both plan by it: what autograd keeps for a backward pass, and what to do without."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from raysat.data.fields import Inputs
+
+Value = TypeVar("Value")
+
+
+def saved_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor] = ()) -> int:
+    """Bytes that a forward pass keeps for its backward pass, those of functional calls included.
+
+    Args:
+        forward: Runs the pass and returns what depends on it.
+        besides: Tensors that are there anyway, such as parameters and inputs, and do not count.
+    """
+    seen = {tensor.untyped_storage().data_ptr() for tensor in besides}
+    total = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal total
+        # Tensors of layouts without storage (sparse, nested) are rare and small here.
+        if tensor.layout is torch.strided and (storage := tensor.untyped_storage()).data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            total += storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        kept = forward()  # its graph holds the tensors, so that no address is used twice
+    del kept
+    return total
+
+
+def saved_per_sample(network: nn.Module, few: Inputs) -> int:
+    """Bytes that a forward pass keeps for each sample, functional calls included; measured with one and with three."""
+    besides = [*network.parameters(), *network.buffers()]
+    one, three = (saved_bytes(lambda k=k: network(few[:k]), besides) for k in (1, 3))
+    return max((three - one) // 2, 1)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error says that there is no memory left, on a GPU or on the processor."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def in_parts(function: Callable[[int], Value], at_once: int) -> tuple[Value, int]:
+    """Call a function of the number of samples at a time, with half of it wherever memory runs out.
+
+    Args:
+        function: Must begin anew each time, and have changed nothing where it fails.
+        at_once: The number to begin with.
+
+    Returns:
+        What the function returned, and the number with which it did.
+
+    Raises:
+        RuntimeError: Not even one sample fits, or the function fails for another reason.
+    """
+    while True:
+        try:
+            return function(at_once), at_once
+        except RuntimeError as error:
+            if at_once == 1 or not out_of_memory(error):
+                raise
+        at_once = math.ceil(at_once / 2)
+        gc.collect()  # the failed call's frames hold its tensors
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,8 @@
+"""Stub."""
+
+from contextlib import contextmanager
+
+
+@contextmanager
+def frozen_batch_norm(network, x, memory=1 << 30):
+    yield ()

@@ -1,0 +1,134 @@
+"""How the statistics leave a network: as it was found, whatever they did with it and wherever they were called from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from raysat.ntk.recurrent import unrolled
+
+HALVES = (torch.bfloat16, torch.float16)
+"""The dtypes in which no statistic is computed: their rounding, 1 in 256 and 1 in 2048, is larger than tolerances."""
+
+
+@contextmanager
+def undisturbed(network: nn.Module) -> Iterator[None]:
+    """Restore a network and the process's random generators after the context.
+
+    Restored are training flags, hooks' registries, attributes, buffers and weights (identity and values) and gradients.
+    Within the context gradients are recorded in full precision, also where the caller is in `no_grad`,
+    `inference_mode` or `autocast`. A parameter that was made in inference mode is stood in for by a copy.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        devices = sorted({p.device.index or 0 for p in network.parameters() if p.device.type == "cuda"})
+        for kind in {"cpu", *(p.device.type for p in network.parameters())} - {"meta"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(_full_precision())
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(_snapshot(network).restore)
+        for module in network.modules():
+            for registry in (module._parameters, module._buffers):
+                for name, tensor in registry.items():
+                    if tensor is not None and tensor.is_inference():
+                        copy = tensor.clone()
+                        trained = isinstance(tensor, nn.Parameter)
+                        registry[name] = nn.Parameter(copy, tensor.requires_grad) if trained else copy
+        for parameter in network.parameters():
+            parameter.grad = None
+        yield
+
+
+class _snapshot:
+    """All that a forward or backward pass may change of a network, to be put back."""
+
+    def __init__(self, network: nn.Module) -> None:
+        names = ("_parameters", "_buffers", "_modules")
+        self.modules = [
+            (module, dict(module.__dict__), {name: dict(getattr(module, name)) for name in names})
+            for module in network.modules()
+        ]
+        tensors = {id(t): t for t in (*network.parameters(), *network.buffers()) if not t.is_inference()}
+        self.values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors.values()]
+        self.gradients = [(p, p.grad) for p in network.parameters()]
+
+    def restore(self) -> None:
+        for module, attributes, registries in self.modules:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for name, entries in registries.items():
+                registry = module.__dict__[name]
+                registry.clear()
+                registry.update(entries)
+        with torch.no_grad():
+            for tensor, version, value in self.values:
+                if tensor._version != version:
+                    tensor.copy_(value)
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """No TF32 or bfloat16 inside float32 products and convolutions."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    highest = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(highest)
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+@contextmanager
+def cast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """The same weights in another floating-point dtype, while the context lasts; complex and integer tensors stay."""
+    parameters = [(p, p.data) for p in network.parameters() if p.is_floating_point()]
+    snapshot = _snapshot(network)
+    try:
+        for parameter, value in parameters:
+            parameter.data = value.to(dtype)
+        for module in network.modules():
+            for registry in (module._buffers, module.__dict__):
+                for name, value in list(registry.items()):
+                    if isinstance(value, Tensor) and value.is_floating_point():
+                        registry[name] = value.detach().to(dtype)
+        yield
+    finally:
+        for parameter, value in parameters:
+            parameter.data = value
+        snapshot.values = []  # no value has changed, only which tensor holds it
+        snapshot.restore()
+
+
+@contextmanager
+def differentiable(network: nn.Module) -> Iterator[None]:
+    """Fused kernels that lack second derivatives or forward mode give way to their differentiable equals.
+
+    These are the fused kernels of `scaled_dot_product_attention`, the fast paths of attention and encoder layers, the
+    recurrent kernels of oneDNN and cuDNN, and compiled code.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        stack.enter_context(unrolled(network))
+        if any(_is_compiled(module) for module in network.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None

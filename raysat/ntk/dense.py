@@ -1,0 +1,92 @@
+"""K of a few samples as a matrix, in float64 where the network runs in it, and checked on random vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raysat.data.fields import Fields, Inputs
+from raysat.losses import LOSSES
+from raysat.ntk import grams, plain
+from raysat.ntk.certificate import TOLERANCE, check_kernel
+from raysat.ntk.context import cast, differentiable
+from raysat.ntk.grams import Parts, without_rules
+from raysat.ntk.look import looked_at
+from raysat.ntk.refusal import NoStatistics
+from raysat.ntk.uses import Survey, survey
+
+
+@dataclass(frozen=True)
+class DenseKernel:
+    """K, and how far it is from plain autograd.
+
+    Attributes:
+        matrix: K, of size nC, for the squared error.
+        check: Relative difference of `u^T K u` on random vectors.
+    """
+
+    matrix: Float[Tensor, "size size"]
+    check: float
+
+
+def dense_kernel(network: nn.Module, x: Inputs) -> Float[Tensor, "size size"]:
+    """K of a few samples as a matrix of size nC, for the squared error, without a bound on memory.
+
+    It is computed in float64, in which its small eigenvalues are above rounding, from the same weights; where the
+    network does not run in it, in its own dtype.
+
+    Raises:
+        NoStatistics: There is none, or no way agrees with plain autograd.
+    """
+    return checked_kernel(network, x).matrix
+
+
+def checked_kernel(network: nn.Module, x: Inputs) -> DenseKernel:
+    """The same, with its check."""
+    try:
+        return _in(torch.float64, network, x)
+    except NoStatistics:
+        return _in(None, network, x)
+
+
+def _in(dtype: torch.dtype | None, network: nn.Module, x: Inputs) -> DenseKernel:
+    with cast(network, dtype) if dtype else nullcontext():
+        x = _cast(x, dtype) if dtype else x
+        with looked_at(network, x, None, LOSSES["mse"]) as look:
+            with differentiable(look.network):
+                surveyed = survey(look.network, look.few)
+            errors = []
+            for parts in _ways(look.network, surveyed, look.alone):
+                try:
+                    with differentiable(look.network):
+                        matrix = grams.kernel(look.network, look.x, parts)
+                    check = check_kernel(look.network, look.x, LOSSES["mse"], matrix, look.shape)
+                except RuntimeError as error:
+                    errors.append(str(error).strip().partition("\n")[0])
+                    continue
+                if check <= TOLERANCE[matrix.dtype]:
+                    return DenseKernel(matrix, check)
+                errors.append(f"off by {check:.1e}")
+            raise NoStatistics(
+                f"no way to the dense kernel agrees with plain autograd ({'; '.join(errors)}): set dense_samples=0."
+            )
+
+
+def _cast(x: Inputs, dtype: torch.dtype) -> Inputs:
+    if isinstance(x, Fields):
+        return x.map(lambda tensor: _cast(tensor, dtype))
+    return x.to(dtype) if x.is_floating_point() else x
+
+
+def _ways(network: nn.Module, surveyed: Survey, alone: bool) -> Iterator[Parts]:
+    if surveyed.covered and not alone:
+        yield Parts(surveyed, surveyed.rest, grams.jacobians)
+        yield Parts(surveyed, surveyed.rest, plain.rows)
+    if not alone:
+        yield without_rules(network, grams.jacobians)
+    yield without_rules(network, plain.rows)

@@ -1,0 +1,305 @@
+"""A look at a network before anything is computed of it: a few passes over two or three samples, on borrowed state.
+
+It tells apart what a Jacobian of each sample needs: that the same input gives the same output (*random* layers are
+turned off one by one), that buffers are those that were given (*stateful* networks begin every pass with them), and
+that a sample's output and gradient are its own (*mixing* networks are refused, but for batch normalization, whose
+statistics are held constant). Whatever cannot be served is refused in one sentence that names the module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from raysat.data.fields import Fields, Inputs
+from raysat.losses import Loss
+from raysat.memory import saved_per_sample
+from raysat.ntk.batchnorm import frozen_batch_norm
+from raysat.ntk.context import HALVES, cast, undisturbed
+from raysat.ntk.plain import gradients, sample_gradient, trained
+from raysat.ntk.random_layers import turn_off_random_layers
+from raysat.ntk.refusal import NoStatistics
+from raysat.ntk.stateful import restarted
+from raysat.validation import InputError
+
+ROUNDING = {torch.float32: 2e-3, torch.float64: 1e-9}
+"""Relative differences of outputs and gradients that rounding explains when a sample is computed among others or alone:
+10^4 units of rounding in float32, through networks of some hundred layers."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen.
+
+    Attributes:
+        network: The network to compute with.
+        x: The inputs, in the dtype of its weights.
+        few: Three of them, which were looked at.
+        chosen: Which they are.
+        y: The targets; None without.
+        shape: Of one sample's output.
+        off: Random layers that are turned off meanwhile.
+        frozen: Batch normalization layers whose statistics are held constant meanwhile.
+        alone: Whether gradients are a sample's own only where it is computed by itself.
+    """
+
+    network: nn.Module
+    x: Inputs
+    few: Inputs
+    chosen: Tensor
+    y: Tensor | None
+    shape: tuple[int, ...]
+    off: tuple[str, ...] = ()
+    frozen: tuple[str, ...] = ()
+    alone: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it is computed."""
+        return next(iter(trained(self.network).values())).dtype
+
+    def chunk(self, memory: int) -> int:
+        """How many samples a forward and a backward pass may take at a time within the memory."""
+        return max(1, min(len(self.x), memory // (4 * saved_per_sample(self.network, self.few))))
+
+
+@contextmanager
+def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memory: int = 1 << 30) -> Iterator[Look]:
+    """Look at a network; while the context lasts it is as the statistics need it, and afterwards as it was found.
+
+    Args:
+        network: The network.
+        x: All samples of which statistics are wanted.
+        y: Their targets, if any.
+        loss: The loss.
+        memory: Bytes that a pass may take.
+
+    Raises:
+        NoStatistics: The network has none.
+        InputError: What was given does not go together.
+    """
+    _check_weights(network)
+    if len(x) == 0:
+        raise InputError("the statistics need at least one sample: x is empty.")
+    with ExitStack() as stack:
+        stack.enter_context(undisturbed(network))
+        x, y = _of_normal_mode(x), None if y is None else _of_normal_mode(y)
+        if any(p.dtype in HALVES for p in network.parameters()):
+            stack.enter_context(cast(network, torch.float32))
+            x = _floating_to(x, torch.float32)
+        _check_finite(network, x, y)
+        chosen = some_samples(x)
+        few = x[chosen]
+        with _in_words(network, few), frozen_batch_norm(network, few):
+            outputs = _run(network, few)
+            off = turn_off_random_layers(network, few)
+        shape = _shape_of(outputs, len(few), loss)
+        frozen = tuple(stack.enter_context(frozen_batch_norm(network, x, memory=memory)))
+        stack.enter_context(restarted(network, few))
+        _refuse_mixing(network, few)
+        alone = _gradients_mix(network, few)
+        y = loss.as_targets(y, (len(x), *shape)) if y is not None and hasattr(loss, "as_targets") else y
+        yield Look(network, x, few, chosen, y, shape, off, frozen, alone)
+
+
+def some_samples(x: Inputs, count: int = 3) -> Tensor:
+    """Indices of a few samples for a look: spread over the set, and of numbers the largest, for zeros show nothing."""
+    spread = torch.linspace(0, len(x) - 1, count).round().long()
+    if isinstance(x, Tensor) and x.is_floating_point():
+        spread[1] = x.flatten(1).square().sum(1).argmax() if x.ndim > 1 else x.abs().argmax()
+        others = [k for k in (0, len(x) - 1, len(x) // 2, 1) if k < len(x) and k != spread[1]]
+        for place, k in zip((0, 2), others, strict=False):
+            spread[place] = k
+    return spread.to(x.device)
+
+
+def _of_normal_mode(values: Inputs) -> Inputs:
+    """Copies of tensors that were made in inference mode, which autograd cannot take."""
+    if isinstance(values, Fields):
+        return values.map(_of_normal_mode)
+    return values.clone() if values.is_inference() else values
+
+
+def _floating_to(values: Inputs, dtype: torch.dtype) -> Inputs:
+    if isinstance(values, Fields):
+        return values.map(lambda tensor: _floating_to(tensor, dtype))
+    return values.to(dtype) if values.is_floating_point() else values
+
+
+def _check_weights(network: nn.Module) -> None:
+    for name, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NoStatistics(
+                f"{name or 'the network'} is TorchScript, whose layers cannot be looked into: "
+                "give the torch.nn.Module that it was made from."
+            )
+    for name, p in network.named_parameters():
+        if torch.nn.parameter.is_lazy(p):
+            raise NoStatistics(f"parameter {name} is lazy and has no value yet: run the network once on some inputs.")
+    weights = trained(network)
+    if not weights:
+        raise NoStatistics("the network has no trainable parameter: give one whose parameters require a gradient.")
+    for name, weight in network.named_parameters():
+        if weight.is_complex():
+            raise NoStatistics(f"parameter {name} is complex: the theory is of real networks; split it into two parts.")
+    for name, weight in network.named_parameters():
+        if not weight.isfinite().all():
+            raise NoStatistics(f"parameter {name} is not finite: take the statistics before training diverges.")
+
+
+def _check_finite(network: nn.Module, x: Inputs, y: Tensor | None) -> None:
+    tensors = {"y": y} if y is not None else {}
+    tensors |= {f"x[{k!r}]": t for k, t in x.tensors.items()} if isinstance(x, Fields) else {"x": x}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(f"{name} has values that are not finite: remove or replace them.")
+
+
+@contextmanager
+def _in_words(network: nn.Module, few: Inputs) -> Iterator[None]:
+    """Say in a sentence that the network does not run on some samples."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise NoStatistics(
+            f"the network does not run on {len(few)} samples ({type(error).__name__}: {_last_line(error)})"
+            f"{_dtype_hint(network, few)}: fix it, or give other inputs."
+        ) from error
+
+
+def _run(network: nn.Module, few: Inputs) -> object:
+    with torch.no_grad():
+        return network(few)
+
+
+def _shape_of(outputs: object, n: int, loss: Loss) -> tuple[int, ...]:
+    """The shape of one sample's output."""
+    wanted = "[n, C]" if loss.name == "mse" else "[n, C] or [n, L, V]"
+    if not isinstance(outputs, Tensor):
+        raise NoStatistics(
+            f"the network returns {type(outputs).__name__}, not one tensor: wrap it in a module whose forward returns "
+            f"the outputs {wanted}, such as `def forward(self, x): return self.network(x).logits` or `[0]`."
+        )
+    if outputs.ndim < 2 or len(outputs) != n or (outputs.ndim > 2 and loss.name == "mse"):
+        raise NoStatistics(f"the network's output has shape {list(outputs.shape)} for {n} samples: return {wanted}.")
+    if not outputs.is_floating_point():
+        raise NoStatistics(f"the network's output is of {outputs.dtype}: return real floating-point numbers.")
+    if not outputs.isfinite().all():
+        raise NoStatistics("the network's output is not finite: scale the inputs or the weights.")
+    return tuple(outputs.shape[1:])
+
+
+def _dtype_hint(network: nn.Module, few: Inputs) -> str:
+    weights = {p.dtype for p in network.parameters() if p.is_floating_point()}
+    if isinstance(few, Tensor) and few.is_floating_point() and weights and few.dtype not in weights:
+        return f"; x is of {few.dtype} and the weights are of {', '.join(map(str, weights))}"
+    return ""
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return lines[-1].strip()[:300] if lines else ""
+
+
+# Mixing ---------------------------------------------------------------------------------------------------------------
+
+
+def _refuse_mixing(network: nn.Module, few: Inputs) -> None:
+    """Refuse a network of which a sample's output depends on what else is in its batch.
+
+    Two tests. Among *other* samples of the same number, a sample's output has the same rounding in most kernels, so
+    that little is allowed for it; *alone*, it has another.
+    """
+    others = few[torch.tensor([0, 2, 0], device=few.device)]
+    with torch.no_grad():
+        outputs = network(few)
+        among_others = network(others)
+        by_itself = torch.cat([network(few[k : k + 1]) for k in range(len(few))])
+    allowed = ROUNDING[torch.float64 if outputs.dtype == torch.float64 else torch.float32]
+    scale = outputs.abs().max().clamp_min(torch.finfo(outputs.dtype).tiny)
+    mixes = (outputs[0] - among_others[0]).abs().max() > allowed / 20 * scale
+    if mixes or (outputs - by_itself).abs().max() > allowed * scale:
+        raise NoStatistics(
+            f"{_where_mixed(network, few, others) or 'the network'} mixes the samples of a batch, so that a sample has "
+            "no gradient of its own: compute each sample from itself alone, such as by GroupNorm or LayerNorm."
+        )
+
+
+def _where_mixed(network: nn.Module, few: Inputs, others: Inputs) -> str:
+    """The first module whose input of the first sample is the same in two batches, and its output not."""
+
+    def run(x: Inputs) -> list[tuple[str, Tensor | None, Tensor]]:
+        calls: list[tuple[str, Tensor | None, Tensor]] = []
+        handles = []
+        for name, module in network.named_modules():
+
+            def record(module: nn.Module, args: tuple, output: object, name: str = name) -> None:
+                first = next((a for a in args if isinstance(a, Tensor)), None)
+                if isinstance(output, Tensor):
+                    label = f"{name} ({type(module).__name__})" if name else type(module).__name__
+                    calls.append((label, first, output))
+
+            handles.append(module.register_forward_hook(record))
+        try:
+            with torch.no_grad():
+                network(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return calls
+
+    def same(a: Tensor | None, b: Tensor | None) -> bool:
+        if a is None or b is None or len(a) != len(few) or a.shape != b.shape:
+            return True  # nothing can be said of it
+        a, b = a[0].double(), b[0].double()
+        return bool((a - b).abs().max() <= 1e-4 * a.abs().max())
+
+    for (name, x_one, one), (_, x_two, two) in zip(run(few), run(others), strict=False):
+        if one.shape == two.shape and one.ndim and not same(one, two) and same(x_one, x_two):
+            return name
+    return ""
+
+
+def _gradients_mix(network: nn.Module, few: Inputs) -> bool:
+    """Whether the gradient over a batch is another than the sum of its samples' gradients.
+
+    Raises:
+        NoStatistics: The outputs depend on no trainable parameter.
+    """
+    weights = trained(network)
+    generator = torch.Generator().manual_seed(0)
+    try:
+        outputs = network(few)
+    except Exception as error:
+        raise NoStatistics(
+            f"the network cannot be differentiated ({type(error).__name__}: {_last_line(error)})."
+        ) from error
+    if not outputs.requires_grad:
+        raise NoStatistics(
+            "the network's output depends on no trainable parameter: take no_grad, detach and .data out of its forward."
+        )
+    u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    try:
+        alone = [sample_gradient(network, few[k : k + 1], u[k : k + 1]) for k in range(len(few))]
+    except Exception as error:
+        raise NoStatistics(
+            f"the network's backward pass fails ({type(error).__name__}: {_last_line(error)}): "
+            "it must serve loss.backward()."
+        ) from error
+    if not all(g.isfinite().all() for one in alone for g in one.values()):
+        raise NoStatistics("a gradient of the network's output is not finite: scale the inputs or the weights.")
+    total = [sum(one[name].double() for one in alone) for name in weights]
+    norm = sum(t.square().sum() for t in total).sqrt()
+    try:
+        together = gradients(outputs, list(weights.values()), u)
+    except RuntimeError:
+        return True
+    off = sum((a.double() - b).square().sum() for a, b in zip(together, total, strict=True)).sqrt()
+    allowed = ROUNDING[torch.float64 if outputs.dtype == torch.float64 else torch.float32]
+    return bool(off > allowed * norm)

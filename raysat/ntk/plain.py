@@ -1,0 +1,108 @@
+"""The reference: reverse-mode autograd of one sample at a time, which serves whatever `loss.backward()` serves.
+
+Nothing else is relied on: no transform of functions, no second derivative, no hook in the network. All other ways are
+held against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raysat.data.fields import Inputs
+from raysat.losses import Loss
+
+
+def trained(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that the statistics are about: those that require a gradient, each once."""
+    return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def gradients(outputs: Tensor, parameters: Sequence[Tensor], cotangent: Tensor, *, keep: bool = False) -> list[Tensor]:
+    """`J^T u` for each parameter; zeros for one that the outputs do not depend on.
+
+    Reentrant checkpointing refuses `torch.autograd.grad`: then the gradients are what `backward` adds to `.grad`.
+
+    Args:
+        outputs: With their graph.
+        parameters: Those to differentiate by.
+        cotangent: u, of the outputs' shape.
+        keep: Whether the graph is needed again.
+    """
+    if not outputs.requires_grad:
+        return [torch.zeros_like(p) for p in parameters]
+    try:
+        return list(
+            torch.autograd.grad(
+                outputs, parameters, cotangent, retain_graph=keep, allow_unused=True, materialize_grads=True
+            )
+        )
+    except RuntimeError as error:
+        if "checkpoint" not in str(error).lower():
+            raise
+    before = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        torch.autograd.backward(outputs, cotangent, retain_graph=keep)
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    finally:
+        for p, grad in zip(parameters, before, strict=True):
+            p.grad = grad
+
+
+def sample_gradient(
+    network: nn.Module, sample: Inputs, cotangent: Callable[[Tensor], Tensor] | Tensor
+) -> dict[str, Tensor]:
+    """`J_i^T u`, by parameter.
+
+    Args:
+        network: The network.
+        sample: One sample, with its axis.
+        cotangent: u, or how it follows from the outputs.
+    """
+    outputs = network(sample)
+    u = cotangent(outputs.detach()) if callable(cotangent) else cotangent
+    weights = trained(network)
+    return dict(zip(weights, gradients(outputs, list(weights.values()), u.to(outputs)), strict=True))
+
+
+def sample_rows(network: nn.Module, sample: Inputs, names: Sequence[str] | None = None) -> Float[Tensor, "outputs p"]:
+    """All rows of `J_i`: a backward pass for each of the sample's outputs.
+
+    Args:
+        network: The network.
+        sample: One sample, with its axis.
+        names: The parameters whose columns are wanted. Default: all.
+    """
+    weights = trained(network)
+    chosen = list(weights.values()) if names is None else [weights[name] for name in names]
+    outputs = network(sample)
+    rows = []
+    for k in range(outputs.numel()):
+        unit = torch.zeros_like(outputs)
+        unit.view(-1)[k] = 1
+        row = gradients(outputs, chosen, unit, keep=k + 1 < outputs.numel())
+        rows.append(torch.cat([part.flatten() for part in row]))
+    return torch.stack(rows)
+
+
+def rows(network: nn.Module, x: Inputs, names: Sequence[str] | None = None) -> Float[Tensor, "n outputs p"]:
+    """`J_i` of several samples, one after the other."""
+    return torch.stack([sample_rows(network, x[k : k + 1], names) for k in range(len(x))])
+
+
+def quadratic_form(network: nn.Module, x: Inputs, loss: Loss, y: Tensor | None, u: Tensor, chunk: int) -> float:
+    """`u^T K u = ||J^T S u||^2 / n`, by backward passes over `chunk` samples at a time, summed in float64."""
+    weights = list(trained(network).values())
+    total = [torch.zeros_like(p, dtype=torch.float64) for p in weights]
+    for first in range(0, len(x), chunk):
+        here = slice(first, first + chunk)
+        outputs = network(x[here])
+        weighed = loss.factor(outputs.detach(), None if y is None else y[here], u[here].to(outputs))
+        for sum_, gradient in zip(total, gradients(outputs, weights, weighed), strict=True):
+            sum_ += gradient
+    return sum(part.square().sum().item() for part in total) / len(x)

@@ -1,0 +1,167 @@
+"""Products with each sample's own kernel `S_i^T J_i J_i^T S_i`, for samples of many outputs: no Gram is formed.
+
+Three ways, which agree: by layer rules, by `torch.func.vmap`, and one sample after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from raysat.data.fields import Inputs
+from raysat.losses import Loss
+from raysat.ntk import plain
+from raysat.ntk.kernel import KernelOperator, Products
+from raysat.ntk.plain import trained
+from raysat.ntk.refusal import NoStatistics
+from raysat.ntk.rules import Outer
+from raysat.ntk.uses import Survey, Use, record, rows_of
+
+
+class ByRules:
+    """By the layers' rules: a product is a backward pass down to the layers' outputs, the layers' own, and its adjoint.
+
+    With G the gradients by the layers' outputs, linear in u, and R(G) the rows that the rules make of them, the
+    product is `G^T R^T R G u`: the graph of G is recorded once, and R^T R is the derivative of `||R(G)||^2 / 2`, which
+    is taken layer by layer. The p numbers of a sample's gradient are formed of one layer at a time.
+
+    Args:
+        network: The network.
+        x: The samples.
+        loss: Weighs the outputs.
+        y: Targets, if any.
+        survey: What the rules serve: all parameters.
+    """
+
+    def __init__(self, network: nn.Module, x: Inputs, loss: Loss, y: Tensor | None, survey: Survey) -> None:
+        self.loss, self.y, self.notes = loss, y, survey.notes
+        self.outputs, self.uses = record(network, x, survey.notes)
+        self.produced = [use.output for use in self.uses]
+        self.groups = _groups(self.uses)
+        self.u = torch.zeros_like(self.outputs, requires_grad=True)
+        rows = loss.factor(self.outputs.detach(), y, self.u)
+        self.graph = torch.autograd.grad(
+            self.outputs, self.produced, rows, create_graph=True, allow_unused=True, materialize_grads=True
+        )
+
+    def __call__(self, u: Float[Tensor, "n *outputs"]) -> Float[Tensor, "n *outputs"]:
+        """The products, one for each sample."""
+        gradients = self._by_outputs(self.loss.factor(self.outputs.detach(), self.y, u))
+        images: list[Tensor | None] = [None] * len(gradients)
+        for group in self.groups:
+            leaves = [gradients[k].requires_grad_() for k in group]
+            with torch.enable_grad():
+                energy = sum(square.sum() for square in self._squares(group, leaves)) / 2
+                found = torch.autograd.grad(energy, leaves)
+            for k, image in zip(group, found, strict=True):
+                images[k] = image
+        pairs = [(g, image) for g, image in zip(self.graph, images, strict=True) if g.requires_grad]
+        used, along = zip(*pairs, strict=True)
+        (product,) = torch.autograd.grad(used, self.u, along, retain_graph=True)
+        return product
+
+    def gradient_squares(self, u: Float[Tensor, "n *outputs"]) -> Float[Tensor, " n"]:
+        """`||J_i^T u_i||^2` of each sample."""
+        gradients = self._by_outputs(u)
+        with torch.no_grad():
+            squares = (self._squares(group, [gradients[k] for k in group]) for group in self.groups)
+            return sum(square.double() for group in squares for square in group)
+
+    def _by_outputs(self, u: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(
+            self.outputs, self.produced, u, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return [gradient.detach() for gradient in found]
+
+    def _squares(self, group: Sequence[int], gradients: Sequence[Tensor]) -> list[Float[Tensor, " n"]]:
+        """The squared norms of the rows of the parameters that a group of uses shares, for each sample."""
+        rows: dict[str, list] = {}
+        for k, gradient in zip(group, gradients, strict=True):
+            for name, share in rows_of(self.uses[k], self.notes[k], gradient[None]).items():
+                rows.setdefault(name, []).append(share)
+        squares = []
+        for shares in rows.values():
+            if len(shares) == 1 and isinstance(shares[0], Outer):
+                squares.append(shares[0].grams().flatten())
+            else:
+                total = sum(share.rows() if isinstance(share, Outer) else share for share in shares)
+                squares.append(total.square().sum((1, 2)))
+        return squares
+
+
+def _groups(uses: Sequence[Use]) -> list[list[int]]:
+    """The uses, in groups that share no parameter with each other."""
+    groups: list[tuple[set[str], list[int]]] = []
+    for k, use in enumerate(uses):
+        names, members = set(use.names.values()), [k]
+        apart = []
+        for others, their in groups:
+            if others & names:
+                names, members = names | others, their + members
+            else:
+                apart.append((others, their))
+        groups = [*apart, (names, members)]
+    return [sorted(members) for _, members in groups]
+
+
+def by_vmap(
+    network: nn.Module, x: Inputs, loss: Loss, y: Tensor | None
+) -> Callable[[Float[Tensor, "n *outputs"]], Float[Tensor, "n *outputs"]]:
+    """By `torch.func`: p numbers a sample are formed."""
+    weights = {name: p.detach() for name, p in trained(network).items()}
+
+    def product(sample: Inputs, target: Tensor | None, direction: Tensor) -> Tensor:
+        def at(w: dict[str, Tensor]) -> Tensor:
+            return torch.func.functional_call(network, w, (sample[None],))
+
+        target = None if target is None else target[None]
+        outputs, pull = torch.func.vjp(at, weights)
+        (gradient,) = pull(loss.factor(outputs, target, direction[None]))
+        return loss.factor_transposed(outputs, target, torch.func.jvp(at, (weights,), (gradient,))[1])[0]
+
+    def products(u: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.func.vmap(product, (0, None if y is None else 0, 0))(x, y, u)
+
+    return products
+
+
+def gradient_squares_by_vmap(network: nn.Module, x: Inputs, u: Float[Tensor, "n *outputs"]) -> Float[Tensor, " n"]:
+    """`||J_i^T u_i||^2` of each sample, from the per-sample gradients themselves."""
+    weights = {name: p.detach() for name, p in trained(network).items()}
+
+    def gradient(sample: Inputs, direction: Tensor) -> dict[str, Tensor]:
+        _, pull = torch.func.vjp(lambda w: torch.func.functional_call(network, w, (sample[None],))[0], weights)
+        return pull(direction)[0]
+
+    with torch.no_grad():
+        rows = torch.func.vmap(gradient)(x, u)
+    return sum(row.flatten(1).double().square().sum(1) for row in rows.values())
+
+
+def one_sample(network: nn.Module, sample: Inputs, loss: Loss, y: Tensor | None, memory: int) -> KernelOperator:
+    """The products of one sample, by double reverse mode, or by its rows where that does not exist.
+
+    Raises:
+        NoStatistics: There are no second derivatives, and memory does not hold the rows.
+    """
+    with torch.no_grad():
+        outputs = network(sample)
+    u = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(outputs)
+    try:
+        operator = KernelOperator(network, sample, 1, loss, y=y, way=Products.RECORDED)
+        exact = plain.quadratic_form(network, sample, loss, y, u, 1)
+        if abs((u * operator(u)).double().sum().item() - exact) <= 1e-3 * exact:
+            return operator
+    except RuntimeError:
+        pass
+    size = outputs.numel() * sum(p.numel() for p in trained(network).values()) * outputs.element_size()
+    if size > memory:
+        raise NoStatistics(
+            f"the network has no second derivatives, and the Jacobian of one sample takes {size / 2**30:.1f} GiB: "
+            f"give memory={size}, or fewer outputs."
+        )
+    return KernelOperator(network, sample, 1, loss, y=y, way=Products.ROWS)

@@ -1,0 +1,108 @@
+"""Recurrent layers as loops of linear maps: what their fused kernels compute, in operations with all derivatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+State = tuple[Tensor, ...]
+"""h, and of an LSTM also c. Shape of each: [n, hidden]."""
+
+
+@contextmanager
+def unrolled(network: nn.Module) -> Iterator[None]:
+    """Let the network's `nn.RNN`, `nn.LSTM` and `nn.GRU` layers run as loops, while the context lasts."""
+    layers = [m for m in network.modules() if type(m) in (nn.RNN, nn.LSTM, nn.GRU) and "forward" not in vars(m)]
+    for layer in layers:
+        layer.__dict__["forward"] = partial(_forward, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.__dict__.pop("forward", None)
+
+
+def _forward(layer: nn.RNNBase, x: Tensor, hx: Tensor | State | None = None) -> tuple[Tensor, Tensor | State]:
+    """The layer's own forward (see the formulas in the documentation of `torch.nn.LSTM`, `GRU` and `RNN`)."""
+    dropout = layer.dropout > 0 and layer.training and layer.num_layers > 1
+    if not isinstance(x, Tensor) or dropout:  # packed sequences, and what draws
+        return type(layer).forward(layer, x, hx)
+    alone = x.ndim == 2
+    if alone:
+        x = x.unsqueeze(0 if layer.batch_first else 1)
+        hx = None if hx is None else tuple(h.unsqueeze(1) for h in hx) if isinstance(hx, tuple) else hx.unsqueeze(1)
+    if layer.batch_first:
+        x = x.transpose(0, 1)
+    states = (hx if isinstance(hx, tuple) else (hx,)) if hx is not None else None
+    directions = 2 if layer.bidirectional else 1
+    sequence, ends = list(x), []  # of each time [n, features]
+    for depth in range(layer.num_layers):
+        passes = []
+        for direction in range(directions):
+            k = depth * directions + direction
+            start = _start(layer, x) if states is None else tuple(state[k] for state in states)
+            steps, end = _along(layer, k, sequence[::-1] if direction else sequence, start)
+            passes.append(steps[::-1] if direction else steps)
+            ends.append(end)
+        sequence = [torch.cat(step, -1) for step in zip(*passes, strict=True)]
+    output = torch.stack(sequence, 1 if layer.batch_first else 0)
+    last = tuple(torch.stack(parts) for parts in zip(*ends, strict=True))
+    if alone:
+        output, last = output.squeeze(0 if layer.batch_first else 1), tuple(part.squeeze(1) for part in last)
+    return output, last if isinstance(layer, nn.LSTM) else last[0]
+
+
+def _start(layer: nn.RNNBase, x: Tensor) -> State:
+    zeros = x.new_zeros(x.shape[1], layer.hidden_size)
+    return (x.new_zeros(x.shape[1], layer.proj_size or layer.hidden_size), zeros)[: 1 + isinstance(layer, nn.LSTM)]
+
+
+def _along(layer: nn.RNNBase, k: int, sequence: list[Tensor], state: State) -> tuple[list[Tensor], State]:
+    """One layer in one direction: the outputs along the sequence, and the last state."""
+    weights = layer._all_weights[k]
+    of = lambda name: next((getattr(layer, w) for w in weights if w.startswith(name)), None)  # noqa: E731
+    w_in, w_hidden, b_in, b_hidden, w_out = map(of, ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"))
+    step = _STEPS[type(layer)](layer)
+    outputs = []
+    for x in sequence:
+        state = step(F.linear(x, w_in, b_in), F.linear(state[0], w_hidden, b_hidden), state)
+        if w_out is not None:
+            state = F.linear(state[0], w_out), *state[1:]
+        outputs.append(state[0])
+    return outputs, state
+
+
+Step = Callable[[Tensor, Tensor, State], State]
+"""`(W_ih x + b_ih, W_hh h + b_hh, state) -> state`."""
+
+
+def _lstm(layer: nn.RNNBase) -> Step:
+    def step(from_input: Tensor, from_hidden: Tensor, state: State) -> State:
+        i, f, g, o = (from_input + from_hidden).chunk(4, -1)
+        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        return o.sigmoid() * c.tanh(), c
+
+    return step
+
+
+def _gru(layer: nn.RNNBase) -> Step:
+    def step(from_input: Tensor, from_hidden: Tensor, state: State) -> State:
+        (r, z, n), (hidden_r, hidden_z, hidden_n) = from_input.chunk(3, -1), from_hidden.chunk(3, -1)
+        z = (z + hidden_z).sigmoid()
+        n = (n + (r + hidden_r).sigmoid() * hidden_n).tanh()
+        return ((1 - z) * n + z * state[0],)
+
+    return step
+
+
+def _rnn(layer: nn.RNNBase) -> Step:
+    activation = torch.tanh if layer.nonlinearity == "tanh" else torch.relu
+    return lambda from_input, from_hidden, state: (activation(from_input + from_hidden),)
+
+
+_STEPS: dict[type[nn.RNNBase], Callable[[nn.RNNBase], Step]] = {nn.LSTM: _lstm, nn.GRU: _gru, nn.RNN: _rnn}

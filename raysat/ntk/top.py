@@ -1,0 +1,180 @@
+"""k_op, the largest eigenvalue of K: by an ordered list of ways to its products, certified by a start of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from raysat.losses import Loss
+from raysat.memory import saved_per_sample
+from raysat.ntk.certificate import TOLERANCE, check_products, second_start
+from raysat.ntk.context import differentiable
+from raysat.ntk.kernel import GRAPHS, KernelOperator, Products
+from raysat.ntk.lanczos import Eigenpairs, excess, largest_eigenpairs
+from raysat.ntk.look import Look
+from raysat.ntk.plain import trained
+from raysat.ntk.refusal import NoStatistics
+
+HEAD_START = 512
+"""Samples from which on Lanczos begins near the eigenvector of an eighth of them."""
+
+RANDOM_SHARE = 0.2
+"""Random part of the squared norm of such a start: without it, Lanczos may never leave an invariant subspace."""
+
+MISSED = 0.01
+"""Probability that an eigenvalue is above `TopEigenvalue.upper`."""
+
+MOST_ROWS = 20_000
+"""Backward passes for the Jacobian, where it has to be formed: some minutes."""
+
+
+@dataclass(frozen=True)
+class TopEigenvalue:
+    """k_op, and what confirms it.
+
+    Attributes:
+        operator: K.
+        outputs: The network's outputs for its samples.
+        subset: Which samples of the whole set they are.
+        value: k_op.
+        residual: `||K v - k_op v|| / k_op`.
+        products: Products with K that were used for it.
+        check: Relative difference from plain autograd; see `raysat.ntk.certificate.check_products`.
+        upper: Above this K has no eigenvalue, but for a probability of `MISSED`.
+    """
+
+    operator: KernelOperator
+    outputs: Float[Tensor, "n *outputs"]
+    subset: Tensor
+    value: float
+    residual: float
+    products: int
+    check: float
+    upper: float
+
+
+def top_eigenvalue(look: Look, loss: Loss, subset: Tensor, tolerance: float, memory: int) -> TopEigenvalue:
+    """The largest eigenvalue of K, by the first way to products with it that is confirmed.
+
+    Args:
+        look: The network, looked at.
+        loss: The loss.
+        subset: The samples of K; fewer of them are taken where the Jacobian has to be formed.
+        tolerance: Relative residual.
+        memory: Bytes for chunks, recorded graphs, or the Jacobian.
+
+    Raises:
+        NoStatistics: No way is confirmed.
+    """
+    reasons = []
+    for way in _ways(look, len(subset), memory):
+        samples = _that_fit(look, subset, memory) if way is Products.ROWS else subset
+        try:
+            found = _by(way, look, loss, samples, tolerance, memory)
+        except RuntimeError as error:
+            reasons.append(f"{way}: {(str(error).strip().splitlines() or [''])[0][:200]}")
+            continue
+        if found.check <= TOLERANCE[look.dtype]:
+            return found
+        reasons.append(f"{way}: off by {found.check:.1e}")
+    raise NoStatistics(
+        f"no way to products with the kernel is confirmed by plain autograd ({'; '.join(reasons)}): "
+        "see 'My model fails' in the documentation."
+    )
+
+
+def _ways(look: Look, n: int, memory: int) -> Iterator[Products]:
+    if not look.alone:
+        if GRAPHS * saved_per_sample(look.network, look.few) * n <= memory:
+            yield Products.RECORDED
+        yield Products.FORWARD
+        yield Products.DOUBLE
+    yield Products.ROWS
+
+
+def _that_fit(look: Look, subset: Tensor, memory: int) -> Tensor:
+    """As many of the samples as memory holds the Jacobian of, and `MOST_ROWS` allows."""
+    outputs = torch.Size(look.shape).numel()
+    parameters = list(trained(look.network).values())
+    row = sum(p.numel() for p in parameters) * parameters[0].element_size()
+    count = max(1, min(memory // (2 * outputs * row), MOST_ROWS // outputs))
+    if count >= len(subset):
+        return subset
+    order = torch.randperm(len(subset), generator=torch.Generator().manual_seed(0)).to(subset.device)
+    return subset[order[:count].sort().values]
+
+
+def _by(way: Products, look: Look, loss: Loss, subset: Tensor, tolerance: float, memory: int) -> TopEigenvalue:
+    network = look.network
+    x, y = look.x[subset], None if look.y is None else look.y[subset]
+    chunk = 1 if look.alone else max(1, min(len(x), memory // (4 * saved_per_sample(network, look.few))))
+    with differentiable(network):
+        operator = KernelOperator(network, x, chunk, loss, memory, y=y, way=way)
+        outputs = operator.outputs()
+        start, share = _start(operator, outputs)
+        g, second = second_start(operator, outputs)
+        for _ in range(3):
+            found = largest_eigenpairs(lambda u: operator(u[0])[None], start[None], tolerance=tolerance)
+            missed = second.values[0, -1] > found.values[0] * (1 + max(tolerance, TOLERANCE[look.dtype]))
+            if not missed:
+                break
+            # The second start saw a larger one: go on from what both have found.
+            seen = (second.vectors[0, :, -1] @ second.basis[0]).view_as(outputs)
+            start, share = _mixed(found.vectors[0].to(outputs) + seen.to(outputs), outputs)
+        else:
+            raise RuntimeError(f"a random start finds {second.values[0, -1]:.4g} above k_op {found.values[0]:.4g}")
+    check = check_products(network, x, y, loss, found, g, second, chunk)
+    return TopEigenvalue(
+        operator=operator,
+        outputs=outputs,
+        subset=subset,
+        value=found.values.item(),
+        residual=found.residuals.item(),
+        products=found.products,
+        check=check,
+        upper=_upper(found, second.products, outputs.numel(), share),
+    )
+
+
+def _upper(found: Eigenpairs, products: int, size: int, share: float) -> float:
+    """What no eigenvalue exceeds, as the start of k_op or the second one says it, whichever says more."""
+    own = excess(found.products - 1, size, share, MISSED / 2)
+    return found.values.item() * min(own, excess(products, size, 1.0, MISSED / 2))
+
+
+def _start(operator: KernelOperator, outputs: Tensor) -> tuple[Tensor, float]:
+    """A vector near the top eigenvector of K, to start from, and the random share of its squared norm.
+
+    If v is the top eigenvector of the kernel of some samples, `J_all J_some^T v` is its Nystroem extension. It halves
+    the products with the whole K and costs those of an eighth. The samples are drawn, for their order may mean
+    something. Below `HEAD_START` samples the start is random.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n = len(operator.x)
+    if n < HEAD_START or operator.rows is not None:
+        return torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs), 1.0
+    drawn = torch.randperm(n, generator=generator)[: n // 8].sort().values.to(outputs.device)
+    coarse = KernelOperator(
+        operator.network,
+        operator.x[drawn],
+        operator.chunk,
+        operator.loss,
+        operator.memory_left,
+        y=None if operator.y is None else operator.y[drawn],
+        way=operator.way,
+    )
+    start = torch.randn(outputs[drawn].shape, generator=generator, dtype=torch.float64).to(outputs)
+    found = largest_eigenpairs(lambda u: coarse(u[0])[None], start[None], tolerance=1e-2)
+    return _mixed(operator.pushforward(coarse.pullback(found.vectors[0].to(outputs))), outputs)
+
+
+def _mixed(vector: Tensor, like: Tensor) -> tuple[Tensor, float]:
+    """A vector with a random part added."""
+    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64).to(like)
+    vector = vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+    share = RANDOM_SHARE
+    return (1 - share) ** 0.5 * vector + share**0.5 * noise / noise.norm(), share
