@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raysat import InputError, data, gpt, linear, mlp, models, ntk_statistics, resnet
-from raysat.ntk import KernelOperator, dense_kernel, grams, largest_eigenpairs
+from raysat.ntk import KernelOperator, dense_kernel, grams, largest_eigenpairs, plain, top
 from raysat.ntk import statistics as statistics_module
+from raysat.ntk.uses import survey
 from raysat.recursion import Spectrum, largest_stable, noise_factor
 
 
@@ -110,8 +111,8 @@ CASES = {
     "used twice": (Tied, "gram"),
     "positions": (Positions, "gram"),
     "tied modules": (Shared, "gram"),
-    "used outside": (Outside, "jacobian"),
-    "no rule": (lambda: nn.Sequential(nn.Linear(4, 5), Scale(5), nn.Tanh(), nn.Linear(5, 3)), "jacobian"),
+    "used outside": (Outside, "gram"),
+    "no rule": (lambda: nn.Sequential(nn.Linear(4, 5), Scale(5), nn.Tanh(), nn.Linear(5, 3)), "gram"),
     "tokens": (lambda: Tokens(tied=False), "gram"),
     "tokens, tied": (lambda: Tokens(tied=True), "gram"),
     "layer norm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Tanh(), nn.Linear(5, 3)), "gram"),
@@ -168,7 +169,7 @@ CASES = {
             nn.Flatten(),
             nn.Linear(8, 3),
         ),
-        "jacobian",
+        "gram",
     ),
     "one dimension": (
         lambda: nn.Sequential(
@@ -258,23 +259,26 @@ def test_the_weights_and_their_gradients_are_left_alone():
     assert all(not module._forward_hooks for module in network.modules())
 
 
-def test_the_general_way_is_told_of_once(caplog):
-    statistics_module._told.clear()
+def test_a_slower_way_is_warned_of_once(caplog):
+    statistics_module._warned.clear()
     network, x = nn.Sequential(nn.Linear(4, 5), Scale(5), nn.Linear(5, 3)), torch.randn(5, 4)
     with caplog.at_level(logging.WARNING, logger="raysat.ntk"):
         ntk_statistics(network, x)
         ntk_statistics(network, x)
     assert [record.getMessage() for record in caplog.records] == [
-        "Sequential: no rule for Scale, which holds 1.weight; using per-sample Jacobians, which is slower."
+        "Sequential: no rule for Scale, which holds 1.weight; its statistics take a slower way."
     ]
 
 
-def test_layer_rules_and_jacobians_agree():
+def test_every_way_to_the_grams_agrees():
     network, x = Tied().double(), torch.randn(6, 4, dtype=torch.float64)
-    for by_rules, by_jacobians in zip(
-        grams.grams_by_rules(network, x), grams.grams_by_jacobians(network, x), strict=True
-    ):
-        torch.testing.assert_close(by_rules, by_jacobians, rtol=1e-10, atol=1e-12)
+    surveyed = survey(network, x[:3])
+    assert surveyed.rest == ()
+    outputs, by_rules = grams.grams(network, x, grams.Parts(surveyed, (), plain.rows))
+    for rows in (grams.jacobians, plain.rows):
+        same, by_rows = grams.grams(network, x, grams.without_rules(network, rows))
+        torch.testing.assert_close(same, outputs, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(by_rows, by_rules, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +288,6 @@ def test_layer_rules_and_jacobians_agree():
         (nn.Flatten(), torch.randn(3, 4), None, "no trainable parameter"),
         (nn.Linear(4, 2), torch.randn(3, 5, 4), None, "return .n, C."),
         (nn.Linear(4, 2), torch.randn(3, 4), torch.randn(3, 3), "make them agree"),
-        (nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2)), torch.randn(3, 4), None, r"1 \(BatchNorm1d\).*GroupNorm"),
     ],
 )
 def test_wrong_use_is_told(network, x, y, words):
@@ -326,10 +329,11 @@ def test_a_parameter_that_nothing_depends_on_changes_nothing():
 def test_the_start_is_near_the_top_eigenvector():
     network, x = models.build(mlp(2), 16, (8,), 3, 0).double(), torch.randn(600, 8, dtype=torch.float64) + 0.5
     operator = KernelOperator(network, x)
-    start = statistics_module._start(operator, network(x))
+    start, _ = top._start(operator, network(x).detach())
     exact = largest_eigenpairs(lambda u: operator(u[0])[None], start[None], tolerance=1e-9).vectors[0]
-    assert abs((start / start.norm() * exact).sum()) > 0.95
-    assert statistics_module._start(KernelOperator(network, x[:20]), network(x[:20])).shape == (20, 3)
+    assert abs((start / start.norm() * exact).sum()) > 0.85  # a fifth of its square is random
+    few, share = top._start(KernelOperator(network, x[:20]), network(x[:20]).detach())
+    assert (few.shape, share) == ((20, 3), 1.0)
 
 
 @settings(max_examples=30)
@@ -414,10 +418,11 @@ def test_a_resnet_by_its_rules(norm):
         assert getattr(found, quantity) == pytest.approx(value, rel=1e-10), quantity
 
 
-def test_a_parameter_without_a_rule_is_an_error_that_names_it_where_rules_are_asked_for():
-    network = nn.Sequential(nn.Linear(4, 5), Scale(5), nn.Linear(5, 3))
-    with pytest.raises(InputError, match=r"no rule for Scale, which holds 1.weight; use method='jacobian'"):
-        ntk_statistics(network, torch.randn(3, 4), method="gram")
+def test_a_parameter_without_a_rule_has_rows_of_its_own():
+    network, x = nn.Sequential(nn.Linear(4, 5), Scale(5), nn.Linear(5, 3)).double(), torch.randn(6, 4).double()
+    found = ntk_statistics(network, x, method="gram", k_tolerance=1e-9)
+    assert (found.method, found.method_reason) == ("gram", "no rule for Scale, which holds 1.weight")
+    assert found.gamma == pytest.approx(oracles.statistics(network, x, torch.zeros(6, 3))["gamma"], rel=1e-10)
 
 
 def test_the_spectrum_is_that_of_the_dense_kernel():

@@ -18,7 +18,7 @@ from raysat.data.fields import Inputs
 from raysat.memory import saved_per_sample
 from raysat.ntk.plain import trained
 from raysat.ntk.rules import Outer
-from raysat.ntk.uses import Survey, record, shares_of
+from raysat.ntk.uses import Survey, Use, record, shares_of
 
 Rows = Callable[[nn.Module, Inputs, tuple[str, ...]], Float[Tensor, "n outputs p"]]
 """Rows of some parameters' Jacobian: `jacobians`, or `plain.rows`."""
@@ -53,9 +53,9 @@ def grams(
         outputs = network(x) if not parts.survey.covered else None
     gram: Tensor | float = 0.0
     if outputs is None:
-        outputs, uses, gradients = _passes(network, x, parts.survey)
+        outputs, uses, gradient = _passes(network, x, parts.survey)
         gram = outputs.new_zeros(len(x), outputs.shape[1], outputs.shape[1])
-        for _, share in shares_of(uses, parts.survey.notes, gradients, parts.survey.covered):
+        for _, share in shares_of(uses, parts.survey.notes, gradient, parts.survey.covered):
             gram += share.grams() if isinstance(share, Outer) else share @ share.mT
     if parts.rest:
         rows = parts.rows(network, x, parts.rest)
@@ -67,10 +67,10 @@ def kernel(network: nn.Module, x: Inputs, parts: Parts) -> Float[Tensor, "size s
     """The dense `K = (1/n) J J^T`, of size nC, of a few samples: (nC)^2 numbers, and one parameter's rows at a time."""
     total: Tensor | float = 0.0
     if parts.survey.covered:
-        outputs, uses, gradients = _passes(network, x, parts.survey)
+        outputs, uses, gradient = _passes(network, x, parts.survey)
         size = outputs.numel()
         total = outputs.new_zeros(size, size)
-        for _, share in shares_of(uses, parts.survey.notes, gradients, parts.survey.covered):
+        for _, share in shares_of(uses, parts.survey.notes, gradient, parts.survey.covered):
             if isinstance(share, Outer):
                 total += share.kernel().reshape(size, size)
             else:
@@ -82,15 +82,18 @@ def kernel(network: nn.Module, x: Inputs, parts: Parts) -> Float[Tensor, "size s
     return (total / len(x)).detach()
 
 
-def _passes(network: nn.Module, x: Inputs, survey: Survey) -> tuple[Tensor, list, list[Tensor]]:
-    """Outputs, uses, and by each use's output the gradients of each of the C outputs. Shape of these: [C, *output]."""
+def _passes(network: nn.Module, x: Inputs, survey: Survey) -> tuple[Tensor, list[Use], Callable[[int], Tensor]]:
+    """Outputs, uses, and by the k-th use's output the gradients of each of the C outputs. Shape of these: [C, *output].
+
+    Those of one use are stacked when asked for, so that never all of them are there twice.
+    """
     outputs, uses = record(network, x, survey.notes)
     produced = [use.output for use in uses]
     passes = [
         torch.autograd.grad(outputs[:, c].sum(), produced, retain_graph=True, materialize_grads=True, allow_unused=True)
         for c in range(outputs.shape[1])
     ]
-    return outputs, uses, [torch.stack(rows) for rows in zip(*passes, strict=True)]
+    return outputs, uses, lambda k: torch.stack([rows[k] for rows in passes])
 
 
 def jacobians(network: nn.Module, x: Inputs, names: tuple[str, ...]) -> Float[Tensor, "n outputs p"]:
@@ -115,9 +118,10 @@ def bytes_per_sample(network: nn.Module, few: Inputs, parts: Parts) -> int:
     size = next(iter(weights.values())).element_size()
     total = 3 * saved_per_sample(network, few)  # values, their copies in the backward pass, and what is being made
     if parts.survey.covered:
-        _, uses, gradients = _passes(network, few[:1], parts.survey)
-        total += sum(each.numel() for each in gradients) * size
-        shares = shares_of(uses, parts.survey.notes, gradients, parts.survey.covered)
+        _, uses, gradient = _passes(network, few[:1], parts.survey)
+        produced = [use.output.numel() for use in uses]
+        total += (outputs * sum(produced) + 2 * outputs * max(produced, default=0)) * size
+        shares = shares_of(uses, parts.survey.notes, gradient, parts.survey.covered)
         total += 2 * size * max((share.numel() for _, share in shares if not isinstance(share, Outer)), default=0)
     if parts.rest:
         columns = sum(weights[name].numel() for name in parts.rest)

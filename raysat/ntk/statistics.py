@@ -7,6 +7,7 @@ confirms. Where the last way's certificate fails there is no number.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ DENSITY_SHARE = 4
 """A probe of the density takes one in so many of the residual's products with K. Default: 4. The density says how noise
 spreads, a sum over many eigenvalues: against 64 products a probe, 16 change no forecast b_N on MNIST by 0.1 %. The
 measure of the residual needs its 64 for the last part of a loss curve."""
+
+
+log = logging.getLogger(__name__)
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -176,6 +181,9 @@ def ntk_statistics(
         with differentiable(network):
             surveyed = survey(network, look.few)
         samples, way, checks, reasons = _certified(look, surveyed, function, method, memory, k_tolerance)
+        if reasons and reasons not in _warned:
+            _warned.add(reasons)
+            log.warning("%s: %s; its statistics take a slower way.", type(network).__name__, reasons)
         subset = _subset(len(look.x), k_samples).to(look.x.device)
         top = top_eigenvalue(look, function, subset, k_tolerance, memory)
         noise = _noise(look, function, samples, memory) if y is not None else None

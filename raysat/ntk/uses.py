@@ -223,14 +223,14 @@ def record(network: nn.Module, x: Inputs, notes: Sequence[Note]) -> tuple[Tensor
 
 
 def shares_of(
-    uses: Sequence[Use], notes: Sequence[Note], gradients: Sequence[Tensor], names: frozenset[str]
+    uses: Sequence[Use], notes: Sequence[Note], gradient: Callable[[int], Tensor], names: frozenset[str]
 ) -> Iterator[tuple[str, Share]]:
     """What each parameter of some adds to the Jacobian, one after the other; uses of one parameter add up.
 
     Args:
         uses: All uses.
         notes: What is known of each.
-        gradients: By the output of each. Shape of each: [C, *output].
+        gradient: By the output of the k-th, made when asked for. Shape: [C, *output].
         names: The parameters that are wanted.
     """
     places: dict[str, list[int]] = {}
@@ -243,7 +243,7 @@ def shares_of(
         found = []
         for k in at:
             if (k, name) not in waiting:
-                made = rows_of(uses[k], notes[k], gradients[k])
+                made = rows_of(uses[k], notes[k], gradient(k))
                 waiting |= {(k, other): share for other, share in made.items() if other in names}
             found.append(waiting.pop((k, name)))
         if len(found) == 1:
