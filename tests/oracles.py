@@ -1,47 +1,107 @@
 """Dense float64 references, written as plainly as possible, that the package's results are held against."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from raysat.data.fields import Fields, Inputs
 
-def jacobians(network: nn.Module, x: Tensor) -> Tensor:
-    """J_i of every sample by one backward pass an output and a sample. Shape: [n, C, p]."""
+
+def jacobians(network: nn.Module, x: Inputs) -> Tensor:
+    """J_i of every sample by `.backward()`, one sample and one output at a time. Shape: [n, outputs, p].
+
+    Nothing else is asked of autograd. Each pass starts from the same weights, buffers and gradients, which is how the
+    network is left: a network may change them as it runs.
+    """
+    state = {name: tensor.detach().clone() for name, tensor in _state(network)}
     parameters = [p for p in network.parameters() if p.requires_grad]
-    rows = []
-    for sample in x:
-        outputs = network(sample[None])[0]
-        for output in outputs:
-            gradients = torch.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
-            pairs = zip(gradients, parameters, strict=True)
-            rows.append(torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs]))
-    return torch.stack(rows).view(len(x), -1, sum(p.numel() for p in parameters)).detach()
+    kept = [p.grad for p in parameters]
+    rows, outputs = [], math.inf
+    for i in range(len(x)):
+        c = 0
+        while c < outputs:
+            for p in parameters:
+                p.grad = None
+            values = network(_sample(x, i)).flatten()
+            outputs = len(values)
+            if values[c].requires_grad:
+                values[c].backward()
+            rows.append(torch.cat([_dense(p).flatten() for p in parameters]))
+            with torch.no_grad():
+                for name, tensor in _state(network):
+                    tensor.copy_(state[name])
+            c += 1
+    for p, gradient in zip(parameters, kept, strict=True):
+        p.grad = gradient
+    return torch.stack(rows).view(len(x), outputs, -1)
 
 
-def statistics(network: nn.Module, x: Tensor, y: Tensor, loss: str = "mse") -> dict[str, float]:
-    """Every NTK statistic from the Jacobians themselves."""
-    if loss != "mse":
-        return _gauss_newton(network, x, y)
-    j = jacobians(network, x)
-    n, outputs, p = j.shape
-    operator_norms = torch.linalg.matrix_norm(j, ord=2) ** 2
-    flat = j.reshape(n * outputs, p)
-    k_op = torch.linalg.eigvalsh(flat @ flat.T / n)[-1].item()
-    residual = (network(x) - y).detach()
-    gradients = torch.einsum("ncp,nc->np", j, residual)
+def _state(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
+
+
+def _sample(x: Inputs, i: int) -> Inputs:
+    """One sample, of its own memory: a network may change its input in place."""
+    sample = x[i : i + 1]
+    return sample.map(Tensor.clone) if isinstance(sample, Fields) else sample.clone()
+
+
+def _dense(p: nn.Parameter) -> Tensor:
+    if p.grad is None:
+        return torch.zeros_like(p)
+    return p.grad.to_dense() if p.grad.is_sparse else p.grad
+
+
+def outputs(network: nn.Module, x: Inputs) -> Tensor:
+    """f(w, x_i) of every sample, one at a time, the network left as it was."""
+    state = {name: tensor.detach().clone() for name, tensor in _state(network)}
+    found = []
+    for i in range(len(x)):
+        found.append(network(_sample(x, i)).detach())
+        with torch.no_grad():
+            for name, tensor in _state(network):
+                tensor.copy_(state[name])
+    return torch.cat(found)
+
+
+def statistics(network: nn.Module, x: Inputs, y: Tensor, loss: str = "mse") -> dict[str, float]:
+    """Every NTK statistic from the Jacobians themselves, each behind the root of the Hessian of its sample's loss."""
+    function = {"mse": _squared_error, "cross_entropy": nn.functional.cross_entropy}[loss]
+    values, j = outputs(network, x), jacobians(network, x)
+    weighed, gradients, losses = [], [], []
+    for i in range(len(x)):
+
+        def value(z, i=i):
+            return function(z.view(values.shape[1:]), y[i])
+
+        z = values[i].flatten()
+        eigenvalues, vectors = torch.linalg.eigh(torch.func.hessian(value)(z))
+        root = vectors @ torch.diag(eigenvalues.clamp_min(0).sqrt()) @ vectors.T
+        weighed.append(root @ j[i])
+        gradients.append(j[i].T @ torch.func.grad(value)(z))
+        losses.append(value(z).item())
+    weighed, gradients, n = torch.stack(weighed), torch.stack(gradients), len(x)
+    operator_norms = torch.linalg.eigvalsh(weighed @ weighed.mT)[:, -1]
+    flat = weighed.flatten(0, 1)
+    flat = flat if len(flat) < flat.shape[1] else flat.T  # of both products the smaller
+    gamma, k_op = operator_norms.max().item(), torch.linalg.eigvalsh(flat @ flat.T)[-1].item() / n
     mean = gradients.mean(0)
-    spread = (gradients - mean).square().sum(1).mean()
-    gamma = operator_norms.max().item()
     return {
-        "loss_init": (residual.square().sum() / (2 * n)).item(),
+        "loss_init": sum(losses) / n,
         "gamma": gamma,
         "gamma_mean": operator_norms.mean().item(),
-        "gamma_frobenius": j.square().sum((1, 2)).max().item(),
+        "gamma_frobenius": weighed.square().sum((1, 2)).max().item(),
         "k_op": k_op,
         "b_star": gamma / k_op,
         "b_star_thm33": 4 * gamma / k_op,
-        "noise_scale": (spread / mean.square().sum()).item(),
+        "noise_scale": ((gradients - mean).square().sum(1).mean() / mean.square().sum()).item(),
     }
+
+
+def _squared_error(outputs: Tensor, y: Tensor) -> Tensor:
+    return (outputs - y).square().sum() / 2
 
 
 def least_squares_recursion(x: np.ndarray, errors: np.ndarray, eta: float, b: int, steps: int) -> np.ndarray:
@@ -68,39 +128,3 @@ def least_squares_recursion(x: np.ndarray, errors: np.ndarray, eta: float, b: in
         m = m - eta * (h @ m + m @ h) + eta**2 * (own / b + (b - 1) / b * pairs)
         losses.append(np.trace(h @ m) / 2)
     return np.array(losses)
-
-
-def _gauss_newton(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-    """The same for the cross-entropy: each Jacobian behind the symmetric square root of the Hessian of its sample."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    rows, gradients, losses = [], [], []
-    for sample, target in zip(x, y, strict=True):
-        outputs = network(sample[None])[0]
-        flat = outputs.flatten()
-        j = [torch.autograd.grad(value, parameters, retain_graph=True, materialize_grads=True) for value in flat]
-        jacobian = torch.stack([torch.cat([part.flatten() for part in row]) for row in j])
-
-        def value(z, target=target, shape=outputs.shape):
-            return nn.functional.cross_entropy(z.view(shape), target)
-
-        hessian = torch.func.hessian(value)(flat.detach())
-        values, vectors = torch.linalg.eigh(hessian)
-        root = vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.T
-        rows.append(root @ jacobian)
-        gradients.append(jacobian.T @ torch.func.grad(value)(flat.detach()))
-        losses.append(value(flat).item())
-    weighed, gradients = torch.stack(rows), torch.stack(gradients)
-    n, size, p = weighed.shape
-    flat = weighed.reshape(n * size, p)
-    k_op = torch.linalg.eigvalsh(flat @ flat.T / n)[-1].item()
-    gamma = (torch.linalg.matrix_norm(weighed, ord=2) ** 2).max().item()
-    mean = gradients.mean(0)
-    return {
-        "loss_init": sum(losses) / n,
-        "gamma": gamma,
-        "gamma_mean": (torch.linalg.matrix_norm(weighed, ord=2) ** 2).mean().item(),
-        "gamma_frobenius": weighed.square().sum((1, 2)).max().item(),
-        "k_op": k_op,
-        "b_star": gamma / k_op,
-        "noise_scale": ((gradients - mean).square().sum(1).mean() / mean.square().sum()).item(),
-    }
