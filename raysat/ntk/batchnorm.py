@@ -35,7 +35,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from raysat.data.fields import Inputs
 from raysat.models.ghost import GhostBatchNorm
 from raysat.ntk.refusal import NoStatistics
-from raysat.sgd.memory import in_parts
+from raysat.memory import in_parts
 
 PART = 1 << 20
 """Numbers that are cast to float64 at a time. Default: 2^20, 8 MiB, beside which activations are large."""

@@ -23,7 +23,7 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
 
     Restored are training flags, hooks' registries, attributes, buffers and weights (identity and values) and gradients.
     Within the context gradients are recorded in full precision, also where the caller is in `no_grad`,
-    `inference_mode` or `autocast`. A parameter that was made in inference mode is stood in for by a copy.
+    `inference_mode` or `autocast`, and compiled parts run eagerly. A parameter that was made in inference mode is stood in for by a copy.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -32,6 +32,9 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
         for kind in {"cpu", *(p.device.type for p in network.parameters())} - {"meta"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(_full_precision())
+        # Compiled code calls no hooks and has no second derivatives. Loading the compiler takes a second.
+        if any(_is_compiled(module) for module in network.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.callback(np.random.set_state, np.random.get_state())
         stack.callback(random.setstate, random.getstate())
@@ -117,16 +120,14 @@ def cast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
 def differentiable(network: nn.Module) -> Iterator[None]:
     """Fused kernels that lack second derivatives or forward mode give way to their differentiable equals.
 
-    These are the fused kernels of `scaled_dot_product_attention`, the fast paths of attention and encoder layers, the
-    recurrent kernels of oneDNN and cuDNN, and compiled code.
+    These are the fused kernels of `scaled_dot_product_attention`, the fast paths of attention and encoder layers, and
+    the recurrent kernels of oneDNN and cuDNN.
     """
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(unrolled(network))
-        if any(_is_compiled(module) for module in network.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
 
 
