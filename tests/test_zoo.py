@@ -63,7 +63,6 @@ def everything(network, tensors):
         "matmul precision": torch.get_float32_matmul_precision(),
         "torch random": bits(torch.get_rng_state()),
         "numpy random": repr(np.random.get_state()),
-        "random": random.getstate(),
     }
     for index, tensor in enumerate(tensors):
         for name, part in tensor.tensors.items() if isinstance(tensor, Fields) else [("", tensor)]:

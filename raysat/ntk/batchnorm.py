@@ -33,9 +33,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from raysat.data.fields import Inputs
+from raysat.memory import in_parts
 from raysat.models.ghost import GhostBatchNorm
 from raysat.ntk.refusal import NoStatistics
-from raysat.memory import in_parts
 
 PART = 1 << 20
 """Numbers that are cast to float64 at a time. Default: 2^20, 8 MiB, beside which activations are large."""

@@ -101,7 +101,9 @@ def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memor
         frozen = tuple(stack.enter_context(frozen_batch_norm(network, x, memory=memory)))
         stack.enter_context(restarted(network, few))
         _refuse_mixing(network, few)
-        alone = _gradients_mix(network, few)
+        if alone := _gradients_mix(network, few):
+            with _shaken(network):  # outputs that are zero at the given weights do not show what they mix
+                _refuse_mixing(network, few)
         y = loss.as_targets(y, (len(x), *shape)) if y is not None and hasattr(loss, "as_targets") else y
         yield Look(network, x, few, chosen, y, shape, off, frozen, alone)
 
@@ -229,6 +231,23 @@ def _refuse_mixing(network: nn.Module, few: Inputs) -> None:
             f"{_where_mixed(network, few, others) or 'the network'} mixes the samples of a batch, so that a sample has "
             "no gradient of its own: compute each sample from itself alone, such as by GroupNorm or LayerNorm."
         )
+
+
+@contextmanager
+def _shaken(network: nn.Module) -> Iterator[None]:
+    """The network at weights a tenth away from its own, in random directions, while the context lasts."""
+    generator = torch.Generator().manual_seed(0)
+    before = [(p, p.detach().clone()) for p in network.parameters() if p.is_floating_point()]
+    try:
+        with torch.no_grad():
+            for p, value in before:
+                noise = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p)
+                p.add_(noise, alpha=0.1 * max(value.square().mean().sqrt().item(), 0.1))
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in before:
+                p.copy_(value)
 
 
 def _where_mixed(network: nn.Module, few: Inputs, others: Inputs) -> str:
