@@ -23,7 +23,8 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
 
     Restored are training flags, hooks' registries, attributes, buffers and weights (identity and values) and gradients.
     Within the context gradients are recorded in full precision, also where the caller is in `no_grad`,
-    `inference_mode` or `autocast`, and compiled parts run eagerly. A parameter that was made in inference mode is stood in for by a copy.
+    `inference_mode` or `autocast`, and compiled parts run eagerly. A copy stands in for a parameter that was made in
+    inference mode.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
