@@ -24,12 +24,13 @@ from raysat.executor import InProcess, OnRay, Outcome
 from raysat.initial import compute_statistics
 from raysat.job import Job
 from raysat.plan import Plan
-from raysat.progress import Running, View, duration, last_line, trial_line
+from raysat.progress import Running, View, trial_line
 from raysat.retry import PatientWriter
 from raysat.rows import Row
 from raysat.schema import FAILED, REFUSED
 from raysat.sgd.stacked import MOST
 from raysat.store import Store, reached
+from raysat.text import duration, last_line
 from raysat.trial import failed_row, run_trials
 
 STATISTICS, TRIALS = "statistics at initialization", "trials"

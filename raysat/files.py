@@ -12,12 +12,14 @@ from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-import pyarrow as pa
-from pyarrow import fs
-
 from raysat.validation import InputError
+
+# Arrow is imported where a store is asked: every worker imports this module, and a folder does without.
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 _ATTEMPTS, _CONNECT, _SILENCE, _IN_ALL = 2, 2.0, 3.0, 15.0
 """How long a store is waited for: attempts at a request, seconds to connect and seconds without a byte (all three of
@@ -38,10 +40,12 @@ class Remote:
     """
 
     def __init__(self, uri: str) -> None:
+        from pyarrow import ArrowException
+
         self._uri = uri
         try:
             _check(uri)
-        except (pa.ArrowException, ValueError, NotImplementedError):  # their texts repeat the address
+        except (ArrowException, ValueError, NotImplementedError):  # their texts repeat the address
             scheme, _, rest = uri.partition("://")
             shown = rest.rpartition("@")[2].partition("?")[0]
             escape = "; write / as %2F, + as %2B and @ as %40 in a key or a secret" if "@" in rest else ""
@@ -102,6 +106,8 @@ class Remote:
 
     def exists(self) -> bool:
         """Whether there is a file or a folder."""
+        from pyarrow import fs
+
         filesystem, path = self._at
         return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
@@ -110,6 +116,8 @@ class Remote:
 
     def iterdir(self) -> Iterator[Remote]:
         """What the folder has; nothing where there is none."""
+        from pyarrow import fs
+
         filesystem, path = self._at
         for info in filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)):
             yield self / info.base_name
@@ -178,6 +186,8 @@ def _check(uri: str) -> None:
 @lru_cache(maxsize=8)
 def _client(base: str) -> tuple[fs.FileSystem, str]:
     """Arrow's file system of `scheme://host?options`, and what its paths begin with."""
+    from pyarrow import fs
+
     parts = urlsplit(base)
     unsaid = _UNSAID.get(parts.scheme, "")
     if unsaid.partition("=")[0] not in parse_qs(parts.query):
@@ -188,6 +198,8 @@ def _client(base: str) -> tuple[fs.FileSystem, str]:
 @lru_cache(maxsize=8)
 def _connect(base: str) -> tuple[fs.FileSystem, str]:
     """The same, in the bucket's region, and impatient: an address has no word for how long S3 is waited for."""
+    from pyarrow import fs
+
     filesystem, prefix = _client(base)
     if filesystem.type_name == "s3":
         make, (options,) = filesystem.__reduce__()  # what the address said, in the words of S3FileSystem

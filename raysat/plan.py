@@ -12,10 +12,10 @@ from raysat.cells import Cell, Initialization, Model, is_reference
 from raysat.job import initial_network
 from raysat.losses import LOSSES
 from raysat.ntk import coupling
-from raysat.progress import last_line
 from raysat.sgd.fused import known_layers
 from raysat.sgd.stacked import LARGEST_BATCH
 from raysat.spec import Sweep
+from raysat.text import last_line
 from raysat.validation import InputError
 
 

@@ -14,26 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from raysat.schema import COMPLETED, DIVERGED, FAILED
+from raysat.text import duration, last_line
 
 SHOWN = 8
 """Running jobs that are shown one by one, those that have run longest. Default: 8; a cluster may run hundreds."""
 
 LOG_SECONDS = 60.0
 """Interval at which a log file is told what runs."""
-
-
-def duration(seconds: float) -> str:
-    """A duration for a person: `0.4 s`, `42 s`, `3 min 20 s`, `5 h 10 min`, `3 d 4 h`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    if seconds < 172_800:
-        return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-    return f"{seconds // 86_400} d {seconds % 86_400 // 3600} h"
 
 
 @dataclass
@@ -223,9 +210,3 @@ def trial_line(row: Mapping[str, object]) -> str:
     if row["status"] == DIVERGED:
         text += ", [yellow]diverged[/]"
     return f"{text}, {duration(float(row['seconds']))}"
-
-
-def last_line(text: str) -> str:
-    """The last line of a traceback that says something."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no message"

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from raysat.progress import duration, last_line
+from raysat.text import duration, last_line
 
 T = TypeVar("T")
 

@@ -7,7 +7,8 @@ import math
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -65,9 +66,18 @@ def where(device: torch.device) -> Row:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "hostname": platform.node(),
         "threads": torch.get_num_threads(),
-        "raysat_version": version("raysat"),
+        "raysat_version": _installed(),
         "finished_at": datetime.now(UTC),
     }
+
+
+@cache
+def _installed() -> str | None:
+    """The installed version of raysat; null where it runs from its source tree alone."""
+    try:
+        return version("raysat")
+    except PackageNotFoundError:
+        return None
 
 
 def known(value: object) -> object:

@@ -84,7 +84,7 @@ _WHERE = (
     Column("device", _TEXT, "", "`cpu`, or the GPU's name."),
     Column("hostname", _TEXT, "", "The machine that computed the row."),
     Column("threads", _INT, "", "CPU threads PyTorch used, of all ranks together; rounding on a CPU depends on it."),
-    Column("raysat_version", _TEXT, "", "Version of raysat that computed the row."),
+    Column("raysat_version", _TEXT, "", "Version of raysat that computed the row; null where it is not installed."),
     Column("finished_at", pa.timestamp("us", tz="UTC"), "", "When the row was computed."),
 )
 

@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 from rich.console import Console
 from rich.text import Text
 
-from raysat.progress import SHOWN, duration, running_line, summary_line
+from raysat.progress import SHOWN, running_line, summary_line
 from raysat.schema import DIVERGED, FAILED, FINISHED
 from raysat.store import Store
+from raysat.text import duration
 from raysat.validation import InputError, command
 
 SILENCE = 60.0

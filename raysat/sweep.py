@@ -36,12 +36,12 @@ from raysat.files import Remote, location
 from raysat.job import load_dataset
 from raysat.losses import LOSSES
 from raysat.plan import Plan, network_of, plan
-from raysat.progress import duration
 from raysat.sgd import matmul
 from raysat.sgd.autograd import check_compiler
 from raysat.spec import Sweep
 from raysat.status import other_driver
 from raysat.store import Store, reached
+from raysat.text import duration
 from raysat.validation import InputError, command
 
 

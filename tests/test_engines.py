@@ -458,6 +458,7 @@ def test_what_a_graph_cannot_record_is_refused_or_run_without_one():
     engine = build("auto", Reading().cuda(), *data)
     engine.run(chosen)
     assert engine.name == "autograd"
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
 
 
 COMPILED = """

@@ -109,7 +109,7 @@ def test_the_place_of_a_store_is_made_without_asking_it_and_its_absence_is_no_fa
         raise OSError(f"When resolving region for bucket '{bucket}': could not resolve host")
 
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    monkeypatch.setattr("raysat.files.fs.resolve_s3_region", resolve)
+    monkeypatch.setattr("pyarrow.fs.resolve_s3_region", resolve)
     place = location("s3://unheard-of/folder") / "file"
     sent = pickle.loads(pickle.dumps(place))
     assert not asked
@@ -122,7 +122,7 @@ def test_the_place_of_a_store_is_made_without_asking_it_and_its_absence_is_no_fa
 def test_a_bucket_is_reached_in_its_own_region(monkeypatch, options):
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("AWS_REGION", "of-here")
-    monkeypatch.setattr("raysat.files.fs.resolve_s3_region", lambda bucket: f"of-{bucket}")
+    monkeypatch.setattr("pyarrow.fs.resolve_s3_region", lambda bucket: f"of-{bucket}")
     files._connect.cache_clear()
     filesystem, _ = (location(f"s3://a-bucket{options}") / "file")._at
     assert filesystem.region == {"": "of-a-bucket", "?region=eu-west-1": "eu-west-1"}.get(options, "of-here")

@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 
 from raysat import progress, status
-from raysat.progress import View, duration
+from raysat.progress import View
 from raysat.store import Store
 from raysat.sweep import main
+from raysat.text import duration
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

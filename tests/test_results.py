@@ -65,6 +65,7 @@ def test_another_folder_is_refused(tmp_path):
         raysat.load(tmp_path)
 
 
-def test_workers_that_import_raysat_do_not_import_what_draws():
-    code = "import raysat, sys; print({'matplotlib', 'pandas'} & set(sys.modules))"
+def test_workers_that_import_raysat_import_neither_what_draws_nor_what_stores():
+    others = "matplotlib", "pandas", "pooch", "pyarrow", "ray", "rich", "scipy", "sklearn"
+    code = f"import raysat, sys; print(set({others}) & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"

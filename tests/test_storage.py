@@ -128,7 +128,7 @@ def test_a_worker_without_internet_takes_the_data_from_storage(where, request, t
     digests = {"input.txt": f"sha256:{sha256(text).hexdigest()}"}
     source = replace(sources.SOURCES["tinyshakespeare"], files=digests)
     monkeypatch.setitem(sources.SOURCES, "tinyshakespeare", source)
-    monkeypatch.setattr(sources, "_retrieve", lambda *_: (_ for _ in ()).throw(OSError("no internet")))
+    monkeypatch.setattr("raysat.data.downloading.retrieve", lambda *_: (_ for _ in ()).throw(OSError("no internet")))
     driver, worker = tmp_path / "driver", tmp_path / "worker"
     (driver / "tinyshakespeare").mkdir(parents=True)
     (driver / "tinyshakespeare" / "input.txt").write_bytes(text)

@@ -138,7 +138,7 @@ def test_the_dry_run_shows_cells_and_costs_and_runs_nothing(sweep_file, capsys):
 )
 def test_bad_input_is_one_line_and_exit_code_2(sweep_file, capsys, arguments, words, monkeypatch):
     monkeypatch.setenv("RAYSAT_DATA", str(sweep_file.parent))
-    monkeypatch.setattr("raysat.data.sources._retrieve", lambda *_: (_ for _ in ()).throw(OSError("offline")))
+    monkeypatch.setattr("raysat.data.downloading.retrieve", lambda *_: (_ for _ in ()).throw(OSError("offline")))
     assert run(sweep_file, *arguments) == 2
     captured = capsys.readouterr()
     assert words in captured.err

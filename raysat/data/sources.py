@@ -22,9 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
 from raysat.files import Location, write_aside
 from raysat.retry import patiently
 from raysat.validation import InputError
@@ -156,16 +153,18 @@ def _write(target: Location, content: bytes) -> None:
 
 def _download(name: str, files: Sequence[str]) -> None:
     """Fetch files into the cache. Each appears whole or not at all, whatever other processes do meanwhile."""
+    from raysat.data.downloading import retrieve  # here, for what it imports is of use to a download alone
+
     source = SOURCES[name]
     folder = folders()[-1] / name
     try:
         if source.archive is None:
             for file in files:
-                _retrieve(source.address + file, source.files[file], folder)
+                retrieve(source.address + file, source.files[file], folder)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=folder) as aside:
-                archive = _retrieve(source.address, source.archive, Path(aside))
+                archive = retrieve(source.address, source.archive, Path(aside))
                 _unpack(archive, files, Path(aside), folder)
     except (OSError, EOFError, ValueError, tarfile.TarError, zlib.error) as error:
         wrong = isinstance(error, ValueError) and not isinstance(error, OSError)
@@ -186,33 +185,3 @@ def _unpack(archive: Path, files: Sequence[str], aside: Path, folder: Path) -> N
                 shutil.copyfileobj(member, out)
             target.parent.mkdir(exist_ok=True)
             partial.replace(target)
-
-
-def _retrieve(address: str, digest: str, folder: Path) -> Path:
-    """Download one file under its own name, verify it, and only then move it into the folder."""
-    import pooch
-
-    name = address.rpartition("/")[-1]
-    pooch.get_logger().setLevel("WARNING")
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        fetch = pooch.HTTPDownloader(progressbar=_Bar(progress, name), chunk_size=1 << 16)
-        return Path(pooch.retrieve(address, digest, fname=name, path=folder, downloader=fetch))
-
-
-class _Bar:
-    """What pooch asks of a progress bar, drawn by rich."""
-
-    def __init__(self, progress: Progress, name: str) -> None:
-        self.total = 0
-        self._progress = progress
-        self._task = progress.add_task(name, total=None)
-
-    def update(self, size: int) -> None:
-        self._progress.update(self._task, advance=size, total=self.total or None)
-
-    def reset(self) -> None:
-        self._progress.update(self._task, completed=0)
-
-    def close(self) -> None:
-        """The display ends with its context, also where a download fails."""

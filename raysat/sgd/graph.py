@@ -77,7 +77,8 @@ class GraphEngine:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # Where a capture fails, `torch.cuda.graph` stays on its own stream: the outer context returns to this one.
+            with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
                 self.inner.run(indices)
         except RuntimeError as error:
             message = f"a CUDA graph cannot record {type(network).__name__} ({str(error).splitlines()[0]})"
