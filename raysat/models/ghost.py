@@ -25,8 +25,10 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
     batches through PyTorch's layer one after the other, which is the same for mu. PyTorch's layers average the
     variance, with Bessel's correction, instead of sigma.
 
-    A sample's output depends on the others of its ghost batch, so that it has no gradient of its own, and a network
-    with this layer has no NTK statistics.
+    A sample's output depends on the others of its ghost batch, so that it has no gradient of its own. The statistics of
+    the NTK hold mu and sigma constant at those of the training set, as for any batch normalization, and say so
+    (`raysat.ntk.batchnorm`): those of ghost batches are of g of its samples and scatter about them. They do so at any
+    batch size, so that the approximation gets better with g, and not with b.
 
     Args:
         channels: Channels, the second axis of x.

@@ -42,8 +42,8 @@ def mlp(
         hidden_gain: Factor before each hidden layer's `1 / sqrt(m_{l-1})`. Default: 1, the paper's section 4. With
             ReLU, sqrt(2) keeps the size of the signal from layer to layer (He et al. 2015), 1 halves its square.
         output_gain: The same for the output layer. Default: 1, the paper's section 4.
-        norm: `none`, or `batch` for batch normalization between each hidden layer and its activation, with which the
-            network has no NTK statistics. Default: none.
+        norm: `none`, or `batch` for batch normalization between each hidden layer and its activation, of which the NTK
+            statistics hold mean and variance constant (see `raysat.ntk.batchnorm`). Default: none.
         ghost: Samples of a ghost batch, for `norm="batch"` (see `raysat.models.ghost`). Default: 0, the whole batch.
     """
     whole("mlp(depth)", depth, 0)

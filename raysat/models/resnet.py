@@ -62,7 +62,8 @@ def resnet(
     Args:
         depth: 6k + 4 with k of at least 1. Default: 28, as in the paper's experiments (section 5).
         norm: `group`, `batch` or `none`. Default: `group`. Batch normalization, which these networks were introduced
-            with, mixes samples, so that a sample has no gradient of its own and the network no NTK statistics.
+            with, mixes samples, so that a sample has no gradient of its own: the NTK statistics hold mean and variance
+            constant, an approximation (see `raysat.ntk.batchnorm`).
         activation: One of `relu`, `tanh`, `gelu`, `erf`, `identity`. Default: relu, as in He et al. 2016b.
         hidden_gain: Factor before each convolution's `1 / sqrt(fan_in)`, but for the first one, whose input no
             activation has halved. Default: sqrt(2), which keeps the size of the signal through ReLU (He et al. 2015).
