@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysat.data.fields import Inputs
 from raysat.ntk.rules import Outer, Share, rule_for
 
 
@@ -48,7 +49,7 @@ def _recorded(network: nn.Module) -> Iterator[list[tuple[nn.Module, Tensor, Tens
             handle.remove()
 
 
-def _shares(network: nn.Module, x: Tensor) -> tuple[Float[Tensor, "n outputs"], Iterator[Share]]:
+def _shares(network: nn.Module, x: Inputs) -> tuple[Float[Tensor, "n outputs"], Iterator[Share]]:
     """The outputs, and what each trainable parameter adds to the Jacobian of some samples, one after the other."""
     with _recorded(network) as calls:
         outputs = network(x)
@@ -83,7 +84,7 @@ def _shares(network: nn.Module, x: Tensor) -> tuple[Float[Tensor, "n outputs"], 
 
 
 def grams_by_rules(
-    network: nn.Module, x: Shaped[Tensor, "n *input"]
+    network: nn.Module, x: Inputs
 ) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, "n outputs outputs"]]:
     """The outputs `f(w, x_i)` and the Grams `J_i J_i^T` of some samples.
 
@@ -98,7 +99,7 @@ def grams_by_rules(
     return outputs, grams.detach()
 
 
-def kernel_by_rules(network: nn.Module, x: Shaped[Tensor, "n *input"]) -> Float[Tensor, "size size"]:
+def kernel_by_rules(network: nn.Module, x: Inputs) -> Float[Tensor, "size size"]:
     """The dense `K = (1/n) J J^T`, of size nC, of a few samples: (nC)^2 numbers, and one parameter's rows at a time."""
     outputs, shares = _shares(network, x)
     size = outputs.numel()
@@ -112,7 +113,7 @@ def kernel_by_rules(network: nn.Module, x: Shaped[Tensor, "n *input"]) -> Float[
     return (kernel / len(x)).detach()
 
 
-def jacobians(network: nn.Module, x: Shaped[Tensor, "n *input"]) -> Float[Tensor, "n outputs p"]:
+def jacobians(network: nn.Module, x: Inputs) -> Float[Tensor, "n outputs p"]:
     """The per-sample Jacobians themselves, of any module."""
     trained = {name: p.detach() for name, p in network.named_parameters() if p.requires_grad}
     fixed = {name: p.detach() for name, p in network.named_parameters() if not p.requires_grad}
@@ -126,7 +127,7 @@ def jacobians(network: nn.Module, x: Shaped[Tensor, "n *input"]) -> Float[Tensor
 
 
 def grams_by_jacobians(
-    network: nn.Module, x: Shaped[Tensor, "n *input"]
+    network: nn.Module, x: Inputs
 ) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, "n outputs outputs"]]:
     """The same as `grams_by_rules` for any module, from the Jacobians: C p numbers a sample, far slower."""
     rows = jacobians(network, x)
@@ -134,13 +135,13 @@ def grams_by_jacobians(
         return network(x), rows @ rows.mT
 
 
-def kernel_by_jacobians(network: nn.Module, x: Shaped[Tensor, "n *input"]) -> Float[Tensor, "size size"]:
+def kernel_by_jacobians(network: nn.Module, x: Inputs) -> Float[Tensor, "size size"]:
     """The same as `kernel_by_rules` for any module."""
     rows = jacobians(network, x).flatten(0, 1)
     return rows @ rows.T / len(x)
 
 
-def activations(network: nn.Module, x: Tensor) -> int:
+def activations(network: nn.Module, x: Inputs) -> int:
     """How many numbers pass the layers' inputs and outputs for one sample, measured on the first."""
     sizes: list[int] = []
     handles = [
@@ -159,7 +160,7 @@ def activations(network: nn.Module, x: Tensor) -> int:
     return sum(sizes)
 
 
-def bytes_per_sample(network: nn.Module, x: Shaped[Tensor, "n *input"], *, rules: bool) -> int:
+def bytes_per_sample(network: nn.Module, x: Inputs, *, rules: bool) -> int:
     """About how much memory the Grams of one sample take while they are made."""
     with torch.no_grad():
         outputs = network(x[:1]).shape[1]
@@ -173,7 +174,7 @@ def bytes_per_sample(network: nn.Module, x: Shaped[Tensor, "n *input"], *, rules
     return numbers * trained[0].element_size()
 
 
-def disagreement(network: nn.Module, x: Shaped[Tensor, "1 *input"], gram: Float[Tensor, "outputs outputs"]) -> float:
+def disagreement(network: nn.Module, x: Inputs, gram: Float[Tensor, "outputs outputs"]) -> float:
     """How far `v^T J J^T v` by a Gram is from `||J^T v||^2` by autograd, relatively, for one sample and random v.
 
     What no look at the modules can see, a parameter used outside its own module's forward, shows here.

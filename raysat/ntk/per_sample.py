@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from raysat.data.fields import Inputs
 from raysat.losses import Loss
 from raysat.ntk import grams
 from raysat.ntk.kernel import gradient_squares, per_sample_products
@@ -54,7 +55,7 @@ class PerSample:
     loss: float
 
 
-def choose(network: nn.Module, x: Tensor, method: str | None = None) -> tuple[Method, str]:
+def choose(network: nn.Module, x: Inputs, method: str | None = None) -> tuple[Method, str]:
     """The way that serves a network, and why layer rules do not (empty where they do, or are not asked).
 
     Args:
@@ -86,7 +87,7 @@ def choose(network: nn.Module, x: Tensor, method: str | None = None) -> tuple[Me
 
 
 def per_sample(
-    network: nn.Module, x: Tensor, y: Tensor | None, loss: Loss, method: Method, memory: int, tolerance: float
+    network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, method: Method, memory: int, tolerance: float
 ) -> PerSample:
     """Compute the quantities of every sample.
 
@@ -110,7 +111,7 @@ def per_sample(
     )
 
 
-def chunk_size(network: nn.Module, x: Tensor, method: Method, memory: int) -> int:
+def chunk_size(network: nn.Module, x: Inputs, method: Method, memory: int) -> int:
     """How many samples at a time keep within the memory."""
     if method is not Method.ITERATION:
         return _within(memory, grams.bytes_per_sample(network, x, rules=method is Method.GRAM), len(x))
@@ -125,7 +126,7 @@ def _within(memory: int, each: int, n: int) -> int:
 
 
 def _by_grams(
-    network: nn.Module, x: Tensor, y: Tensor | None, loss: Loss, method: Method, tolerance: float
+    network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, method: Method, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     make = grams.grams_by_rules if method is Method.GRAM else grams.grams_by_jacobians
     outputs, gram = make(network, x)
@@ -134,19 +135,21 @@ def _by_grams(
         residual = loss.residual(outputs, y)[:, :, None]
         squares = (residual.mT @ gram @ residual).flatten()
         total = loss.total(outputs.double(), y).item()
-    spread = outputs.repeat_interleave(outputs.shape[1], 0)  # each sample's outputs beside each row of its Gram
-    times_s = lambda rows: loss.factor_transposed(spread, rows.flatten(0, 1)).view_as(rows)  # noqa: E731
+    spread, of = (  # each sample's outputs and target beside each row of its Gram
+        None if tensor is None else tensor.repeat_interleave(outputs.shape[1], 0) for tensor in (outputs, y)
+    )
+    times_s = lambda rows: loss.factor_transposed(spread, of, rows.flatten(0, 1)).view_as(rows)  # noqa: E731
     weighed = times_s(times_s(gram).mT)  # S^T G S, G and the result being symmetric
     return torch.linalg.eigvalsh(weighed)[:, -1], weighed.diagonal(dim1=1, dim2=2).sum(1), squares, total
 
 
 def _by_iteration(
-    network: nn.Module, x: Tensor, y: Tensor | None, loss: Loss, method: Method, tolerance: float
+    network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, method: Method, tolerance: float
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     with torch.no_grad():
         outputs = network(x)
     start = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0)).to(outputs)
-    found = largest_eigenpairs(lambda u: per_sample_products(network, x, loss, u), start, tolerance=tolerance)
+    found = largest_eigenpairs(lambda u: per_sample_products(network, x, y, loss, u), start, tolerance=tolerance)
     nothing = torch.full([len(x)], math.nan)
     if y is None:
         return found.values, nothing, nothing, math.nan

@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float64, Shaped
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
+from raysat.data.fields import Inputs
 from raysat.ntk import grams
 from raysat.ntk.kernel import KernelOperator
 from raysat.ntk.lanczos import Tridiagonal, tridiagonalize
@@ -108,7 +109,7 @@ def _with_mean(nodes: Float64[Tensor, " k"], weights: Float64[Tensor, " k"], mea
     return changed * total / changed.sum()
 
 
-def dense_kernel(network: nn.Module, x: Shaped[Tensor, "n *input"]) -> Float[Tensor, "size size"]:
+def dense_kernel(network: nn.Module, x: Inputs) -> Float[Tensor, "size size"]:
     """K of a few samples as a matrix of size nC, for the squared error, by layer rules where they serve the network."""
     rules = grams.uncovered(network) is None
     return grams.kernel_by_rules(network, x) if rules else grams.kernel_by_jacobians(network, x)

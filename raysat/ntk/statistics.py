@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from raysat.losses import LOSSES, Loss
+from raysat.data.fields import Inputs
+from raysat.losses import Loss, as_targets, resolve
+from raysat.models.unpacked import adapt
 from raysat.ntk.kernel import KernelOperator
 from raysat.ntk.lanczos import largest_eigenpairs
 from raysat.ntk.per_sample import Method, choose, chunk_size, per_sample
@@ -88,10 +91,10 @@ class NTKStatistics:
 
 def ntk_statistics(
     network: nn.Module,
-    x: Tensor,
+    x: Inputs | Mapping | Sequence,
     y: Tensor | None = None,
     *,
-    loss: str = "mse",
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "mse",
     k_samples: int = 4096,
     k_tolerance: float = 1e-3,
     spectrum: int = 0,
@@ -110,7 +113,7 @@ def ntk_statistics(
             require a gradient count as constants.
         x: Inputs.
         y: Targets (see `raysat.losses`); without them, loss and noise scale are NaN.
-        loss: `mse` (eq. 2.1) or `cross_entropy`.
+        loss: `mse` (eq. 2.1), `cross_entropy`, or a loss of one's own (see `raysat.losses.resolve`).
         k_samples: Samples for k_op and the spectrum; all where there are fewer. Default: 4096.
         k_tolerance: Relative residual of k_op. Default: 1e-3.
         spectrum: Products with K for the residual's spectral measure; a quarter of them for each probe of the
@@ -132,12 +135,11 @@ def ntk_statistics(
         >>> statistics.gamma >= statistics.gamma_mean > 0
         True
     """
-    if loss not in LOSSES:
-        raise InputError(f"loss={loss!r}: use one of {', '.join(LOSSES)}.")
     if method is not None and method not in set(Method):
         raise InputError(f"method={method!r}: use one of {', '.join(Method)}, or leave it out.")
-    function = LOSSES[loss]
-    _check(network, x, y, loss)
+    function = resolve(loss)
+    network, x = adapt(network, x)
+    y = _check(network, x, y, function)
     way, reason = choose(network, x, method)
     if reason and reason not in _told:
         _told.add(reason)
@@ -148,7 +150,8 @@ def ntk_statistics(
     subset = _subset(len(x), k_samples).to(x.device)
     # A backward or a forward-mode pass holds each layer's values about twice.
     chunk = chunk_size(network, x, way, memory)
-    operator = KernelOperator(network, x[subset], chunk, function, memory)
+    y_subset = None if y is None else y[subset]
+    operator = KernelOperator(network, x[subset], chunk, function, memory, y_subset)
     with torch.no_grad():
         outputs = torch.cat([network(part) for part in x[subset].split(chunk)])
     top = largest_eigenpairs(lambda u: operator(u[0])[None], _start(operator, outputs)[None], tolerance=k_tolerance)
@@ -160,8 +163,7 @@ def ntk_statistics(
         signal = gradient_square(network, x, y, function, chunk)
         noise_scale = (samples.gradient_squares.mean().item() - signal) / signal if signal > 0 else math.inf
     trace = samples.frobenius[subset.to(samples.frobenius.device)].mean().item()
-    y_subset = None if y is None else y[subset]
-    dense = min(dense_samples, len(x)) if loss == "mse" else 0
+    dense = min(dense_samples, len(x)) if function.name == "mse" else 0
     kernel = dense_kernel(network, x[_subset(len(x), dense).to(x.device)]) if dense else None
     return NTKStatistics(
         n=len(x),
@@ -197,7 +199,8 @@ def _start(operator: KernelOperator, outputs: Tensor, every: int = 8, least: int
     if len(operator.x) < least:
         return torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
     some = operator.x[::every]
-    coarse = KernelOperator(operator.network, some, operator.chunk, operator.loss, operator.memory_left)
+    y = None if operator.y is None else operator.y[::every]
+    coarse = KernelOperator(operator.network, some, operator.chunk, operator.loss, operator.memory_left, y)
     start = torch.randn(outputs[::every].shape, generator=generator, dtype=torch.float64).to(outputs)
     found = largest_eigenpairs(lambda u: coarse(u[0])[None], start[None], tolerance=1e-2)
     return operator.pushforward(coarse.pullback(found.vectors[0].to(outputs)))
@@ -235,7 +238,7 @@ def _spectra(
     return {name: tuple(found[name].tolist()) if name in found else () for name in names}
 
 
-def _check(network: nn.Module, x: Tensor, y: Tensor | None, loss: str) -> None:
+def _check(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss) -> Tensor | None:
     if len(x) == 0:
         raise InputError("the statistics need at least one sample: x is empty.")
     weights = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
@@ -250,17 +253,14 @@ def _check(network: nn.Module, x: Tensor, y: Tensor | None, loss: str) -> None:
         raise InputError(f"{coupled}: call network.eval(), or use GroupNorm.")
     with torch.no_grad():
         outputs = network(x[:2])
-    wanted = "[n, C]" if loss == "mse" else "[n, C] or [n, L, V]"
-    if len(outputs) != len(x[:2]) or not (outputs.ndim == 2 or (outputs.ndim > 2 and loss != "mse")):
+    wanted = "[n, C]" if loss.name == "mse" else "[n, C] or [n, L, V]"
+    if len(outputs) != len(x[:2]) or not (outputs.ndim == 2 or (outputs.ndim > 2 and loss.name != "mse")):
         raise InputError(f"the network's output has shape {list(outputs.shape)} for two samples: return {wanted}.")
     if y is None:
-        return
-    shape = outputs.shape[1:] if y.is_floating_point() else outputs.shape[1:-1]
-    if y.shape != (len(x), *shape) or (loss == "mse" and not y.is_floating_point()):
-        raise InputError(
-            f"y has shape {list(y.shape)} and type {y.dtype}, outputs are {[len(x), *outputs.shape[1:]]} under {loss}: "
-            "make them agree."
-        )
+        return None
+    y = as_targets(y, (len(x), *outputs.shape[1:]), loss, outputs.dtype)
+    loss.check(outputs, y[:2])
+    return y
 
 
 def coupling(network: nn.Module) -> str:
@@ -272,12 +272,10 @@ def coupling(network: nn.Module) -> str:
     return ""
 
 
-def reason_against(network: nn.Module, x: Tensor, y: Tensor | None = None, *, loss: str = "mse") -> str:
+def reason_against(network: nn.Module, x: Inputs, y: Tensor | None = None, *, loss: str = "mse") -> str:
     """Why a network has no statistics on some data, in one sentence with the remedy; empty where it has."""
     try:
-        if loss not in LOSSES:
-            return f"loss={loss!r}: use one of {', '.join(LOSSES)}."
-        _check(network, x, y, loss)
+        _check(*adapt(network, x), y, resolve(loss))
     except InputError as error:
         return str(error)
     return ""
@@ -288,7 +286,7 @@ def _subset(n: int, count: int) -> Tensor:
     return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count].sort().values
 
 
-def gradient_square(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, chunk: int) -> float:
+def gradient_square(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, chunk: int) -> float:
     """`||grad L(w)||^2`, L the mean loss over all samples, `chunk` of which pass through the network at a time."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
