@@ -32,7 +32,7 @@ from raysat.files import Location, location, write_aside
 from raysat.fits import student_t
 from raysat.initial import compute_statistics
 from raysat.job import Job, fitting, prepare
-from raysat.losses import LOSSES
+from raysat.losses import resolve
 from raysat.observables import Evaluator
 from raysat.plan import plan
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness, places, share_beyond
@@ -108,7 +108,7 @@ class Learner:
         cell, init = job.cell, job.init
         dataset, self.network, device = prepare(job)
         at_once = fitting(job, dataset, self.network)
-        self.engine = AutogradEngine(self.network, dataset.x, dataset.y, LOSSES[init.loss], 0.0, at_once)
+        self.engine = AutogradEngine(self.network, dataset.x, dataset.y, resolve(init.loss), 0.0, at_once)
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, str(device))
 
     def gradients(self, number: int, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -197,7 +197,7 @@ def simulate(job: Job, learners: int, staleness: Sequence[float], seed: int) -> 
     """
     dataset, network, device = prepare(job)
     cell, evaluate = job.cell, _evaluator(job, dataset, network)
-    common = network, dataset.x, dataset.y, LOSSES[job.init.loss], _eta(job)
+    common = network, dataset.x, dataset.y, resolve(job.init.loss), _eta(job)
     engine = AsynchronousEngine(*common, learners, tuple(staleness), seed)
     curve, done = [], 0
     for t in _evaluations(cell):

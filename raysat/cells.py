@@ -85,14 +85,15 @@ class Initialization:
         model: The architecture.
         width: Its width; 0 where the architecture has none.
         seed: Seed of the weights and of the batches.
-        loss: `mse` or `cross_entropy`.
+        loss: `mse`, `cross_entropy`, or `module:function`.
         dtype: `float32` or `float64`.
         k_samples: Number of samples from which k_op is computed; at most n.
         k_tolerance: Relative residual at which the computation of k_op stops.
         spectrum: Products with K for each spectral measure; 0 for none.
         dense_samples: Samples of the dense kernel; 0 for none.
         evaluation_samples: Training samples over which the loss is evaluated; 0 for all n.
-        code: Digest of the user's own modules that the data set or the model comes from; empty for built-in ones.
+        code: Digest of the user's own modules that the data set, the model or the loss comes from; empty for
+            built-in ones.
     """
 
     dataset: str

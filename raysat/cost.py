@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from raysat.cells import Cell
+from raysat.data.fields import Inputs, repeated
 from raysat.losses import Loss
 from raysat.sgd.engine import build
 from raysat.sgd.evaluate import evaluate
@@ -105,13 +106,14 @@ class _Counter(TorchDispatchMode):
         return result
 
 
-def count(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Flops:
+def count(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> Flops:
     """Count the operations of a sample, on two of them: batch normalization takes no fewer."""
-    x, y = x[:1].expand(2, *x.shape[1:]), y[:1].expand(2, *y.shape[1:])
+    x, y = repeated(x, 2), repeated(y, 2)
     with _Counter() as forward, torch.no_grad():
         network(x)
     with _Counter() as step:
-        torch.autograd.grad(loss.total(network(x), y), [p for p in network.parameters() if p.requires_grad])
+        trained = [p for p in network.parameters() if p.requires_grad]
+        torch.autograd.grad(loss.total(network(x), y), trained, allow_unused=True)
     return Flops(forward.total // 2, step.total // 2, layers_of(network) is not None, stackable(network))
 
 
@@ -146,7 +148,7 @@ class Pace:
         return steps + evaluated_samples(cell) * self.evaluation + differentiated_samples(cell) * self.sample
 
 
-def calibrate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, engine: str = "auto") -> Pace:
+def calibrate(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, engine: str = "auto") -> Pace:
     """Time some steps at b = 1 and at a larger b, and an evaluation: some seconds at most.
 
     The larger b is 256 (or n), or less where that many samples would take seconds. The stepsize is tiny and not zero,

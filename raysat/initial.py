@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from raysat import models, packing
+from raysat.data.fields import Inputs
 from raysat.job import Job, fitting, prepare
-from raysat.losses import LOSSES
+from raysat.losses import resolve
 from raysat.ntk import coupling, ntk_statistics
 from raysat.observables import Evaluator
 from raysat.rows import Row, describe, known, where
@@ -24,11 +25,11 @@ def compute_statistics(job: Job) -> Row:
     dataset, network, device = prepare(job)
     row = statistics_of(job, models.at_initialization(network), dataset.x, dataset.y)
     losses = Evaluator(job.init, dataset, fitting(job, dataset, network))(network)
-    measured = packing.measure(network, dataset, LOSSES[job.init.loss], job.engine)
+    measured = packing.measure(network, dataset, resolve(job.init.loss), job.engine)
     return {**row, **losses, **measured, "iteration": 0, "seconds": time.perf_counter() - begun, **where(device)}
 
 
-def statistics_of(job: Job, network: nn.Module, x: Tensor, y: Tensor) -> Row:
+def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
     """The row of `ntk` of a network as it is, at whatever iteration; cf. `raysat.ntk.ntk_statistics`."""
     init = job.init
     if reason := coupling(network):

@@ -11,7 +11,7 @@ from torch import nn
 from raysat import data, models, plugins
 from raysat.cells import Cell, Initialization
 from raysat.files import Location
-from raysat.losses import LOSSES
+from raysat.losses import resolve
 from raysat.sgd import engine as engines
 from raysat.sgd.memory import samples_at_once
 
@@ -91,7 +91,8 @@ def prepare(job: Job) -> tuple[data.Dataset, nn.Module, torch.device]:
 
 def initial_network(init: Initialization, dataset: data.Dataset, device: torch.device) -> nn.Module:
     """The network of an initialization, on a device."""
-    network = models.build(init.model, init.width, dataset.input_shape, dataset.outputs, init.seed)
+    sizes = dataset.input_shape, dataset.outputs
+    network = models.build(init.model, init.width, *sizes, init.seed, dataset.vocabulary)
     return network.to(device, getattr(torch, init.dtype))
 
 
@@ -104,4 +105,4 @@ def load_dataset(init: Initialization) -> data.Dataset:
 
 def fitting(job: Job, dataset: data.Dataset, network: nn.Module) -> int:
     """The samples that the job may pass through a network at a time."""
-    return samples_at_once(network, dataset.x, dataset.y, LOSSES[job.init.loss], threads=job.threads)
+    return samples_at_once(network, dataset.x, dataset.y, resolve(job.init.loss), threads=job.threads)

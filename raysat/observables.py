@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from raysat import data
 from raysat.cells import Initialization
-from raysat.losses import LOSSES, Loss
+from raysat.data.fields import Inputs
+from raysat.losses import Loss, resolve
 from raysat.ntk import dense_kernel, gradient_square
 from raysat.rows import Row, known
 from raysat.sgd.evaluate import Evaluation, evaluate, evaluation_mode
@@ -32,7 +33,7 @@ class Evaluator:
         count = init.evaluation_samples or init.n
         self.train = dataset.x[:count], dataset.y[:count]
         self.test = None if dataset.x_test is None else (dataset.x_test, dataset.y_test)
-        self.loss, self.classes = LOSSES[init.loss], dataset.classes or not dataset.y.is_floating_point()
+        self.loss, self.classes, self.threshold = resolve(init.loss), dataset.classes, dataset.threshold
         self.chunk = min(_EVALUATED_AT_ONCE, at_once)
 
     def __call__(self, network: nn.Module) -> dict[str, float | None]:
@@ -46,14 +47,15 @@ class Evaluator:
             "test_accuracy": known(test.accuracy) if test else None,
         }
 
-    def _over(self, network: nn.Module, x: Tensor, y: Tensor) -> Evaluation:
-        return evaluate(network, x, y, self.loss, classes=self.classes, chunk=self.chunk)
+    def _over(self, network: nn.Module, x: Inputs, y: Tensor) -> Evaluation:
+        accuracy = {"classes": self.classes, "threshold": self.threshold}
+        return evaluate(network, x, y, self.loss, **accuracy, chunk=self.chunk)
 
 
 class Drift:
     """How far the kernel of a few samples has moved from where it was when this was made."""
 
-    def __init__(self, network: nn.Module, x: Tensor, outputs: int = 1000) -> None:
+    def __init__(self, network: nn.Module, x: Inputs, outputs: int = 1000) -> None:
         with torch.no_grad():
             count = max(1, outputs // network(x[:1]).numel())
         self.x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:count]]

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raysat.cells import Cell
 from raysat.cost import calibrate
@@ -44,9 +43,8 @@ def measure(network: nn.Module, dataset: Dataset, loss: Loss, engine: str) -> di
         loss: The loss of a sample.
         engine: What will compute the steps.
     """
-    tensors = [value for field in fields(dataset) if isinstance(value := getattr(dataset, field.name), Tensor)]
     measured = {
-        "data_bytes": sum(tensor.nbytes for tensor in tensors),
+        "data_bytes": dataset.nbytes,
         "sample_bytes": sample_bytes(network, dataset.x, dataset.y, loss),
     }
     if dataset.x.device.type != "cuda":

@@ -10,7 +10,7 @@ import torch
 from raysat import cost, data, plugins
 from raysat.cells import Cell, Initialization, Model, is_reference
 from raysat.job import initial_network
-from raysat.losses import LOSSES
+from raysat.losses import as_targets, resolve
 from raysat.ntk import coupling
 from raysat.sgd.fused import known_layers
 from raysat.sgd.stacked import LARGEST_BATCH
@@ -68,17 +68,12 @@ def plan(sweep: Sweep, folder: Path) -> Plan:
     Raises:
         InputError: Something that the user wrote cannot be run.
     """
-    named = [name for name in (sweep.dataset, *(model.builder for model in sweep.models)) if is_reference(name)]
-    sources = plugins.gather(folder, named)
+    named = (sweep.dataset, sweep.loss, *(model.builder for model in sweep.models))
+    sources = plugins.gather(folder, [name for name in named if is_reference(name)])
     dataset = data.load_shared(
         sweep.dataset, n_train=sweep.n_train, n_test=sweep.n_test, preprocessing=sweep.preprocessing, dtype=sweep.dtype
     )
-    if sweep.loss == "mse" and not dataset.y.is_floating_point():
-        raise InputError(f"dataset={sweep.dataset!r} has tokens for targets: set loss='cross_entropy'.")
-    if sweep.loss == "cross_entropy" and dataset.y.is_floating_point() and not dataset.classes:
-        raise InputError(
-            f"loss='cross_entropy' needs classes, {sweep.dataset!r} has numbers for targets: set loss='mse'."
-        )
+    _check_targets(sweep, dataset)
     code = plugins.digest(sources)
     cells = sweep.cells(dataset.n, dataset.n_test, code)
     flops = {}
@@ -89,12 +84,29 @@ def plan(sweep: Sweep, folder: Path) -> Plan:
             if sweep.engine in ("fused", "stacked"):
                 known_layers(network, sweep.engine)
             _check_statistics(sweep, network)
-            flops[key] = cost.count(network, dataset.x, dataset.y, LOSSES[sweep.loss])
+            flops[key] = cost.count(network, dataset.x, dataset.y, resolve(sweep.loss))
     cells = [flops[cell.init.model, cell.init.width].within_budget(cell, sweep.evaluation_budget) for cell in cells]
     resolved = {"n": dataset.n, "n_test": dataset.n_test, "code": code}
     laid_out = Plan(sweep, cells, flops, sources, resolved)
     cells.sort(key=laid_out.weight, reverse=True)
     return laid_out
+
+
+def _check_targets(sweep: Sweep, dataset: data.Dataset) -> None:
+    """Raise `InputError` where the loss cannot use the data set's targets."""
+    if sweep.loss == "cross_entropy" and dataset.y.is_floating_point() and not dataset.classes:
+        raise InputError(
+            f"loss='cross_entropy' needs classes, {sweep.dataset!r} has numbers for targets: set loss='mse', or say "
+            "classes=True in the Dataset where a row weighs the classes."
+        )
+    for name, y in (("y", dataset.y), ("y_test", dataset.y_test)):
+        if y is not None:
+            as_targets(y, _outputs_shape(y, dataset), resolve(sweep.loss), name=f"dataset={sweep.dataset!r}: {name}")
+
+
+def _outputs_shape(y: torch.Tensor, dataset: data.Dataset) -> tuple[int, ...]:
+    """The shape that a network's outputs have for the samples of some targets."""
+    return (*(y.shape[:-1] if y.is_floating_point() else y.shape), dataset.outputs)
 
 
 def _check_statistics(sweep: Sweep, network: torch.nn.Module) -> None:
@@ -109,11 +121,11 @@ def _check_statistics(sweep: Sweep, network: torch.nn.Module) -> None:
 
 
 def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
-    """The network of an initialization, tried on two samples."""
+    """The network of an initialization, tried with its loss on two samples."""
     try:
         network = initial_network(init, dataset, torch.device("cpu"))
         with torch.no_grad():
-            shape = network(dataset.x[:2]).shape
+            outputs = network(dataset.x[:2])
     except InputError:
         raise
     except Exception as error:
@@ -121,9 +133,27 @@ def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
             f"model {init.model.label} at width {init.width} does not run on {init.dataset} "
             f"({type(error).__name__}: {last_line(str(error))}): mend the model or choose other data."
         ) from error
-    wanted = dataset.y[:2].shape if dataset.y.is_floating_point() else (*dataset.y[:2].shape, dataset.outputs)
-    if shape != wanted:
+    if not isinstance(outputs, torch.Tensor):
         raise InputError(
-            f"model {init.model.label} returns shape {list(shape)} for two samples: return {list(wanted)}."
+            f"model {init.model.label} returns {type(outputs).__name__}: wrap it in a module that returns one tensor."
         )
+    wanted = _outputs_shape(dataset.y[:2], dataset)
+    if outputs.shape != wanted:
+        raise InputError(
+            f"model {init.model.label} returns shape {list(outputs.shape)} for two samples: return {list(wanted)}."
+        )
+    _check_loss(init, outputs, dataset.y[:2])
     return network
+
+
+def _check_loss(init: Initialization, outputs: torch.Tensor, y: torch.Tensor) -> None:
+    """Raise `InputError` where a loss of the user's own does not give each sample its loss."""
+    try:
+        resolve(init.loss).check(outputs, y)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"loss={init.loss!r} fails for outputs of shape {list(outputs.shape)} and targets of shape "
+            f"{list(y.shape)} ({type(error).__name__}: {last_line(str(error))}): mend the function."
+        ) from error

@@ -55,7 +55,12 @@ _INIT = (
     Column("parameters", _INT, "", "Trainable parameters p."),
     Column("dtype", _TEXT, "", "Floating-point type of weights, data and statistics."),
     Column("seed", _INT, "", "Seed of weights and batches."),
-    Column("loss", _TEXT, "", "Loss of a sample: `mse` (eq. 2.1) or `cross_entropy`."),
+    Column(
+        "loss",
+        _TEXT,
+        "",
+        "Loss of a sample: `mse` (eq. 2.1), `cross_entropy`, or the import path of one of the user's own.",
+    ),
     Column(
         "loss_init",
         _REAL,

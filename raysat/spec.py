@@ -72,8 +72,9 @@ class Sweep:
         evaluation_samples: Training samples over which the loss is evaluated: the first so many of them, which are
             in random order. All that is said of the training loss, h and N(b) included, is then said of these.
             Default: all.
-        loss: `mse` (eq. 2.1; default) or `cross_entropy`, for which the statistics are those of the generalized
-            Gauss-Newton kernel, beyond the paper's theorem.
+        loss: `mse` (eq. 2.1; default), `cross_entropy`, or the import path of a function `(outputs, y) -> losses [n]`
+            (see `raysat.losses.Custom`). For other losses than `mse` the statistics are those of the generalized
+            Gauss-Newton kernel, beyond the paper's theorem; a loss that is not convex in the outputs has none.
         target_loss: Stop a trial once its full training loss is at most this. Default: run all iterations.
         dtype: `float32` (default) or `float64`.
         precision: In which the products of the steps are computed: `full` (default), that of `dtype`; `tf32`, on GPUs
@@ -212,7 +213,8 @@ class Sweep:
             raise InputError(
                 f"engine={self.engine!r} computes in full precision: set engine='auto' or precision='full'."
             )
-        among("loss", self.loss, LOSS_NAMES)
+        if not (isinstance(self.loss, str) and is_reference(self.loss)):
+            among("loss", self.loss, (*LOSS_NAMES, "'module:function'"))
         among("engine", self.engine, ENGINES)
         if self.engine not in ("auto", "autograd") and not all(training.is_plain for training in self.trainings):
             raise InputError(f"engine={self.engine!r} takes the steps of plain SGD only: set engine='auto'.")

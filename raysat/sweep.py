@@ -34,7 +34,7 @@ from raysat.driver import run
 from raysat.executor import InProcess, OnRay
 from raysat.files import Remote, location
 from raysat.job import load_dataset
-from raysat.losses import LOSSES
+from raysat.losses import resolve
 from raysat.plan import Plan, network_of, plan
 from raysat.sgd import matmul
 from raysat.sgd.autograd import check_compiler
@@ -55,7 +55,7 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
         if (key := _paced(cell)) not in paces:
             engine = sweep.engine if cell.training.is_plain else "autograd"  # which the others are made of
             network = network_of(cell.init, dataset)
-            paces[key] = cost.calibrate(network, dataset.x, dataset.y, LOSSES[sweep.loss], engine)
+            paces[key] = cost.calibrate(network, dataset.x, dataset.y, resolve(sweep.loss), engine)
     title = f"{sweep.name}: {len(laid_out.cells)} cells, {len(finished)} finished; {sweep.budget}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     table.add_column("model", overflow="fold")

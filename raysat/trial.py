@@ -16,7 +16,7 @@ from raysat.data import Dataset
 from raysat.files import location
 from raysat.initial import statistics_of
 from raysat.job import Job, fitting, initial_network, prepare
-from raysat.losses import LOSSES
+from raysat.losses import resolve
 from raysat.models.linearized import Linearized
 from raysat.observables import Drift, Evaluator, distance, gradient_squares
 from raysat.recursion import stable_below
@@ -73,7 +73,8 @@ class _Trial:
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, device)
         self.start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
         self.ntk_at = () if isinstance(network, Linearized) else job.cell.ntk_at  # its kernel never moves
-        self.drift = Drift(network, dataset.x) if self.ntk_at and dataset.y.is_floating_point() else None
+        one_position = dataset.y.ndim == 1 + dataset.y.is_floating_point()
+        self.drift = Drift(network, dataset.x) if self.ntk_at and one_position else None
         folder = job.checkpoints and location(job.checkpoints)
         self.checkpoint = Checkpoint(folder / f"{job.cell.cell_id}.pt" if folder else None)
         self.progress = self.checkpoint.load()
@@ -97,7 +98,7 @@ class _Trial:
         losses = (t == 0 and _known_losses(self.job.statistics)) or self.evaluate(network)
         gradient = {"gradient_square": None, "gradient_square_mean": None}
         if cell.gradient_norm:
-            loss = LOSSES[cell.init.loss]
+            loss = resolve(cell.init.loss)
             gradient = gradient_squares(network, self.dataset, loss, self.evaluate.chunk, t, progress.curve)
         progress.curve.append(
             {
@@ -247,7 +248,7 @@ def _engine(trials: Sequence[_Trial]) -> engines.StepEngine:
     """What takes the steps of trials that go together, or of one."""
     job, cell, progress, dataset = trials[0].job, trials[0].cell, trials[0].progress, trials[0].dataset
     networks, etas = [trial.network for trial in trials], [trial.eta for trial in trials]
-    problem = dataset.x, dataset.y, LOSSES[cell.init.loss]
+    problem = dataset.x, dataset.y, resolve(cell.init.loss)
     engine = engines.build_for(cell, job.engine, networks, *problem, etas, progress.at_once, job.ranks)
     if progress.engine is not None:
         engine.load_state_dict(progress.engine)

@@ -15,6 +15,10 @@ class InputError(ValueError):
     """Something a user wrote cannot be run. The message is one sentence that ends in the remedy."""
 
 
+class NoStatistics(InputError):
+    """A network has no NTK statistics. The message says why, names the module where it is known, and the remedy."""
+
+
 def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
     """The `main` of a command, for which bad input is that one sentence on stderr and exit code 2."""
 

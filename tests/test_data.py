@@ -17,8 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from raysat.data import NAMES, Dataset, linear_problem, load, loading, preprocess, preprocessing, sources
-from raysat.data.dataset import _check
+from raysat.data import NAMES, Dataset, checks, linear_problem, load, loading, preprocess, preprocessing, sources
 from raysat.validation import InputError
 
 DATA = os.environ.get("RAYSAT_DATA")
@@ -114,7 +113,7 @@ def test_dataset_knows_its_sizes():
     data = Dataset(torch.zeros(5, 1, 8, 8), torch.zeros(5, 3), torch.zeros(2, 1, 8, 8), torch.zeros(2, 3))
     assert (data.n, data.n_test, data.input_shape, data.outputs) == (5, 2, (1, 8, 8), 3)
     text = Dataset(TOKENS, TOKENS, vocabulary=65)
-    assert (text.n, text.n_test, text.input_shape, text.outputs, text.classes) == (3, 0, (4,), 65, False)
+    assert (text.n, text.n_test, text.input_shape, text.outputs, text.classes) == (3, 0, (4,), 65, True)
 
 
 @pytest.mark.parametrize(
@@ -141,23 +140,29 @@ def test_classes_can_be_said():
     ("fields", "complaint"),
     [
         ({"x": X[:, 0], "y": Y}, r"x of shape \[6\]: give x\[:, None\]"),
-        ({"x": X, "y": torch.arange(6)}, r"y of shape \[6\]: .* or one_hot\(y\).float\(\) for classes"),
+        ({"x": X, "y": X[:, 0]}, r"y of shape \[6\]: give y\[:, None\] .* or y.long\(\) for labels"),
         ({"x": X[:0], "y": Y[:0]}, "at least one sample"),
         ({"x": X, "y": Y[:5]}, "6 inputs in x and 5 targets in y"),
-        ({"x": X, "y": torch.zeros(6, dtype=torch.int64)[:, None]}, r"one_hot\(y\).float\(\)"),
+        ({"x": X, "y": torch.zeros(6, dtype=torch.int64)[:, None]}, r"y.flatten\(\) for one label a sample"),
+        ({"x": X, "y": torch.ones(6, 2, dtype=torch.bool)}, r"y is of torch.bool: give y.float\(\)"),
+        ({"x": X, "y": torch.arange(6) + 1}, r"labels from 1 to 6 in y: number the classes from 0, such as by y - 1"),
+        ({"x": X, "y": torch.arange(6) - 1}, "y has labels from -1 to 4 for 5 classes"),
+        ({"x": X, "y": torch.arange(6), "outputs": 5}, "y has labels from 0 to 5 for 5 classes"),
+        ({"x": X, "y": torch.eye(6), "classes": True, "outputs": 5}, "outputs=5 and y of shape"),
+        ({"x": X, "y": X[:, :1], "classes": True}, "one output and the targets .*, ...: give two, such as -1 and 1"),
         ({"x": torch.zeros(6, 3, dtype=torch.uint8), "y": Y}, "int64 for tokens"),
         ({"x": X, "y": Y[:, None]}, r"y of shape \[6, 1, 2\]"),
         ({"x": X.clone().fill_(torch.nan), "y": Y}, "values in x that are not finite"),
-        ({"x": X, "y": Y / 0}, "values in y that are not finite"),
+        ({"x": X, "y": Y / 0}, "y has values that are not finite"),
         ({"x": X, "y": Y, "x_test": X}, "only one of x_test and y_test"),
         ({"x": X, "y": Y, "x_test": X, "y_test": Y[:1]}, "6 inputs in x_test and 1 targets in y_test"),
         ({"x": X, "y": Y, "x_test": X[:, :2], "y_test": Y}, r"x_test of shape \[6, 2\]"),
         ({"x": X, "y": Y, "x_test": X.double(), "y_test": Y}, "torch.float64"),
-        ({"x": X, "y": Y, "x_test": X, "y_test": Y / 0}, "values in y_test that are not finite"),
+        ({"x": X, "y": Y, "x_test": X, "y_test": Y / 0}, "y_test has values that are not finite"),
         ({"x": X, "y": Y, "vocabulary": 65}, "leave it out"),
         ({"x": TOKENS, "y": TOKENS}, "no vocabulary"),
         ({"x": TOKENS, "y": TOKENS, "vocabulary": 11}, "tokens from 0 to 11"),
-        ({"x": TOKENS, "y": TOKENS - 1, "vocabulary": 12}, "tokens from -1 to 11"),
+        ({"x": TOKENS, "y": TOKENS - 1, "vocabulary": 12}, "labels from -1 to 10 for 12 classes"),
         ({"x": TOKENS, "y": TOKENS[:, :3], "vocabulary": 12}, r"y of shape \[3, 3\]"),
     ],
 )
@@ -170,8 +175,8 @@ def test_dataset_refuses_what_does_not_fit(fields, complaint):
 
 def test_what_is_no_tensor_is_refused():
     """In tests the checker of signatures would speak before the constructor does."""
-    with pytest.raises(InputError, match="x of type list: give a"):
-        _check("", [[1.0]], Y, None)
+    with pytest.raises(InputError, match="x of type float: give a"):
+        checks.split("", 1.0, Y, None, positions=False)
 
 
 # Preprocessing

@@ -1,6 +1,7 @@
 """Data sets by name: found or downloaded, verified, cut to a subset and preprocessed."""
 
 from raysat.data.dataset import Dataset
+from raysat.data.fields import Fields
 from raysat.data.linear import LinearProblem, linear_problem
 from raysat.data.loading import NAMES, load
 from raysat.data.preprocessing import preprocess
@@ -10,6 +11,7 @@ from raysat.data.sources import look_also_in, put
 __all__ = [
     "NAMES",
     "Dataset",
+    "Fields",
     "LinearProblem",
     "linear_problem",
     "load",

@@ -1,14 +1,21 @@
-"""What a data set is to the rest of the project: training and test samples as two pairs of tensors."""
+"""What a data set is to the rest of the project: training and test samples as two pairs of inputs and targets."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from raysat.data import checks
+from raysat.data.fields import Fields, Inputs, each, tensors_of
 from raysat.validation import InputError
+
+_TENSORS = ("x", "y", "x_test", "y_test")
+
+Several = Mapping[str, Tensor] | Sequence[Tensor]
+"""Tensors by name or by position."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,46 +25,82 @@ class Dataset:
     One data set serves many trials of a process: its tensors are read-only by convention.
 
     Attributes:
-        x: Training inputs, [n, *input_shape], floating and finite; or tokens, [n, L], int64.
-        y: Training targets. For floating inputs [n, C], floating and finite: regression targets, or one-hot rows for
-            classes. For tokens [n, L], int64: the next token at each position.
-        x_test: Test inputs, [n_test, *input_shape], or None.
-        y_test: Test targets, [n_test, ...], where `x_test` is given.
-        classes: Whether the largest output names a class, so that accuracy means something. Default: whether every
-            row of y is one-hot, with C >= 2.
-        vocabulary: Number of distinct tokens; None for floating inputs.
+        x: Training inputs: [n, *input_shape], floating and finite; or tokens, [n, L], int64; or a dictionary or tuple
+            of tensors of any type with n rows each, which become `raysat.data.fields.Fields`: a network is called with
+            them as its keyword or positional arguments.
+        y: Training targets. Numbers, floating and finite, [n, C]: regression targets, one-hot rows, or with
+            `classes=True` weights of the classes, which may also be [n, L, C]. Or labels 0..C-1 of any integer type,
+            which become int64: one for each sample, [n], or for each of its positions, [n, L], such as the next token.
+        x_test: Test inputs, like x, or None.
+        y_test: Test targets, like y, where `x_test` is given.
+        classes: Whether the largest output names a class, so that accuracy means something; of one output, its side of
+            `threshold`. Default: whether y are labels, or every row of y is one-hot with C >= 2.
+        vocabulary: Number of distinct tokens, of which builders are told (`raysat.models.build`). Needed for tokens,
+            possible for inputs of several tensors, None for floating inputs.
+        outputs: C, the number of outputs. Default: the columns of y; of labels, the vocabulary where each token has
+            one, and else one more than the largest.
+        threshold: Of one output with `classes=True`, what parts its two classes, of outputs and of targets alike.
+            Default: half way between the two targets, 0 for -1 and 1, and 0.5 for 0 and 1. For the logits of a loss of
+            one's own with targets 0 and 1, it is 0.
 
     Raises:
-        InputError: The tensors do not fit together, a value is not finite, or a token is not in the vocabulary.
+        InputError: The tensors do not fit together, a value is not finite, or a token or label is out of its range.
 
     Example:
         >>> data = Dataset(x=torch.zeros(5, 1, 8, 8), y=torch.eye(5))
         >>> data.n, data.n_test, data.input_shape, data.outputs, data.classes
         (5, 0, (1, 8, 8), 5, True)
+        >>> data = Dataset(x=torch.zeros(3, 7).long(), y=torch.tensor([0, 1, 1]), vocabulary=50)
+        >>> data.input_shape, data.outputs, data.classes
+        ((7,), 2, True)
     """
 
-    x: Tensor
+    x: Inputs | Several
     y: Tensor
-    x_test: Tensor | None = None
+    x_test: Inputs | Several | None = None
     y_test: Tensor | None = None
     classes: bool | None = None
     vocabulary: int | None = None
+    outputs: int | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
-        _check("", self.x, self.y, self.vocabulary)
         if (self.x_test is None) != (self.y_test is None):
             raise InputError("Dataset has only one of x_test and y_test: give both or neither.")
+        for split in ("", "_test") if self.x_test is not None else ("",):
+            given = getattr(self, f"x{split}"), getattr(self, f"y{split}")
+            x, y = checks.split(split, *given, self.vocabulary, positions=bool(self.classes))
+            self._set(**{f"x{split}": x, f"y{split}": y})
         if self.x_test is not None:
-            _check("_test", self.x_test, self.y_test, self.vocabulary)
-            for name in ("x", "y"):
-                train, test = getattr(self, name), getattr(self, f"{name}_test")
-                if train.shape[1:] != test.shape[1:] or train.dtype != test.dtype:
-                    raise InputError(
-                        f"Dataset has {name} of shape {_shape(train)}, {train.dtype}, and {name}_test of shape "
-                        f"{_shape(test)}, {test.dtype}: let them differ in the number of samples only."
-                    )
+            checks.alike("x", self.x, self.x_test)
+            checks.alike("y", self.y, self.y_test)
+        labels = not self.y.is_floating_point()
+        if self.outputs is None:
+            self._set(outputs=self._columns())
+        if labels:
+            checks.labels(self._targets, self.outputs)
         if self.classes is None:
-            object.__setattr__(self, "classes", self.y.is_floating_point() and _one_hot(self.y))
+            self._set(classes=labels or checks.one_hot(self.y))
+        if self.classes and not labels:
+            checks.columns(self.y, self.outputs)
+            if self.outputs == 1 and self.threshold is None:
+                self._set(threshold=checks.half_way(self._targets))
+
+    def _set(self, **values: object) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _columns(self) -> int:
+        """The number of outputs, where the user does not say it."""
+        if self.y.is_floating_point():
+            return self.y.shape[-1]
+        if self.vocabulary is not None and isinstance(self.x, Tensor) and self.y.shape == self.x.shape:
+            return self.vocabulary
+        return checks.classes_of(self._targets)
+
+    @property
+    def _targets(self) -> list[Tensor]:
+        return [y for y in (self.y, self.y_test) if y is not None]
 
     @property
     def n(self) -> int:
@@ -70,72 +113,23 @@ class Dataset:
         return 0 if self.x_test is None else len(self.x_test)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input."""
+    def input_shape(self) -> tuple[int, ...] | dict[str | int, tuple[int, ...]]:
+        """Shape of one input; of several tensors a dictionary, from the name or the number of each to its shape."""
+        if isinstance(self.x, Fields):
+            return {name: tuple(tensor.shape[1:]) for name, tensor in self.x.tensors.items()}
         return tuple(self.x.shape[1:])
 
     @property
-    def outputs(self) -> int:
-        """C, the number of outputs: the columns of y, or the size of the vocabulary."""
-        return self.y.shape[1] if self.vocabulary is None else self.vocabulary
+    def nbytes(self) -> int:
+        """Bytes of all its tensors."""
+        inputs = [tensor for x in (self.x, self.x_test) if x is not None for tensor in tensors_of(x)]
+        return sum(tensor.nbytes for tensor in (*inputs, *self._targets))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Dataset:
+        """The same data set, a function applied to each of its tensors."""
+        changed = {name: each(function, value) for name in _TENSORS if (value := getattr(self, name)) is not None}
+        return replace(self, **changed)
 
     def to(self, device: torch.device) -> Dataset:
         """The same samples on a device."""
-        names = ("x", "y", "x_test", "y_test")
-        moved = {name: tensor.to(device) for name in names if (tensor := getattr(self, name)) is not None}
-        return replace(self, **moved) if device != self.x.device else self
-
-
-def _check(split: str, x: object, y: object, vocabulary: int | None) -> None:
-    """Refuse one split, named `""` or `"_test"`, whose tensors do not fit together."""
-    x_name, y_name = f"x{split}", f"y{split}"
-    for name, value in ((x_name, x), (y_name, y)):
-        if not isinstance(value, Tensor):
-            raise InputError(f"Dataset has {name} of type {type(value).__name__}: give a torch.Tensor.")
-        if value.numel() == 0:
-            raise InputError(f"Dataset has {name} of shape {_shape(value)}: give at least one sample.")
-        if value.ndim < 2:
-            classes = f", or one_hot({name}).float() for classes" if name == y_name else ""
-            raise InputError(
-                f"Dataset has {name} of shape {_shape(value)}: give {name}[:, None] for one number a sample{classes}."
-            )
-    if len(x) != len(y):
-        raise InputError(f"Dataset has {len(x)} inputs in {x_name} and {len(y)} targets in {y_name}: give as many.")
-    if x.dtype == torch.int64:
-        _check_tokens(x_name, x, y_name, y, vocabulary)
-        return
-    for name, value in ((x_name, x), (y_name, y)):
-        if not value.is_floating_point():
-            remedy = f"one_hot({name}).float() for classes" if name == y_name else "int64 for tokens"
-            raise InputError(f"Dataset has {name} of {value.dtype}: give floating-point numbers, or {remedy}.")
-        if not torch.stack(torch.aminmax(value)).isfinite().all():
-            raise InputError(f"Dataset has values in {name} that are not finite: remove or replace them in the loader.")
-    if y.ndim != 2:
-        raise InputError(f"Dataset has {y_name} of shape {_shape(y)}: flatten each target, so that it is [n, C].")
-    if vocabulary is not None:
-        raise InputError(f"Dataset has a vocabulary, but {x_name} of {x.dtype}: leave it out, or give int64 tokens.")
-
-
-def _check_tokens(x_name: str, x: Tensor, y_name: str, y: Tensor, vocabulary: int | None) -> None:
-    if y.dtype != torch.int64 or x.ndim != 2 or x.shape != y.shape:
-        raise InputError(
-            f"Dataset has tokens in {x_name} of shape {_shape(x)}, and {y_name} of shape {_shape(y)}, {y.dtype}: "
-            "give both as int64 tokens [n, L], or make x floating."
-        )
-    if vocabulary is None:
-        raise InputError(f"Dataset has tokens in {x_name} but no vocabulary: give vocabulary=, their number.")
-    low, high = (int(value) for value in torch.stack((*x.aminmax(), *y.aminmax())).aminmax())
-    if low < 0 or high >= vocabulary:
-        raise InputError(
-            f"Dataset has tokens from {low} to {high} in {x_name} and {y_name}: "
-            f"number them from 0, and give a vocabulary above the last, for it is {vocabulary}."
-        )
-
-
-def _one_hot(y: Float[Tensor, "n C"]) -> bool:
-    binary = bool(((y == 0) | (y == 1)).all())
-    return y.shape[1] >= 2 and binary and bool((y.sum(1) == 1).all())
-
-
-def _shape(x: Tensor) -> list[int]:
-    return list(x.shape)
+        return self.map(lambda tensor: tensor.to(device)) if device != self.x.device else self

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from raysat.validation import InputError
+
 
 class Fields:
     """The input tensors of some samples, by name or by position; indexed and split along the samples like one tensor.
@@ -51,14 +53,63 @@ class Fields:
         """The same on a device."""
         return self.map(lambda tensor: tensor.to(device))
 
+    def cpu(self) -> Fields:
+        """The same on the CPU."""
+        return self.map(Tensor.cpu)
+
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
         return next(iter(self.tensors.values())).device
 
+    @property
+    def is_cuda(self) -> bool:
+        """Whether the tensors are on a GPU."""
+        return self.device.type == "cuda"
+
 
 Inputs = Tensor | Fields
 """Inputs of some samples: one tensor, or several."""
+
+
+def fields_of(x: Mapping[str, Tensor] | Sequence[Tensor], name: str = "x") -> Fields:
+    """The inputs of some samples, given as a dictionary or a sequence of tensors.
+
+    Raises:
+        InputError: They are no tensors of equal length.
+    """
+    fields = Fields(x)
+    if not fields.tensors:
+        raise InputError(f"{name} has no tensor: give at least one, by name or by position.")
+    for key, tensor in fields.tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name} has {key!r} of type {type(tensor).__name__}: give a torch.Tensor.")
+        if tensor.ndim == 0:
+            raise InputError(f"{name} has {key!r} of shape []: give a row for each sample.")
+    lengths = {key: len(tensor) for key, tensor in fields.tensors.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"{name} has tensors of the lengths {lengths}: give a row of each for every sample.")
+    return fields
+
+
+def tensors_of(x: Inputs) -> list[Tensor]:
+    """The tensors that inputs are made of."""
+    return list(x.tensors.values()) if isinstance(x, Fields) else [x]
+
+
+def each(function: Callable[[Tensor], Tensor], x: Inputs) -> Inputs:
+    """A function of a tensor, applied to each tensor of the inputs."""
+    return x.map(function) if isinstance(x, Fields) else function(x)
+
+
+def repeated(x: Inputs, count: int) -> Inputs:
+    """The first sample so many times, in the memory of one.
+
+    Example:
+        >>> repeated(torch.zeros(5, 3), 2).shape
+        torch.Size([2, 3])
+    """
+    return each(lambda tensor: tensor[:1].expand(count, *tensor.shape[1:]), x)
 
 
 def _flatten(fields: Fields) -> tuple[list[Tensor], tuple]:

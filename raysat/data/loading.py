@@ -47,7 +47,7 @@ def load(
         n_test: Test samples, likewise; 0 for none. Default: all, or n_train of them where that is fewer.
         preprocessing: `none`, `center`, `standardize` or `unit_norm`, fitted on the training samples in use (see
             `preprocess`). Default: center; the mean of uncentred data is a direction of its own in the kernel.
-        dtype: `float32` or `float64`, of x and y. Tokens are int64 always.
+        dtype: `float32` or `float64`, of x and y. Tokens and labels are int64 always.
         keep: Keep it in memory for the next call.
 
     Returns:
@@ -83,7 +83,8 @@ def _load(
         )
     dataset = _subset(name, dataset, n_train, n_test)
     target = getattr(torch, dtype)
-    dataset = _cast(dataset, torch.promote_types(dataset.x.dtype, target))
+    if isinstance(dataset.x, Tensor) and dataset.x.is_floating_point():
+        dataset = _cast(dataset, torch.promote_types(dataset.x.dtype, target))
     return _cast(preprocess(dataset, preprocessing), target)
 
 
@@ -156,7 +157,5 @@ def _choose(name: str, split: str, count: int | None, available: int) -> Tensor 
 
 
 def _cast(dataset: Dataset, dtype: torch.dtype) -> Dataset:
-    if not dataset.x.is_floating_point():
-        return dataset
-    floating = {name: getattr(dataset, name) for name in ("x", "y", "x_test", "y_test")}
-    return replace(dataset, **{name: value.to(dtype) for name, value in floating.items() if value is not None})
+    """Whatever is floating in another type; tokens, labels and masks as they are."""
+    return dataset.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)

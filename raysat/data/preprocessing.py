@@ -14,6 +14,7 @@ from torch import Tensor
 
 from raysat.cells import PREPROCESSINGS
 from raysat.data.dataset import Dataset
+from raysat.data.fields import Fields, tensors_of
 from raysat.validation import InputError
 
 Samples = Float[Tensor, "n *shape"]
@@ -27,7 +28,9 @@ _VALUES = 1 << 20
 def preprocess(dataset: Dataset, how: str) -> Dataset:
     """The data set with its inputs preprocessed; the targets stay as they are.
 
-    All is computed in float64 and then cast to the type of x. Tokens stay as they are, whatever `how` says.
+    All is computed in float64 and then cast to the type of x. Tokens stay as they are, whatever `how` says, and so do
+    inputs of several tensors, such as tokens and a mask, as long as none is floating: which of them are features, and
+    which a mask, is not known here.
 
     Args:
         dataset: The samples in use.
@@ -42,12 +45,17 @@ def preprocess(dataset: Dataset, how: str) -> Dataset:
             - `unit_norm`: each sample divided by its Euclidean norm. A zero sample stays zero.
 
     Raises:
-        InputError: `how` is none of these.
+        InputError: `how` is none of these, or there are several tensors, one of them floating.
     """
     if how not in PREPROCESSINGS:
         raise InputError(f"preprocessing={how!r}: use one of {', '.join(PREPROCESSINGS)}.")
-    if how == "none" or not dataset.x.is_floating_point():
+    if how == "none" or not any(tensor.is_floating_point() for tensor in tensors_of(dataset.x)):
         return dataset
+    if isinstance(dataset.x, Fields):
+        raise InputError(
+            f"preprocessing={how!r} is for one floating tensor, and the inputs are {len(dataset.x.tensors)}, some of "
+            "them floating: set preprocessing='none', and do in the loader what they need."
+        )
     change = _unit_norm if how == "unit_norm" else _affine(dataset.x, how)
     x_test = None if dataset.x_test is None else _apply(change, dataset.x_test)
     return replace(dataset, x=_apply(change, dataset.x), x_test=x_test)

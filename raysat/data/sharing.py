@@ -33,6 +33,7 @@ except ImportError:  # not a Unix
 log = logging.getLogger(__name__)
 
 _TENSORS = ("x", "y", "x_test", "y_test")
+_OPTIONS = ("classes", "vocabulary", "outputs", "threshold")
 
 
 def load_shared(
@@ -107,7 +108,7 @@ def _made(dataset: Dataset, path: Path) -> Dataset:
     tensors = {name: tensor.numpy() for name in _TENSORS if (tensor := getattr(dataset, name)) is not None}
     about = {
         "shapes": {name: tensor.shape for name, tensor in tensors.items()},
-        "options": {"classes": dataset.classes, "vocabulary": dataset.vocabulary},
+        "options": {name: getattr(dataset, name) for name in _OPTIONS},
     }
     shutil.rmtree(path, ignore_errors=True)  # what is left of it: processes that have mapped it keep their memory
     with TemporaryDirectory(dir=path.parent, prefix=".") as aside:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from raysat.cells import Model, is_reference
 from raysat.models import gpt, linear, mlp, resnet
 from raysat.models.linearized import Linearized
+from raysat.models.unpacked import Unpacked, adapt
 from raysat.plugins import resolve
 from raysat.validation import InputError
 
@@ -21,7 +23,15 @@ BUILDERS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
-def build(model: Model, width: int, input_shape: tuple[int, ...], outputs: int, seed: int) -> nn.Module:
+__all__ = ["BUILDERS", "Linearized", "Unpacked", "adapt", "at_initialization", "build"]
+
+Shape = tuple[int, ...] | Mapping[str | int, tuple[int, ...]]
+"""Shape of one sample; of inputs of several tensors, that of each, by name or number."""
+
+
+def build(
+    model: Model, width: int, input_shape: Shape, outputs: int, seed: int, vocabulary: int | None = None
+) -> nn.Module:
     """The network of a model at initialization.
 
     The weights are drawn on the CPU from the global generator, seeded for the call, so that a seed means the same
@@ -30,12 +40,15 @@ def build(model: Model, width: int, input_shape: tuple[int, ...], outputs: int, 
     Args:
         model: The architecture.
         width: Its width.
-        input_shape: Shape of one sample.
+        input_shape: Shape of one sample. A network for several tensors is called with them as keyword or positional
+            arguments, and is returned as `Unpacked`, which takes them as one.
         outputs: C.
         seed: Seed of the weights.
+        vocabulary: The number of distinct tokens, of which a builder is told that has a parameter of this name.
 
     Raises:
-        InputError: The architecture is unknown, or its builder returned something else than a module.
+        InputError: The architecture is unknown or takes no such inputs, or its builder returned something else than a
+            module.
     """
     if model.builder in BUILDERS:
         builder = BUILDERS[model.builder]
@@ -45,11 +58,21 @@ def build(model: Model, width: int, input_shape: tuple[int, ...], outputs: int, 
         raise InputError(f"model {model.builder!r} is unknown: use {', '.join(BUILDERS)} or 'module:function'.")
     options = dict(model.options)
     linearize = options.pop("linearized", False)
+    several = isinstance(input_shape, Mapping)
+    if several and model.builder in BUILDERS:
+        raise InputError(
+            f"{model.builder}() takes one tensor a sample, and the data set has {', '.join(map(str, input_shape))}: "
+            "name a builder of your own, 'module:function'."
+        )
+    if vocabulary is not None and "vocabulary" in inspect.signature(builder).parameters:
+        options["vocabulary"] = vocabulary
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = builder(width, input_shape, outputs, **options)
     if not isinstance(network, nn.Module):
         raise InputError(f"{model.builder} returned {type(network).__name__}: return a torch.nn.Module.")
+    if several:
+        network = Unpacked(network)
     return Linearized(network) if linearize else network
 
 

@@ -135,15 +135,28 @@ class GPT(nn.Module):
         return self.output(self.norm(self.blocks(x)))  # (n, L, vocabulary)
 
 
-def build(width: int, input_shape: tuple[int, ...], outputs: int, heads: int = 6, **options: float | int | bool) -> GPT:
+def build(
+    width: int,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    heads: int = 6,
+    vocabulary: int | None = None,
+    **options: float | int | bool,
+) -> GPT:
     """The network for sequences of a given length, `input_shape = (L,)`, and a vocabulary of `outputs` tokens.
 
     Raises:
-        InputError: The samples are no sequences, or the heads do not divide the width.
+        InputError: The samples are no sequences, the outputs are not their tokens, or the heads do not divide the
+            width.
     """
     if len(input_shape) != 1:
         raise InputError(
             f"gpt takes sequences [L] of tokens, but a sample has shape {list(input_shape)}: use resnet() or mlp()."
+        )
+    if vocabulary not in (None, outputs):
+        raise InputError(
+            f"gpt predicts a token at each position, one of {vocabulary}, but the targets are of {outputs} classes: "
+            "give tokens for targets, [n, L], or name a builder of your own, 'module:function'."
         )
     if width % heads:
         nearest = max(1, round(width / heads)) * heads

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from torch import Tensor, nn
 
-from raysat.data.fields import Fields
+from raysat.data.fields import Fields, Inputs, fields_of
 
 
 class Unpacked(nn.Module):
@@ -22,3 +24,25 @@ class Unpacked(nn.Module):
         """The network's output."""
         tensors = x.tensors
         return self.network(**tensors) if x.named else self.network(*tensors.values())
+
+
+def adapt(network: nn.Module, x: Inputs | Mapping[str, Tensor] | Sequence[Tensor]) -> tuple[nn.Module, Inputs]:
+    """A network and its inputs as the package uses them: called with one argument, which is indexed by samples.
+
+    Args:
+        network: The network.
+        x: One tensor, with which nothing changes; or several, by name or by position, which the network takes as
+            keyword or positional arguments.
+
+    Raises:
+        InputError: The inputs are no tensors of equal length.
+
+    Example:
+        >>> network, x = adapt(nn.Bilinear(3, 4, 2), (torch.zeros(5, 3), torch.zeros(5, 4)))
+        >>> network(x[:2]).shape
+        torch.Size([2, 2])
+    """
+    if isinstance(x, Tensor):
+        return network, x
+    fields = x if isinstance(x, Fields) else fields_of(x)
+    return network if isinstance(network, Unpacked) else Unpacked(network), fields

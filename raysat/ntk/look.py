@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from raysat.data.fields import Fields, Inputs
-from raysat.losses import Loss
+from raysat.losses import Loss, as_targets
 from raysat.memory import saved_per_sample
 from raysat.ntk.batchnorm import frozen_batch_norm
 from raysat.ntk.context import HALVES, cast, undisturbed
@@ -104,7 +104,9 @@ def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memor
         if alone := _gradients_mix(network, few):
             with _shaken(network):  # outputs that are zero at the given weights do not show what they mix
                 _refuse_mixing(network, few)
-        y = loss.as_targets(y, (len(x), *shape)) if y is not None and hasattr(loss, "as_targets") else y
+        if y is not None:
+            y = as_targets(y, (len(x), *shape), loss, outputs.dtype)
+            loss.check(outputs, y[chosen])
         yield Look(network, x, few, chosen, y, shape, off, frozen, alone)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from raysat.validation import InputError
+from raysat.validation import NoStatistics
 
-
-class NoStatistics(InputError):
-    """A network has no NTK statistics. The message says why, names the module where it is known, and the remedy."""
+__all__ = ["NoStatistics"]

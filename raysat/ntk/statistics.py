@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from raysat.data.fields import Fields, Inputs
-from raysat.losses import LOSSES, Loss
-from raysat.models.unpacked import Unpacked
+from raysat.data.fields import Inputs
+from raysat.losses import Loss, resolve
+from raysat.models.unpacked import adapt
 from raysat.ntk.certificate import TOLERANCE, check_samples
 from raysat.ntk.context import differentiable
 from raysat.ntk.dense import checked_kernel
@@ -125,10 +125,10 @@ class NTKStatistics:
 
 def ntk_statistics(
     network: nn.Module,
-    x: Tensor | Fields | Mapping[str, Tensor] | tuple[Tensor, ...],
+    x: Inputs | Mapping | Sequence,
     y: Tensor | None = None,
     *,
-    loss: str = "mse",
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "mse",
     k_samples: int = 4096,
     k_tolerance: float = 1e-3,
     spectrum: int = 0,
@@ -148,7 +148,7 @@ def ntk_statistics(
             normalization in training mode has its statistics held constant at those of x.
         x: Inputs; several tensors as a mapping of keyword arguments or a tuple.
         y: Targets (see `raysat.losses`); without them, loss and noise scale are NaN.
-        loss: `mse` (eq. 2.1) or `cross_entropy`.
+        loss: `mse` (eq. 2.1), `cross_entropy`, or a loss of one's own (see `raysat.losses.resolve`).
         k_samples: Samples for k_op and the spectrum; all where there are fewer. Default: 4096. Fewer are taken where
             the Jacobian has to be formed.
         k_tolerance: Relative residual of k_op. Default: 1e-3.
@@ -170,13 +170,10 @@ def ntk_statistics(
         >>> statistics.gamma >= statistics.gamma_mean > 0
         True
     """
-    function = _resolve(loss)
+    function = resolve(loss)
     if method is not None and method not in set(Method):
         raise InputError(f"method={method!r}: use one of {', '.join(Method)}, or leave it out.")
-    if isinstance(x, Mapping | tuple | list):
-        x = Fields(x)
-    if isinstance(x, Fields) and not isinstance(network, Unpacked):
-        network = Unpacked(network)
+    network, x = adapt(network, x)
     with looked_at(network, x, y, function, memory) as look:
         with differentiable(network):
             surveyed = survey(network, look.few)
@@ -220,19 +217,19 @@ def ntk_statistics(
         )
 
 
-def _resolve(loss: str) -> Loss:
-    if loss not in LOSSES:
-        raise InputError(f"loss={loss!r}: use one of {', '.join(LOSSES)}.")
-    return LOSSES[loss]
-
-
-def reason_against(network: nn.Module, x: Inputs, y: Tensor | None = None, *, loss: str = "mse") -> str:
+def reason_against(
+    network: nn.Module,
+    x: Inputs | Mapping | Sequence,
+    y: Tensor | None = None,
+    *,
+    loss: str | Callable[[Tensor, Tensor], Tensor] = "mse",
+) -> str:
     """Why a network has no statistics on some data, in one sentence with the remedy; empty where it may have.
 
     It looks at the network only, at the cost of a few passes: give a few samples.
     """
     try:
-        with looked_at(network, x, y, _resolve(loss)):
+        with looked_at(*adapt(network, x), y, resolve(loss)):
             return ""
     except InputError as error:
         return str(error)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int64, Real
 from torch import Tensor, nn
 
+from raysat.data.fields import Inputs
 from raysat.losses import Loss
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
 from raysat.sgd.sampler import uniform
@@ -95,7 +96,7 @@ class AsynchronousEngine(OverAutograd):
     def __init__(
         self,
         network: nn.Module,
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         loss: Loss,
         eta: float,

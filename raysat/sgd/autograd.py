@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from raysat.data.fields import Inputs
 from raysat.losses import Loss
 from raysat.sgd.memory import in_parts, together
 from raysat.validation import InputError
@@ -19,7 +20,8 @@ class AutogradEngine:
     """Plain PyTorch autograd. It runs any module, and is what other engines must agree with.
 
     Args:
-        network: Updated in place. Parameters that do not require a gradient stay as they are.
+        network: Updated in place. Parameters that do not require a gradient stay as they are, and so do those
+            that the forward pass does not use.
         x: Inputs of all samples.
         y: Targets of all samples.
         loss: The loss of a sample.
@@ -38,7 +40,7 @@ class AutogradEngine:
     def __init__(
         self,
         network: nn.Module,
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         loss: Loss,
         eta: float,
@@ -117,16 +119,21 @@ class AutogradEngine:
                 outputs = outputs.float()
             if z is None:
                 value = self.loss.total(outputs, y) / len(batch)
-                gradients = list(torch.autograd.grad(value, self.parameters))
+                gradients = self._grad(value)
             else:
                 share = z[k * at_once : k * at_once + len(part)].to(outputs) / len(batch)
                 residual = self.loss.residual(outputs, y).detach() * share.view(-1, *[1] * (outputs.ndim - 1))
-                gradients = list(torch.autograd.grad(outputs, self.parameters, residual))
+                gradients = self._grad(outputs, residual)
             if total:
                 torch._foreach_add_(total, gradients)
             else:
                 total = gradients
         return total
+
+    def _grad(self, value: Tensor, along: Tensor | None = None) -> list[Tensor]:
+        """The gradient in each parameter, 0 in one that the forward pass does not use."""
+        found = torch.autograd.grad(value, self.parameters, along, allow_unused=True, materialize_grads=True)
+        return list(found)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from raysat.cells import Cell
+from raysat.data.fields import Inputs
 from raysat.losses import Loss
 from raysat.sgd.asynchronous import AsynchronousEngine
 from raysat.sgd.autograd import AutogradEngine
@@ -96,7 +97,7 @@ def build_for(
     cell: Cell,
     engine: str,
     networks: Sequence[nn.Module],
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     loss: Loss,
     etas: Sequence[float],
@@ -130,7 +131,7 @@ def build_for(
 def build(
     engine: str,
     network: nn.Module,
-    x: Tensor,
+    x: Inputs,
     y: Tensor,
     loss: Loss,
     eta: float,
@@ -191,7 +192,7 @@ def set_precision(precision: str, device: torch.device) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
-def choose(network: nn.Module, x: Tensor) -> Engine:
+def choose(network: nn.Module, x: Inputs) -> Engine:
     """The engine that wins for a network, where the inputs are."""
     if x.device.type == "cuda":
         return Engine.GRAPH

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raysat.losses import Loss
+from raysat.data.fields import Inputs
+from raysat.losses import Loss, hits
 from raysat.sgd.memory import in_parts
 
 
@@ -20,8 +21,7 @@ class Evaluation:
 
     Attributes:
         loss: The mean of the samples' losses (eq. 2.1 for the squared error).
-        accuracy: Share of samples (of positions, for sequences) whose largest output is at the target; NaN for
-            regression.
+        accuracy: Share of samples (of positions, for sequences) that are classified rightly; NaN for regression.
     """
 
     loss: float
@@ -41,7 +41,16 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def evaluate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, classes: bool, chunk: int = 4096) -> Evaluation:
+def evaluate(
+    network: nn.Module,
+    x: Inputs,
+    y: Tensor,
+    loss: Loss,
+    *,
+    classes: bool,
+    threshold: float | None = None,
+    chunk: int = 4096,
+) -> Evaluation:
     """Evaluate a network on samples, in chunks whose sums are added in float64, smaller ones where memory runs out.
 
     The network is in evaluation mode meanwhile: batch normalization then uses its running averages.
@@ -52,17 +61,18 @@ def evaluate(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, classes: b
         y: Targets. Shape: [n, ...].
         loss: The loss of a sample.
         classes: Whether the targets name classes.
+        threshold: What parts the classes of one output; see `raysat.losses.hits`.
         chunk: Samples at a time.
     """
 
     def sums(chunk: int) -> tuple[float, float]:
-        total = hits = 0.0
+        total = right = 0.0
         for inputs, targets in zip(x.split(chunk), y.split(chunk), strict=True):
             outputs = network(inputs)
             total += loss.total(outputs, targets).item()
-            hits += loss.hits(outputs, targets).item() if classes else math.nan
-        return total, hits
+            right += hits(outputs, targets, threshold).item() if classes else math.nan
+        return total, right
 
     with evaluation_mode(network):
-        (total, hits), _ = in_parts(sums, chunk)
-    return Evaluation(loss=total / len(x), accuracy=hits / len(x))
+        (total, right), _ = in_parts(sums, chunk)
+    return Evaluation(loss=total / len(x), accuracy=right / len(x))

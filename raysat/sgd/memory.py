@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from raysat.data.fields import Inputs, repeated, tensors_of
 from raysat.losses import Loss
 from raysat.memory import in_parts, out_of_memory, saved_bytes
 
@@ -24,7 +25,7 @@ libraries' workspaces come on top: the peak was 1.1 to 1.7 times as much (ResNet
 NanoGPT and three layers of 1000, on one thread), and half of what is free is left for what else runs."""
 
 
-def samples_at_once(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, threads: int = 0) -> int:
+def samples_at_once(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, *, threads: int = 0) -> int:
     """The number of samples whose forward and backward passes fit in the memory that is free.
 
     It is a power of two, so that it hardly ever differs between two runs on one machine, whose rounding depends on it;
@@ -44,13 +45,10 @@ def samples_at_once(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, thr
     return max(1, (1 << max(0, fitting.bit_length() - 1)) // unit) * unit
 
 
-def sample_bytes(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> int:
+def sample_bytes(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> int:
     """Bytes that one sample more makes the forward pass keep for the backward pass; running averages stay."""
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    two, four = (
-        kept_bytes(network, x[:1].expand(count, *x.shape[1:]), y[:1].expand(count, *y.shape[1:]), loss)
-        for count in (2, 4)
-    )
+    two, four = (kept_bytes(network, repeated(x, count), repeated(y, count), loss) for count in (2, 4))
     for buffer, value in before:
         buffer.copy_(value)
     return (four - two) // 2
@@ -68,9 +66,9 @@ def couples_samples(network: nn.Module) -> bool:
     return together(network) != 1
 
 
-def kept_bytes(network: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> int:
+def kept_bytes(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> int:
     """Bytes that the forward pass keeps for the backward pass, beyond parameters and inputs."""
-    return saved_bytes(lambda: loss.total(network(x), y), (*network.parameters(), x, y))
+    return saved_bytes(lambda: loss.total(network(x), y), (*network.parameters(), *tensors_of(x), y))
 
 
 def free_bytes(device: torch.device) -> int:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from raysat.data.fields import Inputs
 from raysat.losses import Loss
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
 from raysat.sgd.sampler import normal
@@ -41,7 +42,7 @@ class OptimizerEngine(OverAutograd):
     def __init__(
         self,
         network: nn.Module,
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         loss: Loss,
         eta: float,

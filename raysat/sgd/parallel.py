@@ -22,6 +22,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from raysat import plugins
+from raysat.data.fields import Inputs
 from raysat.losses import Loss
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
 from raysat.validation import InputError
@@ -52,7 +53,7 @@ class ParallelEngine(OverAutograd):
     def __init__(
         self,
         network: nn.Module,
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         loss: Loss,
         eta: float,
