@@ -15,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from raysat.cells import Cell
 from raysat.data.fields import Inputs, repeated
 from raysat.losses import Loss
+from raysat.ntk.plain import gradients
 from raysat.sgd.engine import build
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.fused import layers_of
@@ -113,7 +114,7 @@ def count(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> Flops:
         network(x)
     with _Counter() as step:
         trained = [p for p in network.parameters() if p.requires_grad]
-        torch.autograd.grad(loss.total(network(x), y), trained, allow_unused=True)
+        gradients(loss.total(network(x), y), trained)
     return Flops(forward.total // 2, step.total // 2, layers_of(network) is not None, stackable(network))
 
 

@@ -21,7 +21,9 @@ def trained(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
 
 
-def gradients(outputs: Tensor, parameters: Sequence[Tensor], cotangent: Tensor, *, keep: bool = False) -> list[Tensor]:
+def gradients(
+    outputs: Tensor, parameters: Sequence[Tensor], cotangent: Tensor | None = None, *, keep: bool = False
+) -> list[Tensor]:
     """`J^T u` for each parameter; zeros for one that the outputs do not depend on.
 
     Reentrant checkpointing refuses `torch.autograd.grad`: then the gradients are what `backward` adds to `.grad`.
@@ -29,7 +31,7 @@ def gradients(outputs: Tensor, parameters: Sequence[Tensor], cotangent: Tensor, 
     Args:
         outputs: With their graph.
         parameters: Those to differentiate by.
-        cotangent: u, of the outputs' shape.
+        cotangent: u, of the outputs' shape; 1 by default, for outputs that are one number.
         keep: Whether the graph is needed again.
     """
     if not outputs.requires_grad:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
 from raysat.losses import Loss
+from raysat.ntk.plain import gradients
 from raysat.sgd.memory import in_parts, together
 from raysat.validation import InputError
 
@@ -132,8 +133,7 @@ class AutogradEngine:
 
     def _grad(self, value: Tensor, along: Tensor | None = None) -> list[Tensor]:
         """The gradient in each parameter, 0 in one that the forward pass does not use."""
-        found = torch.autograd.grad(value, self.parameters, along, allow_unused=True, materialize_grads=True)
-        return list(found)
+        return gradients(value, self.parameters, along)
 
 
 def check_compiler(device: torch.device) -> None:
