@@ -22,29 +22,29 @@ def trained(network: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def gradients(
-    outputs: Tensor, parameters: Sequence[Tensor], cotangent: Tensor | None = None, *, keep: bool = False
+    outputs: Tensor,
+    parameters: Sequence[Tensor],
+    cotangent: Tensor | None = None,
+    *,
+    keep: bool = False,
+    reentrant: bool | None = None,
 ) -> list[Tensor]:
     """`J^T u` for each parameter; zeros for one that the outputs do not depend on.
-
-    Reentrant checkpointing refuses `torch.autograd.grad`: then the gradients are what `backward` adds to `.grad`.
 
     Args:
         outputs: With their graph.
         parameters: Those to differentiate by.
         cotangent: u, of the outputs' shape; 1 by default, for outputs that are one number.
         keep: Whether the graph is needed again.
+        reentrant: As `is_reentrant` says, where it is known: then the gradients are what `backward` adds to `.grad`.
     """
     if not outputs.requires_grad:
         return [torch.zeros_like(p) for p in parameters]
-    try:
-        return list(
-            torch.autograd.grad(
-                outputs, parameters, cotangent, retain_graph=keep, allow_unused=True, materialize_grads=True
-            )
+    if not (is_reentrant(outputs) if reentrant is None else reentrant):
+        found = torch.autograd.grad(
+            outputs, parameters, cotangent, retain_graph=keep, allow_unused=True, materialize_grads=True
         )
-    except RuntimeError as error:
-        if "checkpoint" not in str(error).lower():
-            raise
+        return list(found)
     before = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
@@ -54,6 +54,20 @@ def gradients(
     finally:
         for p, grad in zip(parameters, before, strict=True):
             p.grad = grad
+
+
+def is_reentrant(outputs: Tensor) -> bool:
+    """Whether a graph has reentrant checkpointing in it, which `backward` serves and `torch.autograd.grad` refuses."""
+    waiting, seen = [outputs.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if type(node).__name__ == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        waiting += [other for other, _ in node.next_functions]
+    return False
 
 
 def sample_gradient(

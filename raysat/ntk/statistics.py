@@ -377,7 +377,6 @@ def gradient_square(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, chunk:
     for samples, targets in zip(x.split(chunk), y.split(chunk), strict=True):
         outputs = network(samples)
         residual = loss.residual(outputs, targets).detach() / len(x)
-        gradients = torch.autograd.grad(outputs, parameters, residual, allow_unused=True, materialize_grads=True)
-        for sum_, gradient in zip(total, gradients, strict=True):
+        for sum_, gradient in zip(total, gradients(outputs, parameters, residual), strict=True):
             sum_ += gradient
     return sum(gradient.square().sum().item() for gradient in total)

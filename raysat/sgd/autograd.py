@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
 from raysat.losses import Loss
-from raysat.ntk.plain import gradients
+from raysat.ntk.plain import gradients, is_reentrant
 from raysat.sgd.memory import in_parts, together
 from raysat.validation import InputError
 
@@ -57,6 +57,7 @@ class AutogradEngine:
         self.network, self.x, self.y, self.loss, self.eta = network, x, y, loss, eta
         self.bfloat16 = bfloat16
         self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.reentrant: bool | None = None  # known from the first step's graph
         self.together = together(network)
         self.at_once = len(x) if self.together == 0 or at_once is None else at_once
 
@@ -133,7 +134,9 @@ class AutogradEngine:
 
     def _grad(self, value: Tensor, along: Tensor | None = None) -> list[Tensor]:
         """The gradient in each parameter, 0 in one that the forward pass does not use."""
-        return gradients(value, self.parameters, along)
+        if self.reentrant is None:
+            self.reentrant = is_reentrant(value)
+        return gradients(value, self.parameters, along, reentrant=self.reentrant)
 
 
 def check_compiler(device: torch.device) -> None:
