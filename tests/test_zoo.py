@@ -2,7 +2,6 @@
 
 import inspect
 import pkgutil
-import random
 import re
 from contextlib import contextmanager
 from functools import cache

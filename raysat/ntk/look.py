@@ -23,7 +23,7 @@ from raysat.ntk.context import HALVES, cast, undisturbed
 from raysat.ntk.plain import gradients, sample_gradient, trained
 from raysat.ntk.random_layers import turn_off_random_layers
 from raysat.ntk.refusal import NoStatistics
-from raysat.ntk.stateful import restarted
+from raysat.ntk.stateful import State, restarted
 from raysat.validation import InputError
 
 ROUNDING = {torch.float32: 2e-3, torch.float64: 1e-9}
@@ -92,6 +92,7 @@ def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memor
             stack.enter_context(cast(network, torch.float32))
             x = _floating_to(x, torch.float32)
         _check_finite(network, x, y)
+        given = State(network)
         chosen = some_samples(x)
         few = x[chosen]
         with _in_words(network, few), frozen_batch_norm(network, few):
@@ -99,7 +100,8 @@ def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memor
             off = turn_off_random_layers(network, few)
         shape = _shape_of(outputs, len(few), loss)
         frozen = tuple(stack.enter_context(frozen_batch_norm(network, x, memory=memory)))
-        stack.enter_context(restarted(network, few))
+        given.leave_out(frozen)
+        stack.enter_context(restarted(network, few, given))
         _refuse_mixing(network, few)
         if alone := _gradients_mix(network, few):
             with _shaken(network):  # outputs that are zero at the given weights do not show what they mix
@@ -171,8 +173,9 @@ def _in_words(network: nn.Module, few: Inputs) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        many = "samples" if len(few) > 1 else "sample"
         raise NoStatistics(
-            f"the network does not run on {len(few)} samples ({type(error).__name__}: {_last_line(error)})"
+            f"the network does not run on {len(few)} {many} ({type(error).__name__}: {_last_line(error)})"
             f"{_dtype_hint(network, few)}: fix it, or give other inputs."
         ) from error
 
@@ -222,13 +225,15 @@ def _refuse_mixing(network: nn.Module, few: Inputs) -> None:
     """
     others = few[torch.tensor([0, 2, 0], device=few.device)]
     with torch.no_grad():
-        outputs = network(few)
-        among_others = network(others)
-        by_itself = torch.cat([network(few[k : k + 1]) for k in range(len(few))])
+        outputs, among_others = network(few), network(others)
     allowed = ROUNDING[torch.float64 if outputs.dtype == torch.float64 else torch.float32]
     scale = outputs.abs().max().clamp_min(torch.finfo(outputs.dtype).tiny)
     mixes = (outputs[0] - among_others[0]).abs().max() > allowed / 20 * scale
-    if mixes or (outputs - by_itself).abs().max() > allowed * scale:
+    if not mixes:
+        with torch.no_grad(), _in_words(network, few[:1]):
+            by_itself = torch.cat([network(few[k : k + 1]) for k in range(len(few))])
+        mixes = (outputs - by_itself).abs().max() > allowed * scale
+    if mixes:
         raise NoStatistics(
             f"{_where_mixed(network, few, others) or 'the network'} mixes the samples of a batch, so that a sample has "
             "no gradient of its own: compute each sample from itself alone, such as by GroupNorm or LayerNorm."

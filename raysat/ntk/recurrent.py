@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
 
 State = tuple[Tensor, ...]
 """h, and of an LSTM also c. Shape of each: [n, hidden]."""
@@ -27,7 +28,9 @@ def unrolled(network: nn.Module) -> Iterator[None]:
             layer.__dict__.pop("forward", None)
 
 
-def _forward(layer: nn.RNNBase, x: Tensor, hx: Tensor | State | None = None) -> tuple[Tensor, Tensor | State]:
+def _forward(
+    layer: nn.RNNBase, x: Tensor | PackedSequence, hx: Tensor | State | None = None
+) -> tuple[Tensor | PackedSequence, Tensor | State]:
     """The layer's own forward (see the formulas in the documentation of `torch.nn.LSTM`, `GRU` and `RNN`)."""
     dropout = layer.dropout > 0 and layer.training and layer.num_layers > 1
     if not isinstance(x, Tensor) or dropout:  # packed sequences, and what draws

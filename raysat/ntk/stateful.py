@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,7 @@ from raysat.data.fields import Inputs
 from raysat.ntk.refusal import NoStatistics
 
 
-class _State:
+class State:
     """Buffers and attributes of a network, to begin each pass with."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -20,7 +20,12 @@ class _State:
             (module, dict(module._buffers), {k: v for k, v in vars(module).items() if k not in _REGISTRIES})
             for module in network.modules()
         ]
+        self.names = {module: name for name, module in network.named_modules()}
         self.values = {id(b): b.clone() for _, buffers, _ in self.modules for b in buffers.values() if b is not None}
+
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Say nothing of some modules, such as those whose buffers were changed on purpose."""
+        self.modules = [entry for entry in self.modules if self.names[entry[0]] not in set(names)]
 
     def changed(self) -> bool:
         """Whether a buffer has another value, or a plain attribute is another one."""
@@ -53,13 +58,19 @@ def _equal(a: object, b: object) -> bool:
 
 
 @contextmanager
-def restarted(network: nn.Module, few: Inputs) -> Iterator[bool]:
-    """Let every forward pass begin with the present state, if passes change it. Yields whether they do.
+def restarted(network: nn.Module, few: Inputs, state: State) -> Iterator[bool]:
+    """Let every forward pass begin with a state, if passes change it. Yields whether they do.
+
+    Args:
+        network: The network.
+        few: Some samples.
+        state: As it was given.
 
     Raises:
         NoStatistics: The same input, weights and buffers give different outputs even so.
     """
-    state = _State(network)
+    if state.changed():
+        state.put_back()
     with torch.no_grad():
         first = network(few)
     stateful, handle = state.changed(), None

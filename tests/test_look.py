@@ -1,0 +1,124 @@
+"""What a look at a network tells apart, and the sentence where there is nothing to compute."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from raysat.ntk import NoStatistics, ntk_statistics, reason_against
+
+
+class Around(nn.Module):
+    """Two layers, and something between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.two, self.between = nn.Linear(4, 6), nn.Linear(6, 3), between
+
+    def forward(self, x):
+        return self.two(self.between(torch.tanh(self.one(x))))
+
+
+class Calls(nn.Module):
+    """A function as a module, with a buffer that counts its calls."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, h):
+        self.count += 1
+        return self.function(h, self)
+
+
+X = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda h, m: h - h.mean(0), r"between \(Calls\) mixes the samples"),
+        (lambda h, m: h / len(h), r"between \(Calls\) mixes|mixes the samples"),
+        (lambda h, m: torch.softmax(h @ h.mT, -1) @ h, r"between \(Calls\) mixes the samples"),
+        (lambda h, m: F.batch_norm(h, None, None, training=True), r"between \(Calls\) mixes the samples"),
+        (lambda h, m: F.dropout(h), r"between \(Calls\) draws random numbers .*training=self.training"),
+        (lambda h, m: h + torch.randn_like(h), r"between \(Calls\) draws random numbers"),
+        (lambda h, m: h * random.random(), r"between \(Calls\) draws random numbers"),
+        (lambda h, m: h * np.random.rand(), r"between \(Calls\) draws random numbers"),
+        (lambda h, m: h * torch.rand(1, generator=GENERATOR), "different outputs for the same input"),
+        (lambda h, m: h.detach() * float("nan"), "output is not finite"),
+        (lambda h, m: h[:, :5], "does not run on 3 samples .*mat1 and mat2"),
+        (lambda h, m: (_ for _ in ()).throw(ZeroDivisionError("no luck")), "does not run .*ZeroDivisionError: no luck"),
+    ],
+)
+def test_what_cannot_be_served_is_said_in_a_sentence(function, words):
+    network = Around(Calls(function))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(NoStatistics, match=words):
+        ntk_statistics(network, X)
+    assert reason_against(network, X)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert all(module.training for module in network.modules())
+
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def test_a_network_that_draws_where_it_changes_nothing_is_served():
+    network = Around(Calls(lambda h, m: h + 0 * torch.rand(1)))
+    assert ntk_statistics(network, X).gamma == ntk_statistics(Around(nn.Identity()), X).gamma
+
+
+def test_a_state_that_changes_is_that_which_was_given():
+    """The second pass would see another factor: each begins with the one that was given."""
+    changing = Around(Calls(lambda h, m: h * (1 + m.count)))
+    expected = ntk_statistics(Around(Calls(lambda h, m: 2 * h)), X, k_tolerance=1e-6)
+    found = ntk_statistics(changing, X, k_tolerance=1e-6)
+    assert changing.between.count == 0
+    for name in ("gamma", "gamma_mean", "k_op"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5)
+
+
+def test_modules_that_draw_are_turned_off_alone():
+    network = Around(nn.Sequential(nn.Dropout(0.3), nn.Sequential(nn.RReLU(), nn.AlphaDropout(0.2))))
+    found = ntk_statistics(network, X)
+    assert found.off == "between.0, between.1.0, between.1.1"
+    assert found.gamma == ntk_statistics(network.eval(), X).gamma
+    network.train()
+
+
+def test_zeros_do_not_hide_what_is_mixed():
+    network = Around(Calls(lambda h, m: h - h.mean(0)))
+    for parameter in network.two.parameters():
+        nn.init.zeros_(parameter)
+    with pytest.raises(NoStatistics, match="mixes the samples"):
+        ntk_statistics(network, X)
+
+
+def test_gradients_that_are_a_samples_own_only_alone():
+    """The gradient of an embedding scaled by frequency counts over the batch: each sample is computed by itself."""
+    network = nn.Sequential(nn.Embedding(5, 4, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(12, 2)).double()
+    tokens = torch.randint(0, 5, (6, 3), generator=torch.Generator().manual_seed(0))
+    found = ntk_statistics(network, tokens, k_tolerance=1e-9)
+    assert (found.method, found.way) == ("plain", "rows")
+    rows = []
+    for sample in tokens:
+        outputs = network(sample[None])[0]
+        rows += [
+            torch.cat([g.flatten() for g in torch.autograd.grad(o, list(network.parameters()), retain_graph=True)])
+            for o in outputs
+        ]
+    rows = torch.stack(rows)
+    assert found.k_op == pytest.approx(torch.linalg.eigvalsh(rows @ rows.T / 6)[-1].item(), rel=1e-9)
+
+
+def test_one_sample_alone_is_served():
+    network = Around(nn.Identity()).double()
+    found = ntk_statistics(network, X[:1].double(), torch.zeros(1, 3).double(), k_tolerance=1e-9)
+    assert found.b_star == pytest.approx(1.0)
+    assert found.noise_scale == pytest.approx(0.0, abs=1e-12)
