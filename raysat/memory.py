@@ -40,10 +40,34 @@ def saved_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor] = ()) -
 
 
 def saved_per_sample(network: nn.Module, few: Inputs) -> int:
-    """Bytes that a forward pass keeps for each sample, functional calls included; measured with one and with three."""
+    """Bytes that a forward pass keeps for each sample, functional calls included; measured with one and with three.
+
+    A network that differentiates within its forward pass cannot be measured so, and counts its layers' outputs.
+    """
     besides = [*network.parameters(), *network.buffers()]
-    one, three = (saved_bytes(lambda k=k: network(few[:k]), besides) for k in (1, 3))
+    try:
+        one, three = (saved_bytes(lambda k=k: network(few[:k]), besides) for k in (1, 3))
+    except RuntimeError:
+        one, three = (4 * output_bytes(network, few[:k]) for k in (1, 3))
     return max((three - one) // 2, 1)
+
+
+def output_bytes(network: nn.Module, x: Inputs) -> int:
+    """Bytes of the outputs of all of a network's modules."""
+    total = 0
+
+    def count(_module: nn.Module, _inputs: tuple, output: object) -> None:
+        nonlocal total
+        total += output.nbytes if isinstance(output, Tensor) else 0
+
+    handles = [module.register_forward_hook(count) for module in network.modules()]
+    try:
+        with torch.no_grad():
+            network(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
 
 
 def out_of_memory(error: RuntimeError) -> bool:

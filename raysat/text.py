@@ -21,3 +21,9 @@ def last_line(text: str) -> str:
     """The last line of a traceback that says something."""
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else "no message"
+
+
+def first_sentence(error: BaseException) -> str:
+    """What an error of a library says first, in at most 200 characters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(". ")[0][:200]

@@ -100,21 +100,31 @@ def test_zeros_do_not_hide_what_is_mixed():
         ntk_statistics(network, X)
 
 
-def test_gradients_that_are_a_samples_own_only_alone():
-    """The gradient of an embedding scaled by frequency counts over the batch: each sample is computed by itself."""
-    network = nn.Sequential(nn.Embedding(5, 4, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(12, 2)).double()
-    tokens = torch.randint(0, 5, (6, 3), generator=torch.Generator().manual_seed(0))
-    found = ntk_statistics(network, tokens, k_tolerance=1e-9)
-    assert (found.method, found.way) == ("plain", "rows")
-    rows = []
-    for sample in tokens:
-        outputs = network(sample[None])[0]
-        rows += [
-            torch.cat([g.flatten() for g in torch.autograd.grad(o, list(network.parameters()), retain_graph=True)])
-            for o in outputs
-        ]
-    rows = torch.stack(rows)
-    assert found.k_op == pytest.approx(torch.linalg.eigvalsh(rows @ rows.T / 6)[-1].item(), rel=1e-9)
+class CountsBatch(torch.autograd.Function):
+    """The identity, with a gradient that depends on the batch."""
+
+    @staticmethod
+    def forward(ctx, h):
+        return h.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / len(gradient)
+
+
+def test_gradients_that_mix_are_refused():
+    with pytest.raises(NoStatistics, match=r"the gradient of one.(weight|bias) mixes the samples"):
+        ntk_statistics(Around(Calls(lambda h, m: CountsBatch.apply(h))), X)
+    network = nn.Sequential(nn.Embedding(9, 4, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(12, 2))
+    with pytest.raises(NoStatistics, match=r"0 \(Embedding\) divides its gradient .* set scale_grad_by_freq=False"):
+        ntk_statistics(network, torch.arange(12).view(4, 3) % 9)
+
+
+def test_inputs_that_a_network_changes_are_left_alone():
+    network, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 3)), X.clone()
+    found = ntk_statistics(network, x)
+    assert torch.equal(x, X)
+    assert found.gamma == ntk_statistics(nn.Sequential(nn.ReLU(), network[1]), x).gamma
 
 
 def test_one_sample_alone_is_served():

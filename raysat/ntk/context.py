@@ -49,6 +49,9 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
                         registry[name] = nn.Parameter(copy, tensor.requires_grad) if trained else copy
         for parameter in network.parameters():
             parameter.grad = None
+        for module in network.modules():  # the same gradients, in a layout that has second derivatives
+            if getattr(module, "sparse", False) is True:
+                module.sparse = False
         yield
 
 
@@ -84,16 +87,21 @@ class _snapshot:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """No TF32 or bfloat16 inside float32 products and convolutions."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    highest = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    backends = torch.backends
+    if hasattr(backends, "fp32_precision"):  # PyTorch 2.9 and newer: reading the older settings may raise
+        places = [(backends.cuda.matmul, "ieee"), (backends.cudnn.conv, "ieee"), (backends.cudnn.rnn, "ieee")]
+        places += [(backends.mkldnn.matmul, "ieee"), (backends.mkldnn.conv, "ieee"), (backends.mkldnn.rnn, "ieee")]
+        name = "fp32_precision"
+    else:
+        places, name = [(backends.cuda.matmul, False), (backends.cudnn, False)], "allow_tf32"
+    before = [getattr(place, name) for place, _ in places]
+    for place, value in places:
+        setattr(place, name, value)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(highest)
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        for (place, _), value in zip(places, before, strict=True):
+            setattr(place, name, value)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from raysat.ntk.grams import Parts, without_rules
 from raysat.ntk.look import looked_at
 from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.uses import Survey, survey
+from raysat.text import first_sentence
 
 
 @dataclass(frozen=True)
@@ -61,13 +62,14 @@ def _in(dtype: torch.dtype | None, network: nn.Module, x: Inputs) -> DenseKernel
             with differentiable(look.network):
                 surveyed = survey(look.network, look.few)
             errors = []
-            for parts in _ways(look.network, surveyed, look.alone):
+            for parts in _ways(look.network, surveyed):
                 try:
                     with differentiable(look.network):
                         matrix = grams.kernel(look.network, look.x, parts)
                     check = check_kernel(look.network, look.x, LOSSES["mse"], matrix, look.shape)
                 except RuntimeError as error:
-                    errors.append(str(error).strip().partition("\n")[0])
+                    errors.append(first_sentence(error))
+                    look.state.put_back()
                     continue
                 if check <= TOLERANCE[matrix.dtype]:
                     return DenseKernel(matrix, check)
@@ -83,10 +85,9 @@ def _cast(x: Inputs, dtype: torch.dtype) -> Inputs:
     return x.to(dtype) if x.is_floating_point() else x
 
 
-def _ways(network: nn.Module, surveyed: Survey, alone: bool) -> Iterator[Parts]:
-    if surveyed.covered and not alone:
+def _ways(network: nn.Module, surveyed: Survey) -> Iterator[Parts]:
+    if surveyed.covered:
         yield Parts(surveyed, surveyed.rest, grams.jacobians)
         yield Parts(surveyed, surveyed.rest, plain.rows)
-    if not alone:
-        yield without_rules(network, grams.jacobians)
+    yield without_rules(network, grams.jacobians)
     yield without_rules(network, plain.rows)

@@ -102,8 +102,7 @@ def ways(look: Look, surveyed: Survey, method: str | None, memory: int) -> Itera
         memory: Bytes for what is formed of one sample.
     """
     for way in _many(look, surveyed, memory) if _iterates(look, method) else _few(look, surveyed):
-        # Gradients that are a sample's own only where it is computed by itself leave the last way alone.
-        if method in (None, way.method) and (not look.alone or way.method is Method.PLAIN):
+        if method in (None, way.method):
             yield way
 
 
@@ -129,7 +128,7 @@ def _few(look: Look, surveyed: Survey) -> Iterator[Way]:
 
 
 def _of_grams(outputs: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) -> Chunk:
-    squares, total = torch.full([len(outputs)], math.nan), math.nan
+    squares, total = torch.full([len(outputs)], math.nan, device=outputs.device), math.nan
     if y is not None:
         residual = loss.residual(outputs, y)[:, :, None]
         squares = (residual.mT @ gram @ residual).flatten()
@@ -197,9 +196,10 @@ def _of_products(
     tolerance: float,
 ) -> Chunk:
     """The quantities from products with each sample's own kernel."""
-    start = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(outputs)
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     found = largest_eigenpairs(products, start, tolerance=tolerance)
-    nothing = torch.full([len(outputs)], math.nan)
+    nothing = torch.full([len(outputs)], math.nan, device=outputs.device)
     if y is None:
         return found.values, nothing, nothing, math.nan, found.vectors
     square = squares(loss.residual(outputs, y))

@@ -44,16 +44,21 @@ def gradients(
         found = torch.autograd.grad(
             outputs, parameters, cotangent, retain_graph=keep, allow_unused=True, materialize_grads=True
         )
-        return list(found)
+        return [_dense(gradient) for gradient in found]
     before = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
     try:
         torch.autograd.backward(outputs, cotangent, retain_graph=keep)
-        return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        return [torch.zeros_like(p) if p.grad is None else _dense(p.grad) for p in parameters]
     finally:
         for p, grad in zip(parameters, before, strict=True):
             p.grad = grad
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    """An embedding with `sparse=True` has sparse gradients."""
+    return gradient.to_dense() if gradient.layout is torch.sparse_coo else gradient
 
 
 def is_reentrant(outputs: Tensor) -> bool:

@@ -150,7 +150,8 @@ def one_sample(network: nn.Module, sample: Inputs, loss: Loss, y: Tensor | None,
     """
     with torch.no_grad():
         outputs = network(sample)
-    u = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(outputs)
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     try:
         operator = KernelOperator(network, sample, 1, loss, y=y, way=Products.RECORDED)
         exact = plain.quadratic_form(network, sample, loss, y, u, 1)

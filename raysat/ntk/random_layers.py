@@ -37,7 +37,7 @@ def turn_off_random_layers(network: nn.Module, few: Inputs) -> tuple[str, ...]:
             break
         for name in new:
             modules[name].training = False
-        off += new
+        off += [name or type(network).__name__ for name in new]
     if drawing and _differs(network, few):
         name = drawing[0]
         what = f"{name} ({type(modules[name]).__name__})" if name else type(modules[name]).__name__

@@ -83,7 +83,9 @@ def spectral_density(
     parts = []
     generator = torch.Generator().manual_seed(0)
     for _ in range(probes if left else 0):
-        signs = torch.randint(0, 2, like.shape, generator=generator).double().flatten().to(vectors) * 2 - 1
+        signs = (
+            torch.randint(0, 2, like.shape, generator=generator, device="cpu").double().flatten().to(vectors) * 2 - 1
+        )
         rest = (signs - (vectors @ signs) @ vectors).view_as(like).to(like)
         part, _ = spectral_measure(operator, rest, steps)
         parts.append(Measure(part.nodes, part.weights / part.weights.sum() * left / probes))

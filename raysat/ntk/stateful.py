@@ -20,6 +20,7 @@ class State:
             (module, dict(module._buffers), {k: v for k, v in vars(module).items() if k not in _REGISTRIES})
             for module in network.modules()
         ]
+        self.parameters = [(module, dict(module._parameters)) for module in network.modules()]
         self.names = {module: name for name, module in network.named_modules()}
         self.values = {id(b): b.clone() for _, buffers, _ in self.modules for b in buffers.values() if b is not None}
 
@@ -40,6 +41,9 @@ class State:
 
     def put_back(self) -> None:
         """Fresh copies of the buffers, for a recorded graph may hold those of the pass before."""
+        for module, parameters in self.parameters:
+            module._parameters.clear()
+            module._parameters.update(parameters)
         for module, buffers, attributes in self.modules:
             for name, buffer in buffers.items():
                 module._buffers[name] = None if buffer is None else self.values[id(buffer)].clone()

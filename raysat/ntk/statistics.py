@@ -28,6 +28,7 @@ from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.spectrum import converged, smallest_eigenvalue, spectral_density, spectral_measure, tight_gamma
 from raysat.ntk.top import TopEigenvalue, top_eigenvalue
 from raysat.ntk.uses import Survey, survey
+from raysat.text import first_sentence
 from raysat.theory import b_star, b_star_thm33
 from raysat.validation import InputError
 
@@ -245,12 +246,13 @@ def _certified(
     """The quantities of all samples by the first way that is confirmed, its differences, and why not by others."""
     network, n = look.network, len(look.x)
     generator = torch.Generator().manual_seed(3)
-    watched = tuple(torch.randint(n, (WATCHED,), generator=generator).tolist())
+    watched = tuple(torch.randint(n, (WATCHED,), generator=generator, device="cpu").tolist())
     few_y = None if look.y is None else look.y[look.chosen]
-    allowed = TOLERANCE[look.dtype]
     wanted = method in (None, Method.GRAM)
     reasons = [surveyed.reason] if surveyed.reason and wanted else []
     for way in ways(look, surveyed, method, memory):
+        # The reference against itself: what is left is the network's own rounding, as of float32 inside of float64.
+        allowed = TOLERANCE[torch.float32 if way.method is Method.PLAIN else look.dtype]
         try:
             if way.rehearse:
                 with differentiable(network):
@@ -266,7 +268,8 @@ def _certified(
         except InputError:
             raise
         except Exception as error:  # the next way does not depend on what failed here
-            reasons.append(f"{way.method} fails ({_first_line(error)})")
+            reasons.append(f"{way.method} fails ({first_sentence(error)})")
+            look.state.put_back()  # what was torn out of its course may have left parameters of its own
             continue
         if _passes(checks, allowed):
             return found, way, checks, "; ".join(dict.fromkeys(reasons))
@@ -281,16 +284,12 @@ def _passes(checks: tuple[float, float], allowed: float) -> bool:
     return checks[0] <= allowed and (math.isnan(checks[1]) or checks[1] <= allowed)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _noise(look: Look, loss: Loss, samples: PerSample, memory: int) -> tuple[float, float]:
     """The noise scale, and how far ||grad L||^2 of some samples is from what the loss's own gradient says.
 
     The signal is made of residuals; its check differentiates the loss itself, over other chunks.
     """
-    chunk = 1 if look.alone else look.chunk(memory)
+    chunk = look.chunk(memory)
     mean_square = samples.gradient_squares.mean().item()
     signal = gradient_square(look.network, look.x, look.y, loss, chunk)
     some = _subset(len(look.x), 64).to(look.x.device)
@@ -298,10 +297,9 @@ def _noise(look: Look, loss: Loss, samples: PerSample, memory: int) -> tuple[flo
     by_residuals = gradient_square(look.network, x, y, loss, chunk)
     weights = list(trained(look.network).values())
     total = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
-    for k in range(0, len(x), step := 1 if look.alone else 3):
-        outputs = look.network(x[k : k + step])
-        value = loss.total(outputs, y[k : k + step]) / len(x)
-        for sum_, part in zip(total, gradients(value, weights, torch.ones_like(value)), strict=True):
+    for k in range(0, len(x), 3):
+        value = loss.total(look.network(x[k : k + 3]), y[k : k + 3]) / len(x)
+        for sum_, part in zip(total, gradients(value, weights), strict=True):
             sum_ += part
     exact = sum(part.square().sum().item() for part in total)
     check = abs(by_residuals - exact) / max(mean_square, torch.finfo(torch.float64).tiny)
@@ -342,7 +340,7 @@ def _spectra(
     y = None if look.y is None else look.y[top.subset]
     trace = samples.frobenius[top.subset.to(samples.frobenius.device)].mean().item()
     generator = torch.Generator().manual_seed(1)
-    start = torch.randn(outputs.shape, generator=generator, dtype=torch.float64).to(outputs)
+    start = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     has_residual = y is not None and loss.name == "mse"
     with differentiable(look.network):
         measure, ritz = spectral_measure(operator, loss.residual(outputs, y) if has_residual else start, steps)
@@ -367,10 +365,10 @@ def coupling(network: nn.Module) -> str:
 
 def _subset(n: int, count: int) -> Tensor:
     """A fixed random subset of 0..n-1, in rising order."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(0))[:count].sort().values
+    return torch.randperm(n, generator=torch.Generator().manual_seed(0), device="cpu")[:count].sort().values
 
 
-def gradient_square(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, chunk: int) -> float:
+def gradient_square(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, chunk: int) -> float:
     """`||grad L(w)||^2`, L the mean loss over all samples, `chunk` of which pass through the network at a time."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]

@@ -25,6 +25,7 @@ from raysat.data.fields import Inputs
 from raysat.ntk.look import ROUNDING
 from raysat.ntk.plain import sample_gradient, trained
 from raysat.ntk.rules import Outer, Rule, Share, linear_rule, rule_for
+from raysat.text import first_sentence
 
 
 @dataclass(frozen=True)
@@ -284,13 +285,9 @@ def survey(network: nn.Module, few: Inputs) -> Survey:
         notes = _notes(network, few)
         believed = _believed(network, few, notes)
     except Exception as error:  # whatever it is, the ways without rules do not depend on it
-        return Survey((), frozenset(), names, f"layer rules do not serve ({_first_line(error)})")
+        return Survey((), frozenset(), names, f"layer rules do not serve ({first_sentence(error)})")
     rest = tuple(name for name in names if name not in believed)
     return Survey(tuple(notes), frozenset(believed), rest, _why(network, rest[0]) if rest else "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _why(network: nn.Module, name: str) -> str:
@@ -348,7 +345,8 @@ def _believed(network: nn.Module, few: Inputs, notes: list[Note]) -> set[str]:
     if not same:  # an output that is repeated for each sample does not fit downstream
         notes[:] = [replace(note, once=False, serves=note.serves and not note.once) for note in notes]
         outputs, uses = record(network, few, notes)
-    u = torch.randn(outputs.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(outputs)
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     by_output = torch.autograd.grad(outputs, [use.output for use in uses], u, allow_unused=True, materialize_grads=True)
     rows: dict[str, Tensor | None] = {}
     for use, note, gradient in zip(uses, notes, by_output, strict=True):

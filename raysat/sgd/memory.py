@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from raysat.data.fields import Inputs, repeated, tensors_of
 from raysat.losses import Loss
-from raysat.memory import in_parts, out_of_memory, saved_bytes
+from raysat.memory import in_parts, out_of_memory, output_bytes, saved_bytes
 
 __all__ = ["couples_samples", "in_parts", "out_of_memory", "sample_bytes", "samples_at_once", "together"]
 
@@ -68,7 +68,12 @@ def couples_samples(network: nn.Module) -> bool:
 
 def kept_bytes(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> int:
     """Bytes that the forward pass keeps for the backward pass, beyond parameters and inputs."""
-    return saved_bytes(lambda: loss.total(network(x), y), (*network.parameters(), *tensors_of(x), y))
+    try:
+        return saved_bytes(lambda: loss.total(network(x), y), (*network.parameters(), *tensors_of(x), y))
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        return 4 * output_bytes(network, x)  # it differentiates within its forward pass
 
 
 def free_bytes(device: torch.device) -> int:
