@@ -13,7 +13,7 @@ prediction is how statistics of b samples scatter; from it to what is measured i
 (and with ghost batches, that "constant" has statistics of the whole batch). At b = n it is the prediction itself.
 
 Under each table is the noise scale `tr(Sigma) / ||grad L||^2`, measured by the same formula from b = 8 and b = n; under
-those of the squared error k_op of the first 500 samples, measured by the Jacobian of all their outputs in training mode.
+those of the squared error k_op of the first 500 samples, measured by the Jacobian of their outputs in training mode.
 """
 
 from __future__ import annotations
