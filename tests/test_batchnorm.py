@@ -616,7 +616,7 @@ def test_the_memory_bound_decides_how_many_pass_at_once():
     with frozen_batch_norm(network, x):
         assert sizes == [2, 4, 1000]
     sizes.clear()
-    with frozen_batch_norm(network, x, memory=1 << 20):
+    with frozen_batch_norm(network, x, memory=batchnorm.LIBRARIES << 20):
         here = set(sizes[2:])
     # A sample takes 1 KiB at each of input and output of ReLU, and 2 KiB in float64.
     assert 200 <= max(here) <= 512
