@@ -1,5 +1,7 @@
 """Dense float64 references, written as plainly as possible, that the package's results are held against."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -18,10 +20,12 @@ def jacobians(network: nn.Module, x: Tensor) -> Tensor:
     return torch.stack(rows).view(len(x), -1, sum(p.numel() for p in parameters)).detach()
 
 
-def statistics(network: nn.Module, x: Tensor, y: Tensor, loss: str = "mse") -> dict[str, float]:
-    """Every NTK statistic from the Jacobians themselves."""
+def statistics(
+    network: nn.Module, x: Tensor, y: Tensor, loss: str | Callable[[Tensor, Tensor], Tensor] = "mse"
+) -> dict[str, float]:
+    """Every NTK statistic from the Jacobians themselves; a loss by name, or as a function of one sample."""
     if loss != "mse":
-        return _gauss_newton(network, x, y)
+        return _gauss_newton(network, x, y, nn.functional.cross_entropy if loss == "cross_entropy" else loss)
     j = jacobians(network, x)
     n, outputs, p = j.shape
     operator_norms = torch.linalg.matrix_norm(j, ord=2) ** 2
@@ -70,8 +74,10 @@ def least_squares_recursion(x: np.ndarray, errors: np.ndarray, eta: float, b: in
     return np.array(losses)
 
 
-def _gauss_newton(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
-    """The same for the cross-entropy: each Jacobian behind the symmetric square root of the Hessian of its sample."""
+def _gauss_newton(
+    network: nn.Module, x: Tensor, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+) -> dict[str, float]:
+    """The same for other losses: each Jacobian behind the symmetric square root of the Hessian of its sample."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     rows, gradients, losses = [], [], []
     for sample, target in zip(x, y, strict=True):
@@ -81,7 +87,7 @@ def _gauss_newton(network: nn.Module, x: Tensor, y: Tensor) -> dict[str, float]:
         jacobian = torch.stack([torch.cat([part.flatten() for part in row]) for row in j])
 
         def value(z, target=target, shape=outputs.shape):
-            return nn.functional.cross_entropy(z.view(shape), target)
+            return loss(z.view(shape), target)
 
         hessian = torch.func.hessian(value)(flat.detach())
         values, vectors = torch.linalg.eigh(hessian)
