@@ -1,6 +1,7 @@
 """Dense float64 references, written as plainly as possible, that the package's results are held against."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -66,9 +67,15 @@ def outputs(network: nn.Module, x: Inputs) -> Tensor:
     return torch.cat(found)
 
 
-def statistics(network: nn.Module, x: Inputs, y: Tensor, loss: str = "mse") -> dict[str, float]:
-    """Every NTK statistic from the Jacobians themselves, each behind the root of the Hessian of its sample's loss."""
-    function = {"mse": _squared_error, "cross_entropy": nn.functional.cross_entropy}[loss]
+def statistics(
+    network: nn.Module, x: Inputs, y: Tensor, loss: str | Callable[[Tensor, Tensor], Tensor] = "mse"
+) -> dict[str, float]:
+    """Every NTK statistic from the Jacobians themselves, each behind the root of the Hessian of its sample's loss.
+
+    The loss is one by name, or a function of a sample's outputs and target.
+    """
+    by_name = {"mse": _squared_error, "cross_entropy": nn.functional.cross_entropy}
+    function = by_name[loss] if isinstance(loss, str) else loss
     values, j = outputs(network, x), jacobians(network, x)
     weighed, gradients, losses = [], [], []
     for i in range(len(x)):

@@ -73,7 +73,7 @@ def _check_numbers(y: Tensor, shape: list[int], name: str) -> None:
             f"{shape[-1]}).float() for classes, y.float() for numbers, or set loss='cross_entropy'."
         )
     if list(y.shape) != shape:
-        remedy = "give y[:, None]" if shape == [*y.shape, 1] else "let them have the same shape"
+        remedy = "give y[:, None]" if shape == [*y.shape, 1] else "make them agree"
         raise InputError(f"{name} has shape {list(y.shape)}, and the outputs have {shape} under mse: {remedy}.")
 
 
