@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from raysat.failures import cause
 from raysat.schema import COMPLETED, DIVERGED, FAILED
 
 SHOWN = 8
@@ -218,14 +219,8 @@ def trial_line(row: Mapping[str, object]) -> str:
     if row["training"] != "sgd":
         where += f", {row['training']}"
     if row["status"] == FAILED:
-        return f"{where}: [bold red]failed[/]: {escape(last_line(str(row['error'])))}"
+        return f"{where}: [bold red]failed[/]: {escape(cause(str(row['error'])))}"
     text = f"{where}: loss {row['loss_init']:.4g} to {row['loss_final']:.4g} in {row['iterations_done']} iterations"
     if row["status"] == DIVERGED:
         text += ", [yellow]diverged[/]"
     return f"{text}, {duration(float(row['seconds']))}"
-
-
-def last_line(text: str) -> str:
-    """The last line of a traceback that says something."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no message"
