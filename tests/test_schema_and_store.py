@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysat import InputError, Sweep, mlp, theory
-from raysat import partfiles
+from raysat import InputError, Sweep, mlp, partfiles, theory
 from raysat.files import write_aside
 from raysat.schema import SCHEMA_VERSION, TABLES, arrow_schema, as_markdown
 from raysat.status import SILENCE, other_driver
