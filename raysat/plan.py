@@ -40,7 +40,7 @@ class Plan:
     sweep: Sweep
     cells: list[Cell]
     flops: dict[tuple[Model, int], cost.Flops]
-    sources: dict[str, str]
+    sources: plugins.Sources
     data: dict[str, object]
 
     def weight(self, cell: Cell) -> float:

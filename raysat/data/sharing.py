@@ -6,7 +6,6 @@ temporary files, under `raysat-<user>`, which may be deleted at any time, in par
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import logging
@@ -16,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ import torch
 from raysat.cells import is_reference
 from raysat.data.dataset import Dataset
 from raysat.data.loading import load
+from raysat.data.sources import own_folder
 
 try:
     import fcntl
@@ -63,7 +63,7 @@ def load_shared(
 
 def folder() -> Path:
     """Where the shared files lie: of this user alone."""
-    path = Path(gettempdir()) / f"raysat-{getpass.getuser()}"
+    path = own_folder()
     path.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
         raise PermissionError(f"{path} belongs to another user")

@@ -11,6 +11,7 @@ sweep that other nodes work on puts its files into its storage too, for workers 
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
 import shutil
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -125,12 +126,22 @@ def put(name: str, place: Location) -> None:
             _write(target, found.read_bytes())
 
 
+def own_folder() -> Path:
+    """This user's folder among the machine's temporary ones; whose number has no name is known by the number."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return Path(gettempdir()) / f"raysat-{user}"
+
+
 def folders() -> tuple[Path, ...]:
     """The folders of data that are looked in: RAYSAT_DATA where it is set, then the cache, into which is downloaded."""
     import pooch  # here, for it takes a fifth of a second, and data sets that come with a package do without
 
     chosen = os.environ.get("RAYSAT_DATA")
     cache = Path(pooch.os_cache("raysat"))
+    cache = cache if cache.is_absolute() else own_folder() / "cache"  # a user of a container may have no home
     return (Path(chosen).expanduser(), cache) if chosen else (cache,)
 
 

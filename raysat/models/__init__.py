@@ -11,7 +11,7 @@ from raysat.cells import Model, is_reference
 from raysat.models import gpt, linear, mlp, resnet
 from raysat.models.linearized import Linearized
 from raysat.models.seeding import seeded
-from raysat.plugins import resolve
+from raysat.plugins import explained, resolve
 from raysat.validation import InputError
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -47,7 +47,7 @@ def build(model: Model, width: int, input_shape: tuple[int, ...], outputs: int, 
         raise InputError(f"model {model.builder!r} is unknown: use {', '.join(BUILDERS)} or 'module:function'.")
     options = dict(model.options)
     linearize = options.pop("linearized", False)
-    with seeded(seed):
+    with seeded(seed), explained(model.builder):
         network = builder(width, input_shape, outputs, **options)
     if not isinstance(network, nn.Module):
         raise InputError(f"{model.builder} returned {type(network).__name__}: return a torch.nn.Module.")
