@@ -109,8 +109,8 @@ class Agenda:
     def forget(self, cell_ids: Iterable[str]) -> None:
         """Take back what was found of some cells: they are to run again, where they are wanted still."""
         for cell_id in cell_ids:
-            self.findings.pop(cell_id, None)
-            self.weights.pop(cell_id, None)
+            if self.findings.pop(cell_id, None) is not None:  # else it waits already
+                self.weights.pop(cell_id, None)
         self._stale = True
 
 

@@ -17,6 +17,7 @@ from raysat.failures import cause
 from raysat.job import Job, fitting, initial_network, prepare
 from raysat.losses import LOSSES
 from raysat.models.fingerprint import fingerprint
+from raysat.models.seeding import seeded
 from raysat.ntk import ntk_statistics
 from raysat.observables import Evaluator
 from raysat.rows import Row, describe, known, where
@@ -30,6 +31,11 @@ def compute_statistics(job: Job) -> Row:
 
     Where there are no statistics the row says why, and has the base stepsize instead.
     """
+    with seeded(job.init.seed):  # what draws, as a network may that has no statistics for it
+        return _compute(job)
+
+
+def _compute(job: Job) -> Row:
     begun = time.perf_counter()
     dataset, network, device = prepare(job)
     found = {"w0_digest": fingerprint(network), "iteration": 0}

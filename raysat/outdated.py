@@ -18,7 +18,8 @@ from raysat.cells import Cell
 from raysat.ntk import NTKStatistics
 from raysat.recursion import stable_below
 from raysat.rows import INHERITED, Row, inherited, known
-from raysat.schema import FAILED, REFUSED
+from raysat.schema import FAILED, FINISHED, REFUSED
+from raysat.stepsizes import OF_STATISTICS
 from raysat.theory import beta
 
 AGREEMENT = 5.0
@@ -83,7 +84,7 @@ class Consequences:
         residuals = [row.get("k_op_residual") for row in (before, now)]
         tolerance = AGREEMENT * max([k_tolerance, *(float(one) for one in residuals if not _missing(one))])
         agree = all(_agree(before.get(name), now.get(name), tolerance) for name in _VALUES)
-        made = trials["stepsize"].str.startswith(("theory", "fixed_fraction", "grid_relative"))
+        made = trials["stepsize"].str.startswith(OF_STATISTICS) & trials["status"].isin(FINISHED)
         again = frozenset() if agree else frozenset(trials.loc[made, "cell_id"])
         stay = trials[~trials["cell_id"].isin(again)].to_dict("records")
         return cls(again, {row["cell_id"]: _brought_up(row, now) for row in stay}, "" if agree else _line(before, now))

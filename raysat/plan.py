@@ -16,13 +16,11 @@ from raysat.ntk import reason_against
 from raysat.sgd.fused import known_layers
 from raysat.sgd.stacked import LARGEST_BATCH
 from raysat.spec import Sweep
+from raysat.stepsizes import OF_STATISTICS
 from raysat.validation import InputError
 
 FEW = 4
 """Samples on which a plan looks whether a network has statistics."""
-
-OF_STATISTICS = ("theory", "fixed_fraction", "grid_relative")
-"""The policies that the plan refuses without statistics; `grid_auto` then starts from a base stepsize."""
 
 
 @dataclass(frozen=True)

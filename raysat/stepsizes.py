@@ -8,6 +8,10 @@ from dataclasses import dataclass
 
 from raysat.validation import InputError, plain
 
+OF_STATISTICS = ("theory", "fixed_fraction", "grid_relative")
+"""The policies whose eta is made of gamma and k_op. Where there are none, `grid_relative` as `grid(auto=True)` has it is
+made of a base stepsize instead."""
+
 
 @dataclass(frozen=True)
 class Stepsize:
@@ -33,7 +37,7 @@ class Stepsize:
     @property
     def needs_statistics(self) -> bool:
         """Whether eta is made of gamma and k_op."""
-        return self.policy not in ("fixed", "grid")
+        return self.policy in OF_STATISTICS
 
     @property
     def name(self) -> str:

@@ -19,6 +19,7 @@ from raysat.job import Job, fitting, initial_network, prepare
 from raysat.losses import LOSSES
 from raysat.models import fingerprint
 from raysat.models.linearized import Linearized
+from raysat.models.seeding import seeded
 from raysat.observables import Drift, Evaluator, distance, gradient_squares
 from raysat.recursion import stable_below
 from raysat.rows import Row, describe, describe_cell, inherited, known, where
@@ -210,6 +211,11 @@ def run_trials(job: Job) -> list[Rows]:
     Returns:
         Of each cell the row of `trials`, the rows of `curves`, and those of `ntk` for the iterations `ntk_at`.
     """
+    with seeded(job.init.seed):  # what else draws, as a network may that is only evaluated
+        return _run_trials(job)
+
+
+def _run_trials(job: Job) -> list[Rows]:
     clock = _Clock()
     dataset, network, device = prepare(job)
     networks = [network, *(initial_network(mate.init, dataset, device) for mate in job.mates)]
