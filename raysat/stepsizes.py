@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from raysat.validation import InputError, plain
 
 OF_STATISTICS = ("theory", "fixed_fraction", "grid_relative")
-"""The policies whose eta is made of gamma and k_op. Where there are none, `grid_relative` as `grid(auto=True)` has it is
-made of a base stepsize instead."""
+"""The policies whose eta is made of gamma and k_op. Where there are none, `grid_relative` of `grid(auto=True)` is made
+of a base stepsize instead."""
 
 
 @dataclass(frozen=True)

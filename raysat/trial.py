@@ -300,7 +300,8 @@ def _known_losses(statistics: Mapping[str, object]) -> dict[str, float | None] |
 
 def _check_weights(job: Job, network: nn.Module) -> None:
     """Raise `InputError` where a network is not the one of which the statistics are: its h would be another's."""
-    found, init = job.statistics.get("w0_digest"), job.init
+    row, init = job.statistics, job.init
+    found = row.get("w0_digest") if row.get("init_id") == init.init_id else None
     if isinstance(found, str) and not fingerprint.has(network, found):
         raise InputError(
             f"model {init.model.label} at width {init.width}, seed {init.seed}, draws other weights each time it is "

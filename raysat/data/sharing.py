@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ import torch
 from raysat.cells import is_reference
 from raysat.data.dataset import Dataset
 from raysat.data.loading import load
-from raysat.data.sources import own_folder
+from raysat.data.sources import user
 
 try:
     import fcntl
@@ -63,7 +63,7 @@ def load_shared(
 
 def folder() -> Path:
     """Where the shared files lie: of this user alone."""
-    path = own_folder()
+    path = Path(gettempdir()) / f"raysat-{user()}"
     path.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
         raise PermissionError(f"{path} belongs to another user")

@@ -126,13 +126,12 @@ def put(name: str, place: Location) -> None:
             _write(target, found.read_bytes())
 
 
-def own_folder() -> Path:
-    """This user's folder among the machine's temporary ones; whose number has no name is known by the number."""
+def user() -> str:
+    """This user's name, or number where it has no name, as in a container."""
     try:
-        user = getpass.getuser()
+        return getpass.getuser()
     except (KeyError, OSError):
-        user = str(os.getuid())
-    return Path(gettempdir()) / f"raysat-{user}"
+        return str(os.getuid())
 
 
 def folders() -> tuple[Path, ...]:
@@ -141,7 +140,7 @@ def folders() -> tuple[Path, ...]:
 
     chosen = os.environ.get("RAYSAT_DATA")
     cache = Path(pooch.os_cache("raysat"))
-    cache = cache if cache.is_absolute() else own_folder() / "cache"  # a user of a container may have no home
+    cache = cache if cache.is_absolute() else Path(gettempdir()) / f"raysat-{user()}" / "cache"  # without a home
     return (Path(chosen).expanduser(), cache) if chosen else (cache,)
 
 
