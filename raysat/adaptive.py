@@ -9,8 +9,9 @@ that is run again goes on where it was.
 **The stepsize** (`grid(auto=True)`). Stepsizes are powers of sqrt 2 times 1/beta(b). At each batch size the range grows
 until, for every seed, the best one has a worse one below it, and above it two, or one that diverged: N(eta) may have a
 plateau where the linearized dynamics become unstable, and fall beyond it. That holds both among all stepsizes and among
-those below `eta_limit`, as far as that limit. The best is that of the fewest iterations to the target, or of the
-smallest final loss where there is no target.
+those below `eta_limit`, as far as that limit; of a network without statistics, which has no such limit, among all.
+The best is that of the fewest iterations to the target, or of the smallest final loss where there is no target. Without
+statistics `base_stepsize` stands for 1/beta(b), and the range goes as far from there as it takes.
 
 **The batch size** (`Sweep(adaptive=True)`). With one offset a_i for each seed i, the law is
 
@@ -39,7 +40,7 @@ from jaxtyping import Float, Real
 
 from raysat.cells import Cell
 from raysat.fits import LEAST_BATCH_SIZES, choose_targets, fit_saturation, geometric_mean, steps_to_target, student_t
-from raysat.schema import COMPLETED, TARGET_REACHED
+from raysat.schema import COMPLETED, FAILED, TARGET_REACHED
 from raysat.stepsizes import AUTO_START, half_octave
 
 STRIDE = 4
@@ -58,7 +59,8 @@ class Finding:
         status: As in `trials`.
         iterations: Iterations of its evaluations.
         losses: The training loss at each.
-        of_limit: Its stepsize over `eta_limit`, up to which linearized SGD is stable; nan where the trial failed.
+        of_limit: Its stepsize over `eta_limit`, up to which linearized SGD is stable; nan where that is not known,
+            for the network has no statistics or the trial failed.
     """
 
     status: str
@@ -72,6 +74,10 @@ class Finding:
         known = row.get("eta") is not None and row.get("eta_limit") is not None
         of_limit = float(row["eta"]) / float(row["eta_limit"]) if known else math.nan
         return cls(row["status"], iterations, losses, of_limit)
+
+    def below(self, limit: float) -> bool:
+        """Whether its stepsize is below a share of `eta_limit`: below an infinite one it always is."""
+        return limit == math.inf or self.of_limit < limit
 
     @property
     def usable(self) -> bool:
@@ -222,7 +228,7 @@ class Group:
         best: dict[int, tuple[Finding, Cell]] = {}
         for cell in cells:
             found = findings[cell.cell_id]
-            if not found.usable or found.of_limit >= limit:
+            if not (found.usable and found.below(limit)):
                 continue
             seed = cell.init.seed
             if seed not in best or found.score(self.target) < best[seed][0].score(self.target):
@@ -312,12 +318,13 @@ def missing_neighbours(found: Mapping[int, Finding], target: float | None) -> se
         found: What was found at each k that was tried.
         target: The loss to which N counts, if any.
     """
-    known = {k: one for k, one in found.items() if not math.isnan(one.of_limit)}
+    known = {k: one for k, one in found.items() if one.status != FAILED}
     if not known:  # every trial failed: that says nothing of stepsizes
         return set()
     missing = set()
-    for limit in (math.inf, 1.0):
-        allowed = {k: one for k, one in known.items() if one.of_limit < limit}
+    limited = not any(math.isnan(one.of_limit) for one in known.values())
+    for limit in (math.inf, 1.0) if limited else (math.inf,):
+        allowed = {k: one for k, one in known.items() if one.below(limit)}
         if not allowed:
             k, one = next(iter(known.items()))
             missing.add(math.ceil(k + 2 * math.log2(limit / one.of_limit)) - 1)  # the largest stable one

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from raysat.adaptive import Finding, Findings, Group
@@ -104,6 +104,13 @@ class Agenda:
         """Take in what was found."""
         self.running.discard(cell_id)
         self.findings[cell_id] = finding
+        self._stale = True
+
+    def forget(self, cell_ids: Iterable[str]) -> None:
+        """Take back what was found of some cells: they are to run again, where they are wanted still."""
+        for cell_id in cell_ids:
+            if self.findings.pop(cell_id, None) is not None:  # else it waits already
+                self.weights.pop(cell_id, None)
         self._stale = True
 
 

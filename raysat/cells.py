@@ -14,6 +14,7 @@ from functools import cached_property
 
 from raysat.stepsizes import Stepsize
 from raysat.training import PLAIN, Training
+from raysat.validation import plain
 
 RESULTS_VERSION = 2
 """Part of every identity. Raise it when a change to the code changes what a cell's result would be."""
@@ -62,6 +63,9 @@ class Model:
     builder: str
     options: tuple[tuple[str, float | int | str | bool], ...] = ()
     has_width: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple((name, plain(value)) for name, value in self.options))
 
     def option(self, name: str) -> float | int | str | bool | None:
         """The value of one option, or None where the architecture does not have it."""
@@ -161,5 +165,4 @@ class Cell:
     @property
     def name(self) -> str:
         """For messages to a person."""
-        stepsize = f"{self.stepsize.policy}({self.stepsize.value:g})"
-        return f"{self.init.name}, b = {self.batch_size}, {stepsize}{self.training.suffix}"
+        return f"{self.init.name}, b = {self.batch_size}, {self.stepsize.name}{self.training.suffix}"

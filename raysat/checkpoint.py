@@ -30,6 +30,8 @@ class Progress:
         engine: What the step engine holds beside the weights; None where it holds nothing.
         at_once: Samples whose gradient is computed at a time, on which rounding depends; None where none was taken yet.
         attempts: Processes that have worked on it, this one included.
+        eta: Its stepsize; None where an earlier raysat stored it.
+        draws: Where the random generators of its layers are; None where they have drawn nothing yet.
     """
 
     iteration: int = 0
@@ -41,6 +43,8 @@ class Progress:
     engine: dict[str, object] | None = None
     at_once: int | None = None
     attempts: int = 1
+    eta: float | None = None
+    draws: list[Tensor] | None = None
 
 
 class Checkpoint:

@@ -19,18 +19,21 @@ from rich.markup import escape
 
 from raysat.adaptive import Finding
 from raysat.agenda import Agenda
+from raysat.analysis.words import WAYS, approximations
 from raysat.cells import Cell, Initialization
 from raysat.executor import InProcess, OnRay, Outcome
-from raysat.initial import compute_statistics
+from raysat.failures import cause
+from raysat.initial import compute_statistics, no_statistics
 from raysat.job import Job
+from raysat.outdated import Consequences, to_compute
 from raysat.plan import Plan
 from raysat.progress import Running, View, trial_line
 from raysat.retry import PatientWriter
-from raysat.rows import Row
-from raysat.schema import FAILED, REFUSED
+from raysat.rows import Row, known
+from raysat.schema import COMPLETED, FAILED, REFUSED
 from raysat.sgd.stacked import MOST
 from raysat.store import Store, reached
-from raysat.text import duration, last_line
+from raysat.text import duration
 from raysat.trial import failed_row, run_trials
 
 STATISTICS, TRIALS = "statistics at initialization", "trials"
@@ -50,6 +53,7 @@ class Recorder:
         size: What there is to run on, as text.
         statistics: Those that are known, by init_id.
         missing: The initializations whose statistics are yet to come, by init_id.
+        outdated: Of those, the rows of `ntk` that are stored and not certified, by init_id.
         meanwhile: Called once, when the first trial has started: from then on this process has little to do.
     """
 
@@ -61,13 +65,19 @@ class Recorder:
         size: Callable[[], str],
         statistics: Mapping[str, Row],
         missing: Iterable[str],
+        outdated: Mapping[str, Row],
         meanwhile: Callable[[], object] | None = None,
     ) -> None:
         self.store, self.views, self.agenda, self.size = store, views, agenda, size
         self.shown = ExitStack()
         self.writer = PatientWriter(store.root, self.note)
         self.statistics, self.missing, self.meanwhile = dict(statistics), set(missing), meanwhile
+        self.outdated, self.agreeing = dict(outdated), 0
+        self.trials = store.read("trials") if outdated else None
         self.errors: dict[str, str] = {}
+        """Why there is no row of statistics, by init_id."""
+        self.failed: list[tuple[str, str]] = []
+        """The name of each cell that failed, and its error."""
         self.told_of: set[str] = set()
         self.starts: Counter[str] = Counter()
         self.beat = 0.0
@@ -131,41 +141,76 @@ class Recorder:
             self._statistics(outcome)
             return
         for k, job in enumerate(outcome.job.trials):
-            self._trial(job, (failed_row(job, outcome.error), []) if outcome.error else outcome.value[k], outcome.error)
+            self._trial(job, (failed_row(job, outcome.error), []) if outcome.error else outcome.value[k])
 
     def _statistics(self, outcome: Outcome) -> None:
-        key, view = outcome.job.key, self.views[STATISTICS]
-        self.missing.discard(key)
-        if outcome.error:
-            self.errors[key] = outcome.error
-            view.job_ended(key, f"{outcome.job.name}: [bold red]failed[/]: {escape(last_line(outcome.error))}", FAILED)
+        """Of an initialization: its row, or why there is none, without which none of its cells can be run."""
+        job, view = outcome.job, self.views[STATISTICS]
+        self.missing.discard(job.key)
+        if outcome.error and not outcome.died:
+            self.errors[job.key] = outcome.error
+            view.job_ended(job.key, f"{job.name}: [bold red]failed[/]: {escape(self._once(outcome.error))}", FAILED)
             return
-        row = outcome.value
-        self.statistics[key] = row
+        row = no_statistics(job.sweep, job.init, outcome.error) if outcome.died else outcome.value
+        self.statistics[job.key] = row
+        if job.key in self.outdated:
+            self._renew(job.init, self.outdated.pop(job.key), row)
         self.writer.do(partial(self.store.write_ntk, row))
-        if row["method"] == REFUSED:
-            name = f"{row['model']} width {row['width']}, seed {row['seed']}"
-            view.job_ended(key, f"{name}: no statistics, for {escape(row['method_reason'])}")
+        name = f"{row['model']} width {row['width']}, seed {row['seed']}"
+        if (method := row["method"]) in (REFUSED, FAILED):
+            status, colour = (FAILED, "bold red") if method == FAILED else (COMPLETED, "yellow")
+            why = escape(self._once(row["method_reason"]))
+            view.job_ended(job.key, f"{name}: [{colour}]no statistics[/]: {why}", status)
             return
         view.job_ended(
-            key,
-            f"{row['model']} width {row['width']}, seed {row['seed']}: gamma {row['gamma']:.4g}, k_op "
-            f"{row['k_op']:.4g}, b_star {row['b_star']:.3g}, {duration(row['seconds'])}",
+            job.key,
+            f"{name}: gamma {row['gamma']:.4g}, k_op {row['k_op']:.4g}, b_star {row['b_star']:.3g}, "
+            f"{duration(row['seconds'])}",
         )
-        if (reason := row["method_reason"]) and reason not in self.told_of:
-            self.told_of.add(reason)
-            view.note(f"{row['model']}: {reason}; its statistics come from per-sample Jacobians, which is slower.")
+        slower = f"{row['method_reason']}; its statistics come from {WAYS.get(row['method'])}, which is slower"
+        for note in (*[slower] * bool(row["method_reason"]), *approximations(row)):
+            if note not in self.told_of:
+                self.told_of.add(note)
+                view.note(f"{row['model']}: {note}.")
 
-    def _trial(self, job: Job, rows: Sequence, error: str) -> None:
+    def _renew(self, init: Initialization, before: Row, row: Row) -> None:
+        """Bring the trials of an initialization in line with its new statistics, before these are stored."""
+        trials = self.trials[self.trials["init_id"] == init.init_id]
+        found = Consequences.of(before, row, trials, init.k_tolerance)
+        if found.again:
+            self.writer.do(partial(self.store.set_aside, found.again))
+            self.agenda.forget(found.again)
+        if found.rows:
+            self.writer.do(partial(self.store.update, found.rows))
+        if found.line:
+            runs = f": {len(found.again)} cells whose stepsize was made of them run again, and their rows are set aside"
+            self.view.note(f"{found.line}{runs * bool(found.again)}.")
+        self.agreeing += not found.line
+        if self.agreeing and not self.outdated:
+            self.view.note(
+                f"Statistics of {self.agreeing} initializations, stored without certificates, were computed again and "
+                "agree: their cells stay."
+            )
+
+    def _once(self, error: str) -> str:
+        """What an error says, the first time."""
+        if (said := cause(error)) in self.told_of:
+            return "the same as before"
+        self.told_of.add(said)
+        return said
+
+    def _trial(self, job: Job, rows: Sequence) -> None:
         key, row = job.key, rows[0]
         row["attempts"] = max(row.get("attempts", 0), self.starts[key])  # a lost checkpoint has not counted them
         self.writer.do(partial(self.store.write_trial, *rows))
+        shown = row
         if row["status"] == FAILED:
-            self.errors[key] = error
+            self.failed.append((job.name, row["error"]))
+            shown = {**row, "error": self._once(row["error"])}
         curve = rows[1]
         losses = [point["train_loss"] for point in curve]
         self.agenda.ended(key, Finding.of(row, [point["iteration"] for point in curve], losses))
-        self.views[TRIALS].job_ended(key, trial_line(row), row["status"])
+        self.views[TRIALS].job_ended(key, trial_line(shown), row["status"])
 
 
 class Jobs:
@@ -180,6 +225,7 @@ class Jobs:
         recorder: Has the statistics, and is told of the cells that cannot be run for lack of them.
         stacks: Whether a cell is trained by the stacked engine, together with its other seeds.
         slots: How many jobs run at a time.
+        grows: Whether multiples of 1/beta(b) are those of `grid(auto=True)`, which do without statistics.
     """
 
     def __init__(
@@ -190,8 +236,11 @@ class Jobs:
         recorder: Recorder,
         stacks: Callable[[Cell], bool],
         slots: Callable[[], int],
+        *,
+        grows: bool = False,
     ) -> None:
         self.agenda, self.shared, self.recorder, self.stacks, self.slots = agenda, shared, recorder, stacks, slots
+        self.grows = grows
         self.first = [replace(shared, init=init) for init in sorted(inits.values(), key=lambda init: init.width)]
 
     @property
@@ -205,8 +254,8 @@ class Jobs:
             return self.first.pop()
         while (cell := self.agenda.next(self._settled)) is not None:
             job = self._job(cell)
-            if not self._known(cell):
-                self.recorder.ended(Outcome(job, error=self.recorder.errors[cell.init.init_id]))
+            if error := self._lacking(cell):
+                self.recorder.ended(Outcome(job, error=error))
             elif self.stacks(cell):
                 return replace(job, mates=tuple(map(self._job, self._mates(cell))))
             else:
@@ -217,13 +266,27 @@ class Jobs:
         """Whether nothing more is to come of a cell's statistics."""
         return cell.init.init_id not in self.recorder.missing
 
-    def _known(self, cell: Cell) -> bool:
-        return cell.init.init_id in self.recorder.statistics
+    def _lacking(self, cell: Cell) -> str:
+        """Why a cell cannot be run; empty where it can."""
+        row = self.recorder.statistics.get(cell.init.init_id)
+        if row is None:
+            return self.recorder.errors[cell.init.init_id]
+        if not cell.stepsize.needs_statistics or known(row["gamma"]) is not None:
+            return ""
+        why = f"there are no statistics ({row['method_reason']})"
+        if not (self.grows and cell.stepsize.policy == "grid_relative"):
+            return f"{cell.stepsize.name} is made of gamma and k_op, and {why}: use fixed() or a grid without relative"
+        if known(row.get("base_stepsize")) is None:
+            return f"grid(auto=True) has nothing to start from, for {why} and no base stepsize: use grid([...])"
+        return ""
+
+    def _can_run(self, cell: Cell) -> bool:
+        return self._settled(cell) and not self._lacking(cell)
 
     def _mates(self, cell: Cell) -> list[Cell]:
         """The seeds that run with a cell: no more than leaves each process its share of what waits."""
         share = (1 + self.agenda.waiting) // self.slots()
-        return self.agenda.seeds_of(cell, min(MOST, share) - 1, self._known) if share > 1 else []
+        return self.agenda.seeds_of(cell, min(MOST, share) - 1, self._can_run) if share > 1 else []
 
     def _job(self, cell: Cell) -> Job:
         engine = "stacked" if self.stacks(cell) else self.shared.engine
@@ -241,16 +304,18 @@ def run(
     *,
     shares: bool = False,
     meanwhile: Callable[[], object] | None = None,
-) -> int:
-    """Run what is missing: first the statistics at initialization, then the trials. Returns how many cells failed.
+) -> list[tuple[str, str]]:
+    """Run what is missing: first the statistics at initialization, then the trials.
 
     With `shares` the storage has the data set's files, for workers without internet. `meanwhile` is called once, when
     the first trial has started.
+
+    Returns:
+        The name of each cell that failed, and its error.
     """
-    with reached(store.root):
-        known = store.statistics()
+    statistics, outdated = stored_statistics(store, agenda)
     sweep = laid_out.sweep
-    inits = {cell.init.init_id: cell.init for cell in agenda.wanted if cell.init.init_id not in known}
+    inits = {cell.init.init_id: cell.init for cell in agenda.wanted if cell.init.init_id not in statistics}
     shared = Job(
         sweep=sweep.name,
         init=laid_out.cells[0].init,
@@ -269,12 +334,21 @@ def run(
         STATISTICS: View(console, STATISTICS, weights, running, quiet=quiet),
         TRIALS: View(console, TRIALS, agenda.weights, running, grows=sweep.grows, quiet=quiet),
     }
-    with Recorder(store, views, agenda, executor.size, known, inits, meanwhile) as recorder:
+    with Recorder(store, views, agenda, executor.size, statistics, inits, outdated, meanwhile) as recorder:
         stacks = partial(laid_out.stacks, gpus=executor.gpus)
-        jobs = Jobs(agenda, shared, inits, recorder, stacks, executor.slots)
+        auto = any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes)
+        jobs = Jobs(agenda, shared, inits, recorder, stacks, executor.slots, grows=auto)
         _warn_where_unshared(store, executor, recorder.note)
         executor.run(jobs, lambda job: run_trials(job) if job.cell else compute_statistics(job), recorder)
-    return sum(key not in inits for key in recorder.errors)
+    return recorder.failed
+
+
+def stored_statistics(store: Store, agenda: Agenda) -> tuple[dict[str, Row], dict[str, Row]]:
+    """The rows of `ntk` at initialization that stand, and those that are to be computed again, by init_id."""
+    with reached(store.root):
+        stored = store.statistics()
+    outdated = to_compute(stored, agenda.wanted, agenda.findings)
+    return {key: row for key, row in stored.items() if key not in outdated}, outdated
 
 
 def _warn_where_unshared(store: Store, executor: InProcess | OnRay, say: Callable[[str], None]) -> None:

@@ -217,6 +217,8 @@ def _main(options: argparse.Namespace, console: Console) -> None:
         seen.add(cell.init.init_id)
         job = Job(sweep=sweep.name, init=cell.init, sources=laid_out.sources, threads=os.cpu_count() or 1)
         row = compute_statistics(job)
+        if row["gamma"] is None:
+            raise InputError(f"{cell.init.name} has no statistics to forecast from: {row['method_reason']}.")
         made = forecast(
             row, sweep.batch_sizes, sweep.iterations, target, replacement=sweep.sampling == "with_replacement"
         )

@@ -3,50 +3,89 @@
 from __future__ import annotations
 
 import time
+import traceback
+from contextlib import suppress
 from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
 from raysat import models, packing
+from raysat.base_stepsize import base_stepsize
+from raysat.cells import Initialization
 from raysat.data.fields import Inputs
-from raysat.job import Job, fitting, prepare
+from raysat.failures import cause
+from raysat.job import Job, fitting, initial_network, prepare
 from raysat.losses import resolve
-from raysat.ntk import coupling, ntk_statistics
+from raysat.models.fingerprint import fingerprint
+from raysat.models.seeding import seeded
+from raysat.ntk import ntk_statistics
 from raysat.observables import Evaluator
 from raysat.rows import Row, describe, known, where
-from raysat.schema import REFUSED
+from raysat.schema import FAILED, REFUSED
 from raysat.sgd.evaluate import evaluation_mode
+from raysat.validation import InputError
 
 
 def compute_statistics(job: Job) -> Row:
-    """The row of `ntk` of an initialization, with what its cells would all find in their first evaluation."""
+    """The row of `ntk` of an initialization, with what its cells would all find in their first evaluation.
+
+    Where there are no statistics the row says why, and has the base stepsize instead.
+    """
+    with seeded(job.init.seed):  # what draws, as a network may that has no statistics for it
+        return _compute(job)
+
+
+def _compute(job: Job) -> Row:
     begun = time.perf_counter()
     dataset, network, device = prepare(job)
+    found = {"w0_digest": fingerprint(network), "iteration": 0}
     row = statistics_of(job, models.at_initialization(network), dataset.x, dataset.y)
-    losses = Evaluator(job.init, dataset, fitting(job, dataset, network))(network)
-    measured = packing.measure(network, dataset, resolve(job.init.loss), job.engine)
-    return {**row, **losses, **measured, "iteration": 0, "seconds": time.perf_counter() - begun, **where(device)}
+    if lacking := row["gamma"] is None:
+        network = initial_network(job.init, dataset, device)  # what failed may have left it in any state
+    loss, at_once = resolve(job.init.loss), fitting(job, dataset, network)
+    losses = Evaluator(job.init, dataset, at_once)(network)
+    measured = packing.measure(network, dataset, loss, job.engine)
+    if lacking:
+        few = job.init.k_samples
+        with suppress(Exception):  # what is wrong a trial will say, if it is wrong there too
+            found["base_stepsize"] = known(base_stepsize(network, dataset.x[:few], dataset.y[:few], loss, at_once))
+    return {**row, **losses, **measured, **found, "seconds": time.perf_counter() - begun, **where(device)}
 
 
 def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
-    """The row of `ntk` of a network as it is, at whatever iteration; cf. `raysat.ntk.ntk_statistics`."""
+    """The row of `ntk` of a network as it is, at whatever iteration (see `raysat.ntk.ntk_statistics`).
+
+    Where there are no statistics `gamma` is null, and `method` and `method_reason` say why.
+    """
     init = job.init
-    if reason := coupling(network):
-        parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        with torch.no_grad(), evaluation_mode(network):
-            outputs = network(x[:2]).shape[-1]
-        counts = {"n_outputs": outputs, "parameters": parameters, "k_samples": 0}
-        return {**describe(job.sweep, init), **counts, "method": REFUSED, "method_reason": reason}
-    statistics = ntk_statistics(
-        network,
-        x,
-        y,
-        loss=init.loss,
-        k_samples=init.k_samples,
-        k_tolerance=init.k_tolerance,
-        spectrum=init.spectrum,
-        dense_samples=init.dense_samples,
-    )
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(statistics).items()}
-    return {**describe(job.sweep, init), **{name: known(value) for name, value in values.items()}}
+    try:
+        statistics = ntk_statistics(
+            network,
+            x,
+            y,
+            loss=init.loss,
+            k_samples=init.k_samples,
+            k_tolerance=init.k_tolerance,
+            spectrum=init.spectrum,
+            dense_samples=init.dense_samples,
+        )
+    except InputError as error:
+        why = {"method": REFUSED, "method_reason": str(error).removesuffix(".")}
+    except Exception:
+        error = traceback.format_exc()
+        why = {"method": FAILED, "method_reason": cause(error), "error": error}
+    else:
+        values = {name: known(value) for name, value in asdict(statistics).items()}
+        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+        return {**describe(job.sweep, init), **values, **lists}
+    parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    with torch.no_grad(), evaluation_mode(network):
+        outputs = network(x[:2]).shape[-1]
+    return {**no_statistics(job.sweep, init), "n_outputs": outputs, "parameters": parameters, **why}
+
+
+def no_statistics(sweep: str, init: Initialization, error: str = "") -> Row:
+    """The row of `ntk` of an initialization without statistics: of those that an error ended, with it."""
+    why = {"method": FAILED, "method_reason": cause(error), "error": error} if error else {}
+    return {**describe(sweep, init), "iteration": 0, "k_samples": 0, "gamma": None, "k_op": None, **why}

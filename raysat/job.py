@@ -44,7 +44,7 @@ class Job:
     init: Initialization
     cell: Cell | None = None
     statistics: Mapping[str, object] = field(default_factory=dict)
-    sources: Mapping[str, str] = field(default_factory=dict)
+    sources: plugins.Sources = field(default_factory=dict)
     checkpoints: Location | str | None = None
     checkpoint_seconds: float = 60.0
     threads: int = 1

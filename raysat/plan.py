@@ -9,14 +9,19 @@ import torch
 
 from raysat import cost, data, plugins
 from raysat.cells import Cell, Initialization, Model, is_reference
+from raysat.failures import cause
 from raysat.job import initial_network
 from raysat.losses import as_targets, resolve
-from raysat.ntk import coupling
+from raysat.ntk import reason_against
 from raysat.sgd.fused import known_layers
 from raysat.sgd.stacked import LARGEST_BATCH
 from raysat.spec import Sweep
+from raysat.stepsizes import OF_STATISTICS
 from raysat.text import last_line
 from raysat.validation import InputError
+
+FEW = 4
+"""Samples on which a plan looks whether a network has statistics."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Plan:
     sweep: Sweep
     cells: list[Cell]
     flops: dict[tuple[Model, int], cost.Flops]
-    sources: dict[str, str]
+    sources: plugins.Sources
     data: dict[str, object]
 
     def weight(self, cell: Cell) -> float:
@@ -83,7 +88,7 @@ def plan(sweep: Sweep, folder: Path) -> Plan:
             network = network_of(cell.init, dataset)
             if sweep.engine in ("fused", "stacked"):
                 known_layers(network, sweep.engine)
-            _check_statistics(sweep, network)
+            _check_statistics(sweep, network, dataset)
             flops[key] = cost.count(network, dataset.x, dataset.y, resolve(sweep.loss))
     cells = [flops[cell.init.model, cell.init.width].within_budget(cell, sweep.evaluation_budget) for cell in cells]
     resolved = {"n": dataset.n, "n_test": dataset.n_test, "code": code}
@@ -109,15 +114,23 @@ def _outputs_shape(y: torch.Tensor, dataset: data.Dataset) -> tuple[int, ...]:
     return (*(y.shape[:-1] if y.is_floating_point() else y.shape), dataset.outputs)
 
 
-def _check_statistics(sweep: Sweep, network: torch.nn.Module) -> None:
-    """Raise `InputError` where the sweep asks for statistics that the network cannot have."""
-    if not (reason := coupling(network)):
+def _check_statistics(sweep: Sweep, network: torch.nn.Module, dataset: data.Dataset) -> None:
+    """Raise `InputError` where the sweep asks for statistics that the network cannot have, from a few samples."""
+    made = [stepsize.name for stepsize in sweep.stepsizes if stepsize.policy in OF_STATISTICS]
+    asked = [name for name in ("ntk_at", "spectrum", "dense_samples") if getattr(sweep, name)]
+    if not (made or asked):
         return
-    for stepsize in sweep.stepsizes:
-        if stepsize.policy not in ("fixed", "grid"):
-            raise InputError(f"stepsizes has {stepsize.label}, made of gamma, but {reason}: use fixed() or grid().")
-    if sweep.ntk_at or sweep.spectrum or sweep.dense_samples:
-        raise InputError(f"ntk_at, spectrum and dense_samples ask for statistics, but {reason}: leave them out.")
+    if not (reason := reason_against(network, dataset.x[:FEW], dataset.y[:FEW], loss=sweep.loss)):
+        return
+    if made:
+        raise InputError(
+            f"stepsizes has {made[0]}, made of gamma and k_op, which this network does not have ({cause(reason)}): "
+            "use fixed(), grid([...]) or grid(auto=True), or mend the network."
+        )
+    raise InputError(
+        f"{asked[0]} asks for statistics, which this network does not have ({cause(reason)}): leave it out, or mend "
+        "the network."
+    )
 
 
 def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
@@ -131,7 +144,7 @@ def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
     except Exception as error:
         raise InputError(
             f"model {init.model.label} at width {init.width} does not run on {init.dataset} "
-            f"({type(error).__name__}: {last_line(str(error))}): mend the model or choose other data."
+            f"({type(error).__name__}: {cause(str(error))}): mend the model or choose other data."
         ) from error
     if not isinstance(outputs, torch.Tensor):
         raise InputError(

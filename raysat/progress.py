@@ -13,8 +13,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from raysat.failures import cause
 from raysat.schema import COMPLETED, DIVERGED, FAILED
-from raysat.text import duration, last_line
+from raysat.text import duration
 
 SHOWN = 8
 """Running jobs that are shown one by one, those that have run longest. Default: 8; a cluster may run hundreds."""
@@ -205,7 +206,7 @@ def trial_line(row: Mapping[str, object]) -> str:
     if row["training"] != "sgd":
         where += f", {row['training']}"
     if row["status"] == FAILED:
-        return f"{where}: [bold red]failed[/]: {escape(last_line(str(row['error'])))}"
+        return f"{where}: [bold red]failed[/]: {escape(cause(str(row['error'])))}"
     text = f"{where}: loss {row['loss_init']:.4g} to {row['loss_final']:.4g} in {row['iterations_done']} iterations"
     if row["status"] == DIVERGED:
         text += ", [yellow]diverged[/]"

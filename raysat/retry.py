@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from raysat.text import duration, last_line
+from raysat.failures import cause
+from raysat.text import duration
 
 T = TypeVar("T")
 
@@ -92,7 +93,7 @@ class PatientWriter:
                 self._delay = min(max(2 * self._delay, SHORTEST), LONGEST)
                 self._again = self.clock() + self._delay
                 self.say(
-                    f"{self.where} cannot be written ({last_line(str(error))}): {len(self._waiting)} results wait in "
+                    f"{self.where} cannot be written ({cause(str(error))}): {len(self._waiting)} results wait in "
                     f"memory, the next try is in {duration(self._delay)}; mend it, the sweep goes on meanwhile."
                 )
             else:

@@ -16,13 +16,15 @@ from raysat.cells import Cell, Initialization
 
 Row = dict[str, object]
 
-_INHERITED = ("n_outputs", "parameters", "loss_init", "k_samples", "b_star", "b_star_thm33", "noise_scale")
-_INHERITED += ("gamma", "gamma_mean", "gamma_frobenius", "k_op", "k_op_residual")
+INHERITED = ("n_outputs", "parameters", "loss_init", "k_samples", "b_star", "b_star_thm33", "noise_scale")
+INHERITED += ("gamma", "gamma_mean", "gamma_frobenius", "k_op", "k_op_residual")
+INHERITED += ("statistics_dtype", "frozen_norms", "off")
+"""The columns that a trial's row has from its initialization."""
 
 
 def inherited(statistics: Mapping[str, object]) -> Row:
     """What a trial's row has from its initialization."""
-    return {name: known(value) for name, value in statistics.items() if name in _INHERITED}
+    return {name: known(value) for name, value in statistics.items() if name in INHERITED}
 
 
 def describe(sweep: str, init: Initialization) -> Row:

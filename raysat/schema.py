@@ -18,7 +18,7 @@ FINISHED = (COMPLETED, TARGET_REACHED, DIVERGED)
 """The statuses of cells that are never run again. A failed cell is tried again by the next run of its sweep."""
 
 REFUSED = "refused"
-"""The `method` of statistics that do not exist, because no sample of the network has a gradient of its own."""
+"""The `method` of statistics that the network does not have. Where computing them failed it is `FAILED`."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,21 @@ _INIT = (
         "tr(Sigma) / ||grad L||^2 at w_0, Sigma the covariance of the per-sample gradients over all n samples "
         "(B_simple of McCandlish et al. 2018).",
     ),
+    Column("statistics_dtype", _TEXT, "", "Floating-point type in which the statistics were computed."),
+    Column(
+        "frozen_norms",
+        _TEXT,
+        "",
+        "Layers whose batch statistics, those of the training set, were held constant: the statistics are then an "
+        "approximation. Names with commas; empty where there are none.",
+    ),
+    Column(
+        "off",
+        _TEXT,
+        "",
+        "Random layers, such as Dropout, that were turned off for the statistics and not for the steps. Names with "
+        "commas; empty where there are none.",
+    ),
 )
 
 _WHERE = (
@@ -125,15 +140,65 @@ NTK = (
         "method",
         _TEXT,
         "",
-        "How per-sample quantities were computed: by `gram` (layer rules), `jacobian` or `iteration` (many outputs); "
-        "`refused` where there are none.",
+        "How per-sample quantities were computed: by `gram` (layer rules), `jacobian`, `iteration` (many outputs) or "
+        "`plain` (reverse mode, one sample at a time); `refused` where the network has no statistics, `failed` where "
+        "an error ended them (tried again by the next run).",
     ),
     Column(
         "method_reason",
         _TEXT,
         "",
-        "Why layer rules could not serve: the layer without a rule, or the tied weight; or why a sample has no "
-        "gradient of its own.",
+        "Why layer rules could not serve: the layer without a rule, or the tied weight; or why there are no "
+        "statistics.",
+    ),
+    Column("error", _TEXT, "", "The error that ended statistics that failed; null otherwise."),
+    Column("way", _TEXT, "", "How products with K were computed."),
+    Column(
+        "gamma_check",
+        _REAL,
+        "",
+        "Certificate of gamma: the largest relative deviation of a sample's lambda_max(J_i J_i^T) from the Rayleigh "
+        "quotient of its vector by plain autograd.",
+    ),
+    Column(
+        "k_op_check",
+        _REAL,
+        "",
+        "Certificate of k_op: the largest relative deviation of a product with K, and of k_op, from plain autograd.",
+    ),
+    Column(
+        "k_op_upper",
+        _REAL,
+        "1/eta",
+        "No eigenvalue of K lies above this, but for a probability of 1 %: from a second, random start.",
+    ),
+    Column(
+        "noise_check",
+        _REAL,
+        "",
+        "Certificate of noise_scale: the largest deviation of gradient squares from plain autograd, relative to their "
+        "mean.",
+    ),
+    Column(
+        "kernel_check",
+        _REAL,
+        "",
+        "Certificate of lambda_min and gamma_tight: relative deviation of the dense kernel from K on random vectors; "
+        "null without one.",
+    ),
+    Column(
+        "w0_digest",
+        _TEXT,
+        "",
+        "Fingerprint of w_0, of parameters and buffers: a hash of their bytes, and two numbers that survive rounding "
+        "(`raysat.models.fingerprint`). Each trial compares it with its own.",
+    ),
+    Column(
+        "base_stepsize",
+        _REAL,
+        "eta",
+        "Where there are no statistics, what stands for 1/beta(b) at every b under grid(auto=True): the inverse "
+        "curvature of the loss along its gradient (`raysat.base_stepsize`); null where there are some.",
     ),
     Column("sample_bytes", _INT, "bytes", "What the forward pass of one sample keeps for the backward pass."),
     Column("data_bytes", _INT, "bytes", "The data set as it lies on the device."),
@@ -169,7 +234,8 @@ TRIALS = (
         _TEXT,
         "",
         "Stepsize policy: `fixed(eta)`, `fixed_fraction(c)`: c/beta(1), `theory(c)`: c/beta(b), `grid` and "
-        "`grid_relative`: one of several, of which the best counts.",
+        "`grid_relative`: one of several, of which the best counts, the latter multiples of 1/beta(b) (of "
+        "base_stepsize where there are no statistics).",
     ),
     Column(
         "training",

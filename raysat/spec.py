@@ -24,7 +24,7 @@ from raysat.cells import (
 )
 from raysat.stepsizes import AUTO_START, Stepsize, half_octave
 from raysat.training import PLAIN, Training, iterations_of
-from raysat.validation import InputError, among, listed, positive, whole
+from raysat.validation import InputError, among, listed, plain, positive, whole
 
 ENGINES = ("auto", "autograd", "fused", "stacked", "compiled", "graph")
 
@@ -34,8 +34,7 @@ FEWEST_EVALUATIONS = 7
 
 def powers_of_two(n: int) -> tuple[int, ...]:
     """The powers of two below n, and n itself: `powers_of_two(10) == (1, 2, 4, 8, 10)`."""
-    if n < 1:
-        raise InputError(f"powers_of_two({n}): give a number of samples of at least 1.")
+    n = whole("powers_of_two", n, 1)
     return (*(1 << k for k in range(n.bit_length()) if 1 << k < n), n)
 
 
@@ -147,6 +146,8 @@ class Sweep:
 
     def __post_init__(self) -> None:
         freeze = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        for field in fields(self):
+            freeze(field.name, plain(getattr(self, field.name)))
         freeze("models", tuple(_as_model(model) for model in listed("models", self.models, (str, Model))))
         freeze("stepsizes", tuple(_flatten(listed("stepsizes", self.stepsizes, (str, Stepsize)))))
         freeze("trainings", tuple(listed("trainings", self.trainings, (str, Training))))

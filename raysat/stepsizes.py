@@ -6,7 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raysat.validation import InputError
+from raysat.validation import InputError, plain
+
+OF_STATISTICS = ("theory", "fixed_fraction", "grid_relative")
+"""The policies whose eta is made of gamma and k_op. Where there are none, `grid_relative` of `grid(auto=True)` is made
+of a base stepsize instead."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,8 @@ class Stepsize:
     Attributes:
         policy: `fixed` (eta = value), `fixed_fraction` (eta = value / beta(1)), `theory` (eta = value / beta(b)),
             `grid` (eta = value, one of several of which the best counts), `grid_relative` (eta = value / beta(b),
-            likewise) or `grid_auto`, which stands for as many of `grid_relative` as it takes; no cell has it.
+            likewise) or `grid_auto`, which stands for as many of `grid_relative` as it takes; no cell has it. Without
+            statistics these are `value * base_stepsize` (`raysat.theory.stepsize`).
         value: The number; positive and finite.
     """
 
@@ -24,16 +29,27 @@ class Stepsize:
     value: float
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "value", plain(self.value))
         if not (isinstance(self.value, int | float) and math.isfinite(self.value) and self.value > 0):
             raise InputError(f"stepsize {self.policy}({self.value!r}): give a positive, finite number.")
         object.__setattr__(self, "value", float(self.value))
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether eta is made of gamma and k_op."""
+        return self.policy in OF_STATISTICS
+
+    @property
+    def name(self) -> str:
+        """It alone, for messages to a person: `grid_relative(2)`."""
+        return f"{self.policy}({self.value:g})"
 
     @property
     def label(self) -> str:
         """The group to which a trial belongs: every stepsize of one grid shares the label of the grid."""
         if self.policy.startswith("grid"):
             return "grid" if self.policy == "grid" else "grid_relative"
-        return f"{self.policy}({self.value:g})"
+        return self.name
 
 
 def half_octave(k: int) -> Stepsize:

@@ -30,8 +30,9 @@ from raysat import cost, data, sweepfile
 from raysat.adaptive import Finding
 from raysat.agenda import Agenda, groups
 from raysat.cells import Cell
-from raysat.driver import run
+from raysat.driver import run, stored_statistics
 from raysat.executor import InProcess, OnRay
+from raysat.failures import by_cause
 from raysat.files import Remote, location
 from raysat.job import load_dataset
 from raysat.losses import resolve
@@ -222,10 +223,11 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     if sweep.engine == "compiled" and not elsewhere:
         on_gpu = torch.cuda.is_available() and sweep.gpus_per_trial != 0
         check_compiler(torch.device("cuda" if on_gpu else "cpu"))
-    failed = 0
+    failed: list[tuple[str, str]] = []
     agenda = Agenda(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, found)
     left, total = len(agenda.weights), len(agenda.wanted)
-    if left:
+    outdated = stored_statistics(store, agenda)[1]
+    if left or outdated:
         with ExitStack() as stack:
             executor = InProcess()
             if not options.inline:
@@ -236,7 +238,8 @@ def _main(options: argparse.Namespace, console: Console) -> int:
             stack.enter_context(executor)
             more = " to begin with" if sweep.grows else ""
             if not options.quiet:
-                console.print(f"Sweep {sweep.name}: {left} of {total} cells to run{more}, {executor.where}.")
+                again = f"statistics of {len(outdated)} initializations to compute again, " * bool(outdated)
+                console.print(f"Sweep {sweep.name}: {left} of {total} cells to run{more}, {again}{executor.where}.")
             store.open(sweep, about(options.file), laid_out.data)
             if shares := isinstance(store.data, Remote) or elsewhere:
                 with suppress(OSError):  # workers with internet do without
@@ -255,7 +258,10 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     with reached(store.root):
         report.finish(store.root, console)
     if failed:
-        print(f"raysat: {failed} cells failed, named above; the same command tries them again.", file=sys.stderr)
+        print(f"raysat: {len(failed)} cells failed; the same command tries them again:", file=sys.stderr)
+        for said, names in by_cause(failed).items():
+            first = names[0] if len(names) == 1 else f"{len(names)} cells, the first {names[0]}"
+            print(f"raysat:   {said} ({first})", file=sys.stderr)
     return 1 if failed else 0
 
 

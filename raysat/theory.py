@@ -57,14 +57,35 @@ def b_star_thm33(gamma: float, k_op: float) -> float:
     return 4 * b_star(gamma, k_op)
 
 
-def stepsize(policy: Stepsize, b: int, n: int, gamma: float, k_op: float, *, replacement: bool = False) -> float:
+def stepsize(
+    policy: Stepsize,
+    b: int,
+    n: int,
+    gamma: float,
+    k_op: float,
+    *,
+    replacement: bool = False,
+    base: float = math.nan,
+) -> float:
     """The stepsize eta that a policy gives to a batch size.
 
     `fixed` and `grid` name eta itself; `fixed_fraction` is c/beta(1) for every b; `theory` and `grid_relative` are
-    c/beta(b).
+    c/beta(b). Of a network without statistics `grid_relative`, which `grid(auto=True)` is made of, is `c base` at
+    every b: a range that grows by what is found needs to begin somewhere, and no more.
+
+    Args:
+        policy: The policy.
+        b: Batch size.
+        n: Number of samples.
+        gamma: As in `beta`; nan where there are no statistics.
+        k_op: As in `beta`.
+        replacement: As in `beta`.
+        base: What stands for 1/beta(b) without statistics (`raysat.base_stepsize`).
     """
-    if policy.policy in ("fixed", "grid"):
+    if not policy.needs_statistics:
         return policy.value
+    if policy.policy == "grid_relative" and math.isnan(gamma):
+        return policy.value * base
     at = 1 if policy.policy == "fixed_fraction" else b
     return policy.value / beta(at, n, gamma, k_op, replacement=replacement)
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 from dataclasses import dataclass, fields
 
-from raysat.validation import InputError, among, positive, whole
+from raysat.validation import InputError, among, listed, plain, positive, whole
 
 MOMENTUM = ("momentum", "nesterov")
 OPTIMIZERS = ("sgd", *MOMENTUM, "adam")
@@ -58,6 +58,8 @@ class Training:
     staleness: Staleness = ROUND_ROBIN
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         among("optimizer", self.optimizer, OPTIMIZERS)
         among("schedule", self.schedule, SCHEDULES)
         among("scaling", self.scaling, SCALINGS)
@@ -171,9 +173,9 @@ def iterations_of(samples: float, b: int, training: Training) -> int:
 
 
 def _as_staleness(value: object) -> Staleness:
-    if value in (ROUND_ROBIN, RANDOM):
+    if isinstance(value, str) and value in (ROUND_ROBIN, RANDOM):
         return value
-    numbers = tuple(value) if isinstance(value, list | tuple) else ()
+    numbers = () if isinstance(value, str) else tuple(map(plain, listed("staleness", value)))
     real = all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
     if not (numbers and real and sum(numbers) > 0):
         raise InputError(f"staleness={value!r}: use 'round_robin', 'random', or how often 0, 1, 2, ... was measured.")

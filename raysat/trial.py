@@ -11,23 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from raysat.cells import Cell
-from raysat.checkpoint import Checkpoint
+from raysat.checkpoint import Checkpoint, Progress
 from raysat.data import Dataset
 from raysat.files import location
 from raysat.initial import statistics_of
 from raysat.job import Job, fitting, initial_network, prepare
 from raysat.losses import resolve
+from raysat.models import fingerprint
 from raysat.models.linearized import Linearized
+from raysat.models.seeding import seeded
 from raysat.observables import Drift, Evaluator, distance, gradient_squares
 from raysat.recursion import stable_below
 from raysat.rows import Row, describe, describe_cell, inherited, known, where
 from raysat.schema import COMPLETED, DIVERGED, EVALUATION, FAILED, TARGET_REACHED
 from raysat.sgd import engine as engines
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness
+from raysat.sgd.draws import drawing
 from raysat.sgd.sampler import Batches
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.theory import beta as second_moment_constant
 from raysat.theory import exponent, stepsize
+from raysat.validation import InputError
 
 DIVERGENCE = 1e3
 """A trial has diverged when its loss is not finite or above this multiple of the initial loss."""
@@ -50,9 +54,12 @@ Rows = tuple[Row, list[Row], list[Row]]
 
 def stepsize_and_beta(cell: Cell, statistics: Mapping[str, object]) -> tuple[float, float]:
     """Eta, scaled to the batch size where the training asks for it, and beta(b); nan where there are no statistics."""
-    gamma, k_op = (math.nan if statistics.get(name) is None else float(statistics[name]) for name in ("gamma", "k_op"))
+    gamma, k_op, base = (
+        math.nan if statistics.get(name) is None else float(statistics[name])
+        for name in ("gamma", "k_op", "base_stepsize")
+    )
     replacement = cell.sampling == "with_replacement"
-    eta = stepsize(cell.stepsize, cell.batch_size, cell.init.n, gamma, k_op, replacement=replacement)
+    eta = stepsize(cell.stepsize, cell.batch_size, cell.init.n, gamma, k_op, replacement=replacement, base=base)
     beta = second_moment_constant(cell.batch_size, cell.init.n, gamma, k_op, replacement=replacement)
     return eta * cell.training.stepsize_factor(cell.batch_size), beta
 
@@ -68,22 +75,34 @@ class _Trial:
 
     def __init__(self, job: Job, dataset: Dataset, network: nn.Module) -> None:
         self.job, self.cell, self.dataset, self.network = job, job.cell, dataset, network
+        _check_weights(job, network)
         self.eta, self.beta = stepsize_and_beta(job.cell, job.statistics)
         cell, init, device = job.cell, job.cell.init, str(dataset.x.device)
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, device)
         self.start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
         self.ntk_at = () if isinstance(network, Linearized) else job.cell.ntk_at  # its kernel never moves
         one_position = dataset.y.ndim == 1 + dataset.y.is_floating_point()
-        self.drift = Drift(network, dataset.x) if self.ntk_at and one_position else None
+        drifts = self.ntk_at and one_position and not math.isnan(self.beta)
+        self.drift = Drift(network, dataset.x) if drifts else None
         folder = job.checkpoints and location(job.checkpoints)
         self.checkpoint = Checkpoint(folder / f"{job.cell.cell_id}.pt" if folder else None)
-        self.progress = self.checkpoint.load()
+        self.progress = self._from_here(self.checkpoint.load())
         if self.progress.at_once is None:
             self.progress.at_once = fitting(job, dataset, network)
         if self.progress.weights is not None:
             network.load_state_dict(self.progress.weights)
         self.evaluate = Evaluator(job.init, dataset, self.progress.at_once)
         self.status = COMPLETED
+
+    def _from_here(self, stored: Progress) -> Progress:
+        """How far it has come with the stepsize that it has: other statistics may since have given another one."""
+        if stored.weights is None or stored.eta == self.eta or (stored.eta is None and self._is_named):
+            return replace(stored, eta=self.eta)
+        return Progress(attempts=stored.attempts, eta=self.eta)
+
+    @property
+    def _is_named(self) -> bool:
+        return not self.cell.stepsize.needs_statistics
 
     @property
     def ahead(self) -> list[int]:
@@ -193,6 +212,11 @@ def run_trials(job: Job) -> list[Rows]:
     Returns:
         Of each cell the row of `trials`, the rows of `curves`, and those of `ntk` for the iterations `ntk_at`.
     """
+    with seeded(job.init.seed):  # what else draws, as a network may that is only evaluated
+        return _run_trials(job)
+
+
+def _run_trials(job: Job) -> list[Rows]:
     clock = _Clock()
     dataset, network, device = prepare(job)
     networks = [network, *(initial_network(mate.init, dataset, device) for mate in job.mates)]
@@ -275,6 +299,18 @@ def _known_losses(statistics: Mapping[str, object]) -> dict[str, float | None] |
     return None if losses["train_loss"] is None else losses
 
 
+def _check_weights(job: Job, network: nn.Module) -> None:
+    """Raise `InputError` where a network is not the one of which the statistics are: its h would be another's."""
+    row, init = job.statistics, job.init
+    found = row.get("w0_digest") if row.get("init_id") == init.init_id else None
+    if isinstance(found, str) and not fingerprint.has(network, found):
+        raise InputError(
+            f"model {init.model.label} at width {init.width}, seed {init.seed}, draws other weights each time it is "
+            "built: its trial would not begin where its statistics were taken; let the builder draw from torch, numpy "
+            "or random, which are seeded for it, and from no generator of its own without a fixed seed."
+        )
+
+
 def failed_row(job: Job, error: str) -> Row:
     """The row of a cell that could not be run."""
     return {
@@ -303,10 +339,12 @@ def _advance(engine: engines.StepEngine, trials: Sequence[_Trial], until: int, d
         steps = min(steps, int(AT_ONCE_SECONDS * done / (progress.step_seconds * len(trials))))
     steps = min(max(steps // block, 1) * block, until - done)
     begun = time.perf_counter()
-    engine.run(*(trial.batches.take(done, steps) for trial in trials))
+    with drawing(int(cell.cell_id, 16) >> 1, device, progress.draws) as draws:
+        engine.run(*(trial.batches.take(done, steps) for trial in trials))
     if device.type == "cuda":
         torch.cuda.synchronize()
     took = time.perf_counter() - begun
     for trial in trials:
         trial.progress.step_seconds += took / len(trials)
         trial.progress.iteration += steps
+        trial.progress.draws = draws

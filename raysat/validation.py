@@ -6,7 +6,10 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
+from numbers import Integral, Real
 from typing import ParamSpec
+
+import numpy as np
 
 Arguments = ParamSpec("Arguments")
 
@@ -34,22 +37,32 @@ def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
 
 
 def listed(name: str, value: object, single: tuple[type, ...] = (str,)) -> list:
-    """The value as a list; a `single` thing is none, although Python could iterate over it."""
-    if isinstance(value, single) or not isinstance(value, Iterable):
+    """The value, such as an array, as a list; a `single` thing is none, although Python could iterate over it."""
+    if isinstance(value, single) or not isinstance(value, Iterable) or getattr(value, "shape", None) == ():
         raise InputError(f"{name}={value!r}: give a list.")
     return list(value)
 
 
 def whole(name: str, value: object, least: int) -> int:
-    """The value, a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    """The value, a whole number of at least `least`, NumPy's among them, as Python's: a cell's id is made of it."""
+    if not is_whole(value) or value < least:
         raise InputError(f"{name} has {value!r}: give whole numbers of at least {least}.")
-    return value
+    return int(value)
+
+
+def plain(value: object) -> object:
+    """The value; of a number of NumPy's the same number of Python's, for a cell's id is made of its text."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def is_whole(value: object) -> bool:
+    """Whether the value is a whole number, Python's or NumPy's; True is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def positive(name: str, value: object) -> float:
-    """The value, a positive and finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    """The value, a positive and finite number, Python's or NumPy's, as Python's."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
         raise InputError(f"{name} has {value!r}: give positive, finite numbers.")
     return float(value)
 

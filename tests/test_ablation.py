@@ -136,7 +136,7 @@ def test_from_a_sweep_without_statistics_to_the_table(tmp_path, capsys, monkeypa
     path.write_text(SWEEP)
     results = tmp_path / "results"
     assert sweep.main([str(path), "--results", str(results), "--inline"]) == 0
-    assert "no statistics, for 2 (GhostBatchNorm) mixes the samples" in capsys.readouterr().out
+    assert "no statistics: 2 (GhostBatchNorm) mixes the samples" in capsys.readouterr().out
     trials = pd.read_parquet(results / "ways" / "trials")
     assert set(trials["status"]) == {"completed"}
     assert trials.set_index(["batch_size", "training"])["iterations"].to_dict() == {

@@ -145,7 +145,8 @@ def test_and_one_whose_trials_all_failed(tmp_path):
     made = full(status="failed", error="out of memory")
     _html, page, _ = finished(results(tmp_path / "toy", made))
     assert "all of them failed or diverged" in page.text
-    assert page.text.count("out of memory") == len(made)
+    assert page.text.count("out of memory") == 1, "one error, one row"
+    assert f"{len(made)} out of memory" in page.text
     assert page.figures == {}
 
 
@@ -201,10 +202,38 @@ def test_under_a_budget_of_samples_t_is_a_range_and_nothing_is_interpolated(tmp_
 
 
 def test_a_long_list_of_lost_cells_is_cut_and_counted(tmp_path):
-    made = [trial(b, seed, status="failed", error="out of memory") for seed in range(10) for b in SIZES]
+    made = [trial(b, seed, status="diverged") for seed in range(10) for b in SIZES]
     _html, page, _ = finished(results(tmp_path / "toy", made, seeds=10))
-    assert page.text.count("out of memory") == LISTED
     assert f"And {len(made) - LISTED} more" in page.text
+
+
+def test_failed_cells_are_grouped_by_error_and_each_traceback_is_there_once(tmp_path):
+    trace = "Traceback (most recent call last):\n  File 'nets.py', line {}\nRuntimeError: {}\n"
+    errors = [trace.format(7, "a < b"), "raysat.validation.InputError: model x draws other weights: mend it.\n"]
+    made = [trial(b, seed, status="failed", error=errors[b == 1]) for seed in range(3) for b in SIZES]
+    html, _page, _ = finished(results(tmp_path / "toy", made, seeds=3))
+    (lost,) = re.findall(r'<section id="lost".*?</section>', html, re.DOTALL)
+    assert re.findall(r"<tr><td>(\d+)</td><td class=\"text\">(.*?)</td>", lost) == [
+        (str(3 * (len(SIZES) - 1)), "RuntimeError: a &lt; b"),
+        ("3", "model x draws other weights: mend it"),
+    ]
+    assert lost.count("line 7") == 1
+
+
+def test_certificates_are_tabulated_and_approximations_said(tmp_path):
+    checks = {"gamma_check": 2e-7, "k_op_check": 3e-6, "noise_check": 1e-8, "k_op_upper": 1.1, "k_op": 1.0}
+    about = {"method": "jacobian", "way": "double reverse", "statistics_dtype": "float32", "off": "drop"}
+    ntk = [
+        row | checks | about | {"gamma_check": (1 + k) * 2e-7}
+        for k, row in enumerate(refused_ntk().dropna(axis=1, how="all").to_dict("records"))
+    ]
+    made = [(row | {"off": "drop", "statistics_dtype": "float32"}, curve) for row, curve in full()]
+    _html, page, printed = finished(results(tmp_path / "toy", made, ntk))
+    for text in ("per-sample Jacobians", "double reverse", "4e-07", "3e-06", "1.1"):
+        assert text in page.text
+    said = "The prediction is an approximation: statistics with random layers turned off: drop."
+    assert page.text.count(said) == 2, "in the answer and below the numbers"
+    assert "random layers turned off" in printed
 
 
 def test_what_to_use_is_said_and_tabulated():

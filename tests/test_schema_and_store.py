@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysat import InputError, Sweep, mlp, theory
-from raysat import store as store_module
+from raysat import InputError, Sweep, mlp, partfiles, theory
 from raysat.files import write_aside
 from raysat.schema import SCHEMA_VERSION, TABLES, arrow_schema, as_markdown
 from raysat.status import SILENCE, other_driver
@@ -273,8 +272,8 @@ def test_a_crash_anywhere_in_a_merge_loses_and_doubles_nothing(store, merges_fou
         return mortal
 
     with monkeypatch.context() as patch:
-        patch.setattr("raysat.store.ThreadPoolExecutor", OneByOne)
-        patch.setattr(store_module, "write_aside", until_death(write_aside))
+        patch.setattr("raysat.partfiles.ThreadPoolExecutor", OneByOne)
+        patch.setattr(partfiles, "write_aside", until_death(write_aside))
         patch.setattr(Path, "unlink", until_death(Path.unlink))
         with suppress(KeyboardInterrupt):
             fill(store, [3])

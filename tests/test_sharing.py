@@ -1,6 +1,8 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -121,3 +123,29 @@ def test_where_the_folder_cannot_be_used_the_data_are_loaded_as_ever(machine, mo
     monkeypatch.setattr(sharing, "gettempdir", lambda: str(machine / "is not there"))
     assert data.load_shared("digits", **OPTIONS).n == 100
     assert "digits is not shared between processes" in caplog.text
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+def test_a_user_without_a_name_or_a_home_has_a_folder_too():
+    program = """
+import os, sys
+from sklearn.datasets import load_digits
+import pooch
+from raysat.data import sharing, sources
+load_digits()
+os.setuid(12345)
+for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "RAYSAT_DATA"):
+    os.environ.pop(name, None)
+digits = sharing.load_shared("digits", n_train=16, n_test=0)
+assert sharing.folder().name == "raysat-12345" and list(sharing.folder().iterdir())
+assert all(folder.is_absolute() for folder in sources.folders())
+print(tuple(digits.x.shape))
+"""
+    with TemporaryDirectory() as folder:  # pytest's own is not for other users
+        Path(folder).chmod(0o777)
+        arguments = [sys.executable, "-c", program]
+        environment = {**os.environ, "TMPDIR": folder}
+        done = subprocess.run(
+            arguments, env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=120
+        )
+    assert done.stdout.split() == ["(16,", "64)"], done.stderr

@@ -1,7 +1,9 @@
 import dataclasses
 import hashlib
+import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,10 +15,13 @@ from raysat import (
     asynchronous,
     fixed,
     fixed_fraction,
+    gpt,
     grid,
     linear,
+    linearized,
     mlp,
     powers_of_two,
+    resnet,
     theory,
 )
 from raysat.cells import Model, is_reference
@@ -89,6 +94,85 @@ def test_what_can_change_a_result_changes_the_identity(field, value):
 def test_what_cannot_does_not(field, value):
     before = [cell.cell_id for cell in Sweep(**VALID).cells(20, 5)]
     assert before == [cell.cell_id for cell in Sweep(**VALID | {field: value}).cells(20, 5)]
+
+
+RECORDED = {
+    "mlp": ["702e4a7591f6ca6e 792f4185a4235da3"],
+    "policies": [
+        "c045f5ac9b438881 890fa1ad8f0eb887",
+        "c045f5ac9b438881 04bc88ec40cb0d95",
+        "c045f5ac9b438881 6e4f29e5f281e01d",
+        "c045f5ac9b438881 8b4cf5d848048d7b",
+        "c045f5ac9b438881 c3a46f2a1dc7fdfa",
+        "c045f5ac9b438881 d490718558171392",
+    ],
+    "images": [
+        "809a0a35304af237 c5d23a3527cfc743",
+        "c9832b0acb20274d 8c1cd814ba3ec66f",
+        "778c6f0fe71147c5 8050c172c7562275",
+        "9b16b006ee243757 d0d01d5cd70b679d",
+    ],
+    "text": ["e66004b00560ab54 9e2741a8404fc9e7", "e66004b00560ab54 5414de7b7c7d4277"],
+}
+"""Ids of initializations and cells, as the code computed them before statistics had certificates."""
+
+
+def recorded_sweeps():
+    small = {"name": "s", "iterations": None, "seeds": 1}
+    return {
+        "mlp": Sweep(**small | {"dataset": "mnist", "models": [mlp()], "widths": [64], "batch_sizes": [1],
+                                "stepsizes": [fixed(0.5)], "iterations": 300}),
+        "policies": Sweep(**small | {"dataset": "digits", "models": [mlp(1, "tanh", 1.5)], "widths": [16],
+                                     "batch_sizes": [4], "iterations": 40, "n_train": 100, "n_test": 50,
+                                     "stepsizes": [fixed_fraction(), theory(0.5), grid([0.1]), grid(auto=True)],
+                                     "target_loss": 0.5}),
+        "images": Sweep(**small | {"dataset": "cifar10", "widths": [8], "batch_sizes": [32], "stepsizes": [theory()],
+                                   "models": [resnet(10), resnet(10, "batch", ghost=16), linearized(mlp(1)), linear()],
+                                   "epochs": 2.5, "n_train": 1000, "preprocessing": "standardize",
+                                   "loss": "cross_entropy", "dtype": "float64", "seeds": [3]}),
+        "text": Sweep(**small | {"dataset": "tinyshakespeare", "models": [gpt()], "widths": [32], "batch_sizes": [8],
+                                 "stepsizes": [theory()], "samples": 5000, "loss": "cross_entropy",
+                                 "precision": "bfloat16", "spectrum": 8, "ntk_at": [5], "evaluation_samples": 64,
+                                 "sampling": "with_replacement", "gradient_norm": True,
+                                 "trainings": [Training("adam", schedule="cosine"), asynchronous(4)]}),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_ids_of_built_in_models_are_what_they_were(name):
+    cells = recorded_sweeps()[name].cells(1000, 50)
+    assert [f"{cell.init.init_id} {cell.cell_id}" for cell in cells] == RECORDED[name]
+
+
+def test_numbers_may_be_numpys_and_ids_are_those_of_pythons():
+    python = {
+        **{"models": [mlp(2, "relu", 1.5)], "widths": [16, 32], "batch_sizes": [1, 2, 4, 8, 16], "seeds": 3},
+        **{"stepsizes": [fixed(0.5), grid([0.25, 1.0])], "n_train": 100, "n_test": 50, "iterations": 20},
+        **{"evaluation_samples": 64, "k_samples": 64, "k_tolerance": 0.25, "target_loss": 0.5, "ntk_at": [3]},
+        **{"trainings": [Training(scaling="sqrt", base_batch=4), asynchronous(2, (3.0, 1.0))], "dense_samples": 4},
+    }
+    numpy = {
+        **{"models": [mlp(np.int64(2), "relu", np.float32(1.5))], "widths": np.array([16, 32])},
+        **{"batch_sizes": 2 ** np.arange(5), "seeds": np.int64(3), "n_train": np.int64(100), "n_test": np.int32(50)},
+        **{"stepsizes": [fixed(np.float32(0.5)), grid(np.array([0.25, 1.0]))], "iterations": np.int64(20)},
+        **{"evaluation_samples": np.uint8(64), "k_samples": np.int64(64), "k_tolerance": np.float32(0.25)},
+        **{"target_loss": np.float64(0.5), "ntk_at": np.array([3]), "dense_samples": np.int8(4)},
+        "trainings": [
+            Training(scaling="sqrt", base_batch=np.int64(4)),
+            asynchronous(np.int64(2), np.array([3.0, 1.0])),
+        ],
+    }
+    ours, theirs = (Sweep(name="s", dataset="digits", **fields) for fields in (python, numpy))
+    assert [cell.cell_id for cell in theirs.cells(100, 50)] == [cell.cell_id for cell in ours.cells(100, 50)]
+    assert json.dumps(dataclasses.asdict(theirs)) == json.dumps(dataclasses.asdict(ours))
+    assert powers_of_two(np.int64(10)) == powers_of_two(10)
+    assert resnet(np.int64(10)) == resnet(10)
+
+
+@pytest.mark.parametrize("bad", [np.array(3), np.array([1.5]), np.array([True]), np.array([0])])
+def test_arrays_of_other_things_are_refused(bad):
+    with pytest.raises(InputError, match="batch_sizes"):
+        Sweep(name="s", dataset="digits", models=[linear()], batch_sizes=bad, stepsizes=[fixed(0.1)], iterations=5)
 
 
 def test_what_was_added_later_changes_no_identity_at_its_default():

@@ -33,7 +33,8 @@ def test_a_trial_gives_a_row_and_a_curve_under_the_declared_columns(make_cell):
     cell = make_cell()
     row, curve, _ = run_trial(job_of(cell))
     assert set(row) <= set(arrow_schema("trials").names)
-    assert set(arrow_schema("trials").names) - set(row) == {"error"}
+    said = {"statistics_dtype", "frozen_norms", "off"}  # where the statistics say so
+    assert set(arrow_schema("trials").names) - set(row) - said == {"error"}
     assert all(set(point) == set(arrow_schema("curves").names) for point in curve)
     assert {point["gradient_square"] for point in curve} == {None}
     assert row["status"] == "completed"
@@ -51,7 +52,10 @@ def test_a_trial_gives_a_row_and_a_curve_under_the_declared_columns(make_cell):
 def test_the_statistics_are_a_row_of_ntk(make_cell):
     cell = make_cell()
     row = compute_statistics(Job("s", cell.init))
-    assert set(arrow_schema("ntk").names) - set(row) == {"cell_id", "kernel_drift"}
+    certificates = {"gamma_check", "k_op_check", "k_op_upper", "noise_check", "kernel_check"}
+    certificates |= {"statistics_dtype", "frozen_norms", "off", "way"}  # where the statistics have them
+    only_without = {"error", "base_stepsize"}
+    assert set(arrow_schema("ntk").names) - set(row) - certificates == {"cell_id", "kernel_drift", *only_without}
     assert set(row) <= set(arrow_schema("ntk").names)
     assert row["b_star"] == row["gamma"] / row["k_op"]
     assert row["loss_init"] == pytest.approx(run_trial(job_of(cell))[0]["loss_init"], rel=1e-12)
@@ -383,3 +387,27 @@ def test_the_mean_loss_on_least_squares_is_the_exact_recursion(make_cell, b, c):
         # The batches of a seed are the only randomness that the recursion averages over; the weights are given.
         assert (np.abs(mean - expected) <= 3 * spread + 1e-12).all()
         assert (spread < 0.2 * expected).all()
+
+
+def test_statistics_along_a_run_that_fail_are_rows_and_the_trial_goes_on(make_cell, monkeypatch):
+    cell = make_cell(ntk_at=(5, 10), iterations=20)
+    job = job_of(cell)
+
+    def fail(*_, **__):
+        raise RuntimeError("no second derivative")
+
+    monkeypatch.setattr("raysat.initial.ntk_statistics", fail)
+    row, _, ntk = run_trial(job)
+    assert row["status"] == "completed"
+    found = [(one["iteration"], one["method"], one["gamma"]) for one in ntk]
+    assert found == [(5, "failed", None), (10, "failed", None)]
+    assert ntk[0]["method_reason"] == "RuntimeError: no second derivative"
+
+
+def test_a_job_leaves_the_random_generators_where_they_were(make_cell):
+    import random
+
+    states = lambda: (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: E731
+    before = states()
+    run_trial(job_of(make_cell(iterations=5)))
+    assert states() == before

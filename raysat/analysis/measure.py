@@ -15,6 +15,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from raysat.analysis.readings import READING, best_of, policy, usable
+from raysat.analysis.words import approximations
 from raysat.fits import (
     CriticalBatch,
     choose_targets,
@@ -43,7 +44,7 @@ POINTS = (
 FITS = (
     *(*READING, "quantity", "target", "headline", "value", "low", "high", "interval", "asymptote"),
     *("rms_log_residual", "range", "seeds", "batch_sizes", "n_diverged", "n_failed"),
-    *("eta_beta_min", "eta_beta_max", "eta_k_op_max", "reason", "unpredicted"),
+    *("eta_beta_min", "eta_beta_max", "eta_k_op_max", "reason", "unpredicted", "approximated"),
     *(name + end for name in STATISTICS for end in ("", "_min", "_max")),
 )
 
@@ -184,7 +185,8 @@ def _fit_row(about: dict, reading: pd.DataFrame, fit: CriticalBatch) -> dict:
     by_seed = reading.groupby("seed")[list(STATISTICS)].first().astype(float)
     ends = {"": by_seed.mean(), "_min": by_seed.min(), "_max": by_seed.max()}
     statistics = {name + end: statistic[name] for end, statistic in ends.items() for name in STATISTICS}
-    why = {"unpredicted": reading["unpredicted"].iloc[0]}
+    said = dict.fromkeys(one for row in reading.to_dict("records") for one in approximations(row))
+    why = {"unpredicted": reading["unpredicted"].iloc[0], "approximated": "; ".join(said)}
     return {**about, **lost, **statistics, **asdict(fit), **why, "quantity": f"b_{about['quantity']}"}
 
 

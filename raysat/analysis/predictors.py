@@ -23,8 +23,10 @@ from raysat.theory import exponent
 
 PREDICTORS = ("b_star", "b_star_thm33", "noise_scale", "forecast")
 
+_OF_FITS_ALONE = (*PREDICTORS, "unpredicted", "approximated")
+
 COMPARISON = (
-    *(name for name in FITS if name.removesuffix("_min").removesuffix("_max") not in (*PREDICTORS, "unpredicted")),
+    *(name for name in FITS if name.removesuffix("_min").removesuffix("_max") not in _OF_FITS_ALONE),
     *("predictor", "predicted", "predicted_min", "predicted_max", "ratio", "remark"),
 )
 

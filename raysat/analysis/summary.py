@@ -31,12 +31,13 @@ from raysat.analysis.words import (
 def summary(fits: pd.DataFrame) -> pd.DataFrame:
     """One row for each reading: predictions, headline b_h and b_N with intervals, the target of b_N, `notes`.
 
-    `b_h_scatter` and `b_N_scatter` are the fits' `rms_log_residual`, `unpredicted` says why there are no predictions.
-    `notes` is a tuple of sentences: what was refused and why, and what the numbers beside it do not show.
+    `b_h_scatter` and `b_N_scatter` are the fits' `rms_log_residual`, `unpredicted` says why there are no predictions,
+    and `approximated` of what other network they are. `notes` is a tuple of sentences: what was refused and why, and
+    what the numbers beside it do not show.
     """
     rows = []
     for _, group in fits[fits["headline"].astype(bool)].groupby(list(READING), dropna=False, sort=False):
-        row = group.iloc[0][[*READING, "n_diverged", "n_failed", "unpredicted", *STATISTICS]].to_dict()
+        row = group.iloc[0][[*READING, "n_diverged", "n_failed", "unpredicted", "approximated", *STATISTICS]].to_dict()
         row["seeds"] = int(group["seeds"].max())
         notes = []
         for fit in group.to_dict("records"):
@@ -50,12 +51,14 @@ def summary(fits: pd.DataFrame) -> pd.DataFrame:
         if policy(row["stepsize"]) == "theory":
             notes.append(THEORY_CAVEAT)
         notes += [f"No prediction: {row['unpredicted']}."] * bool(row["unpredicted"])
+        notes += [f"The prediction is an approximation: {row['approximated']}."] * bool(row["approximated"])
         lost = [f"{row[f'n_{what}']} {what}" for what in ("diverged", "failed") if row[f"n_{what}"]]
         if lost:
             notes.append(f"Trials left out: {', '.join(lost)}.")
         rows.append(row | {"notes": tuple(notes)})
     found = [f"{name}{end}" for name in ("b_h", "b_N") for end in ("", "_low", "_high", "_scatter")]
-    columns = [*READING, "seeds", "n_diverged", "n_failed", *STATISTICS, *found, "target", "unpredicted", "notes"]
+    columns = [*READING, "seeds", "n_diverged", "n_failed", *STATISTICS, *found, "target", "unpredicted"]
+    columns += ["approximated", "notes"]
     return pd.DataFrame(rows, columns=columns)
 
 

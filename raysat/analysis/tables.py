@@ -15,7 +15,7 @@ from raysat.analysis.measure import FITS, POINTS, measure
 from raysat.analysis.predictors import COMPARISON, Foreseen, compare, foresee
 from raysat.analysis.readings import GROUP, comparable, readings
 from raysat.files import Location, write_aside
-from raysat.schema import REFUSED, arrow_schema
+from raysat.schema import FAILED, REFUSED, arrow_schema
 from raysat.store import Store
 
 
@@ -34,7 +34,7 @@ class Analysis:
             the largest mean over the smallest, `eta_beta_min` to `eta_beta_max` where the stepsizes that counted lie in
             units of 1/beta(b), `eta_k_op_max` the largest in units of 1/k_op, `reason` the reservations in words; the
             predictions at initialization are means over seeds, with `_min` and `_max`, `unpredicted` says why there are
-            none. `headline` marks one b_h and one b_N of each reading.
+            none, `approximated` of what other network they are. `headline` marks one b_h and one b_N of each reading.
         comparison: One row for each fit and predictor (`raysat.analysis.predictors`): what was predicted, with its ends
             over seeds, over what was measured. It is what `analysis.parquet` holds; docs/columns.md has its columns.
         costs: One row for each reading, target, cost (`samples`, `seconds`, `device_hours`) and batch size that every
@@ -99,7 +99,7 @@ def refused(ntk: pd.DataFrame | None) -> dict[str, str]:
     """Why there are no statistics of an initialization, by init_id, of those that have none."""
     if ntk is None:
         return {}
-    rows = ntk[ntk["method"] == REFUSED]
+    rows = ntk[ntk["method"].isin([REFUSED, FAILED])]
     return dict(zip(rows["init_id"], rows["method_reason"], strict=True))
 
 

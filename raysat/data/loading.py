@@ -16,7 +16,7 @@ from raysat.cells import DTYPES, is_reference
 from raysat.data.builtin import BUILTIN, fixed_subset
 from raysat.data.dataset import Dataset
 from raysat.data.preprocessing import preprocess
-from raysat.plugins import resolve
+from raysat.plugins import explained, resolve
 from raysat.validation import InputError
 
 NAMES = tuple(BUILTIN)
@@ -76,7 +76,8 @@ def _load(
     data_folder: str | None,
 ) -> Dataset:
     """`load` behind its memory. The folder is an argument because what is remembered depends on it."""
-    dataset = builder(**dict(options))
+    with explained(name):
+        dataset = builder(**dict(options))
     if not isinstance(dataset, Dataset):
         raise InputError(
             f"dataset={name!r} returned {type(dataset).__name__}: return raysat.data.Dataset(x=..., y=...)."

@@ -6,7 +6,6 @@ temporary files, under `raysat-<user>`, which may be deleted at any time, in par
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
 import logging
@@ -24,6 +23,7 @@ import torch
 from raysat.cells import is_reference
 from raysat.data.dataset import Dataset
 from raysat.data.loading import load
+from raysat.data.sources import user
 
 try:
     import fcntl
@@ -64,7 +64,7 @@ def load_shared(
 
 def folder() -> Path:
     """Where the shared files lie: of this user alone."""
-    path = Path(gettempdir()) / f"raysat-{getpass.getuser()}"
+    path = Path(gettempdir()) / f"raysat-{user()}"
     path.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
         raise PermissionError(f"{path} belongs to another user")

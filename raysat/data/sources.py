@@ -11,6 +11,7 @@ sweep that other nodes work on puts its files into its storage too, for workers 
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
 import shutil
@@ -20,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from raysat.files import Location, write_aside
 from raysat.retry import patiently
@@ -122,12 +123,21 @@ def put(name: str, place: Location) -> None:
             _write(target, found.read_bytes())
 
 
+def user() -> str:
+    """This user's name, or number where it has no name, as in a container."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
 def folders() -> tuple[Path, ...]:
     """The folders of data that are looked in: RAYSAT_DATA where it is set, then the cache, into which is downloaded."""
     import pooch  # here, for it takes a fifth of a second, and data sets that come with a package do without
 
     chosen = os.environ.get("RAYSAT_DATA")
     cache = Path(pooch.os_cache("raysat"))
+    cache = cache if cache.is_absolute() else Path(gettempdir()) / f"raysat-{user()}" / "cache"  # without a home
     return (Path(chosen).expanduser(), cache) if chosen else (cache,)
 
 

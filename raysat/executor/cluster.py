@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from raysat import packing
+from raysat.data import sharing
 from raysat.executor.jobs import Function, Listener, Source
 from raysat.executor.trials import run_on_tune
 from raysat.job import Job
@@ -60,6 +61,8 @@ class OnRay:
         import ray
 
         address = self.address or os.environ.get("RAY_ADDRESS")
+        if not address and not os.access(os.path.expanduser("~"), os.W_OK):  # as of a container's user without a name
+            os.environ["HOME"] = str(sharing.folder())  # Ray keeps a token there
         on_signal = signal.getsignal(signal.SIGTERM)
         try:
             _knock(address)
@@ -163,7 +166,7 @@ def _launchable() -> list[dict[str, float]]:
         config = yaml.safe_load((Path.home() / "ray_bootstrap_config.yaml").read_text())
         kinds = config["available_node_types"].values()
         return [kind["resources"] for kind in kinds if kind.get("max_workers", 0) > 0 and kind["resources"]]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+    except (OSError, RuntimeError, yaml.YAMLError, KeyError, TypeError, AttributeError):  # the second: no home
         return []
 
 

@@ -22,11 +22,13 @@ class Outcome:
         job: The job.
         value: What its function returned; None where it failed.
         error: The error, with its traceback; empty where there is none.
+        died: Whether its process died of it, and not the function raised it.
     """
 
     job: Job
     value: object = None
     error: str = ""
+    died: bool = False
 
 
 class Listener(Protocol):

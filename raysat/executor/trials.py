@@ -124,10 +124,10 @@ def run_on_tune(
         def __reduce__(self) -> tuple:
             return TrialProgressCallback, ()
 
-        def _ended(self, trial: object, value: object = None, error: str = "") -> None:
+        def _ended(self, trial: object, value: object = None, error: str = "", *, died: bool = False) -> None:
             if job := jobs.pop(repr(trial.config["job"]), None):
                 reached.pop(job.key, None)
-                self.outcomes.append(Outcome(job, value, error))
+                self.outcomes.append(Outcome(job, value, error, died))
 
         def hand_on(self) -> None:
             for _ in range(self.due):
@@ -165,7 +165,7 @@ def run_on_tune(
                 again.append(jobs.pop(key))
                 return
             text = Path(trial.error_file).read_text() if trial.error_file else "the trial's process died"
-            self._ended(trial, error=text)
+            self._ended(trial, error=text, died=True)
 
     tell = Tell()
     tuner = tune.Tuner(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from raysat.cells import Model, is_reference
 from raysat.models import gpt, linear, mlp, resnet
 from raysat.models.linearized import Linearized
+from raysat.models.seeding import seeded
 from raysat.models.unpacked import Unpacked, adapt
-from raysat.plugins import resolve
+from raysat.plugins import explained, resolve
 from raysat.validation import InputError
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -34,8 +35,8 @@ def build(
 ) -> nn.Module:
     """The network of a model at initialization.
 
-    The weights are drawn on the CPU from the global generator, seeded for the call, so that a seed means the same
-    weights on every device, and the user's own modules need to know nothing of seeds.
+    The weights are drawn on the CPU from the global generators, of PyTorch, NumPy or Python, seeded for the call, so
+    that a seed means the same weights on every device, and the user's own modules need to know nothing of seeds.
 
     Args:
         model: The architecture.
@@ -48,7 +49,7 @@ def build(
 
     Raises:
         InputError: The architecture is unknown or takes no such inputs, or its builder returned something else than a
-            module.
+            module, or one whose weights are not drawn yet.
     """
     if model.builder in BUILDERS:
         builder = BUILDERS[model.builder]
@@ -66,11 +67,16 @@ def build(
         )
     if vocabulary is not None and "vocabulary" in inspect.signature(builder).parameters:
         options["vocabulary"] = vocabulary
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed), explained(model.builder):
         network = builder(width, input_shape, outputs, **options)
     if not isinstance(network, nn.Module):
         raise InputError(f"{model.builder} returned {type(network).__name__}: return a torch.nn.Module.")
+    for name, module in network.named_modules():
+        if any(map(is_lazy, (*module.parameters(recurse=False), *module.buffers(recurse=False)))):
+            raise InputError(
+                f"{model.builder} returned a network whose {name} ({type(module).__name__}) draws its weights in its "
+                "first forward pass: call the network once on torch.zeros(2, *input_shape) before returning it."
+            )
     if several:
         network = Unpacked(network)
     return Linearized(network) if linearize else network

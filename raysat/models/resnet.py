@@ -11,7 +11,7 @@ from raysat.cells import Model
 from raysat.models.ghost import GhostBatchNorm
 from raysat.models.layers import NTKConv2d, NTKLinear
 from raysat.models.mlp import ACTIVATIONS, ghost_options
-from raysat.validation import InputError, among, positive
+from raysat.validation import InputError, among, is_whole, positive
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -73,7 +73,7 @@ def resnet(
     Raises:
         InputError: An option cannot be built.
     """
-    if isinstance(depth, bool) or not isinstance(depth, int) or depth < 10 or depth % 6 != 4:
+    if not is_whole(depth) or depth < 10 or depth % 6 != 4:
         raise InputError(f"resnet(depth={depth!r}): give 6k + 4 with k of at least 1, such as 10, 22, 28 or 34.")
     among("resnet(norm)", norm, NORMS)
     among("resnet(activation)", activation, ACTIVATIONS)

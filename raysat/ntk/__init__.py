@@ -7,7 +7,7 @@ from raysat.ntk.per_sample import Method
 from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.rules import Outer, register_rule
 from raysat.ntk.spectrum import Measure, spectral_density, spectral_measure, tight_gamma
-from raysat.ntk.statistics import NTKStatistics, coupling, gradient_square, ntk_statistics, reason_against
+from raysat.ntk.statistics import NTKStatistics, gradient_square, ntk_statistics, reason_against
 
 __all__ = [
     "KernelOperator",
@@ -17,7 +17,6 @@ __all__ = [
     "NoStatistics",
     "Outer",
     "Products",
-    "coupling",
     "dense_kernel",
     "gradient_square",
     "largest_eigenpairs",

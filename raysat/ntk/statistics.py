@@ -354,15 +354,6 @@ def _spectra(
     return {name: tuple(found[name].tolist()) if name in found else () for name in names}
 
 
-def coupling(network: nn.Module) -> str:
-    """Why a sample has no gradient of its own, in words; empty where it has."""
-    for name, module in network.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or not module.track_running_stats):
-            kind = type(module).__name__
-            return f"{name} ({kind}) mixes the samples of a batch, so that a sample has no gradient of its own"
-    return ""
-
-
 def _subset(n: int, count: int) -> Tensor:
     """A fixed random subset of 0..n-1, in rising order."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0), device="cpu")[:count].sort().values

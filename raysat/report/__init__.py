@@ -20,6 +20,7 @@ from raysat.analysis import Analysis, analyze_and_save, load, print_summary, sum
 from raysat.files import Location, location, write_aside
 from raysat.report import sections
 from raysat.report.answer import answers
+from raysat.report.certificates import certificates
 from raysat.report.compare import compare
 from raysat.report.figures import payload
 from raysat.report.page import page
@@ -94,6 +95,7 @@ def render(
         sections.figures(drawn, images),
         predictions(analysis.comparison, ntk),
         sections.measured(table),
+        certificates(ntk),
         sections.trainings(trials, curves),
         sections.widths(widths),
         sections.stopped(done),

@@ -67,11 +67,11 @@ def _answer(rows: pd.DataFrame) -> Answer:
     if best["untuned"]:
         said = ["This sweep does not measure a critical batch size: it has no stepsizes tuned for each batch size."]
         said.append(f"{_predicted(best)}; add grid() to its stepsizes to put that to the test.")
-        return Answer(setting(best), tuple(said), tuple(_untuned(best, where)), best)
+        return Answer(setting(best), tuple(said), (*_untuned(best, where), *_approximated(best)), best)
     reasons = _reasons(best)
     if best["missing"]:
         said = [f"No critical batch size can be given ({where}). {' '.join(reasons)}", f"{_predicted(best)}."]
-        return Answer(setting(best), tuple(said), (), best)
+        return Answer(setting(best), tuple(said), tuple(_approximated(best)), best)
     passed_over = [
         f"No critical batch size can be given for {_where(row)}. {' '.join(_reasons(row))}" for row in preferred[:at]
     ]
@@ -87,7 +87,7 @@ def _answer(rows: pd.DataFrame) -> Answer:
         f"The critical batch size is {spelled(best, 'b_N')}: {what}, to loss {best['target']:g} ({where}: {tuned})."
     )
     said = [measured, f"{_predicted(best)}{_apart(best)}."]
-    caveats = (*passed_over, *_other_reading(best, rows), *reasons, *_seeds(best))
+    caveats = (*passed_over, *_approximated(best), *_other_reading(best, rows), *reasons, *_seeds(best))
     return Answer(setting(best), tuple(said), caveats, best, True)
 
 
@@ -104,6 +104,10 @@ def _predicted(row: Mapping) -> str:
     if math.isnan(row["b_star"]):
         return f"Theory predicts no b_star here: {row['unpredicted'] or 'there are no statistics at initialization'}"
     return f"Theory predicted b_star = {number(row['b_star'])} before a step was trained"
+
+
+def _approximated(row: Mapping) -> list[str]:
+    return [f"The prediction is an approximation: {row['approximated']}."] * bool(row["approximated"])
 
 
 def _untuned(best: Mapping, where: str) -> list[str]:

@@ -135,6 +135,13 @@ def paragraphs(texts: Iterable[str], kind: str = "") -> str:
     return "\n".join(f"<p{mark}>{escape(text)}</p>" for text in texts)
 
 
+def traceback(error: object) -> str:
+    """An error of several lines, to be unfolded; nothing where there is no more to it than its last line."""
+    if not isinstance(error, str) or "\n" not in error.strip():
+        return ""
+    return f"<details><summary>traceback</summary><pre>{escape(error)}</pre></details>"
+
+
 def listing(texts: Iterable[str], kind: str = "notes") -> str:
     """The texts as a list; nothing where there are none."""
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)

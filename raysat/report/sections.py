@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 import pandas as pd
@@ -26,14 +26,18 @@ from raysat.analysis import (
     what_to_use,
 )
 from raysat.analysis.words import bounds
+from raysat.failures import cause
 from raysat.plots import Plate
 from raysat.report.answer import answers
-from raysat.report.page import AT, Section, figure, footnoted, listing, paragraphs, table
+from raysat.report.page import AT, Section, figure, footnoted, listing, paragraphs, table, traceback
 from raysat.schema import DIVERGED, FAILED, FINISHED
 from raysat.widths import sentences
 
 LISTED = 50
-"""Failed or diverged cells that are listed one by one. Default: 50; the rest are counted, and are all in `trials`."""
+"""Diverged cells that are listed one by one. Default: 50; the rest are counted, and are all in `trials`."""
+
+FAILED_AT = {"model": "model", "width": "width", "stepsize": "stepsize", "b": "batch_size", "seed": "seed"}
+"""What is said of the cells that an error ended: heads, and columns of `trials`."""
 
 SYMBOLS = (
     ("b", "batch size in samples; n is the number of training samples, T that of iterations, eta the stepsize."),
@@ -245,33 +249,54 @@ def widths(by_width: pd.DataFrame) -> Section:
 
 
 def lost(trials: pd.DataFrame) -> Section:
-    """The cells that failed or diverged."""
+    """The cells that failed, by error, and those that diverged."""
     title = "Failed and diverged cells"
-    rows = trials[trials["status"].isin([FAILED, DIVERGED])]
-    if rows.empty:
+    failed, diverged = (trials[trials["status"] == status] for status in (FAILED, DIVERGED))
+    if failed.empty and diverged.empty:
         return Section("lost", title, paragraphs(["None."]) if len(trials) else "")
-    rows = rows.sort_values(["status", "width", "batch_size"], ascending=False)
+    parts = [paragraphs(["They are in no fit. A failed cell is tried again by the next run of the sweep."], "soft")]
+    return Section("lost", title, "\n".join([*parts, *_failures(failed), *_diverged(diverged)]))
+
+
+def _failures(trials: pd.DataFrame) -> Iterator[str]:
+    """A table of the errors, each with the cells that it ended, and the traceback of the first of each."""
+    if trials.empty:
+        return
+    rows = trials.to_dict("records")
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(cause(_plain(row["error"])), []).append(row)
+    columns = ("cells", "error", *FAILED_AT)
+    cells = []
+    for error, own in sorted(groups.items(), key=lambda group: -len(group[1])):
+        at = (_several([row[name] for row in own]) for name in FAILED_AT.values())
+        cells.append([escape(text) for text in (str(len(own)), error, *at)])
+    yield table(columns, cells, {"error", "model", "stepsize"}, "Failed cells by error")
+    yield from filter(None, (traceback(own[0]["error"]) for own in groups.values()))
+
+
+def _several(values: Sequence[object], most: int = 6) -> str:
+    """The values, each once: `1, 2, 4`, or `1, 2, 4, ... (12)` where they are many."""
+    once = list(dict.fromkeys(map(_plain, sorted(values, key=str if isinstance(values[0], str) else None))))
+    return ", ".join(once) if len(once) <= most else f"{', '.join(once[:most])}, ... ({len(once)})"
+
+
+def _diverged(trials: pd.DataFrame) -> Iterator[str]:
+    """A table of the cells that diverged."""
+    if trials.empty:
+        return
     columns = {
-        **{
-            "cell_id": "cell",
-            "status": "status",
-            "model": "model",
-            "width": "width",
-            "stepsize": "stepsize",
-            "eta": "eta",
-        },
-        **{"batch_size": "b", "seed": "seed", "iterations_done": "iterations done", "error": "error"},
+        **{"cell_id": "cell", "model": "model", "width": "width", "stepsize": "stepsize", "eta": "eta"},
+        **{"batch_size": "b", "seed": "seed", "iterations_done": "iterations done"},
     }
+    rows = trials.sort_values(["width", "batch_size"], ascending=False)
     cells = [
         [escape(number(row[name]) if name == "eta" else _plain(row[name])) for name in columns]
         for row in rows.head(LISTED).to_dict("records")
     ]
-    about = "They are in no fit. A failed cell is tried again by the next run of the sweep."
-    words = {"cell", "status", "model", "stepsize", "error"}
-    parts = [paragraphs([about], "soft"), table(list(columns.values()), cells, words, title)]
+    yield table(list(columns.values()), cells, {"cell", "model", "stepsize"}, "Diverged cells")
     if len(rows) > LISTED:
-        parts.append(paragraphs([f"And {len(rows) - LISTED} more, in the table trials."], "soft"))
-    return Section("lost", title, "\n".join(parts))
+        yield paragraphs([f"And {len(rows) - LISTED} more, in the table trials."], "soft")
 
 
 def provenance(record: Mapping) -> Section:

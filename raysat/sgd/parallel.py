@@ -134,7 +134,7 @@ def _follow(
     port: int,
     cuda: bool,
     threads: int,
-    sources: dict[str, str],
+    sources: plugins.Sources,
     payload: bytes,
     pipe: Connection,
 ) -> None:

@@ -1,0 +1,30 @@
+"""The global random generators, seeded for a while."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The generators of PyTorch, NumPy and Python seeded; afterwards each is where it was.
+
+    Args:
+        seed: The seed. NumPy takes its last 32 bits.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            np.random.seed(seed % (1 << 32))
+            random.seed(seed)
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

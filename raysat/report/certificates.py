@@ -1,0 +1,66 @@
+"""What vouches for the statistics: how they were computed, how far another path is from them, or why there are none."""
+
+from __future__ import annotations
+
+from html import escape
+
+import pandas as pd
+
+from raysat.analysis import network, number
+from raysat.analysis.words import WAYS, approximations
+from raysat.failures import by_cause
+from raysat.report.page import Section, footnoted, paragraphs, traceback
+from raysat.report.predictions import NETWORK
+from raysat.schema import FAILED, REFUSED
+
+CHECKS = {"gamma": "gamma_check", "k_op": "k_op_check", "noise scale": "noise_check", "kernel": "kernel_check"}
+"""The certificates by what they are of: columns of `ntk`."""
+
+ABOUT = (
+    "Each number under a statistic is how far it lies from plain autograd, relative to itself, in the worst of the "
+    "seeds; k_op ≤ is what no eigenvalue lies above, over k_op, but for a probability of 1 %."
+)
+
+
+def certificates(ntk: pd.DataFrame) -> Section:
+    """The certificates of each network's statistics, and the networks that have none.
+
+    Args:
+        ntk: The `ntk` table.
+    """
+    rows = ntk[ntk["iteration"] == 0]
+    lacking = rows["method"].isin([REFUSED, FAILED])
+    certified = rows[~lacking & rows["gamma_check"].notna()]
+    parts = []
+    if len(certified):
+        columns = ("network", "width", "computed by", "products with K", *CHECKS, "k_op ≤", "in")
+        cells = [_row(own) for _, own in certified.groupby(list(NETWORK), dropna=False, sort=False)]
+        words = {"network", "computed by", "products with K", "in"}
+        parts += [footnoted(columns, cells, words, "Certificates", "certified"), paragraphs([ABOUT], "soft")]
+    parts += _lacking(rows[lacking])
+    return Section("certificates", "What vouches for the statistics", "\n".join(parts))
+
+
+def _row(own: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """A row of the table for the seeds of a network, and its notes."""
+    first = own.iloc[0].to_dict()
+    ways = [" and ".join(dict.fromkeys(own[name].dropna())) for name in ("method", "way", "statistics_dtype")]
+    ways[0] = WAYS.get(ways[0], ways[0])
+    upper = (own["k_op_upper"] / own["k_op"]).max()
+    checks = [number(own[column].astype(float).max()) for column in CHECKS.values()]
+    cells = [network(first), str(first["width"] or "none"), *ways[:2], *checks, number(upper), ways[2]]
+    notes = dict.fromkeys(f"{one}." for row in own.to_dict("records") for one in approximations(row))
+    return list(map(escape, cells)), list(notes)
+
+
+def _lacking(rows: pd.DataFrame) -> list[str]:
+    """Each reason why there are no statistics, once, with how many initializations have it."""
+    said = []
+    for method, what in ((REFUSED, "has no statistics"), (FAILED, "has none, for an error ended them")):
+        own = rows[rows["method"] == method]
+        names = [f"{row['model']} width {row['width']}, seed {row['seed']}" for row in own.to_dict("records")]
+        errors = dict(zip(own["method_reason"], own["error"], strict=True))
+        for reason, some in by_cause(zip(names, own["method_reason"], strict=True)).items():
+            more = f" (and {len(some) - 1} more)" if some[1:] else ""
+            said += [paragraphs([f"{some[0]}{more} {what}: {reason}."]), traceback(errors.get(reason))]
+    return said
