@@ -24,6 +24,7 @@ import argparse
 import importlib
 import multiprocessing
 import multiprocessing.connection
+import textwrap
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
@@ -111,7 +112,8 @@ def vmap_jacfwd(network: nn.Module, x: Tensor, directions: Tensor) -> Tensor:
 def double_reverse(network: nn.Module, x: Tensor, directions: Tensor) -> Tensor:
     """J V as the transpose of the graph of u -> J^T u, on the batch. Source: J. Townsend, "A new trick", 2017."""
     trained, outputs = parameters(network), network(x)
-    u = torch.zeros_like(outputs, requires_grad=True)
+    # Any u will do, for J^T u is linear in it; zero will not through logcumsumexp, whose backward takes log |u|.
+    u = torch.randn_like(outputs, requires_grad=True)
     gradients = torch.autograd.grad(outputs, list(trained.values()), u, create_graph=True, materialize_grads=True)
     products = []
     for v in directions.T:
@@ -165,7 +167,7 @@ def _at(where: list[tuple[str, int]]) -> str:
     sizes: dict[str, list[str]] = {}
     for position, n in where:
         sizes.setdefault(position, []).append(str(n))
-    if len(sizes) == 2 and sizes["alone"] == sizes["inside"]:
+    if len(sizes) == 2 and sizes["alone"] == sizes["inside"]:  # the usual case
         return f"at n = {', '.join(sizes['alone'])}"
     return ", ".join(f"{position} at n = {', '.join(n)}" for position, n in sizes.items())
 
@@ -326,7 +328,7 @@ def errors(rows: dict[str, dict[str, Cell]]) -> str:
             if cells[way].tried["missing"]:
                 names.setdefault(cells[way].error, []).append(name)
         lines += [f"{way}, missing:"] if names else []
-        lines += [f"- {'; '.join(some)}: `{error}`" for error, some in names.items()]
+        lines += [f"- {'; '.join(some)}: `{textwrap.shorten(error, 160)}`" for error, some in names.items()]
     return "\n".join(lines)
 
 

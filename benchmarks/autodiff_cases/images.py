@@ -12,7 +12,7 @@ from autodiff_cases.case import functions
 def moved(size: int, h: Tensor) -> Tensor:
     """A grid of places in a picture of that size, none of them at a pixel or at the edge."""
     return (
-        0.37 * F.affine_grid(torch.eye(2, 3).expand(len(h), 2, 3), (len(h), 1, size, size))
+        0.37 * F.affine_grid(torch.eye(2, 3).expand(len(h), 2, 3), (len(h), 1, size, size), align_corners=False)
         + 0.1 * h.sin()[:, 0, :size, :size, None]
     )
 

@@ -79,12 +79,13 @@ VECTORS = modules(
         "LSTMCell": lambda: Call(nn.LSTMCell(4, 3), lambda m, x: m(x, (x[:, :3].sin(), x[:, :3]))[0]),
         "GRUCell": lambda: Call(nn.GRUCell(4, 3), lambda m, x: m(x, x[:, :3].sin())),
         "AdaptiveLogSoftmaxWithLoss": lambda: Call(
-            nn.AdaptiveLogSoftmaxWithLoss(4, 6, [2, 4]), lambda m, x: m.log_prob(x)
+            nn.AdaptiveLogSoftmaxWithLoss(4, 6, [2, 4], div_value=1.5), lambda m, x: m.log_prob(x)
         ),
         "weight_norm": lambda: parametrizations.weight_norm(nn.Linear(4, 3)),
         "weight_norm, over all": lambda: parametrizations.weight_norm(nn.Linear(4, 3), dim=None),
         "weight_norm of nn.utils": lambda: nn.utils.weight_norm(nn.Linear(4, 3)),
         "spectral_norm, eval": lambda: parametrizations.spectral_norm(nn.Linear(4, 3)).eval(),
+        "spectral_norm, training": lambda: parametrizations.spectral_norm(nn.Linear(4, 3), n_power_iterations=100),
         "spectral_norm of nn.utils, eval": lambda: settled(nn.utils.spectral_norm(nn.Linear(4, 3))),
         "orthogonal, matrix_exp": lambda: parametrizations.orthogonal(nn.Linear(4, 3), orthogonal_map="matrix_exp"),
         "orthogonal, cayley": lambda: parametrizations.orthogonal(nn.Linear(4, 3), orthogonal_map="cayley"),
@@ -174,6 +175,10 @@ SEQUENCES = modules(
             nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 5, 0.0, batch_first=True), 2),
             lambda m, x: m(x, ~BAND, is_causal=True),
         ),
+        "TransformerEncoder, padded, eval": lambda: Call(
+            nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 5, batch_first=True), 2),
+            lambda m, x: m(x, src_key_padding_mask=(torch.arange(5) > 3).expand(len(x), 5))[:, :4],
+        ).eval(),
         "TransformerDecoderLayer": lambda: Call(
             nn.TransformerDecoderLayer(4, 2, 5, 0.0, batch_first=True), lambda m, x: m(x, x.sin())
         ),
@@ -182,7 +187,8 @@ SEQUENCES = modules(
         "Conv1d, dilated": lambda: nn.Conv1d(5, 3, 2, dilation=2),
         "ConvTranspose1d": lambda: nn.ConvTranspose1d(5, 3, 2, 2),
         "conv_tbc": lambda: Weighted(
-            lambda w, x: torch.conv_tbc(x.transpose(0, 1), w, fixed(3), 1).sin().sum(0), torch.randn(2, 4, 3)
+            lambda w, x: torch.conv_tbc(x.transpose(0, 1).contiguous(), w, fixed(3), 1).sin().sum(0),
+            torch.randn(2, 4, 3),
         ),
         "PReLU, a slope a channel": lambda: nn.PReLU(5, init=0.3),
         "InstanceNorm1d": lambda: nn.InstanceNorm1d(5, affine=True),
@@ -281,7 +287,9 @@ OF_WEIGHTS = weighted(
     {
         "det of a weight": lambda w, x: linalg.det(regular(w) + torch.diag_embed(x)),
         "solve with a weight": lambda w, x: linalg.solve(regular(w), x[:, :, None]),
-        "solve with a weight and x": lambda w, x: linalg.solve(regular(w) + torch.diag_embed(x), x),
+        "solve with a weight and x": lambda w, x: linalg.solve(
+            regular(w) + 2 * torch.eye(3) + torch.diag_embed(x.sin()), x
+        ),
         "inv of a weight": lambda w, x: x @ linalg.inv(regular(w)),
         "matrix_exp of a weight": lambda w, x: x @ linalg.matrix_exp(w - w.T),
         "cholesky of a weight": lambda w, x: x @ linalg.cholesky(spd(w)),

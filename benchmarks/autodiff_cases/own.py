@@ -138,6 +138,7 @@ FUNCTIONS = functions(
         "Function": Old.apply,
         "Function, jvp": OldForward.apply,
         "Function, once_differentiable": Once.apply,
+        "Function, once_differentiable, residual": lambda h: h + Once.apply(h),
         "Function, backward on .data": OnData.apply,
         "Function, backward on .data, residual": lambda h: h + OnData.apply(h),
         "Function by NumPy": ByNumpy.apply,
@@ -204,7 +205,7 @@ HELD = [
 
 
 def energy(h: Tensor) -> Tensor:
-    return (h**3).sum(-1).sin()
+    return (h.sin() ** 3).sum(-1)
 
 
 def force(h: Tensor) -> Tensor:
