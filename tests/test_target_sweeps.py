@@ -134,7 +134,7 @@ def test_binary_accuracy_is_the_share_on_the_right_side(tmp_path, monkeypatch):
         targets = BINARY.format(low=low, high=high)
         assert run(folder, NUMBERS.format(targets=targets, options=", classes=True", outputs=1)) == 0
         monkeypatch.syspath_prepend(folder)
-        trials, _, curves = tables(folder)
+        _, _, curves = tables(folder)
         start = curves[curves["iteration"] == 0]
         found = set(start["train_accuracy"])
         from raysat.cells import Model

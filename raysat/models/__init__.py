@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from raysat.cells import Model, is_reference
@@ -77,9 +77,16 @@ def build(
                 f"{model.builder} returned a network whose {name} ({type(module).__name__}) draws its weights in its "
                 "first forward pass: call the network once on torch.zeros(2, *input_shape) before returning it."
             )
+    if is_reference(model.builder):
+        network.register_forward_pre_hook(_of_its_own)
     if several:
         network = Unpacked(network)
     return Linearized(network) if linearize else network
+
+
+def _of_its_own(_network: nn.Module, inputs: tuple) -> tuple:
+    """Copies of the inputs: a network that changes its inputs in place would change the data set."""
+    return tuple(each.clone() if isinstance(each, Tensor) else each for each in inputs)
 
 
 def at_initialization(network: nn.Module) -> nn.Module:
