@@ -114,7 +114,8 @@ class Recorder:
             self.meanwhile = None
         for one in job.trials:
             self.starts[one.key] += 1
-            self.view.job_started(one.key, one.name, one.cell.iterations if one.cell else 0)
+            of = (one.cell.iterations, "iteration") if one.cell else (one.init.n, "sample")
+            self.view.job_started(one.key, one.name, *of)
 
     def told(self, job: Job, iteration: int, losses: Mapping[str, float]) -> None:
         """Show how far the cells of a job are."""

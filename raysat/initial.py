@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -15,7 +16,7 @@ from raysat.base_stepsize import base_stepsize
 from raysat.cells import Initialization
 from raysat.data.fields import Inputs
 from raysat.failures import cause
-from raysat.job import Job, fitting, initial_network, prepare
+from raysat.job import TELL_SECONDS, Job, fitting, initial_network, prepare
 from raysat.losses import resolve
 from raysat.models.fingerprint import fingerprint
 from raysat.models.seeding import seeded
@@ -69,6 +70,7 @@ def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
             k_tolerance=init.k_tolerance,
             spectrum=init.spectrum,
             dense_samples=init.dense_samples,
+            progress=_telling(job),
         )
     except InputError as error:
         why = {"method": REFUSED, "method_reason": str(error).removesuffix(".")}
@@ -83,6 +85,21 @@ def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
     with torch.no_grad(), evaluation_mode(network):
         outputs = network(x[:2]).shape[-1]
     return {**no_statistics(job.sweep, init), "n_outputs": outputs, "parameters": parameters, **why}
+
+
+def _telling(job: Job) -> Callable[[int], object] | None:
+    """What tells the driver from time to time how many samples have passed."""
+    if job.tell is None:
+        return None
+    due = time.monotonic() + TELL_SECONDS
+
+    def tell(samples: int) -> None:
+        nonlocal due
+        if time.monotonic() > due:
+            job.tell(samples, {job.key: None})
+            due = time.monotonic() + TELL_SECONDS
+
+    return tell
 
 
 def no_statistics(sweep: str, init: Initialization, error: str = "") -> Row:

@@ -15,6 +15,9 @@ from raysat.losses import resolve
 from raysat.sgd import engine as engines
 from raysat.sgd.memory import samples_at_once
 
+TELL_SECONDS = 10.0
+"""How often a job says how far it is. Default: 10 s; a hundred trials then tell the driver ten times a second."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -33,8 +36,8 @@ class Job:
             for one where there is one.
         engine: What computes the steps, one of `raysat.spec.ENGINES`.
         data: Where the data set's files may be had besides the usual folders.
-        tell: Is told the iteration, and the last loss of each cell that has come so far, by cell_id, from time to time.
-            Set where the job runs; None for nobody.
+        tell: Is told the iteration (of statistics, the samples that have passed), and the last loss of each cell that
+            has come so far, by cell_id, from time to time. Set where the job runs; None for nobody.
         ranks: Processes among which a trial's batches are split.
         budget: What ends a trial, in words.
         mates: The jobs of further cells, equal to this one but for their seeds, that may be trained in one computation.
@@ -51,7 +54,7 @@ class Job:
     gpus: float | None = None
     engine: str = "auto"
     data: Location | None = None
-    tell: Callable[[int, Mapping[str, float]], object] | None = None
+    tell: Callable[[int, Mapping[str, float | None]], object] | None = None
     ranks: int = 1
     budget: str = ""
     mates: tuple[Job, ...] = ()

@@ -34,6 +34,7 @@ class Running:
         since: When it was started, on the clock of `time.monotonic`.
         iteration: How many it has done; None before it has said so.
         loss: The loss at its last evaluation.
+        unit: What is counted.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Running:
     since: float
     iteration: int | None = None
     loss: float | None = None
+    unit: str = "iteration"
 
     def __str__(self) -> str:
         return running_line(vars(self) | {"seconds": time.monotonic() - self.since})
@@ -93,9 +95,9 @@ class View:
         """How many jobs have ended."""
         return self.counts.total()
 
-    def job_started(self, key: str, name: str, iterations: int = 0) -> None:
+    def job_started(self, key: str, name: str, iterations: int = 0, unit: str = "iteration") -> None:
         """Count a job as running."""
-        self.running[key] = Running(name, iterations, time.monotonic())
+        self.running[key] = Running(name, iterations, time.monotonic(), unit=unit)
 
     def job_told(self, key: str, iteration: int, loss: float | None) -> None:
         """Note how far a job has come."""
@@ -162,6 +164,7 @@ class View:
                     "iteration": job.iteration,
                     "iterations": job.iterations,
                     "loss": job.loss,
+                    "unit": job.unit,
                     "seconds": now - job.since,
                 }
                 for job in list(self.running.values())
@@ -196,7 +199,7 @@ def running_line(job: Mapping) -> str:
     """A job that runs, in one line."""
     text = f"{job['name']}: {duration(job['seconds'])}"
     if job["iteration"] is not None:
-        text += f", iteration {job['iteration']} of {job['iterations']}"
+        text += f", {job.get('unit', 'iteration')} {job['iteration']} of {job['iterations']}"
     return text + (f", loss {job['loss']:.4g}" if job["loss"] is not None else "")
 
 

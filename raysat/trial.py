@@ -15,7 +15,7 @@ from raysat.checkpoint import Checkpoint, Progress
 from raysat.data import Dataset
 from raysat.files import location
 from raysat.initial import statistics_of
-from raysat.job import Job, fitting, initial_network, prepare
+from raysat.job import TELL_SECONDS, Job, fitting, initial_network, prepare
 from raysat.losses import resolve
 from raysat.models import fingerprint
 from raysat.models.linearized import Linearized
@@ -38,9 +38,6 @@ DIVERGENCE = 1e3
 
 CHECKPOINT_SHARE = 0.02
 """What checkpoints may cost of a trial's time: where storing one takes long, they become rarer than asked for."""
-
-TELL_SECONDS = 10.0
-"""How often a trial says how far it is. Default: 10 s; a hundred trials then tell the driver ten times a second."""
 
 AT_ONCE_SECONDS = 1.0
 """How long the steps take between which a trial looks whether a checkpoint is due. Default: 1 s."""

@@ -6,12 +6,13 @@ import oracles
 import pytest
 import torch
 
-from raysat import Training, asynchronous, data, fixed, fixed_fraction, linear, mlp, models, theory
+from raysat import Training, asynchronous, data, fixed, fixed_fraction, initial, linear, mlp, models, theory
 from raysat import trial as trial_module
 from raysat.cells import Model
 from raysat.checkpoint import Checkpoint, Progress
 from raysat.initial import compute_statistics
 from raysat.job import Job, load_dataset, prepare
+from raysat.ntk import NoStatistics
 from raysat.schema import arrow_schema
 from raysat.sgd import sampler
 from raysat.sgd.engine import AutogradEngine
@@ -229,11 +230,23 @@ def test_gradient_norm_and_distance_along_a_run(make_cell):
     assert len(curve) == 7
 
 
-def test_a_network_without_statistics_is_trained_and_its_columns_are_null(make_cell):
+def test_statistics_of_batch_normalization_say_that_they_are_an_approximation(make_cell):
+    job = job_of(make_cell(model=mlp(1, norm="batch"), stepsize=fixed(0.05), iterations=2))
+    assert job.statistics["frozen_norms"]
+    row, _, _ = run_trial(job)
+    assert row["frozen_norms"] == job.statistics["frozen_norms"]
+    assert row["gamma"] > row["k_op"] > 0
+
+
+def test_a_network_without_statistics_is_trained_and_its_columns_are_null(make_cell, monkeypatch):
+    def refused(*_, **__):
+        raise NoStatistics("it mixes: do not.")
+
+    monkeypatch.setattr(initial, "ntk_statistics", refused)
     cell = make_cell(model=mlp(1, norm="batch", ghost=4), stepsize=fixed(0.05))
     job = job_of(cell)
     assert job.statistics["method"] == "refused"
-    assert "no gradient of its own" in job.statistics["method_reason"]
+    assert job.statistics["method_reason"] == "it mixes: do not"
     row, curve, _ = run_trial(job)
     assert row["status"] == "completed"
     assert row["loss_final"] < row["loss_init"]

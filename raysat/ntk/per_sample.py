@@ -31,6 +31,10 @@ MOST_OUTPUTS = 128
 """Above this many numbers a sample, its Gram is not formed: it takes a backward pass for each of them."""
 
 
+AT_ONCE = 64
+"""Samples of a chunk where one follows the other, which gains nothing from more, so that progress shows."""
+
+
 class Method(enum.StrEnum):
     """How per-sample quantities are computed.
 
@@ -215,6 +219,7 @@ def per_sample(
     memory: int,
     tolerance: float,
     watched: tuple[int, ...] = (),
+    progress: Callable[[int], object] | None = None,
 ) -> PerSample:
     """Compute the quantities of every sample, some at a time.
 
@@ -227,8 +232,10 @@ def per_sample(
         memory: Bytes that the intermediate values of a chunk may take; where there is less, chunks are halved.
         tolerance: Relative residual of each operator norm by iteration.
         watched: Samples whose vectors are kept, beside that of the largest.
+        progress: Is called with the number of samples that have passed.
     """
-    chunk = max(1, min(len(x), memory // max(1, way.bytes_per_sample())))
+    most = AT_ONCE if way.method is Method.PLAIN else len(x)
+    chunk = max(1, min(most, memory // max(1, way.bytes_per_sample())))
     parts: list[Chunk] = []
     vectors: dict[int, Tensor] = {}
     first, largest = 0, -math.inf
@@ -250,5 +257,7 @@ def per_sample(
         largest = max(largest, norms.max().item())
         parts.append(part)
         first += len(norms)
+        if progress:
+            progress(first)
     joined = (torch.cat([part[k] for part in parts]).double() for k in range(3))
     return PerSample(*joined, sum(part[3] for part in parts), vectors)

@@ -137,6 +137,7 @@ def ntk_statistics(
     dense_samples: int = 0,
     memory: int = 1 << 30,
     method: str | None = None,
+    progress: Callable[[int], object] | None = None,
 ) -> NTKStatistics:
     """The NTK statistics of a network at its present parameters, each confirmed by plain reverse-mode autograd.
 
@@ -160,6 +161,7 @@ def ntk_statistics(
             Default: 0, none.
         memory: Bytes that the intermediate values of a chunk may take. Default: 1 GiB.
         method: One of `raysat.ntk.per_sample.Method`. Default: the fastest that is right for the network.
+        progress: Is called with the number of samples that have passed in the pass over all of them, the longest part.
 
     Raises:
         NoStatistics: The network has none: its samples have no gradients of their own, or no way is confirmed.
@@ -178,7 +180,7 @@ def ntk_statistics(
     with looked_at(network, x, y, function, memory) as look:
         with differentiable(network):
             surveyed = survey(network, look.few)
-        samples, way, checks, reasons = _certified(look, surveyed, function, method, memory, k_tolerance)
+        samples, way, checks, reasons = _certified(look, surveyed, function, method, memory, k_tolerance, progress)
         if reasons and reasons not in _warned:
             _warned.add(reasons)
             log.warning("%s: %s; its statistics take a slower way.", type(network).__name__, reasons)
@@ -241,7 +243,13 @@ WATCHED = 2
 
 
 def _certified(
-    look: Look, surveyed: Survey, loss: Loss, method: str | None, memory: int, tolerance: float
+    look: Look,
+    surveyed: Survey,
+    loss: Loss,
+    method: str | None,
+    memory: int,
+    tolerance: float,
+    progress: Callable[[int], object] | None,
 ) -> tuple[PerSample, Way, tuple[float, float], str]:
     """The quantities of all samples by the first way that is confirmed, its differences, and why not by others."""
     network, n = look.network, len(look.x)
@@ -262,7 +270,7 @@ def _certified(
                     reasons.append(f"{way.method} is off by {max(checks):.1e} from plain autograd")
                     continue
             with differentiable(network):
-                found = per_sample(network, look.x, look.y, loss, way, memory, tolerance, watched)
+                found = per_sample(network, look.x, look.y, loss, way, memory, tolerance, watched, progress)
             largest = int(found.operator_norms.argmax())
             checks = check_samples(network, look.x, look.y, loss, found, [largest, *watched])
         except InputError:
