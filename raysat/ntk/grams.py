@@ -121,7 +121,7 @@ def bytes_per_sample(network: nn.Module, few: Inputs, parts: Parts) -> int:
         outputs = network(few[:1]).shape[1]
     weights = trained(network)
     size = next(iter(weights.values())).element_size()
-    total = 3 * saved_per_sample(network, few)  # values, their copies in the backward pass, and what is being made
+    total = 6 * saved_per_sample(network, few)  # values, their copies in the backward pass, and what is being made
     if parts.survey.covered:
         _, uses, gradient = _passes(network, few[:1], parts.survey)
         produced = [use.output.numel() for use in uses]

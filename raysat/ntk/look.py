@@ -19,7 +19,7 @@ from raysat.data.fields import Fields, Inputs
 from raysat.losses import Loss, as_targets
 from raysat.memory import saved_per_sample
 from raysat.ntk.batchnorm import frozen_batch_norm
-from raysat.ntk.context import HALVES, cast, undisturbed
+from raysat.ntk.context import HALVES, cast, differentiable, undisturbed
 from raysat.ntk.plain import gradients, sample_gradient, trained
 from raysat.ntk.random_layers import turn_off_random_layers
 from raysat.ntk.refusal import NoStatistics
@@ -31,6 +31,11 @@ ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-7}
 """Relative differences of outputs and gradients that rounding explains when a sample is computed among others or alone:
 10^4 units of rounding in float32, through networks of some hundred layers; in float64 as much as networks need that
 compute a part in float32, as those of Hugging Face do in their norms."""
+
+
+PASS = 10
+"""Memory of a pass in forward mode, in units of what autograd keeps of a forward pass. Measured: 8.5 for attention, whose
+softmax takes several tensors of the size of the one that is kept; 2 to 4 for convolutions and fully-connected layers."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Look:
         off: Random layers that are turned off meanwhile.
         frozen: Batch normalization layers whose statistics are held constant meanwhile.
         state: What every pass begins with.
+        saved: Bytes that the forward pass of a sample keeps for the backward pass, fused kernels replaced.
     """
 
     network: nn.Module
@@ -58,6 +64,7 @@ class Look:
     off: tuple[str, ...]
     frozen: tuple[str, ...]
     state: State
+    saved: int
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,7 +73,7 @@ class Look:
 
     def chunk(self, memory: int) -> int:
         """How many samples a forward and a backward pass may take at a time within the memory."""
-        return max(1, min(len(self.x), memory // (4 * saved_per_sample(self.network, self.few))))
+        return max(1, min(len(self.x), memory // (PASS * self.saved)))
 
 
 @contextmanager
@@ -110,7 +117,9 @@ def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memor
         if y is not None:
             y = as_targets(y, (len(x), *shape), loss, outputs.dtype)
             loss.check(outputs, y[chosen])
-        yield Look(network, x, few, chosen, y, shape, off, frozen, given)
+        with differentiable(network):
+            saved = saved_per_sample(network, few)
+        yield Look(network, x, few, chosen, y, shape, off, frozen, given, saved)
 
 
 def some_samples(x: Inputs, count: int = 3) -> Tensor:

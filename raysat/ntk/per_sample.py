@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
 from raysat.losses import Loss
-from raysat.memory import out_of_memory, saved_per_sample
+from raysat.memory import out_of_memory
 from raysat.ntk import grams, plain
 from raysat.ntk.grams import Parts, without_rules
 from raysat.ntk.lanczos import largest_eigenpairs
@@ -154,7 +154,7 @@ def weighed_gram(outputs: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) ->
 
 
 def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
-    saved = saved_per_sample(look.network, look.few)
+    saved = look.saved
     weights = trained(look.network)
     size = sum(p.numel() for p in weights.values()) * next(iter(weights.values())).element_size()
 
@@ -185,9 +185,9 @@ def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
 
     if surveyed.covered and not surveyed.rest:
         largest = max(p.numel() for p in weights.values()) * next(iter(weights.values())).element_size()
-        yield Way(Method.ITERATION, rules, lambda: 4 * saved + 3 * largest, rehearse=False)
+        yield Way(Method.ITERATION, rules, lambda: 8 * saved + 3 * largest, rehearse=False)
     # A gradient and a direction of each sample, both formed, and values at every layer, forward and tangent.
-    yield Way(Method.ITERATION, vmap, lambda: 3 * size + 4 * saved)
+    yield Way(Method.ITERATION, vmap, lambda: 3 * size + 10 * saved)
     yield Way(Method.PLAIN, alone, lambda: 4 * saved, rehearse=False)
 
 

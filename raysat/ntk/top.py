@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raysat.losses import Loss
-from raysat.memory import saved_per_sample
 from raysat.ntk.certificate import TOLERANCE, check_products, second_start
 from raysat.ntk.context import differentiable
 from raysat.ntk.kernel import GRAPHS, KernelOperator, Products
@@ -91,7 +90,7 @@ def top_eigenvalue(look: Look, loss: Loss, subset: Tensor, tolerance: float, mem
 
 
 def _ways(look: Look, n: int, memory: int) -> Iterator[Products]:
-    if GRAPHS * saved_per_sample(look.network, look.few) * n <= memory:
+    if GRAPHS * look.saved * n <= memory:
         yield Products.RECORDED
     yield Products.FORWARD
     yield Products.DOUBLE
