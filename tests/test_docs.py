@@ -39,14 +39,31 @@ def test_examples_in_docstrings_are_true(name):
     assert doctest.testmod(module, extraglobs=names).failed == 0
 
 
-def test_the_example_of_an_own_model_and_data_runs(tmp_path, monkeypatch):
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The files of the page about models and data of one's own."""
     page = (ROOT / "docs" / "own-model-and-data.md").read_text()
-    for name, text in re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", page, re.DOTALL):
+    for name, text in re.findall(r"`(\w+\.py)`[^`]*:\n\n```python\n(.*?)```", page, re.DOTALL):
         (tmp_path / name).write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
+
+
+@pytest.mark.usefixtures("own")
+def test_the_example_of_an_own_model_and_data_runs(tmp_path):
     assert main([str(tmp_path / "sweep.py"), "--results", str(tmp_path / "results"), "--inline"]) == 0
     trials = pd.read_parquet(tmp_path / "results" / "fashion" / "trials")
     assert len(trials) == 16
     assert set(trials["status"]) == {"completed"}
     assert trials["test_accuracy"].notna().all()
     assert len(pd.read_parquet(tmp_path / "results" / "fashion" / "ntk")) == 4
+
+
+@pytest.mark.usefixtures("own")
+def test_the_example_of_several_inputs_and_an_own_loss_runs(tmp_path):
+    assert main([str(tmp_path / "reviews_sweep.py"), "--results", str(tmp_path / "results"), "--inline"]) == 0
+    trials = pd.read_parquet(tmp_path / "results" / "reviews" / "trials")
+    assert set(trials["status"]) == {"completed"}
+    assert set(trials["loss"]) == {"reviews:logistic"}
+    assert len(trials) == 8
+    assert trials["b_star"].between(1, 200).all()
+    assert trials["train_accuracy"].max() > 0.6

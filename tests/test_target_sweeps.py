@@ -1,9 +1,18 @@
 """Sweeps of what users bring besides rows of numbers, from a file to the answer, in this process."""
 
+import sys
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
 
+from raysat import trial as trial_module
+from raysat.cells import Model
+from raysat.data import load
+from raysat.initial import compute_statistics
+from raysat.job import Job
+from raysat.models import build
 from raysat.sweep import main
 
 HEAD = "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\nfrom raysat.data import Dataset\n"
@@ -126,36 +135,32 @@ def test_a_sweep_has_an_answer(tmp_path, capsys, module, options):
     assert "b_star" in capsys.readouterr().out
 
 
-def test_binary_accuracy_is_the_share_on_the_right_side(tmp_path, monkeypatch):
-    """After one step of stepsize 0.05 from w_0; both kinds of targets have their own threshold."""
-    for low, high, threshold in ((-1.0, 1.0, 0.0), (0.0, 1.0, 0.5)):
-        folder = tmp_path / str(low)
-        folder.mkdir()
-        targets = BINARY.format(low=low, high=high)
-        assert run(folder, NUMBERS.format(targets=targets, options=", classes=True", outputs=1)) == 0
-        monkeypatch.syspath_prepend(folder)
-        _, _, curves = tables(folder)
-        start = curves[curves["iteration"] == 0]
-        found = set(start["train_accuracy"])
-        from raysat.cells import Model
-        from raysat.data import load
-        from raysat.models import build
-
-        data = load("my_case:load", n_train=32, dtype="float64")
-        network = build(Model("my_case:build"), 8, data.input_shape, data.outputs, 0).double()
-        right = (network(data.x) > threshold) == (data.y == high)
-        assert found == {right.double().mean().item()}
-        assert 0 < right.double().mean() < 1
+@pytest.mark.parametrize(("low", "high", "threshold"), [(-1.0, 1.0, 0.0), (0.0, 1.0, 0.5)])
+def test_binary_accuracy_is_the_share_on_the_right_side(tmp_path, monkeypatch, low, high, threshold):
+    targets = BINARY.format(low=low, high=high)
+    assert run(tmp_path, NUMBERS.format(targets=targets, options=", classes=True", outputs=1)) == 0
+    _, _, curves = tables(tmp_path)
+    found = set(curves.loc[curves["iteration"] == 0, "train_accuracy"])
+    monkeypatch.syspath_prepend(tmp_path)
+    data = load("my_case:load", n_train=32, dtype="float64")
+    network = build(Model("my_case:build"), 8, data.input_shape, data.outputs, 0).double()
+    right = (network(data.x) > threshold) == (data.y == high)
+    assert found == {right.double().mean().item()}
+    assert 0 < right.double().mean() < 1
 
 
 def test_the_source_of_a_loss_is_part_of_the_identity(tmp_path, capsys):
     module, options = CASES["a loss of one's own"]
     assert run(tmp_path, module, options) == 0
-    ids = set(tables(tmp_path)[0]["cell_id"])
-    assert run(tmp_path, module.replace(".sum(-1)", ".sum(-1) * 2"), options) == 2
+    first = tables(tmp_path)[0]
+    doubled = module.replace(".sum(-1)", ".sum(-1) * 2")
+    sys.modules.pop("my_case")
+    assert run(tmp_path, doubled, options) == 2
     assert "code" in capsys.readouterr().err
-    assert run(tmp_path, module.replace(".sum(-1)", ".sum(-1) * 2"), options, "--fresh") == 0
-    assert not ids & set(tables(tmp_path)[0]["cell_id"])
+    assert run(tmp_path, doubled, options, "--fresh") == 0
+    second = tables(tmp_path)[0]
+    assert not set(first["cell_id"]) & set(second["cell_id"])
+    assert second["loss_init"].tolist() == pytest.approx((2 * first["loss_init"]).tolist())
 
 
 @pytest.mark.parametrize(
@@ -193,13 +198,6 @@ def test_what_cannot_be_run_is_said_before_any_work(tmp_path, capsys, module, op
 
 
 def test_a_trial_of_several_tensors_goes_on_from_its_checkpoint(tmp_path, make_cell, monkeypatch):
-    from dataclasses import replace
-
-    from raysat import trial as trial_module
-    from raysat.cells import Model
-    from raysat.initial import compute_statistics
-    from raysat.job import Job
-
     (tmp_path / "kept").mkdir()
     (tmp_path / "my_case.py").write_text(HEAD + MASKED)
     monkeypatch.syspath_prepend(tmp_path)

@@ -74,10 +74,8 @@ def loss_curves(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure | None:
     for key, panel in axes.items():
         log_ticks(panel)
         label_ends(panel, ends[key])
-    named, loss = (
-        {"mse": "½ mean squared residual", "cross_entropy": "mean cross-entropy, nats"},
-        trials["loss"].iloc[0],
-    )
+    loss = trials["loss"].iloc[0]
+    named = {"mse": "½ mean squared residual", "cross_entropy": "mean cross-entropy, nats"}
     unit = named.get(loss, f"mean of {loss}")
     finish(figure, axes, "iteration t", f"loss L ({unit})")
     return figure
