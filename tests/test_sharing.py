@@ -148,4 +148,4 @@ print(tuple(digits.x.shape))
         done = subprocess.run(
             arguments, env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=120
         )
-    assert done.stdout.split() == ["(16,", "64)"], done.stderr
+    assert done.stdout.split() == ["(16,", "1,", "8,", "8)"], done.stderr

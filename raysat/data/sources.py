@@ -133,12 +133,18 @@ def user() -> str:
 
 def folders() -> tuple[Path, ...]:
     """The folders of data that are looked in: RAYSAT_DATA where it is set, then the cache, into which is downloaded."""
+    chosen = os.environ.get("RAYSAT_DATA")
+    return (Path(chosen).expanduser(), _cache()) if chosen else (_cache(),)
+
+
+def _cache() -> Path:
+    """The user's cache; of a user without a home, a folder among the temporary ones."""
     import pooch  # here, for it takes a fifth of a second, and data sets that come with a package do without
 
-    chosen = os.environ.get("RAYSAT_DATA")
-    cache = Path(pooch.os_cache("raysat"))
-    cache = cache if cache.is_absolute() else Path(gettempdir()) / f"raysat-{user()}" / "cache"  # without a home
-    return (Path(chosen).expanduser(), cache) if chosen else (cache,)
+    with suppress(RuntimeError):
+        if (cache := Path(pooch.os_cache("raysat"))).is_absolute():
+            return cache
+    return Path(gettempdir()) / f"raysat-{user()}" / "cache"
 
 
 def _find(name: str, file: str) -> Path | None:

@@ -34,8 +34,8 @@ compute a part in float32, as those of Hugging Face do in their norms."""
 
 
 PASS = 10
-"""Memory of a pass in forward mode, in units of what autograd keeps of a forward pass. Measured: 8.5 for attention, whose
-softmax takes several tensors of the size of the one that is kept; 2 to 4 for convolutions and fully-connected layers."""
+"""Memory of a pass in forward mode, in units of what autograd keeps of a forward pass. Measured: 8.5 for attention,
+whose softmax takes several tensors of the size of the one that is kept; 2 to 4 for convolutions and linear layers."""
 
 
 @dataclass(frozen=True)
