@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from raysat.ntk import KernelOperator, NoStatistics, Products, grams, ntk_statistics, per_sample, products, top
+from raysat.ntk import (
+    KernelOperator,
+    NoStatistics,
+    Products,
+    grams,
+    ntk_statistics,
+    per_sample,
+    products,
+    register_rule,
+    rules,
+    top,
+)
 from raysat.ntk.lanczos import excess, tridiagonalize
 
 
@@ -131,3 +142,37 @@ def test_the_bound_tightens_with_products_and_with_the_random_part():
     assert all(a > b > 1 for a, b in pairwise(bounds))
     assert excess(10, 4096, 0.2, 0.01) > excess(10, 4096, 1.0, 0.01)
     assert excess(1, 1, 1.0, 0.01) == 1
+
+
+class Scale(nn.Module):
+    """A layer of one's own: `y = w x`."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(1 + torch.rand(size))
+
+    def forward(self, x):
+        return self.weight * x
+
+
+@pytest.mark.parametrize(
+    ("rule", "reason"),
+    [
+        (lambda module, inputs, gradients: {"weight": gradients * inputs[:, None]}, ""),
+        (lambda module, inputs, gradients: {"weight": gradients}, "1.weight is used otherwise than by its own layer"),
+        (lambda module, inputs, gradients: {}, "1.weight is used otherwise than by its own layer"),
+        (lambda module, inputs, gradients: 1 / 0, "layer rules do not serve"),
+    ],
+    ids=["right", "wrong", "forgetful", "failing"],
+)
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_rule_of_ones_own_is_used_where_it_is_right(monkeypatch, rule, reason, by_name):
+    monkeypatch.setattr(rules, "RULES", dict(rules.RULES))
+    register_rule(f"{Scale.__module__}.Scale" if by_name else Scale, rule)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 6), Scale(6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x, y = data()
+    found = ntk_statistics(net, x, y, k_tolerance=1e-9)
+    assert found.method_reason[: len(reason)] == reason
+    assert bool(found.method_reason) == bool(reason)
+    right(found, net, x, y)
