@@ -103,6 +103,15 @@ def test_the_factor_is_one_of_the_hessian(loss, outputs, y):
         torch.testing.assert_close(loss.factor_transposed(here, there, columns).reshape(size, size), s)
 
 
+@ALL
+def test_several_u_may_be_given_at_once(loss, outputs, y):
+    u = double(2, 3, *outputs.shape)
+    for product in (loss.factor, loss.factor_transposed):
+        for k in range(2):
+            for j in range(3):
+                torch.testing.assert_close(product(outputs, y, u)[k, j], product(outputs, y, u[k, j]))
+
+
 @pytest.mark.parametrize("case", ["tokens", "one_hot", "squared"])
 def test_without_targets_each_row_weighs_1(case):
     loss, outputs, y = CASES[case]

@@ -4,6 +4,10 @@ A loss is a function of the network's output for one sample. `mse` is the paper'
 of the user's own go beyond its theorem: the curvature that takes the kernel's place is the generalized Gauss-Newton
 matrix `(1/n) J^T H J`, H the loss's Hessian in the outputs at w_0, whose nonzero eigenvalues are those of the kernel
 `(1/n) S^T J J^T S` with `H = S S^T`. For `mse`, H = S = I.
+
+`loss.factor(outputs, y, u)` is `S u` and `loss.factor_transposed(outputs, y, u)` is `S^T u`, sample by sample: u has
+the outputs' shape, or further dimensions before it for several u at once. Without targets, y = None, every sample and
+class weighs 1.
 """
 
 from raysat.losses.builtin import CrossEntropy, SquaredError

@@ -29,11 +29,11 @@ class SquaredError:
         """The gradient of each sample's loss in its outputs, `f_i - y_i`."""
         return outputs - y
 
-    def factor(self, outputs: Outputs, y: Tensor | None, u: Outputs) -> Outputs:
+    def factor(self, outputs: Outputs, y: Tensor | None, u: Tensor) -> Tensor:
         """`S u`."""
         return u
 
-    def factor_transposed(self, outputs: Outputs, y: Tensor | None, u: Outputs) -> Outputs:
+    def factor_transposed(self, outputs: Outputs, y: Tensor | None, u: Tensor) -> Tensor:
         """`S^T u`."""
         return u
 
@@ -67,7 +67,7 @@ class CrossEntropy:
             return (p * y.sum(-1, keepdim=True) - y) / _positions(outputs)
         return (p - torch.nn.functional.one_hot(y, outputs.shape[-1]).to(p.dtype)) / _positions(outputs)
 
-    def factor(self, outputs: Outputs, y: Tensor | None, u: Outputs) -> Outputs:
+    def factor(self, outputs: Outputs, y: Tensor | None, u: Tensor) -> Tensor:
         """`S u`, `S = sqrt(s / L) (diag(sqrt p) - p sqrt(p)^T)`: then `S S^T = s (diag(p) - p p^T) / L`, the Hessian.
 
         Without targets s = 1.
@@ -76,7 +76,7 @@ class CrossEntropy:
         root = p.sqrt()
         return (root * u - p * (root * u).sum(-1, keepdim=True)) * _root_weight(outputs, y)
 
-    def factor_transposed(self, outputs: Outputs, y: Tensor | None, u: Outputs) -> Outputs:
+    def factor_transposed(self, outputs: Outputs, y: Tensor | None, u: Tensor) -> Tensor:
         """`S^T u`."""
         p = outputs.softmax(-1)
         root = p.sqrt()

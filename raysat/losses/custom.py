@@ -79,19 +79,19 @@ class Custom:
             z, y = _own(outputs), _own(y)
             return torch.func.grad(lambda z: self.total(z, y))(z)
 
-    def factor(self, outputs: Outputs, y: Tensor | None, u: Outputs) -> Outputs:
+    def factor(self, outputs: Outputs, y: Tensor | None, u: Tensor) -> Tensor:
         """`S u`, `S = V sqrt(max(w, 0))` of the eigenvalues w and eigenvectors V of each sample's Hessian.
 
         Raises:
             NoStatistics: The loss is not convex in the outputs of some sample, or they are more than `LARGEST`.
         """
-        return self._product(outputs, y, u, "nij,nj->ni")
+        return self._product(outputs, y, u, "nij,...nj->...ni")
 
-    def factor_transposed(self, outputs: Outputs, y: Tensor | None, u: Outputs) -> Outputs:
+    def factor_transposed(self, outputs: Outputs, y: Tensor | None, u: Tensor) -> Tensor:
         """`S^T u`; raises what `factor` does."""
-        return self._product(outputs, y, u, "nij,ni->nj")
+        return self._product(outputs, y, u, "nij,...ni->...nj")
 
-    def _product(self, outputs: Outputs, y: Tensor | None, u: Outputs, how: str) -> Outputs:
+    def _product(self, outputs: Outputs, y: Tensor | None, u: Tensor, how: str) -> Tensor:
         if y is None:
             raise NoStatistics(f"loss={self.name!r} has a Hessian only where it is told the targets: give y.")
         if (size := outputs[0].numel()) > LARGEST:
@@ -100,9 +100,10 @@ class Custom:
                 f"a loss of one's own take at most {LARGEST}: use loss='cross_entropy' or 'mse', which have no limit."
             )
         count = max(1, AT_ONCE // size**2)
-        parts = zip(outputs.split(count), y.split(count), u.split(count), strict=True)
-        products = [torch.einsum(how, self._root(z, t).to(u.dtype), v.flatten(1)) for z, t, v in parts]
-        return torch.cat(products).view(u.shape)
+        axis = u.ndim - outputs.ndim  # that of the samples
+        parts = zip(outputs.split(count), y.split(count), u.flatten(axis + 1).split(count, axis), strict=True)
+        products = [torch.einsum(how, self._root(z, t).to(u.dtype), v) for z, t, v in parts]
+        return torch.cat(products, axis).view(u.shape)
 
     def _root(self, outputs: Outputs, y: Tensor) -> Float[Tensor, "n size size"]:
         """S of each sample, in float64."""

@@ -143,12 +143,9 @@ def _of_grams(outputs: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) -> Ch
 
 def weighed_gram(outputs: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) -> Tensor:
     """`S^T G S` of each sample, G and the result being symmetric. Shape: [n, C, C]."""
-    c = outputs.shape[1]
-    spread = outputs.repeat_interleave(c, 0)  # each sample's outputs beside each row of its Gram
-    targets = None if y is None else y.repeat_interleave(c, 0)
 
-    def times_s(rows: Tensor) -> Tensor:
-        return loss.factor_transposed(spread, targets, rows.flatten(0, 1)).view_as(rows)
+    def times_s(rows: Tensor) -> Tensor:  # each row of a sample's Gram is a vector of its outputs
+        return loss.factor_transposed(outputs, y, rows.transpose(0, 1)).transpose(0, 1)
 
     return times_s(times_s(gram).mT)
 
