@@ -554,7 +554,9 @@ def networks(draw) -> Drawn:
         frozen = g.of(*list(network.parameters())[:-1])
         frozen.requires_grad_(False)
         g.say(f"frozen: a parameter of shape {list(frozen.shape)}")
-    return Drawn(network, x, classes, loss, g.of(1 << 30, 1), g.said, g.mixes, g.draws)
+    # Without second derivatives the rows of a sample must fit.
+    least = 1 << 20 if any("once differentiable" in words or ", reentrant" in words for words in g.said) else 1
+    return Drawn(network, x, classes, loss, g.of(1 << 30, least), g.said, g.mixes, g.draws)
 
 
 def _embedded(g: Drawing, shape: Shape, vocabulary: int) -> tuple[list[nn.Module], Shape]:
