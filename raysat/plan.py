@@ -88,6 +88,7 @@ def plan(sweep: Sweep, folder: Path) -> Plan:
             network = network_of(cell.init, dataset)
             if sweep.engine in ("fused", "stacked"):
                 known_layers(network, sweep.engine)
+            _check_batch_of_one(sweep, network, dataset)
             _check_statistics(sweep, network, dataset)
             flops[key] = cost.count(network, dataset.x, dataset.y, resolve(sweep.loss))
     cells = [flops[cell.init.model, cell.init.width].within_budget(cell, sweep.evaluation_budget) for cell in cells]
@@ -157,6 +158,20 @@ def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
         )
     _check_loss(init, outputs, dataset.y[:2])
     return network
+
+
+def _check_batch_of_one(sweep: Sweep, network: torch.nn.Module, dataset: data.Dataset) -> None:
+    """Raise `InputError` where a batch of one sample is asked of a network that needs more, such as `BatchNorm1d`."""
+    if 1 not in sweep.batch_sizes:
+        return
+    try:
+        with torch.no_grad():
+            network(dataset.x[:1])
+    except Exception as error:
+        raise InputError(
+            f"batch_sizes has 1, and the network runs on two samples but not on one ({type(error).__name__}: "
+            f"{cause(str(error))}): leave 1 out, or use GroupNorm or LayerNorm where it normalizes by the batch."
+        ) from error
 
 
 def _check_loss(init: Initialization, outputs: torch.Tensor, y: torch.Tensor) -> None:

@@ -205,7 +205,10 @@ def running_line(job: Mapping) -> str:
 
 def trial_line(row: Mapping[str, object]) -> str:
     """One line for a cell that has ended."""
-    where = f"{row['model']} width {row['width']}, seed {row['seed']}, {row['stepsize']}, b = {row['batch_size']}"
+    stepsize, eta = row["stepsize"], row.get("eta")
+    if stepsize.startswith("grid") and eta is not None:  # which of the grid's
+        stepsize += f", eta = {eta:.3g}"
+    where = f"{row['model']} width {row['width']}, seed {row['seed']}, {stepsize}, b = {row['batch_size']}"
     if row["training"] != "sgd":
         where += f", {row['training']}"
     if row["status"] == FAILED:
