@@ -132,3 +132,12 @@ def test_one_sample_alone_is_served():
     found = ntk_statistics(network, X[:1].double(), torch.zeros(1, 3).double(), k_tolerance=1e-9)
     assert found.b_star == pytest.approx(1.0)
     assert found.noise_scale == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_dead_network_has_no_critical_batch():
+    network = Around(nn.ReLU())
+    nn.init.constant_(network.two.weight, 0.0)
+    network.between = Calls(lambda h, m: torch.relu(h - 5))
+    network.two.bias.requires_grad_(False)
+    with pytest.raises(NoStatistics, match="the kernel is zero"):
+        ntk_statistics(network, X)

@@ -190,6 +190,11 @@ def ntk_statistics(
         spectra = _spectra(look, top, function, samples, spectrum, probes, k_tolerance)
         dense = _dense(look, function, dense_samples)
         gamma = samples.operator_norms.max().item()
+        if not (gamma > 0 and top.value > 0):
+            raise NoStatistics(
+                "the kernel is zero, for the outputs do not change with the weights, or the loss has no curvature "
+                "there: take another initialization or another loss."
+            )
         return NTKStatistics(
             n=len(look.x),
             n_outputs=look.shape[-1],
