@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from raysat.cells import Model
+from raysat.models.functional import call
 from raysat.validation import InputError
 
 
@@ -48,7 +49,10 @@ class Linearized(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The linearized output, of the shape of the network's."""
-        at = lambda weights: torch.func.functional_call(self.network, weights, (x,))  # noqa: E731
+
+        def at(weights: dict[str, Tensor]) -> Tensor:
+            return call(self.network, weights, x)
+
         start = {name: p.detach() for name, p in self.network.named_parameters()}
         outputs, tangents = torch.func.jvp(at, (start,), (dict(zip(self.names, self.offsets, strict=True)),))
         return outputs + tangents

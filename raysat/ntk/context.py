@@ -65,7 +65,7 @@ class _snapshot:
             for module in network.modules()
         ]
         tensors = {id(t): t for t in (*network.parameters(), *network.buffers()) if not t.is_inference()}
-        self.values = [(tensor, tensor._version, tensor.detach().clone()) for tensor in tensors.values()]
+        self.values = [(tensor, tensor.detach().clone()) for tensor in tensors.values()]
         self.gradients = [(p, p.grad) for p in network.parameters()]
 
     def restore(self) -> None:
@@ -77,8 +77,8 @@ class _snapshot:
                 registry.clear()
                 registry.update(entries)
         with torch.no_grad():
-            for tensor, version, value in self.values:
-                if tensor._version != version:
+            for tensor, value in self.values:
+                if not torch.equal(tensor, value):  # `.data` changes values and counts no version
                     tensor.copy_(value)
         for parameter, gradient in self.gradients:
             parameter.grad = gradient

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -12,14 +12,16 @@ from torch import Tensor, nn
 
 from raysat.data.fields import Fields, Inputs
 from raysat.losses import LOSSES
+from raysat.models.unpacked import adapt
 from raysat.ntk import grams, plain
 from raysat.ntk.certificate import TOLERANCE, check_kernel
 from raysat.ntk.context import cast, differentiable
 from raysat.ntk.grams import Parts, without_rules
-from raysat.ntk.look import looked_at
+from raysat.ntk.look import check_weights, looked_at
 from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.uses import Survey, survey
 from raysat.text import first_sentence
+from raysat.validation import InputError
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class DenseKernel:
     check: float
 
 
-def dense_kernel(network: nn.Module, x: Inputs) -> Float[Tensor, "size size"]:
+def dense_kernel(network: nn.Module, x: Inputs | Mapping | Sequence) -> Float[Tensor, "size size"]:
     """K of a few samples as a matrix of size nC, for the squared error, without a bound on memory.
 
     It is computed in float64, in which its small eigenvalues are above rounding, from the same weights; where the
@@ -47,8 +49,9 @@ def dense_kernel(network: nn.Module, x: Inputs) -> Float[Tensor, "size size"]:
     return checked_kernel(network, x).matrix
 
 
-def checked_kernel(network: nn.Module, x: Inputs) -> DenseKernel:
+def checked_kernel(network: nn.Module, x: Inputs | Mapping | Sequence) -> DenseKernel:
     """The same, with its check."""
+    network, x = adapt(network, x)
     try:
         return _in(torch.float64, network, x)
     except NoStatistics:
@@ -56,20 +59,23 @@ def checked_kernel(network: nn.Module, x: Inputs) -> DenseKernel:
 
 
 def _in(dtype: torch.dtype | None, network: nn.Module, x: Inputs) -> DenseKernel:
+    check_weights(network)
     with cast(network, dtype) if dtype else nullcontext():
         x = _cast(x, dtype) if dtype else x
         with looked_at(network, x, None, LOSSES["mse"]) as look:
             with differentiable(look.network):
-                surveyed = survey(look.network, look.few)
+                surveyed = survey(look.network, look.few, look.x, len(look.x))
             errors = []
             for parts in _ways(look.network, surveyed):
                 try:
                     with differentiable(look.network):
                         matrix = grams.kernel(look.network, look.x, parts)
                     check = check_kernel(look.network, look.x, LOSSES["mse"], matrix, look.shape)
-                except RuntimeError as error:
+                except InputError:
+                    raise
+                except Exception as error:  # the next way does not depend on what failed here
                     errors.append(first_sentence(error))
-                    look.state.put_back()
+                    look.state.repair()
                     continue
                 if check <= TOLERANCE[matrix.dtype]:
                     return DenseKernel(matrix, check)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
 from raysat.memory import saved_per_sample
+from raysat.models.functional import call
 from raysat.ntk.plain import trained
 from raysat.ntk.rules import Outer
 from raysat.ntk.uses import Survey, Use, record, shares_of
@@ -49,8 +50,7 @@ def grams(
     network: nn.Module, x: Inputs, parts: Parts
 ) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, "n outputs outputs"]]:
     """The outputs `f(w, x_i)` and the Grams `J_i J_i^T` of as many samples as memory allows (`bytes_per_sample`)."""
-    with torch.no_grad():
-        outputs = network(x) if not parts.survey.covered else None
+    outputs = network(x).detach() if not parts.survey.covered else None
     gram: Tensor | float = 0.0
     if outputs is None:
         outputs, uses, gradient = _passes(network, x, parts.survey)
@@ -104,10 +104,10 @@ def jacobians(network: nn.Module, x: Inputs, names: tuple[str, ...]) -> Float[Te
     others = {name: weight.detach() for name, weight in weights.items() if name not in chosen}
 
     def output(weights: dict[str, Tensor], sample: Inputs) -> Tensor:
-        return torch.func.functional_call(network, others | weights, (sample[None],))[0]
+        return call(network, others | weights, sample[None])[0]
 
     rows = torch.func.vmap(torch.func.jacrev(output), (None, 0))(chosen, x)
-    return torch.cat([row.flatten(2) for row in rows.values()], 2)
+    return torch.cat([row.reshape(*row.shape[:2], -1) for row in rows.values()], 2)
 
 
 def kernel_by_jacobians(network: nn.Module, x: Inputs) -> Float[Tensor, "size size"]:
@@ -117,8 +117,7 @@ def kernel_by_jacobians(network: nn.Module, x: Inputs) -> Float[Tensor, "size si
 
 def bytes_per_sample(network: nn.Module, few: Inputs, parts: Parts) -> int:
     """About how much memory the Grams of one sample take while they are made."""
-    with torch.no_grad():
-        outputs = network(few[:1]).shape[1]
+    outputs = network(few[:1]).shape[1]
     weights = trained(network)
     size = next(iter(weights.values())).element_size()
     total = 6 * saved_per_sample(network, few)  # values, their copies in the backward pass, and what is being made

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from raysat.data.fields import Inputs
 from raysat.losses import LOSSES, Loss
 from raysat.memory import saved_per_sample
+from raysat.models.functional import call
 from raysat.ntk import plain
 from raysat.ntk.plain import trained
 
@@ -102,8 +103,7 @@ class KernelOperator:
 
     def outputs(self) -> Float[Tensor, "n *outputs"]:
         """The network's outputs for all samples."""
-        with torch.no_grad():
-            return torch.cat([self.network(samples) for samples in self.x.split(self.chunk)])
+        return torch.cat([self.network(samples).detach() for samples in self.x.split(self.chunk)])
 
     def pullback(self, u: Float[Tensor, "n *outputs"]) -> dict[str, Tensor]:
         """`J^T S u`, by parameter."""
@@ -132,7 +132,7 @@ class KernelOperator:
         for samples, y in self._parts():
 
             def at(w: dict[str, Tensor], samples: Inputs = samples) -> Tensor:
-                return torch.func.functional_call(self.network, w, (samples,))
+                return call(self.network, w, samples)
 
             with torch.no_grad():
                 outputs, tangents = torch.func.jvp(at, (weights,), (direction,))

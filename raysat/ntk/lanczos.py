@@ -115,7 +115,7 @@ def largest_eigenpairs(operator: Operator, start: Tensor, *, tolerance: float = 
     found = tridiagonalize(operator, start, most, done)
     values = found.values[:, -1]
     vectors = (found.vectors[:, None, :, -1] @ found.basis).squeeze(1)
-    vectors = vectors / vectors.norm(dim=1, keepdim=True)
+    vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(tiny)  # an operator that is 0 may have none
     products = operator(vectors.view(start.shape).to(start.dtype)).flatten(1).double()
     residuals = (products - values[:, None] * vectors).norm(dim=1) / values.abs().clamp_min(tiny)
     return Eigenpairs(values, vectors.view(start.shape), products.view(start.shape), residuals, found.products + 1)

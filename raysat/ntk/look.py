@@ -33,6 +33,9 @@ ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-7}
 compute a part in float32, as those of Hugging Face do in their norms."""
 
 
+MANY = 64
+"""Samples of a larger batch, in two halves and whole, for what mixes only from some number of samples on."""
+
 PASS = 10
 """Memory of a pass in forward mode, in units of what autograd keeps of a forward pass. Measured: 8.5 for attention,
 whose softmax takes several tensors of the size of the one that is kept; 2 to 4 for convolutions and linear layers."""
@@ -91,7 +94,8 @@ def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memor
         NoStatistics: The network has none.
         InputError: What was given does not go together.
     """
-    _check_weights(network)
+    check_weights(network)
+    _check_kinds(x, y)
     if len(x) == 0:
         raise InputError("the statistics need at least one sample: x is empty.")
     with ExitStack() as stack:
@@ -112,11 +116,13 @@ def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memor
         frozen = tuple(stack.enter_context(frozen_batch_norm(network, x, memory=memory)))
         given.leave_out(frozen)
         stack.enter_context(restarted(network, few, given))
-        _refuse_mixing(network, few)
+        most = torch.randperm(len(x), generator=torch.Generator().manual_seed(4), device="cpu")[:MANY].to(x.device)
+        _refuse_mixing(network, few, x[most])
         _refuse_mixed_gradients(network, few)
         if y is not None:
             y = as_targets(y, (len(x), *shape), loss, outputs.dtype)
-            loss.check(outputs, y[chosen])
+            with _of_loss(loss):
+                loss.check(outputs, y[chosen])
         with differentiable(network):
             saved = saved_per_sample(network, few)
         yield Look(network, x, few, chosen, y, shape, off, frozen, given, saved)
@@ -146,7 +152,8 @@ def _floating_to(values: Inputs, dtype: torch.dtype) -> Inputs:
     return values.to(dtype) if values.is_floating_point() else values
 
 
-def _check_weights(network: nn.Module) -> None:
+def check_weights(network: nn.Module) -> None:
+    """Refuse weights of which there are no statistics, before anything is run."""
     for name, module in network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise NoStatistics(
@@ -163,7 +170,9 @@ def _check_weights(network: nn.Module) -> None:
         if weight.is_complex():
             raise NoStatistics(f"parameter {name} is complex: the theory is of real networks; split it into two parts.")
     for name, weight in network.named_parameters():
-        if not weight.isfinite().all():
+        with torch.no_grad():
+            finite = bool(weight.isfinite().all())
+        if not finite:
             raise NoStatistics(f"parameter {name} is not finite: take the statistics before training diverges.")
     for name, module in network.named_modules():
         if getattr(module, "scale_grad_by_freq", False) is True:
@@ -171,6 +180,17 @@ def _check_weights(network: nn.Module) -> None:
                 f"{name} ({type(module).__name__}) divides its gradient by how often an entry is in the batch, which "
                 "mixes the samples: set scale_grad_by_freq=False."
             )
+
+
+def _check_kinds(x: Inputs, y: Tensor | None) -> None:
+    """Refuse what is no ordinary tensor of samples."""
+    tensors = {f"x[{k!r}]": t for k, t in x.tensors.items()} if isinstance(x, Fields) else {"x": x}
+    tensors |= {"y": y} if y is not None else {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name} is of type {type(tensor).__name__}: give a torch.Tensor.")
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested or tensor.ndim == 0:
+            raise InputError(f"{name} is no plain tensor of samples: give a dense one with values, of shape [n, ...].")
 
 
 def _check_finite(network: nn.Module, x: Inputs, y: Tensor | None) -> None:
@@ -210,9 +230,22 @@ def _inputs_kept(network: nn.Module, few: Inputs) -> Iterator[None]:
         handle.remove()
 
 
+@contextmanager
+def _of_loss(loss: Loss) -> Iterator[None]:
+    """Say in a sentence that a loss of the user's own fails."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"loss={loss.name!r} fails on three samples ({type(error).__name__}: {last_line(str(error))}): fix it."
+        ) from error
+
+
 def _run(network: nn.Module, few: Inputs) -> object:
-    with torch.no_grad():
-        return network(few)
+    outputs = network(few)
+    return outputs.detach() if isinstance(outputs, Tensor) else outputs
 
 
 def _shape_of(outputs: object, n: int, loss: Loss) -> tuple[int, ...]:
@@ -223,7 +256,7 @@ def _shape_of(outputs: object, n: int, loss: Loss) -> tuple[int, ...]:
             f"the network returns {type(outputs).__name__}, not one tensor: wrap it in a module whose forward returns "
             f"the outputs {wanted}, such as `def forward(self, x): return self.network(x).logits` or `[0]`."
         )
-    if outputs.ndim < 2 or len(outputs) != n or (outputs.ndim > 2 and loss.name == "mse"):
+    if outputs.ndim < 2 or len(outputs) != n or outputs.numel() == 0 or (outputs.ndim > 2 and loss.name == "mse"):
         raise NoStatistics(f"the network's output has shape {list(outputs.shape)} for {n} samples: return {wanted}.")
     if not outputs.is_floating_point():
         raise NoStatistics(f"the network's output is of {outputs.dtype}: return real floating-point numbers.")
@@ -242,22 +275,32 @@ def _dtype_hint(network: nn.Module, few: Inputs) -> str:
 # Mixing ---------------------------------------------------------------------------------------------------------------
 
 
-def _refuse_mixing(network: nn.Module, few: Inputs) -> None:
+def _refuse_mixing(network: nn.Module, few: Inputs, many: Inputs) -> None:
     """Refuse a network of which a sample's output depends on what else is in its batch.
 
     Two tests. Among *other* samples of the same number, a sample's output has the same rounding in most kernels, so
     that little is allowed for it; *alone*, it has another.
     """
     others = few[torch.tensor([0, 2, 0], device=few.device)]
-    with torch.no_grad():
-        outputs, among_others = network(few), network(others)
+    outputs, among_others = network(few).detach(), network(others).detach()
     allowed = ROUNDING[torch.float64 if outputs.dtype == torch.float64 else torch.float32]
     scale = outputs.abs().max().clamp_min(torch.finfo(outputs.dtype).tiny)
     mixes = (outputs[0] - among_others[0]).abs().max() > allowed / 20 * scale
     if not mixes:
-        with torch.no_grad(), _in_words(network, few[:1]):
-            by_itself = torch.cat([network(few[k : k + 1]) for k in range(len(few))])
-        mixes = (outputs - by_itself).abs().max() > allowed * scale
+        with _in_words(network, few[:1]):
+            by_itself = [network(few[k : k + 1]).detach() for k in range(len(few))]
+        if any(one.shape != outputs[:1].shape for one in by_itself):
+            raise NoStatistics(
+                f"the network's output has shape {list(by_itself[0].shape)} for one sample and {list(outputs.shape)} "
+                "for three: return [n, C] for any n."
+            )
+        with _in_words(network, many):  # what begins at a number of samples, as experts' capacities do
+            whole, half = network(many).detach(), len(many) // 2 + 1
+            parts = (
+                torch.cat([network(many[:half]).detach(), network(many[half:]).detach()]) if half < len(many) else whole
+            )
+        mixes = (outputs - torch.cat(by_itself)).abs().max() > allowed * scale
+        mixes = mixes or (whole - parts).abs().max() > allowed * whole.abs().max()
     if mixes:
         raise NoStatistics(
             f"{_where_mixed(network, few, others) or 'the network'} mixes the samples of a batch, so that a sample has "
@@ -281,8 +324,7 @@ def _where_mixed(network: nn.Module, few: Inputs, others: Inputs) -> str:
 
             handles.append(module.register_forward_hook(record))
         try:
-            with torch.no_grad():
-                network(x)
+            network(x)
         finally:
             for handle in handles:
                 handle.remove()

@@ -160,8 +160,7 @@ def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
         return _of_products(products, products.gradient_squares, products.outputs.detach(), y, loss, tolerance)
 
     def vmap(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
-        with torch.no_grad():
-            outputs = network(x)
+        outputs = network(x).detach()
         products = by_vmap(network, x, loss, y)
         squares = lambda u: gradient_squares_by_vmap(network, x, u)  # noqa: E731
         return _of_products(products, squares, outputs, y, loss, tolerance)

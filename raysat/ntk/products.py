@@ -5,6 +5,7 @@ Three ways, which agree: by layer rules, by `torch.func.vmap`, and one sample af
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,12 +14,16 @@ from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
 from raysat.losses import Loss
+from raysat.models.functional import call
 from raysat.ntk import plain
 from raysat.ntk.kernel import KernelOperator, Products
 from raysat.ntk.plain import trained
 from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.rules import Outer
 from raysat.ntk.uses import Survey, Use, record, rows_of
+from raysat.validation import InputError
+
+log = logging.getLogger(__name__)
 
 
 class ByRules:
@@ -115,7 +120,7 @@ def by_vmap(
 
     def product(sample: Inputs, target: Tensor | None, direction: Tensor) -> Tensor:
         def at(w: dict[str, Tensor]) -> Tensor:
-            return torch.func.functional_call(network, w, (sample[None],))
+            return call(network, w, sample[None])
 
         target = None if target is None else target[None]
         outputs, pull = torch.func.vjp(at, weights)
@@ -134,7 +139,7 @@ def gradient_squares_by_vmap(network: nn.Module, x: Inputs, u: Float[Tensor, "n 
     weights = {name: p.detach() for name, p in trained(network).items()}
 
     def gradient(sample: Inputs, direction: Tensor) -> dict[str, Tensor]:
-        _, pull = torch.func.vjp(lambda w: torch.func.functional_call(network, w, (sample[None],))[0], weights)
+        _, pull = torch.func.vjp(lambda w: call(network, w, sample[None])[0], weights)
         return pull(direction)[0]
 
     with torch.no_grad():
@@ -148,8 +153,7 @@ def one_sample(network: nn.Module, sample: Inputs, loss: Loss, y: Tensor | None,
     Raises:
         NoStatistics: There are no second derivatives, and memory does not hold the rows.
     """
-    with torch.no_grad():
-        outputs = network(sample)
+    outputs = network(sample).detach()
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     try:
@@ -157,8 +161,10 @@ def one_sample(network: nn.Module, sample: Inputs, loss: Loss, y: Tensor | None,
         exact = plain.quadratic_form(network, sample, loss, y, u, 1)
         if abs((u * operator(u)).double().sum().item() - exact) <= 1e-3 * exact:
             return operator
-    except RuntimeError:
-        pass
+    except InputError:
+        raise
+    except Exception as error:  # rows need nothing of what failed
+        log.debug("double reverse mode fails: %s", error)
     size = outputs.numel() * sum(p.numel() for p in trained(network).values()) * outputs.element_size()
     if size > memory:
         raise NoStatistics(

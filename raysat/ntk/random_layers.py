@@ -76,8 +76,7 @@ def _drawing(network: nn.Module, few: Inputs) -> list[str]:
             module.register_forward_hook(leave, always_call=True),
         ]
     try:
-        with torch.no_grad():
-            network(few)
+        network(few)
     finally:
         for handle in handles:
             handle.remove()
@@ -96,6 +95,5 @@ def _generators(device: torch.device) -> tuple[Tensor | object, ...]:
 
 def _differs(network: nn.Module, few: Inputs, times: int = 8) -> bool:
     """Whether the outputs depend on what is drawn."""
-    with torch.no_grad():
-        first = network(few)
-        return isinstance(first, Tensor) and any(not torch.equal(first, network(few)) for _ in range(times))
+    first = network(few)
+    return isinstance(first, Tensor) and any(not torch.equal(first, network(few)) for _ in range(times))

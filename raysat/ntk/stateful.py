@@ -21,6 +21,8 @@ class State:
             for module in network.modules()
         ]
         self.parameters = [(module, dict(module._parameters)) for module in network.modules()]
+        self.weights_move = False
+        self.weights = [(p, p.detach().clone()) for p in network.parameters()]
         self.names = {module: name for name, module in network.named_modules()}
         self.values = {id(b): b.clone() for _, buffers, _ in self.modules for b in buffers.values() if b is not None}
 
@@ -29,7 +31,10 @@ class State:
         self.modules = [entry for entry in self.modules if self.names[entry[0]] not in set(names)]
 
     def changed(self) -> bool:
-        """Whether a buffer has another value, or a plain attribute is another one."""
+        """Whether a weight or a buffer has another value, or a plain attribute is another one."""
+        self.weights_move = any(not torch.equal(p, value) for p, value in self.weights)
+        if self.weights_move:
+            return True
         for module, buffers, attributes in self.modules:
             for name, buffer in buffers.items():
                 now = module._buffers.get(name)
@@ -41,13 +46,20 @@ class State:
 
     def put_back(self) -> None:
         """Fresh copies of the buffers, for a recorded graph may hold those of the pass before."""
-        for module, parameters in self.parameters:
-            module._parameters.clear()
-            module._parameters.update(parameters)
+        if self.weights_move:  # a forward pass changes them through `.data`
+            for p, value in self.weights:
+                p.data.copy_(value)
         for module, buffers, attributes in self.modules:
             for name, buffer in buffers.items():
                 module._buffers[name] = None if buffer is None else self.values[id(buffer)].clone()
             vars(module).update(attributes)
+
+    def repair(self) -> None:
+        """Parameters where they were, also after a transform that was torn out of its course."""
+        for module, parameters in self.parameters:
+            module._parameters.clear()
+            module._parameters.update(parameters)
+        self.put_back()
 
 
 _REGISTRIES = frozenset(vars(nn.Module()))
@@ -75,14 +87,12 @@ def restarted(network: nn.Module, few: Inputs, state: State) -> Iterator[bool]:
     """
     if state.changed():
         state.put_back()
-    with torch.no_grad():
-        first = network(few)
+    first = network(few).detach()
     stateful, handle = state.changed(), None
     if stateful:
         handle = network.register_forward_pre_hook(lambda *_: state.put_back(), prepend=True)
     try:
-        with torch.no_grad():
-            first, second = network(few) if stateful else first, network(few)
+        first, second = network(few).detach() if stateful else first, network(few).detach()
         # Atomic additions of a GPU make the last digits differ.
         allowed = (1e-10 if first.dtype == torch.float64 else 1e-4) * first.abs().max()
         if not (first - second).abs().max() <= allowed:

@@ -30,7 +30,7 @@ from raysat.ntk.top import TopEigenvalue, top_eigenvalue
 from raysat.ntk.uses import Survey, survey
 from raysat.text import first_sentence
 from raysat.theory import b_star, b_star_thm33
-from raysat.validation import InputError
+from raysat.validation import InputError, positive, whole
 
 DENSITY_SHARE = 4
 """A probe of the density takes one in so many of the residual's products with K. Default: 4. The density says how noise
@@ -176,10 +176,17 @@ def ntk_statistics(
     function = resolve(loss)
     if method is not None and method not in set(Method):
         raise InputError(f"method={method!r}: use one of {', '.join(Method)}, or leave it out.")
+    for name, value, least in (("k_samples", k_samples, 1), ("spectrum", spectrum, 0), ("probes", probes, 1)):
+        whole(name, value, least)
+    whole("dense_samples", dense_samples, 0)
+    positive("k_tolerance", k_tolerance)
     network, x = adapt(network, x)
     with looked_at(network, x, y, function, memory) as look:
+        seen = max(WATCHED_BY_RULES, len(look.x) // 50)
         with differentiable(network):
-            surveyed = survey(network, look.few)
+            surveyed = survey(
+                network, look.few, look.x[_subset(len(look.x), seen).to(look.x.device)], look.chunk(memory)
+            )
         samples, way, checks, reasons = _certified(look, surveyed, function, method, memory, k_tolerance, progress)
         if reasons and reasons not in _warned:
             _warned.add(reasons)
@@ -243,6 +250,9 @@ def reason_against(
         return str(error)
 
 
+WATCHED_BY_RULES = 64
+"""Samples at least on which rules are held against the gradient of a batch; a fiftieth of all where that is more."""
+
 WATCHED = 2
 """Random samples whose quantities are checked, beside the largest's."""
 
@@ -270,19 +280,21 @@ def _certified(
             if way.rehearse:
                 with differentiable(network):
                     found = per_sample(network, look.few, few_y, loss, way, memory, tolerance, (0, 1, 2))
+                look.state.repair()
                 checks = check_samples(network, look.few, few_y, loss, found, [0, 1, 2])
                 if not _passes(checks, allowed):
                     reasons.append(f"{way.method} is off by {max(checks):.1e} from plain autograd")
                     continue
             with differentiable(network):
                 found = per_sample(network, look.x, look.y, loss, way, memory, tolerance, watched, progress)
+            look.state.repair()
             largest = int(found.operator_norms.argmax())
             checks = check_samples(network, look.x, look.y, loss, found, [largest, *watched])
         except InputError:
             raise
         except Exception as error:  # the next way does not depend on what failed here
             reasons.append(f"{way.method} fails ({first_sentence(error)})")
-            look.state.put_back()  # what was torn out of its course may have left parameters of its own
+            look.state.repair()  # what was torn out of its course may have left parameters of its own
             continue
         if _passes(checks, allowed):
             return found, way, checks, "; ".join(dict.fromkeys(reasons))
@@ -354,7 +366,7 @@ def _spectra(
     trace = samples.frobenius[top.subset.to(samples.frobenius.device)].mean().item()
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
-    has_residual = y is not None and loss.name == "mse"
+    has_residual = y is not None and loss.name == "mse" and bool((outputs != y).any())
     with differentiable(look.network):
         measure, ritz = spectral_measure(operator, loss.residual(outputs, y) if has_residual else start, steps)
         density = spectral_density(operator, outputs, -(-steps // DENSITY_SHARE), probes, ritz, trace, tolerance)

@@ -18,6 +18,7 @@ from raysat.ntk.look import Look
 from raysat.ntk.plain import trained
 from raysat.ntk.refusal import NoStatistics
 from raysat.text import first_sentence
+from raysat.validation import InputError
 
 HEAD_START = 512
 """Samples from which on Lanczos begins near the eigenvector of an eighth of them."""
@@ -75,9 +76,11 @@ def top_eigenvalue(look: Look, loss: Loss, subset: Tensor, tolerance: float, mem
         samples = _that_fit(look, subset, memory) if way is Products.ROWS else subset
         try:
             found = _by(way, look, loss, samples, tolerance, memory)
-        except RuntimeError as error:
+        except InputError:
+            raise
+        except Exception as error:  # the next way does not depend on what failed here
             reasons.append(f"{way} fails ({first_sentence(error)})")
-            look.state.put_back()
+            look.state.repair()
             continue
         # Rows are plain autograd's own: what they are off by is the network's rounding, as of float32 inside float64.
         if found.check <= TOLERANCE[torch.float32 if way is Products.ROWS else look.dtype]:

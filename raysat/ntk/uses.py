@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from raysat.data.fields import Inputs
 from raysat.ntk.look import ROUNDING
-from raysat.ntk.plain import sample_gradient, trained
+from raysat.ntk.plain import gradients, sample_gradient, trained
 from raysat.ntk.rules import Outer, Rule, Share, linear_rule, rule_for
 from raysat.text import first_sentence
 
@@ -273,17 +273,22 @@ class Survey:
     reason: str
 
 
-def survey(network: nn.Module, few: Inputs) -> Survey:
-    """Find out which parameters the rules serve, by three samples, against plain autograd.
+def survey(network: nn.Module, few: Inputs, more: Inputs | None = None, chunk: int = 64) -> Survey:
+    """Find out which parameters the rules serve, against plain autograd.
 
     Args:
         network: As it was looked at.
-        few: Three samples.
+        few: Three samples, each of which is compared.
+        more: Samples over which sums are compared, of random functions of the outputs, for a weight that is used
+            otherwise for some samples only. Default: none.
+        chunk: Of these, how many at a time.
     """
     names = tuple(trained(network))
     try:
         notes = _notes(network, few)
         believed = _believed(network, few, notes)
+        for first in range(0, 0 if more is None else len(more), chunk):
+            believed &= _believed_of_all(network, more[first : first + chunk], notes, believed)
     except Exception as error:  # whatever it is, the ways without rules do not depend on it
         return Survey((), frozenset(), names, f"layer rules do not serve ({first_sentence(error)})")
     rest = tuple(name for name in names if name not in believed)
@@ -334,8 +339,7 @@ def _axis(two: Sequence[int], three: Sequence[int]) -> Axis | None:
 
 def _believed(network: nn.Module, few: Inputs, notes: list[Note]) -> set[str]:
     """The parameters whose rows by the rules are plain autograd's gradients. Corrects the notes where need be."""
-    with torch.no_grad():
-        expected = network(few)
+    expected = network(few).detach()
     allowed = ROUNDING[torch.float64 if expected.dtype == torch.float64 else torch.float32]
     try:
         outputs, uses = record(network, few, notes)
@@ -379,3 +383,25 @@ def _believed(network: nn.Module, few: Inputs, notes: list[Note]) -> set[str]:
             if bool(((found - exact).norm(dim=1) <= allowed * scale).all()):
                 believed.add(name)
     return believed
+
+
+def _believed_of_all(network: nn.Module, x: Inputs, notes: Sequence[Note], believed: set[str]) -> set[str]:
+    """Of some parameters those whose rows, summed over the samples, are the gradient of the batch."""
+    outputs, uses = record(network, x, notes)
+    generator = torch.Generator().manual_seed(2)
+    u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
+    by_output = torch.autograd.grad(outputs, [use.output for use in uses], u, allow_unused=True, materialize_grads=True)
+    weights = {name: p for name, p in trained(network).items() if name in believed}
+    exact = dict(zip(weights, gradients(network(x), list(weights.values()), u), strict=True))
+    size = sum(gradient.double().square().sum() for gradient in exact.values()).sqrt()
+    allowed = ROUNDING[torch.float64 if outputs.dtype == torch.float64 else torch.float32]
+    agreed = set(weights)
+    for name, share in shares_of(uses, notes, lambda k: by_output[k][None], frozenset(weights)):
+        if isinstance(share, Outer):
+            found = share.scale * torch.einsum("ncu,ni->ui", share.gradients, share.inputs)
+        else:
+            found = share.sum((0, 1))
+        off = (found.flatten().double() - exact[name].flatten().double()).norm()
+        if not off <= allowed * max(exact[name].double().norm(), 1e-3 * size):
+            agreed.discard(name)
+    return agreed
