@@ -90,6 +90,8 @@ class KernelOperator:
         gradients = torch.autograd.grad(
             outputs, list(self.weights.values()), rows, create_graph=True, allow_unused=True, materialize_grads=True
         )
+        if plain.is_cut(gradients):
+            raise RuntimeError("a backward function on the way has no derivative")
         return outputs, u, gradients
 
     def __call__(self, u: Float[Tensor, "n *outputs"]) -> Float[Tensor, "n *outputs"]:

@@ -163,6 +163,10 @@ def check_weights(network: nn.Module) -> None:
     for name, p in network.named_parameters():
         if torch.nn.parameter.is_lazy(p):
             raise NoStatistics(f"parameter {name} is lazy and has no value yet: run the network once on some inputs.")
+        if p.is_meta:
+            raise NoStatistics(
+                f"parameter {name} is on the meta device and has no value: build the network on a real one."
+            )
     weights = trained(network)
     if not weights:
         raise NoStatistics("the network has no trainable parameter: give one whose parameters require a gradient.")
@@ -296,9 +300,8 @@ def _refuse_mixing(network: nn.Module, few: Inputs, many: Inputs) -> None:
             )
         with _in_words(network, many):  # what begins at a number of samples, as experts' capacities do
             whole, half = network(many).detach(), len(many) // 2 + 1
-            parts = (
-                torch.cat([network(many[:half]).detach(), network(many[half:]).detach()]) if half < len(many) else whole
-            )
+            split = [many[:half], many[half:]] if half < len(many) else [many]
+            parts = torch.cat([network(part).detach() for part in split])
         mixes = (outputs - torch.cat(by_itself)).abs().max() > allowed * scale
         mixes = mixes or (whole - parts).abs().max() > allowed * whole.abs().max()
     if mixes:

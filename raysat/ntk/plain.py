@@ -63,12 +63,24 @@ def _dense(gradient: Tensor) -> Tensor:
 
 def is_reentrant(outputs: Tensor) -> bool:
     """Whether a graph has reentrant checkpointing in it, which `backward` serves and `torch.autograd.grad` refuses."""
-    waiting, seen = [outputs.grad_fn], set()
+    return _has_node([outputs], "CheckpointFunctionBackward")
+
+
+def is_cut(gradients: Sequence[Tensor]) -> bool:
+    """Whether the graph of some gradients lacks a part, for a backward function on the way is not differentiable.
+
+    PyTorch says so by an error only where the part is needed (2.13.0): beside another path it is left out in silence.
+    """
+    return _has_node(gradients, "torch::autograd::Error")
+
+
+def _has_node(tensors: Sequence[Tensor], name: str) -> bool:
+    waiting, seen = [tensor.grad_fn for tensor in tensors], set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
             continue
-        if type(node).__name__ == "CheckpointFunctionBackward":
+        if node.name() == name:
             return True
         seen.add(node)
         waiting += [other for other, _ in node.next_functions]

@@ -51,6 +51,8 @@ class ByRules:
         self.graph = torch.autograd.grad(
             self.outputs, self.produced, rows, create_graph=True, allow_unused=True, materialize_grads=True
         )
+        if plain.is_cut(self.graph):
+            raise RuntimeError("a backward function on the way has no derivative")
 
     def __call__(self, u: Float[Tensor, "n *outputs"]) -> Float[Tensor, "n *outputs"]:
         """The products, one for each sample."""

@@ -184,9 +184,8 @@ def ntk_statistics(
     with looked_at(network, x, y, function, memory) as look:
         seen = max(WATCHED_BY_RULES, len(look.x) // 50)
         with differentiable(network):
-            surveyed = survey(
-                network, look.few, look.x[_subset(len(look.x), seen).to(look.x.device)], look.chunk(memory)
-            )
+            more = look.x[_subset(len(look.x), seen).to(look.x.device)]
+            surveyed = survey(network, look.few, more, look.chunk(memory))
         samples, way, checks, reasons = _certified(look, surveyed, function, method, memory, k_tolerance, progress)
         if reasons and reasons not in _warned:
             _warned.add(reasons)
@@ -327,7 +326,8 @@ def _noise(look: Look, loss: Loss, samples: PerSample, memory: int) -> tuple[flo
         for sum_, part in zip(total, gradients(value, weights), strict=True):
             sum_ += part
     exact = sum(part.square().sum().item() for part in total)
-    check = abs(by_residuals - exact) / max(mean_square, torch.finfo(torch.float64).tiny)
+    least = torch.finfo(look.dtype).eps ** 2 * samples.operator_norms.max().item()
+    check = abs(by_residuals - exact) / max(mean_square, least, torch.finfo(torch.float64).tiny)
     if not check <= TOLERANCE[look.dtype]:
         raise NoStatistics(
             f"the gradient of the loss is off by {check:.1e} of the mean gradient square from plain autograd: "
