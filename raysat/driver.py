@@ -168,8 +168,8 @@ class Recorder:
             f"{name}: gamma {row['gamma']:.4g}, k_op {row['k_op']:.4g}, b_star {row['b_star']:.3g}, "
             f"{duration(row['seconds'])}",
         )
-        way = "a slower way for this part alone" if row["method"] == "gram" else f"{WAYS.get(row['method'])}, slower"
-        slower = f"{row['method_reason']}; its statistics come by {way}"
+        way = WAYS["jacobian"] + " for this part" if row["method"] == "gram" else WAYS.get(row["method"])
+        slower = f"{row['method_reason']}; its statistics come from {way}, which is slower"
         for note in (*[slower] * bool(row["method_reason"]), *approximations(row)):
             if note not in self.told_of:
                 self.told_of.add(note)
