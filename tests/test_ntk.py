@@ -287,7 +287,7 @@ def test_every_way_to_the_grams_agrees():
         (nn.Linear(4, 2), torch.empty(0, 4), None, "x is empty"),
         (nn.Flatten(), torch.randn(3, 4), None, "no trainable parameter"),
         (nn.Linear(4, 2), torch.randn(3, 5, 4), None, "return .n, C."),
-        (nn.Linear(4, 2), torch.randn(3, 4), torch.randn(3, 3), "let them have the same shape"),
+        (nn.Linear(4, 2), torch.randn(3, 4), torch.randn(3, 3), "make them agree"),
     ],
 )
 def test_wrong_use_is_told(network, x, y, words):

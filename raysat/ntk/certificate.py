@@ -53,7 +53,7 @@ def check_samples(
     """
     of_norms, of_squares = [], []
     # Residuals of rounding alone have gradients of rounding alone.
-    rounding = torch.finfo(next(iter(plain.trained(network).values())).dtype).eps ** 2
+    rounding = torch.finfo(next(iter(plain.trained(network).values())).dtype).eps
     least = rounding * found.operator_norms.max().item()
     mean_square = max(found.gradient_squares.mean().item(), least)
     for k in which:

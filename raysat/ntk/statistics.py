@@ -326,7 +326,7 @@ def _noise(look: Look, loss: Loss, samples: PerSample, memory: int) -> tuple[flo
         for sum_, part in zip(total, gradients(value, weights), strict=True):
             sum_ += part
     exact = sum(part.square().sum().item() for part in total)
-    least = torch.finfo(look.dtype).eps ** 2 * samples.operator_norms.max().item()
+    least = torch.finfo(look.dtype).eps * samples.operator_norms.max().item()
     check = abs(by_residuals - exact) / max(mean_square, least, torch.finfo(torch.float64).tiny)
     if not check <= TOLERANCE[look.dtype]:
         raise NoStatistics(
