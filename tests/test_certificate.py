@@ -111,10 +111,10 @@ def test_a_second_start_that_finds_more_moves_the_first(monkeypatch):
     x[:20, :4] = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x[20:, 4:] = 9 * torch.randn(20, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
-    def blind(operator, outputs):  # sees the first half of the samples only
-        start = torch.zeros_like(outputs)
+    def blind(second, like):  # sees the first half of the samples only
+        start = torch.zeros_like(like)
         start[:20] = 1
-        return start, 1.0
+        return start
 
     monkeypatch.setattr(top, "_start", blind)
     found = ntk_statistics(nn.Linear(8, 1, bias=False).double(), x, k_tolerance=1e-9)
@@ -133,15 +133,16 @@ def test_no_eigenvalue_exceeds_the_bound_but_seldom(size, steps, share, seed):
     fixed[:, 0] = 1
     start = (1 - share) ** 0.5 * fixed + share**0.5 * noise / noise.norm(dim=1, keepdim=True)
     found = tridiagonalize(lambda v: v * values, start, steps)
-    bound = excess(found.products, size, share, 0.05) * found.values[:, -1]
+    bound = excess([(found.products, share)], size, 0.05) * found.values[:, -1]
     assert (values.max() > bound * (1 + 1e-9)).double().mean() <= 0.05 + 4 * (0.05 / trials) ** 0.5
 
 
 def test_the_bound_tightens_with_products_and_with_the_random_part():
-    bounds = [excess(m, 4096, 1.0, 0.01) for m in (3, 5, 10, 20, 40)]
+    bounds = [excess([(m, 1.0)], 4096, 0.01) for m in (3, 5, 10, 20, 40)]
     assert all(a > b > 1 for a, b in pairwise(bounds))
-    assert excess(10, 4096, 0.2, 0.01) > excess(10, 4096, 1.0, 0.01)
-    assert excess(1, 1, 1.0, 0.01) == 1
+    assert excess([(10, 0.2)], 4096, 0.01) > excess([(10, 1.0)], 4096, 0.01)
+    assert excess([(10, 1.0), (10, 1e-3)], 4096, 0.01) < excess([(10, 1.0)], 4096, 0.01)
+    assert excess([(1, 1.0)], 1, 0.01) == 1
 
 
 class Scale(nn.Module):

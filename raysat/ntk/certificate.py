@@ -24,7 +24,8 @@ TOLERANCE = {torch.float32: 5e-4, torch.float64: 1e-6}
 but the order of sums does."""
 
 SECOND_START = 5
-"""Products from the second, random start of k_op. Default: 5; see `raysat.ntk.lanczos.excess` for what it can miss."""
+"""Products from the random start of k_op that comes first, and that k_op must not fall short of. Default: 5; see
+`raysat.ntk.lanczos.excess` for what they can miss."""
 
 
 def check_samples(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -121,7 +121,7 @@ def largest_eigenpairs(operator: Operator, start: Tensor, *, tolerance: float = 
     return Eigenpairs(values, vectors.view(start.shape), products.view(start.shape), residuals, found.products + 1)
 
 
-def excess(products: int, size: int, share: float, probability: float) -> float:
+def excess(runs: Sequence[tuple[int, float]], size: int, probability: float) -> float:
     """By how much the largest eigenvalue may exceed the largest Ritz value, but for a small probability.
 
     Let `mu` be the largest Ritz value after m products from a unit start with `w = (u^T q)^2`, u the top eigenvector.
@@ -129,32 +129,36 @@ def excess(products: int, size: int, share: float, probability: float) -> float:
     `sum_j w_j p(lambda_j)^2 (lambda_j - mu) <= 0`, the sum being over eigenvalues. With Chebyshev's polynomial of
     [0, mu], which is at most 1 there, `w T_{m-1}(2c - 1)^2 (c - 1) <= 1`. A random vector of squared norm `share` in
     the start makes a small w improbable, whatever the rest of the start is: `P(w <= t) <= 2 sqrt(t size / (2 pi
-    share))`, since one coordinate of it has a density of at most `sqrt(size / (2 pi share))`.
+    share))`, since one coordinate of it has a density of at most `sqrt(size / (2 pi share))`. Of several runs with
+    random parts of their own, all have to miss it.
 
     Args:
-        products: m.
+        runs: Of each, m and the random part of the start's squared norm.
         size: Dimension of the space.
-        share: The random part of the start's squared norm.
         probability: That of a larger eigenvalue than is said.
 
     Returns:
-        c, at least 1; infinite where m tells nothing.
+        c, at least 1; infinite where the products tell nothing.
     """
-    t = share * math.pi / (2 * size) * probability**2
 
-    def ruled_out(c: float) -> bool:
-        # log of T_k(z) = cosh(k arccosh z), which overflows for many products
-        angle = (products - 1) * math.acosh(2 * c - 1)
-        return 2 * (angle + math.log1p(math.exp(-2 * angle)) - math.log(2)) + math.log(c - 1) >= -math.log(t)
+    def log_missed(c: float) -> float:
+        total = 0.0
+        for products, share in runs:
+            # log of T_k(z) = cosh(k arccosh z), which overflows for many products
+            angle = (products - 1) * math.acosh(2 * c - 1)
+            log_t = -2 * (angle + math.log1p(math.exp(-2 * angle)) - math.log(2)) - math.log(c - 1)
+            total += min(0.0, math.log(2) + (log_t + math.log(size / (2 * math.pi * share))) / 2)
+        return total
 
     if size == 1:
         return 1.0
     low, high = 1.0, 2.0
-    while not ruled_out(high):
+    while log_missed(high) > math.log(probability):
         low, high = high, 2 * high
         if high > 1e9:
             return math.inf
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if middle > 1 and ruled_out(middle) else (middle, high)
+        below = middle > 1 and log_missed(middle) <= math.log(probability)
+        low, high = (low, middle) if below else (middle, high)
     return high

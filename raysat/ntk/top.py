@@ -13,18 +13,16 @@ from raysat.losses import Loss
 from raysat.ntk.certificate import TOLERANCE, check_products, second_start
 from raysat.ntk.context import differentiable
 from raysat.ntk.kernel import GRAPHS, KernelOperator, Products
-from raysat.ntk.lanczos import Eigenpairs, excess, largest_eigenpairs
+from raysat.ntk.lanczos import Tridiagonal, excess, largest_eigenpairs
 from raysat.ntk.look import Look
 from raysat.ntk.plain import trained
 from raysat.ntk.refusal import NoStatistics
 from raysat.text import first_sentence
 from raysat.validation import InputError
 
-HEAD_START = 512
-"""Samples from which on Lanczos begins near the eigenvector of an eighth of them."""
-
-RANDOM_SHARE = 0.2
-"""Random part of the squared norm of such a start: without it, Lanczos may never leave an invariant subspace."""
+RANDOM_SHARE = 1e-3
+"""Random part of the squared norm of a start that begins near an eigenvector: without one, Lanczos may never leave an
+invariant subspace. Default: 1e-3; more costs products, less weakens `TopEigenvalue.upper`."""
 
 MISSED = 0.01
 """Probability that an eigenvalue is above `TopEigenvalue.upper`."""
@@ -119,16 +117,14 @@ def _by(way: Products, look: Look, loss: Loss, subset: Tensor, tolerance: float,
     with differentiable(network):
         operator = KernelOperator(network, x, chunk, loss, memory, y=y, way=way)
         outputs = operator.outputs()
-        start, share = _start(operator, outputs)
         g, second = second_start(operator, outputs)
+        start = _start(second, outputs)
         for _ in range(3):
             found = largest_eigenpairs(lambda u: operator(u[0])[None], start[None], tolerance=tolerance)
-            missed = second.values[0, -1] > found.values[0] * (1 + max(tolerance, TOLERANCE[look.dtype]))
-            if not missed:
+            if second.values[0, -1] <= found.values[0] * (1 + max(tolerance, TOLERANCE[look.dtype])):
                 break
-            # The second start saw a larger one: go on from what both have found.
-            seen = (second.vectors[0, :, -1] @ second.basis[0]).view_as(outputs)
-            start, share = _mixed(found.vectors[0].to(outputs) + seen.to(outputs), outputs)
+            # The random start saw a larger one: go on from what both have found.
+            start = _with_noise(found.vectors[0] + _ritz_vector(second, outputs), outputs)
         else:
             raise RuntimeError(f"a random start finds {second.values[0, -1]:.4g} above k_op {found.values[0]:.4g}")
     check = check_products(network, x, y, loss, found, g, second, chunk)
@@ -140,46 +136,25 @@ def _by(way: Products, look: Look, loss: Loss, subset: Tensor, tolerance: float,
         residual=found.residuals.item(),
         products=found.products,
         check=check,
-        upper=_upper(found, second.products, outputs.numel(), share),
+        upper=found.values.item()
+        * excess([(second.products, 1.0), (found.products - 1, RANDOM_SHARE)], outputs.numel(), MISSED),
     )
 
 
-def _upper(found: Eigenpairs, products: int, size: int, share: float) -> float:
-    """What no eigenvalue exceeds, as the start of k_op or the second one says it, whichever says more."""
-    own = excess(found.products - 1, size, share, MISSED / 2)
-    return found.values.item() * min(own, excess(products, size, 1.0, MISSED / 2))
+def _start(second: Tridiagonal, like: Tensor) -> Tensor:
+    """A vector near the top eigenvector of K, to start from: what a random start has found, and a random part anew."""
+    return _with_noise(_ritz_vector(second, like), like)
 
 
-def _start(operator: KernelOperator, outputs: Tensor) -> tuple[Tensor, float]:
-    """A vector near the top eigenvector of K, to start from, and the random share of its squared norm.
-
-    If v is the top eigenvector of the kernel of some samples, `J_all J_some^T v` is its Nystroem extension. It halves
-    the products with the whole K and costs those of an eighth. The samples are drawn, for their order may mean
-    something. Below `HEAD_START` samples the start is random.
-    """
-    generator = torch.Generator().manual_seed(0)
-    n = len(operator.x)
-    if n < HEAD_START or operator.rows is not None:
-        return torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs), 1.0
-    drawn = torch.randperm(n, generator=generator, device="cpu")[: n // 8].sort().values.to(outputs.device)
-    coarse = KernelOperator(
-        operator.network,
-        operator.x[drawn],
-        operator.chunk,
-        operator.loss,
-        operator.memory_left,
-        y=None if operator.y is None else operator.y[drawn],
-        way=operator.way,
-    )
-    start = torch.randn(outputs[drawn].shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
-    found = largest_eigenpairs(lambda u: coarse(u[0])[None], start[None], tolerance=1e-2)
-    return _mixed(operator.pushforward(coarse.pullback(found.vectors[0].to(outputs))), outputs)
+def _ritz_vector(found: Tridiagonal, like: Tensor) -> Tensor:
+    """The unit Ritz vector of the largest value."""
+    vector = (found.vectors[0, :, -1] @ found.basis[0]).view(like.shape)
+    return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
 
 
-def _mixed(vector: Tensor, like: Tensor) -> tuple[Tensor, float]:
-    """A vector with a random part added."""
+def _with_noise(vector: Tensor, like: Tensor) -> Tensor:
+    """A vector with a random part of `RANDOM_SHARE`, as a unit vector of a tensor's type."""
     generator = torch.Generator().manual_seed(5)
-    noise = torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").to(like)
+    noise = torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").to(like.device)
     vector = vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
-    share = RANDOM_SHARE
-    return (1 - share) ** 0.5 * vector + share**0.5 * noise / noise.norm(), share
+    return ((1 - RANDOM_SHARE) ** 0.5 * vector + RANDOM_SHARE**0.5 * noise / noise.norm()).to(like.dtype)
