@@ -111,7 +111,7 @@ def test_a_second_start_that_finds_more_moves_the_first(monkeypatch):
     x[:20, :4] = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x[20:, 4:] = 9 * torch.randn(20, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
-    def blind(second, like):  # sees the first half of the samples only
+    def blind(operator, second, like):  # sees the first half of the samples only
         start = torch.zeros_like(like)
         start[:20] = 1
         return start

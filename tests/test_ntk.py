@@ -329,7 +329,7 @@ def test_a_parameter_that_nothing_depends_on_changes_nothing():
 def test_the_start_is_near_the_top_eigenvector():
     network, x = models.build(mlp(2), 16, (8,), 3, 0).double(), torch.randn(600, 8, dtype=torch.float64) + 0.5
     operator, outputs = KernelOperator(network, x), network(x).detach()
-    start = top._start(certificate.second_start(operator, outputs)[1], outputs)
+    start = top._start(operator, certificate.second_start(operator, outputs)[1], outputs)
     exact = largest_eigenpairs(lambda u: operator(u[0])[None], start[None], tolerance=1e-9).vectors[0]
     assert abs((start / start.norm() * exact).sum()) > 0.95
 

@@ -23,8 +23,8 @@ TOLERANCE = {torch.float32: 5e-4, torch.float64: 1e-6}
 """Up to which difference a statistic is believed. In float32, networks of a hundred layers differ by 1e-4 where nothing
 but the order of sums does."""
 
-SECOND_START = 5
-"""Products from the random start of k_op that comes first, and that k_op must not fall short of. Default: 5; see
+SECOND_START = 4
+"""Products from the random start of k_op that comes first, and that k_op must not fall short of. Default: 4; see
 `raysat.ntk.lanczos.excess` for what they can miss."""
 
 

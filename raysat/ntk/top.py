@@ -20,6 +20,9 @@ from raysat.ntk.refusal import NoStatistics
 from raysat.text import first_sentence
 from raysat.validation import InputError
 
+HEAD_START = 512
+"""Samples from which on Lanczos begins near the eigenvector of an eighth of them."""
+
 RANDOM_SHARE = 1e-3
 """Random part of the squared norm of a start that begins near an eigenvector: without one, Lanczos may never leave an
 invariant subspace. Default: 1e-3; more costs products, less weakens `TopEigenvalue.upper`."""
@@ -118,7 +121,7 @@ def _by(way: Products, look: Look, loss: Loss, subset: Tensor, tolerance: float,
         operator = KernelOperator(network, x, chunk, loss, memory, y=y, way=way)
         outputs = operator.outputs()
         g, second = second_start(operator, outputs)
-        start = _start(second, outputs)
+        start = _start(operator, second, outputs)
         for _ in range(3):
             found = largest_eigenpairs(lambda u: operator(u[0])[None], start[None], tolerance=tolerance)
             if second.values[0, -1] <= found.values[0] * (1 + max(tolerance, TOLERANCE[look.dtype])):
@@ -141,9 +144,32 @@ def _by(way: Products, look: Look, loss: Loss, subset: Tensor, tolerance: float,
     )
 
 
-def _start(second: Tridiagonal, like: Tensor) -> Tensor:
-    """A vector near the top eigenvector of K, to start from: what a random start has found, and a random part anew."""
-    return _with_noise(_ritz_vector(second, like), like)
+def _start(operator: KernelOperator, second: Tridiagonal, outputs: Tensor) -> Tensor:
+    """A vector near the top eigenvector of K, to start from, and a random part of its own.
+
+    Of few samples it is what another random start has found. Of many, the eigenvector v of the kernel of an eighth of
+    them, carried to all: `J_all J_some^T v`, its Nystroem extension, which costs little beside products with the whole
+    K. The samples are drawn, for their order may mean something.
+    """
+    n = len(operator.x)
+    if n < HEAD_START or operator.rows is not None:
+        return _with_noise(_ritz_vector(second, outputs), outputs)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randperm(n, generator=generator, device="cpu")[: n // 8].sort().values.to(outputs.device)
+    coarse = KernelOperator(
+        operator.network,
+        operator.x[drawn],
+        operator.chunk,
+        operator.loss,
+        operator.memory_left,
+        y=None if operator.y is None else operator.y[drawn],
+        way=operator.way,
+    )
+    shape = outputs[drawn].shape
+    start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
+    found = largest_eigenpairs(lambda u: coarse(u[0])[None], start[None], tolerance=1e-2)
+    carried = operator.pushforward(coarse.pullback(found.vectors[0].to(outputs)))
+    return _with_noise(carried.double(), outputs)
 
 
 def _ritz_vector(found: Tridiagonal, like: Tensor) -> Tensor:
