@@ -22,10 +22,12 @@ import torch
 
 from raysat import data, gpt, mlp, models, ntk_statistics, resnet
 from raysat.losses import LOSSES
-from raysat.ntk import KernelOperator, Method, largest_eigenpairs
-from raysat.ntk.grams import grams_by_jacobians
-from raysat.ntk.per_sample import per_sample
-from raysat.ntk.statistics import _start
+from raysat.ntk import grams
+from raysat.ntk.context import differentiable
+from raysat.ntk.look import looked_at
+from raysat.ntk.per_sample import per_sample, ways
+from raysat.ntk.top import top_eigenvalue
+from raysat.ntk.uses import survey
 
 
 def seconds(function) -> tuple[float, object]:
@@ -44,23 +46,26 @@ def mnist() -> None:
     network = models.build(mlp(depth=3, hidden_gain=2**0.5), 1000, dataset.input_shape, dataset.outputs, seed=0)
     x = dataset.x
     mse = LOSSES["mse"]
-    took, found = seconds(lambda: per_sample(network, x, None, mse, Method.GRAM, 1 << 30, 1e-3))
-    ours = took / len(x)
-    print(f"gamma over {len(x):,} samples: {took:.1f} s, gamma = {found.operator_norms.max():.4f}")
+    with looked_at(network, x, None, mse) as look, differentiable(network):
+        way = next(ways(look, survey(network, look.few), None, 1 << 30))
+        took, found = seconds(lambda: per_sample(network, x, None, mse, way, 1 << 30, 1e-3))
+        ours = took / len(x)
+        print(f"gamma over {len(x):,} samples: {took:.1f} s, gamma = {found.operator_norms.max():.4f}")
 
     few = 4
-    took, _ = seconds(lambda: [grams_by_jacobians(network, x[k : k + 1]) for k in range(few)])
+    parts = grams.without_rules(network, grams.jacobians)
+    took, _ = seconds(lambda: [grams.grams(network, x[k : k + 1], parts) for k in range(few)])
     print(f"vmap(jacrev), {few} samples: {took / few:.3f} s a sample, {took / few / ours:.0f} times ours")
 
-    subset = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:4096].sort().values]
+    chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:4096].sort().values
+    subset = x[chosen]
 
     def ours_top():
-        operator = KernelOperator(network, subset, memory=1 << 30)
-        start = _start(operator, torch.empty(len(subset), 10))
-        return largest_eigenpairs(lambda u: operator(u[0])[None], start[None], tolerance=1e-3)
+        with looked_at(network, x, None, mse) as look:
+            return top_eigenvalue(look, mse, chosen, 1e-3, 1 << 30)
 
     took, top = seconds(ours_top)
-    value, residual = top.values.item(), top.residuals.item()
+    value, residual = top.value, top.residual
     print(f"k_op on 4,096 samples: {took:.1f} s, {top.products} products, {value:.6f}, residual {residual:.1e}")
     try:
         from curvlinops import GGNLinearOperator

@@ -23,9 +23,9 @@ from raysat.validation import InputError
 HEAD_START = 512
 """Samples from which on Lanczos begins near the eigenvector of an eighth of them."""
 
-RANDOM_SHARE = 1e-3
+RANDOM_SHARE = 1e-6
 """Random part of the squared norm of a start that begins near an eigenvector: without one, Lanczos may never leave an
-invariant subspace. Default: 1e-3; more costs products, less weakens `TopEigenvalue.upper`."""
+invariant subspace. Default: 1e-6, in amplitude the tolerance of k_op, beyond which it would cost products."""
 
 MISSED = 0.01
 """Probability that an eigenvalue is above `TopEigenvalue.upper`."""
