@@ -333,7 +333,8 @@ def _noise(look: Look, loss: Loss, samples: PerSample, memory: int) -> tuple[flo
             f"the gradient of the loss is off by {check:.1e} of the mean gradient square from plain autograd: "
             "leave y out, or report the network."
         )
-    return (mean_square - signal) / signal if signal > 0 else math.inf, check
+    # Of one sample, or of equal ones, rounding decides the sign of what is 0.
+    return max(mean_square - signal, 0.0) / signal if signal > 0 else math.inf, check
 
 
 def _dense(look: Look, loss: Loss, count: int) -> dict[str, float]:
@@ -375,7 +376,8 @@ def _spectra(
         found |= {"residual_nodes": measure.nodes, "residual_weights": measure.weights}
     known = converged(ritz, tolerance)
     below = int((~known.flip(0)).float().argmax()) if not known.all() else len(known)
-    found["top"] = ritz.values[0].flip(0)[:below]
+    largest = ritz.values[0].flip(0)[:below]
+    found["top"] = largest[largest > torch.finfo(look.dtype).eps * len(largest) * largest.max()] if below else largest
     return {name: tuple(found[name].tolist()) if name in found else () for name in names}
 
 
