@@ -26,8 +26,8 @@ from raysat.ntk import grams
 from raysat.ntk.context import differentiable
 from raysat.ntk.look import looked_at
 from raysat.ntk.per_sample import per_sample, ways
+from raysat.ntk.survey import survey
 from raysat.ntk.top import top_eigenvalue
-from raysat.ntk.uses import survey
 
 
 def seconds(function) -> tuple[float, object]:

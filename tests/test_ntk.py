@@ -13,7 +13,7 @@ from torch import nn
 from raysat import InputError, data, gpt, linear, mlp, models, ntk_statistics, resnet
 from raysat.ntk import KernelOperator, certificate, dense_kernel, grams, largest_eigenpairs, plain, top
 from raysat.ntk import statistics as statistics_module
-from raysat.ntk.uses import survey
+from raysat.ntk.survey import survey
 from raysat.recursion import Spectrum, largest_stable, noise_factor
 
 

@@ -19,7 +19,7 @@ from raysat.ntk.context import cast, differentiable
 from raysat.ntk.grams import Parts, without_rules
 from raysat.ntk.look import check_weights, looked_at
 from raysat.ntk.refusal import NoStatistics
-from raysat.ntk.uses import Survey, survey
+from raysat.ntk.survey import Survey, survey
 from raysat.text import first_sentence
 from raysat.validation import InputError
 

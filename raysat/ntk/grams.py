@@ -19,7 +19,8 @@ from raysat.memory import saved_per_sample
 from raysat.models.functional import call
 from raysat.ntk.plain import trained
 from raysat.ntk.rules import Outer
-from raysat.ntk.uses import Survey, Use, record, shares_of
+from raysat.ntk.survey import Survey
+from raysat.ntk.uses import Use, record, shares_of
 
 Rows = Callable[[nn.Module, Inputs, tuple[str, ...]], Float[Tensor, "n outputs p"]]
 """Rows of some parameters' Jacobian: `jacobians`, or `plain.rows`."""

@@ -25,7 +25,7 @@ from raysat.ntk.look import Look
 from raysat.ntk.plain import trained
 from raysat.ntk.products import ByRules, by_vmap, gradient_squares_by_vmap, one_sample
 from raysat.ntk.refusal import NoStatistics
-from raysat.ntk.uses import Survey
+from raysat.ntk.survey import Survey
 
 MOST_OUTPUTS = 128
 """Above this many numbers a sample, its Gram is not formed: it takes a backward pass for each of them."""

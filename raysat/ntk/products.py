@@ -20,7 +20,8 @@ from raysat.ntk.kernel import KernelOperator, Products
 from raysat.ntk.plain import trained
 from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.rules import Outer
-from raysat.ntk.uses import Survey, Use, record, rows_of
+from raysat.ntk.survey import Survey
+from raysat.ntk.uses import Use, record, rows_of
 from raysat.validation import InputError
 
 log = logging.getLogger(__name__)

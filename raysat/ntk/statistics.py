@@ -26,8 +26,8 @@ from raysat.ntk.per_sample import Method, PerSample, Way, per_sample, ways
 from raysat.ntk.plain import gradients, trained
 from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.spectrum import converged, smallest_eigenvalue, spectral_density, spectral_measure, tight_gamma
+from raysat.ntk.survey import Survey, survey
 from raysat.ntk.top import TopEigenvalue, top_eigenvalue
-from raysat.ntk.uses import Survey, survey
 from raysat.text import first_sentence
 from raysat.theory import b_star, b_star_thm33
 from raysat.validation import InputError, positive, whole
@@ -182,53 +182,86 @@ def ntk_statistics(
     positive("k_tolerance", k_tolerance)
     network, x = adapt(network, x)
     with looked_at(network, x, y, function, memory) as look:
-        seen = max(WATCHED_BY_RULES, len(look.x) // 50)
-        with differentiable(network):
-            more = look.x[_subset(len(look.x), seen).to(look.x.device)]
-            surveyed = survey(network, look.few, more, look.chunk(memory))
-        samples, way, checks, reasons = _certified(look, surveyed, function, method, memory, k_tolerance, progress)
-        if reasons and reasons not in _warned:
-            _warned.add(reasons)
-            log.warning("%s: %s; its statistics take a slower way.", type(network).__name__, reasons)
-        subset = _subset(len(look.x), k_samples).to(look.x.device)
-        top = top_eigenvalue(look, function, subset, k_tolerance, memory)
-        noise = _noise(look, function, samples, memory) if y is not None else None
-        spectra = _spectra(look, top, function, samples, spectrum, probes, k_tolerance)
-        dense = _dense(look, function, dense_samples)
-        gamma = samples.operator_norms.max().item()
-        if not (gamma > 0 and top.value > 0):
-            raise NoStatistics(
-                "the kernel is zero, for the outputs do not change with the weights, or the loss has no curvature "
-                "there: take another initialization or another loss."
-            )
-        return NTKStatistics(
-            n=len(look.x),
-            n_outputs=look.shape[-1],
-            parameters=sum(p.numel() for p in trained(network).values()),
-            loss_init=samples.loss / len(look.x),
-            gamma=gamma,
-            gamma_mean=samples.operator_norms.mean().item(),
-            gamma_frobenius=samples.frobenius.max().item(),
-            k_op=top.value,
-            k_op_residual=top.residual,
-            k_samples=len(top.subset),
-            k_iterations=top.products,
-            b_star=b_star(gamma, top.value),
-            b_star_thm33=b_star_thm33(gamma, top.value),
-            noise_scale=noise[0] if noise else math.nan,
-            **spectra,
-            **dense,
-            method=str(way.method),
-            method_reason=reasons,
-            way=str(top.operator.way),
-            gamma_check=checks[0],
-            k_op_check=top.check,
-            k_op_upper=top.upper,
-            noise_check=max(checks[1], noise[1]) if noise else math.nan,
-            statistics_dtype=str(look.dtype).removeprefix("torch."),
-            frozen_norms=", ".join(look.frozen),
-            off=", ".join(look.off),
+        return _compute(
+            look,
+            function,
+            k_samples=k_samples,
+            k_tolerance=k_tolerance,
+            spectrum=spectrum,
+            probes=probes,
+            dense_samples=dense_samples,
+            memory=memory,
+            method=method,
+            progress=progress,
         )
+
+
+def _compute(
+    look: Look,
+    loss: Loss,
+    *,
+    k_samples: int,
+    k_tolerance: float,
+    spectrum: int,
+    probes: int,
+    dense_samples: int,
+    memory: int,
+    method: str | None,
+    progress: Callable[[int], object] | None,
+) -> NTKStatistics:
+    """The statistics of a network that was looked at."""
+    surveyed = _surveyed(look, memory)
+    samples, way, checks, reasons = _certified(look, surveyed, loss, method, memory, k_tolerance, progress)
+    if reasons and reasons not in _warned:
+        _warned.add(reasons)
+        log.warning("%s: %s; its statistics take a slower way.", type(look.network).__name__, reasons)
+    subset = _subset(len(look.x), k_samples).to(look.x.device)
+    top = top_eigenvalue(look, loss, subset, k_tolerance, memory)
+    noise = _noise(look, loss, samples, memory) if look.y is not None else None
+    spectra = _spectra(look, top, loss, samples, spectrum, probes, k_tolerance)
+    dense = _dense(look, loss, dense_samples)
+    gamma = samples.operator_norms.max().item()
+    if not (gamma > 0 and top.value > 0):
+        raise NoStatistics(
+            "the kernel is zero, for the outputs do not change with the weights, or the loss has no curvature "
+            "there: take another initialization or another loss."
+        )
+    return NTKStatistics(
+        n=len(look.x),
+        n_outputs=look.shape[-1],
+        parameters=sum(p.numel() for p in trained(look.network).values()),
+        loss_init=samples.loss / len(look.x),
+        gamma=gamma,
+        gamma_mean=samples.operator_norms.mean().item(),
+        gamma_frobenius=samples.frobenius.max().item(),
+        k_op=top.value,
+        k_op_residual=top.residual,
+        k_samples=len(top.subset),
+        k_iterations=top.products,
+        b_star=b_star(gamma, top.value),
+        b_star_thm33=b_star_thm33(gamma, top.value),
+        noise_scale=noise[0] if noise else math.nan,
+        **spectra,
+        **dense,
+        method=str(way.method),
+        method_reason=reasons,
+        way=str(top.operator.way),
+        gamma_check=checks[0],
+        k_op_check=top.check,
+        k_op_upper=top.upper,
+        noise_check=max(checks[1], noise[1]) if noise else math.nan,
+        statistics_dtype=str(look.dtype).removeprefix("torch."),
+        frozen_norms=", ".join(look.frozen),
+        off=", ".join(look.off),
+    )
+
+
+def _surveyed(look: Look, memory: int) -> Survey:
+    """What the layers' rules serve."""
+    count = max(WATCHED_BY_RULES, len(look.x) // 50)
+    more = look.x[_subset(len(look.x), count).to(look.x.device)]
+    with differentiable(look.network):
+        return survey(look.network, look.few, more, look.chunk(memory))
 
 
 def reason_against(

@@ -5,27 +5,23 @@ back. That is right only if both belong to single samples, and are those that th
 samples and with three, which axis of each input and output is that of the samples: the one whose size changes. A layer
 that is applied once for the whole batch, such as a table of positions, has none: its output is then repeated for each
 sample, which changes nothing downstream but gives each sample a gradient of its own. Tensors that are changed in place
-afterwards are copied first. What a rule says is believed parameter by parameter, where it equals plain autograd's
-gradient of each of three samples.
+afterwards are copied first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import SimpleNamespace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from raysat.data.fields import Inputs
-from raysat.ntk.look import ROUNDING
-from raysat.ntk.plain import gradients, sample_gradient, trained
+from raysat.ntk.plain import trained
 from raysat.ntk.rules import Outer, Rule, Share, linear_rule, rule_for
-from raysat.text import first_sentence
 
 
 @dataclass(frozen=True)
@@ -251,157 +247,3 @@ def shares_of(
             yield name, found[0]
         else:
             yield name, sum(share.rows() if isinstance(share, Outer) else share for share in found)
-
-
-# What to believe ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Which parameters the rules serve in a network.
-
-    Attributes:
-        notes: What is known of each use, in order.
-        covered: The parameters whose rows the rules give.
-        rest: The others.
-        reason: Why there are others, in words that name one.
-    """
-
-    notes: tuple[Note, ...]
-    covered: frozenset[str]
-    rest: tuple[str, ...]
-    reason: str
-
-
-def survey(network: nn.Module, few: Inputs, more: Inputs | None = None, chunk: int = 64) -> Survey:
-    """Find out which parameters the rules serve, against plain autograd.
-
-    Args:
-        network: As it was looked at.
-        few: Three samples, each of which is compared.
-        more: Samples over which sums are compared, of random functions of the outputs, for a weight that is used
-            otherwise for some samples only. Default: none.
-        chunk: Of these, how many at a time.
-    """
-    names = tuple(trained(network))
-    try:
-        notes = _notes(network, few)
-        believed = _believed(network, few, notes)
-        for first in range(0, 0 if more is None else len(more), chunk):
-            believed &= _believed_of_all(network, more[first : first + chunk], notes, believed)
-    except Exception as error:  # whatever it is, the ways without rules do not depend on it
-        return Survey((), frozenset(), names, f"layer rules do not serve ({first_sentence(error)})")
-    rest = tuple(name for name in names if name not in believed)
-    return Survey(tuple(notes), frozenset(believed), rest, _why(network, rest[0]) if rest else "")
-
-
-def _why(network: nn.Module, name: str) -> str:
-    owner, _, _ = name.rpartition(".")
-    module = network.get_submodule(owner)
-    if rule_for(module) is None:
-        return f"no rule for {type(module).__name__}, which holds {name}"
-    return f"{name} is used otherwise than by its own layer once a sample"
-
-
-def _notes(network: nn.Module, few: Inputs) -> list[Note]:
-    """What the uses are, from a pass of two samples and one of three."""
-    seen = []
-    for n in (2, 3):
-        with Recorder(network) as recorder:
-            network(few[:n])
-        seen.append(recorder.uses)
-    two, three = seen
-    if [use.key for use in two] != [use.key for use in three]:
-        raise Mismatch("the network uses other layers for other samples")
-    notes = []
-    for one, other in zip(two, three, strict=True):
-        inputs, output = (_axis(a.shape, b.shape) for a, b in zip(one.seen, other.seen, strict=True))
-        later = [tensor._version != version for tensor, version in zip(other.seen, other.versions, strict=True)]
-        once = inputs is None and output is None
-        notes.append(
-            Note(other.key, inputs or Axis(0), output or Axis(0), *later, once, once or bool(inputs and output))
-        )
-    return notes
-
-
-def _axis(two: Sequence[int], three: Sequence[int]) -> Axis | None:
-    """The axis along which a tensor of two samples differs from one of three; None where there is none."""
-    if len(two) != len(three):
-        raise Mismatch("a layer's tensors have other axes for other numbers of samples")
-    places = [k for k, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
-    if not places:
-        return None
-    (k,) = places
-    if 3 * two[k] != 2 * three[k]:
-        raise Mismatch("a layer's tensors do not grow with the number of samples")
-    return Axis(k, three[k] // 3)
-
-
-def _believed(network: nn.Module, few: Inputs, notes: list[Note]) -> set[str]:
-    """The parameters whose rows by the rules are plain autograd's gradients. Corrects the notes where need be."""
-    expected = network(few).detach()
-    allowed = ROUNDING[torch.float64 if expected.dtype == torch.float64 else torch.float32]
-    try:
-        outputs, uses = record(network, few, notes)
-        same = bool((outputs - expected).abs().max() <= allowed * expected.abs().max())
-    except RuntimeError:
-        same = False
-    if not same:  # an output that is repeated for each sample does not fit downstream
-        notes[:] = [replace(note, once=False, serves=note.serves and not note.once) for note in notes]
-        outputs, uses = record(network, few, notes)
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
-    by_output = torch.autograd.grad(outputs, [use.output for use in uses], u, allow_unused=True, materialize_grads=True)
-    rows: dict[str, Tensor | None] = {}
-    for use, note, gradient in zip(uses, notes, by_output, strict=True):
-        try:
-            found = rows_of(use, note, gradient[None]) if note.serves else {}
-        except (
-            RuntimeError,
-            ValueError,
-            IndexError,
-            KeyError,
-            TypeError,
-        ):  # a layer that is used in a shape of its own
-            found = {}
-        for name in use.names.values():
-            share = found.get(name)
-            if isinstance(share, Outer):
-                share = share.rows()
-            before = rows.get(name, 0)
-            lost = share is None or before is None or share.shape[:2] != (len(few), 1)
-            rows[name] = None if lost else before + share[:, 0].double()
-    plain = [sample_gradient(network, few[k : k + 1], u[k : k + 1]) for k in range(len(few))]
-    size = torch.stack([torch.stack([g.double().square().sum() for g in one.values()]).sum() for one in plain]).sqrt()
-    believed = set()
-    for name in trained(network):
-        exact = torch.stack([one[name].flatten().double() for one in plain])
-        found = rows.get(name, torch.zeros_like(exact))
-        if found is not None and found.shape == exact.shape:
-            # Beside a thousandth of the whole gradient, a parameter's own may be rounding alone.
-            scale = torch.maximum(exact.norm(dim=1), 1e-3 * size)
-            if bool(((found - exact).norm(dim=1) <= allowed * scale).all()):
-                believed.add(name)
-    return believed
-
-
-def _believed_of_all(network: nn.Module, x: Inputs, notes: Sequence[Note], believed: set[str]) -> set[str]:
-    """Of some parameters those whose rows, summed over the samples, are the gradient of the batch."""
-    outputs, uses = record(network, x, notes)
-    generator = torch.Generator().manual_seed(2)
-    u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
-    by_output = torch.autograd.grad(outputs, [use.output for use in uses], u, allow_unused=True, materialize_grads=True)
-    weights = {name: p for name, p in trained(network).items() if name in believed}
-    exact = dict(zip(weights, gradients(network(x), list(weights.values()), u), strict=True))
-    size = sum(gradient.double().square().sum() for gradient in exact.values()).sqrt()
-    allowed = ROUNDING[torch.float64 if outputs.dtype == torch.float64 else torch.float32]
-    agreed = set(weights)
-    for name, share in shares_of(uses, notes, lambda k: by_output[k][None], frozenset(weights)):
-        if isinstance(share, Outer):
-            found = share.scale * torch.einsum("ncu,ni->ui", share.gradients, share.inputs)
-        else:
-            found = share.sum((0, 1))
-        off = (found.flatten().double() - exact[name].flatten().double()).norm()
-        if not off <= allowed * max(exact[name].double().norm(), 1e-3 * size):
-            agreed.discard(name)
-    return agreed
