@@ -79,7 +79,7 @@ def _notes(network: nn.Module, few: Inputs) -> list[Note]:
         raise Mismatch("the network uses other layers for other samples")
     notes = []
     for one, other in zip(two, three, strict=True):
-        inputs, output = (_axis(a.shape, b.shape) for a, b in zip(one.seen, other.seen, strict=True))
+        inputs, output = (_axis(a, b) for a, b in zip(one.seen, other.seen, strict=True))
         later = [tensor._version != version for tensor, version in zip(other.seen, other.versions, strict=True)]
         once = inputs is None and output is None
         notes.append(
@@ -88,17 +88,22 @@ def _notes(network: nn.Module, few: Inputs) -> list[Note]:
     return notes
 
 
-def _axis(two: Sequence[int], three: Sequence[int]) -> Axis | None:
-    """The axis along which a tensor of two samples differs from one of three; None where there is none."""
-    if len(two) != len(three):
+def _axis(two: Tensor, three: Tensor) -> Axis | None:
+    """The axis along which a tensor of two samples differs from one of three, the same two among them; None if none."""
+    if two.ndim != three.ndim:
         raise Mismatch("a layer's tensors have other axes for other numbers of samples")
-    places = [k for k, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
+    places = [k for k, (a, b) in enumerate(zip(two.shape, three.shape, strict=True)) if a != b]
     if not places:
         return None
     (k,) = places
-    if 3 * two[k] != 2 * three[k]:
+    if 3 * two.shape[k] != 2 * three.shape[k]:
         raise Mismatch("a layer's tensors do not grow with the number of samples")
-    return Axis(k, three[k] // 3)
+    fold = three.shape[k] // 3
+    if fold == 1:
+        return Axis(k)
+    of_two = two.detach().movedim(k, 0).unflatten(0, (2, fold)).double()
+    of_three = three.detach().movedim(k, 0).unflatten(0, (3, fold))[:2].double()
+    return Axis(k, fold, inner=not torch.allclose(of_two, of_three, rtol=1e-3, atol=1e-6))
 
 
 def _believed(network: nn.Module, few: Inputs, notes: list[Note]) -> set[str]:

@@ -31,10 +31,17 @@ class Axis:
     Attributes:
         place: Its number.
         fold: How many entries of the axis belong to one sample: 1, or the positions that are folded into it.
+        inner: Whether samples vary faster than positions in a folded axis, as where the sequence comes first.
     """
 
     place: int
     fold: int = 1
+    inner: bool = False
+
+    def to_front(self, tensor: Tensor, before: int = 0) -> Tensor:
+        """The tensor with this axis first, a sample's positions next to each other; `before` axes are not counted."""
+        moved = tensor.movedim(self.place + before, 0)
+        return moved.unflatten(0, (self.fold, -1)).transpose(0, 1).flatten(0, 1) if self.inner else moved
 
 
 @dataclass(frozen=True)
@@ -187,8 +194,8 @@ def rows_of(use: Use, note: Note, gradients: Float[Tensor, "..."]) -> dict[str, 
         gradients: By the output, of each of C cotangents. Shape: [C, *output].
     """
     fold = note.output.fold
-    inputs = use.inputs.movedim(note.inputs.place, 0)  # [n, ...]
-    gradients = gradients.movedim(note.output.place + 1, 0)  # [n, C, ...]
+    inputs = note.inputs.to_front(use.inputs)  # [n, ...]
+    gradients = note.output.to_front(gradients, 1)  # [n, C, ...]
     if fold > 1 and use.rule is linear_rule:  # takes positions itself, and forms fewer rows
         inputs = inputs.unflatten(0, (-1, fold))
         gradients, fold = gradients.unflatten(0, (-1, fold)).movedim(1, 2), 1
