@@ -6,6 +6,7 @@ import math
 import oracles
 import pytest
 import torch
+from pooled import Pooled
 from torch import nn
 from torch.nn import functional as F
 
@@ -36,20 +37,6 @@ SEVERAL = (torch.rand(N, C, generator=torch.Generator().manual_seed(2)) > 0.4).d
 
 def binary(outputs, y):
     return F.binary_cross_entropy_with_logits(outputs, y, reduction="none").sum(-1)
-
-
-class Pooled(nn.Module):
-    """The mean of a sample's tokens under a mask, classified."""
-
-    def __init__(self, width=6, vocabulary=9, outputs=C):
-        super().__init__()
-        self.tokens, self.inner = nn.Embedding(vocabulary, width), nn.Linear(width, width)
-        self.head, self.unused = nn.Linear(width, outputs), nn.Linear(width, 2)
-
-    def forward(self, input_ids, attention_mask):
-        mask = attention_mask[..., None].to(self.head.weight.dtype)
-        values = self.inner(self.tokens(input_ids)).tanh() * mask
-        return self.head(values.sum(1) / mask.sum(1))
 
 
 def padded(n=N, length=5):

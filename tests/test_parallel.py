@@ -119,3 +119,15 @@ def test_a_network_that_couples_samples_is_refused():
     _, x, y = problem(torch.float32)
     with pytest.raises(InputError, match="ranks_per_trial=1"):
         ParallelEngine(network, x, y, LOSS, 0.05, ranks=2)
+
+
+def test_a_rank_that_cannot_begin_is_an_error():
+    class Local(nn.Linear):  # of a function, which no other process can import
+        pass
+
+    Local.__qualname__, Local.__module__ = "Local", "my_module_that_is_gone"
+    sys.modules["my_module_that_is_gone"] = type(sys)("my_module_that_is_gone")
+    sys.modules["my_module_that_is_gone"].Local = Local
+    network, x, y = Local(3, 2), torch.zeros(4, 3), torch.zeros(4, 2)
+    with pytest.raises(RuntimeError, match="rank 1 ended with exit code 1 before it began"):
+        ParallelEngine(network, x, y, LOSS, 0.05, ranks=2)

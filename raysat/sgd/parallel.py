@@ -88,6 +88,12 @@ class ParallelEngine(OverAutograd):
             theirs.close()
             self.pipes.append(ours)
         self._end = weakref.finalize(self, _end, self.pipes, processes)
+        for process, pipe in zip(processes, self.pipes, strict=True):
+            try:
+                pipe.recv()
+            except EOFError:  # else the others would wait for it for half an hour
+                process.join()
+                raise RuntimeError(f"{process.name} ended with exit code {process.exitcode} before it began") from None
         _join(store, 0, ranks, x.is_cuda)
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
@@ -147,6 +153,7 @@ def _follow(
         torch.cuda.set_device(device)
     network, x, y, loss, eta, at_once = torch.load(io.BytesIO(payload), weights_only=False)
     engine = AutogradEngine(network.to(device), x.to(device), y.to(device), loss, eta, at_once)
+    pipe.send("ready")
     _join(torch.distributed.TCPStore(_HOST, port, is_master=False), rank, ranks, cuda)
     while True:
         try:
