@@ -96,7 +96,7 @@ def test_all_parts_run_with_torch_and_numpy_alone(done, listed):
 
 def test_statistics_are_compared_in_both_types(done):
     compared = {what for part, what, _, _, verdict in rows(done[1]) if (part, verdict) == ("statistics", "ok")}
-    for network in ("mlp", "conv net", "gpt"):
+    for network in ("mlp", "conv net", "gpt", "nn.TransformerEncoder", "nn.LSTM"):
         for dtype in ("float64", "float32"):
             assert {f"{network}, {dtype}: {name}" for name in ("gamma", "k_op", "noise_scale")} <= compared
 
