@@ -223,7 +223,7 @@ def test_own_model_and_data_and_their_code_in_the_identity(tmp_path, capsys):
     trials = pd.read_parquet(tmp_path / "results" / "own" / "trials")
     assert trials["model"].tolist() == ["my_data:build"] * 2
     assert trials["depth"].isna().all()
-    assert pd.read_parquet(tmp_path / "results" / "own" / "ntk")["method"].tolist() == ["jacobian"]
+    assert pd.read_parquet(tmp_path / "results" / "own" / "ntk")["method"].tolist() == ["gram"]
     assert capsys.readouterr().out.count("no rule for Scale, which holds 1.factor") == 1
     (tmp_path / "my_data.py").write_text(OWN_MODULE.replace("x.sum", "2 * x.sum"))
     sys.modules.pop("my_data")
