@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
 from raysat.losses import Loss
-from raysat.memory import out_of_memory
+from raysat.memory import give_back, out_of_memory
 from raysat.ntk import grams, plain
 from raysat.ntk.grams import Parts, without_rules
 from raysat.ntk.lanczos import largest_eigenpairs
@@ -253,6 +253,8 @@ def per_sample(
         largest = max(largest, norms.max().item())
         parts.append(part)
         first += len(norms)
+        if way.rehearse:  # rows of the Jacobian, in large blocks
+            give_back()
         if progress:
             progress(first)
     joined = (torch.cat([part[k] for part in parts]).double() for k in range(3))
