@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raysat.data.fields import Fields, Inputs
+from raysat.data.fields import Inputs
 from raysat.losses import LOSSES
 from raysat.models.unpacked import adapt
 from raysat.ntk import grams, plain
 from raysat.ntk.certificate import TOLERANCE, check_kernel
 from raysat.ntk.context import cast, differentiable
 from raysat.ntk.grams import Parts, without_rules
-from raysat.ntk.look import check_weights, looked_at
+from raysat.ntk.look import check_weights, floating_to, looked_at
 from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.survey import Survey, survey
 from raysat.text import first_sentence
@@ -61,7 +61,7 @@ def checked_kernel(network: nn.Module, x: Inputs | Mapping | Sequence) -> DenseK
 def _in(dtype: torch.dtype | None, network: nn.Module, x: Inputs) -> DenseKernel:
     check_weights(network)
     with cast(network, dtype) if dtype else nullcontext():
-        x = _cast(x, dtype) if dtype else x
+        x = floating_to(x, dtype) if dtype else x
         with looked_at(network, x, None, LOSSES["mse"]) as look:
             with differentiable(look.network):
                 surveyed = survey(look.network, look.few, look.x, len(look.x))
@@ -83,12 +83,6 @@ def _in(dtype: torch.dtype | None, network: nn.Module, x: Inputs) -> DenseKernel
             raise NoStatistics(
                 f"no way to the dense kernel agrees with plain autograd ({'; '.join(errors)}): set dense_samples=0."
             )
-
-
-def _cast(x: Inputs, dtype: torch.dtype) -> Inputs:
-    if isinstance(x, Fields):
-        return x.map(lambda tensor: _cast(tensor, dtype))
-    return x.to(dtype) if x.is_floating_point() else x
 
 
 def _ways(network: nn.Module, surveyed: Survey) -> Iterator[Parts]:

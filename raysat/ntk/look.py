@@ -103,7 +103,7 @@ def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memor
         x, y = _of_normal_mode(x), None if y is None else _of_normal_mode(y)
         if any(p.dtype in HALVES for p in network.parameters()):
             stack.enter_context(cast(network, torch.float32))
-            x = _floating_to(x, torch.float32)
+            x = floating_to(x, torch.float32)
         _check_finite(network, x, y)
         given = State(network)
         chosen = some_samples(x)
@@ -146,9 +146,10 @@ def _of_normal_mode(values: Inputs) -> Inputs:
     return values.clone() if values.is_inference() else values
 
 
-def _floating_to(values: Inputs, dtype: torch.dtype) -> Inputs:
+def floating_to(values: Inputs, dtype: torch.dtype) -> Inputs:
+    """The inputs in a floating-point dtype; whole numbers, such as tokens and masks, stay."""
     if isinstance(values, Fields):
-        return values.map(lambda tensor: _floating_to(tensor, dtype))
+        return values.map(lambda tensor: floating_to(tensor, dtype))
     return values.to(dtype) if values.is_floating_point() else values
 
 
