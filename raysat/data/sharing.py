@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
@@ -86,8 +86,9 @@ def _load(name: str, n_train: int | None, n_test: int | None, preprocessing: str
         return load(name, **options)
 
 
+@cache
 def _code() -> str:
-    """Digest of the modules that make a data set, so that a change of theirs is not missed."""
+    """Digest of the modules that make a data set, so that a change of theirs is not missed. Read once a process."""
     digest = hashlib.sha256()
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
