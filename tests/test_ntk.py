@@ -351,7 +351,7 @@ def test_lanczos_finds_the_largest_eigenvalues_side_by_side(size, batch, seed):
 def test_lanczos_says_how_far_it_came():
     matrix = torch.diag(torch.linspace(1, 1.01, 200, dtype=torch.float64))
     pairs = largest_eigenpairs(lambda v: v @ matrix, torch.ones(1, 200, dtype=torch.float64), tolerance=1e-12, most=3)
-    assert pairs.products == 4
+    assert pairs.products == 3
     assert pairs.residuals.item() > 1e-4
 
 

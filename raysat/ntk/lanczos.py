@@ -95,8 +95,9 @@ class Eigenpairs:
 def largest_eigenpairs(operator: Operator, start: Tensor, *, tolerance: float = 1e-3, most: int = 200) -> Eigenpairs:
     """The largest eigenvalues, to a relative residual.
 
-    The recurrence's own estimate of the residual ends the iteration; the residual that is returned is measured with
-    one more product.
+    Each product is kept, so that the residual is measured after every one, from vectors and their images, without a
+    product more. The recurrence's own estimate ends the iteration too, at half the tolerance: by rounding, the measured
+    one may never reach a tolerance that is asked for.
 
     Args:
         operator: As for `tridiagonalize`.
@@ -106,19 +107,26 @@ def largest_eigenpairs(operator: Operator, start: Tensor, *, tolerance: float = 
         most: Products after which to stop in any case. The residual says how far it came.
     """
     tiny = torch.finfo(torch.float64).tiny
+    images: list[Float64[Tensor, "batch size"]] = []
+
+    def kept(vectors: Tensor) -> Tensor:
+        products = operator(vectors)
+        images.append(products.flatten(1).double())
+        return products
+
+    def pairs(found: Tridiagonal) -> Eigenpairs:
+        values, coefficients = found.values[:, -1], found.vectors[:, None, :, -1]
+        vectors, products = ((coefficients @ all_).squeeze(1) for all_ in (found.basis, torch.stack(images, 1)))
+        norms = vectors.norm(dim=1, keepdim=True).clamp_min(tiny)  # an operator that is 0 may have no vector
+        vectors, products = vectors / norms, products / norms
+        residuals = (products - values[:, None] * vectors).norm(dim=1) / values.abs().clamp_min(tiny)
+        return Eigenpairs(values, vectors.view(start.shape), products.view(start.shape), residuals, found.products)
 
     def done(found: Tridiagonal) -> bool:
-        # Half the tolerance: the products' rounding adds to what the recurrence estimates.
-        estimate = found.last * found.vectors[:, -1, -1].abs()
-        return bool((estimate <= tolerance / 2 * found.values[:, -1].abs().clamp_min(tiny)).all())
+        estimates = found.last * found.vectors[:, -1, -1].abs() / found.values[:, -1].abs().clamp_min(tiny)
+        return bool((estimates <= tolerance / 2).all() or (pairs(found).residuals <= tolerance).all())
 
-    found = tridiagonalize(operator, start, most, done)
-    values = found.values[:, -1]
-    vectors = (found.vectors[:, None, :, -1] @ found.basis).squeeze(1)
-    vectors = vectors / vectors.norm(dim=1, keepdim=True).clamp_min(tiny)  # an operator that is 0 may have none
-    products = operator(vectors.view(start.shape).to(start.dtype)).flatten(1).double()
-    residuals = (products - values[:, None] * vectors).norm(dim=1) / values.abs().clamp_min(tiny)
-    return Eigenpairs(values, vectors.view(start.shape), products.view(start.shape), residuals, found.products + 1)
+    return pairs(tridiagonalize(kept, start, most, done))
 
 
 def excess(runs: Sequence[tuple[int, float]], size: int, probability: float) -> float:

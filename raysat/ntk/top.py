@@ -140,7 +140,7 @@ def _by(way: Products, look: Look, loss: Loss, subset: Tensor, tolerance: float,
         products=found.products,
         check=check,
         upper=found.values.item()
-        * excess([(second.products, 1.0), (found.products - 1, RANDOM_SHARE)], outputs.numel(), MISSED),
+        * excess([(second.products, 1.0), (found.products, RANDOM_SHARE)], outputs.numel(), MISSED),
     )
 
 
