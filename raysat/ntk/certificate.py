@@ -64,9 +64,8 @@ def check_samples(
             v = found.vectors[k][None]
             exact = _square(plain.sample_gradient(network, sample, lambda f: loss.factor(f, target, v.to(f))))  # noqa: B023
         else:
-            rows = plain.sample_rows(network, sample).double()
             outputs = network(sample).detach().double()
-            weighed = weighed_gram(outputs, (rows @ rows.T)[None], target, loss)
+            weighed = weighed_gram(outputs, plain.sample_gram(network, sample)[None], target, loss)
             exact = torch.linalg.eigvalsh(weighed)[0, -1].item()
         of_norms.append(difference(norm, exact))
         if y is not None:

@@ -50,8 +50,8 @@ def without_rules(network: nn.Module, rows: Rows) -> Parts:
 def grams(
     network: nn.Module, x: Inputs, parts: Parts
 ) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, "n outputs outputs"]]:
-    """The outputs `f(w, x_i)` and the Grams `J_i J_i^T` of as many samples as memory allows (`bytes_per_sample`)."""
-    outputs = network(x).detach() if not parts.survey.covered else None
+    """Outputs `f(w, x_i)`, with their graph, and Grams `J_i J_i^T` of as many samples as memory allows."""
+    outputs = network(x) if not parts.survey.covered else None
     gram: Tensor | float = 0.0
     if outputs is None:
         outputs, uses, gradient = _passes(network, x, parts.survey)
@@ -61,7 +61,7 @@ def grams(
     if parts.rest:
         rows = parts.rows(network, x, parts.rest)
         gram = gram + rows @ rows.mT
-    return outputs.detach(), gram.detach()
+    return outputs, gram.detach()
 
 
 def kernel(network: nn.Module, x: Inputs, parts: Parts) -> Float[Tensor, "size size"]:

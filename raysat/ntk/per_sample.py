@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -60,6 +60,7 @@ class PerSample:
         frobenius: `||J_i||_F^2`, likewise; NaN by iteration. Shape: [n].
         gradient_squares: `||J_i^T r_i||^2`; NaN without targets. Shape: [n].
         loss: The sum of the samples' losses; NaN without targets.
+        gradient: `sum_i J_i^T r_i`, the gradient of that sum, by parameter; empty without targets.
         vectors: Of some samples, the unit vector v with `||J_i^T S_i v||^2` their operator norm; by iteration only.
     """
 
@@ -67,11 +68,12 @@ class PerSample:
     frobenius: Float64[Tensor, " n"]
     gradient_squares: Float64[Tensor, " n"]
     loss: float
+    gradient: Sequence[Float64[Tensor, "..."]] = ()
     vectors: dict[int, Tensor] = field(default_factory=dict)
 
 
-Chunk = tuple[Tensor, Tensor, Tensor, float, Tensor | None]
-"""Operator norms, Frobenius norms, gradient squares, sum of losses, vectors of some samples."""
+Chunk = tuple[Tensor, Tensor, Tensor, float, Sequence[Tensor], Tensor | None]
+"""Operator norms, Frobenius norms, gradient squares, sum of losses, sum of gradients, vectors of all samples."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,7 @@ def _iterates(look: Look, method: str | None) -> bool:
 def _few(look: Look, surveyed: Survey) -> Iterator[Way]:
     def by_grams(method: Method, parts: Parts, rehearse: bool = True) -> Way:
         def compute(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
-            return _of_grams(*grams.grams(network, x, parts), y, loss)
+            return _of_grams(network, *grams.grams(network, x, parts), y, loss)
 
         return Way(method, compute, lambda: grams.bytes_per_sample(look.network, look.few, parts), rehearse)
 
@@ -131,14 +133,17 @@ def _few(look: Look, surveyed: Survey) -> Iterator[Way]:
     yield by_grams(Method.PLAIN, without_rules(look.network, plain.rows), rehearse=False)
 
 
-def _of_grams(outputs: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) -> Chunk:
-    squares, total = torch.full([len(outputs)], math.nan, device=outputs.device), math.nan
+def _of_grams(network: nn.Module, graph: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) -> Chunk:
+    outputs = graph.detach()
+    squares, total, pulled = torch.full([len(outputs)], math.nan, device=outputs.device), math.nan, []
     if y is not None:
-        residual = loss.residual(outputs, y)[:, :, None]
-        squares = (residual.mT @ gram @ residual).flatten()
+        residual = loss.residual(outputs, y)
+        squares = (residual[:, None] @ gram @ residual[:, :, None]).flatten()
         total = loss.total(outputs.double(), y).item()
+        pulled = plain.gradients(graph, list(trained(network).values()), residual)
     weighed = weighed_gram(outputs, gram, y, loss)
-    return torch.linalg.eigvalsh(weighed)[:, -1], weighed.diagonal(dim1=1, dim2=2).sum(1), squares, total, None
+    frobenius = weighed.diagonal(dim1=1, dim2=2).sum(1)
+    return torch.linalg.eigvalsh(weighed)[:, -1], frobenius, squares, total, pulled, None
 
 
 def weighed_gram(outputs: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) -> Tensor:
@@ -157,13 +162,12 @@ def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
 
     def rules(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
         products = ByRules(network, x, loss, y, surveyed)
-        return _of_products(products, products.gradient_squares, products.outputs.detach(), y, loss, tolerance)
+        return _of_products(network, products, products.gradient_squares, products.outputs, y, loss, tolerance)
 
     def vmap(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
-        outputs = network(x).detach()
         products = by_vmap(network, x, loss, y)
         squares = lambda u: gradient_squares_by_vmap(network, x, u)  # noqa: E731
-        return _of_products(products, squares, outputs, y, loss, tolerance)
+        return _of_products(network, products, squares, network(x), y, loss, tolerance)
 
     def alone(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
         parts = []
@@ -175,9 +179,9 @@ def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
                 found = plain.sample_gradient(network, sample, u)
                 return sum(g.double().square().sum() for g in found.values())[None]
 
-            parts.append(_of_products(operator, square, operator.outputs(), target, loss, tolerance))
-        norms, frobenius, squares, totals, vectors = zip(*parts, strict=True)
-        return torch.cat(norms), torch.cat(frobenius), torch.cat(squares), sum(totals), torch.cat(vectors)
+            parts.append(_of_products(network, operator, square, network(sample), target, loss, tolerance))
+        *lists, totals, pulled, vectors = zip(*parts, strict=True)
+        return *map(torch.cat, lists), sum(totals), [sum(p) for p in zip(*pulled, strict=True)], torch.cat(vectors)
 
     if surveyed.covered and not surveyed.rest:
         largest = max(p.numel() for p in weights.values()) * next(iter(weights.values())).element_size()
@@ -188,22 +192,26 @@ def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
 
 
 def _of_products(
+    network: nn.Module,
     products: Callable[[Tensor], Tensor],
     squares: Callable[[Tensor], Tensor],
-    outputs: Tensor,
+    graph: Tensor,
     y: Tensor | None,
     loss: Loss,
     tolerance: float,
 ) -> Chunk:
-    """The quantities from products with each sample's own kernel."""
+    """The quantities from products with each sample's own kernel, and the outputs with their graph."""
+    outputs = graph.detach()
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     found = largest_eigenpairs(products, start, tolerance=tolerance)
     nothing = torch.full([len(outputs)], math.nan, device=outputs.device)
     if y is None:
-        return found.values, nothing, nothing, math.nan, found.vectors
-    square = squares(loss.residual(outputs, y))
-    return found.values, nothing, square, loss.total(outputs.double(), y).item(), found.vectors
+        return found.values, nothing, nothing, math.nan, [], found.vectors
+    residual = loss.residual(outputs, y)
+    square, total = squares(residual), loss.total(outputs.double(), y).item()
+    pulled = plain.gradients(graph, list(trained(network).values()), residual)
+    return found.values, nothing, square, total, pulled, found.vectors
 
 
 def per_sample(
@@ -232,8 +240,9 @@ def per_sample(
     """
     most = AT_ONCE if way.method is Method.PLAIN else len(x)
     chunk = max(1, min(most, memory // max(1, way.bytes_per_sample())))
-    parts: list[Chunk] = []
+    parts: list[list] = []
     vectors: dict[int, Tensor] = {}
+    gradient = [] if y is None else [torch.zeros_like(p, dtype=torch.float64) for p in trained(network).values()]
     first, largest = 0, -math.inf
     while first < len(x):
         here = slice(first, first + chunk)
@@ -244,18 +253,21 @@ def per_sample(
                 raise
             chunk = -(-chunk // 2)
             continue
-        norms, kept = part[0], part[4]
+        *values, pulled, kept = part
+        norms = values[0]
+        for total, addend in zip(gradient, pulled, strict=True):
+            total += addend
         if kept is not None:
             vectors |= {k: kept[k - first] for k in watched if first <= k < first + len(norms)}
             if norms.max() > largest:  # the vector of the largest so far takes the place of the one before
                 top = int(norms.argmax())
                 vectors = {k: v for k, v in vectors.items() if k in watched} | {first + top: kept[top]}
         largest = max(largest, norms.max().item())
-        parts.append(part)
+        parts.append(values)
         first += len(norms)
         if way.rehearse:  # rows of the Jacobian, in large blocks
             give_back()
         if progress:
             progress(first)
     joined = (torch.cat([part[k] for part in parts]).double() for k in range(3))
-    return PerSample(*joined, sum(part[3] for part in parts), vectors)
+    return PerSample(*joined, sum(part[3] for part in parts), gradient, vectors)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
@@ -111,16 +111,27 @@ def sample_rows(network: nn.Module, sample: Inputs, names: Sequence[str] | None 
         sample: One sample, with its axis.
         names: The parameters whose columns are wanted. Default: all.
     """
+    return torch.cat(_rows_by_parameter(network, sample, names), 1)
+
+
+def sample_gram(network: nn.Module, sample: Inputs) -> Float64[Tensor, "outputs outputs"]:
+    """`J_i J_i^T` of one sample, from all rows of `J_i`; the parameters' shares are summed in float64."""
+    return sum((rows @ rows.T).double() for rows in _rows_by_parameter(network, sample, None))
+
+
+def _rows_by_parameter(network: nn.Module, sample: Inputs, names: Sequence[str] | None) -> list[Tensor]:
+    """The columns of `J_i` that belong to each parameter. Shape of each: [outputs, size]."""
     weights = trained(network)
     chosen = list(weights.values()) if names is None else [weights[name] for name in names]
     outputs = network(sample)
-    rows = []
+    found = [torch.empty(outputs.numel(), p.numel(), dtype=p.dtype, device=p.device) for p in chosen]
     for k in range(outputs.numel()):
         unit = torch.zeros_like(outputs)
         unit.view(-1)[k] = 1
-        row = gradients(outputs, chosen, unit, keep=k + 1 < outputs.numel())
-        rows.append(torch.cat([part.flatten() for part in row]))
-    return torch.stack(rows)
+        gradient = gradients(outputs, chosen, unit, keep=k + 1 < outputs.numel())
+        for rows, part in zip(found, gradient, strict=True):
+            rows[k] = part.flatten()
+    return found
 
 
 def rows(network: nn.Module, x: Inputs, names: Sequence[str] | None = None) -> Float[Tensor, "n outputs p"]:

@@ -264,12 +264,11 @@ def _noise(look: Look, loss: Loss, samples: PerSample, memory: int) -> tuple[flo
 
     The signal is made of residuals; its check differentiates the loss itself, over other chunks.
     """
-    chunk = look.chunk(memory)
     mean_square = samples.gradient_squares.mean().item()
-    signal = gradient_square(look.network, look.x, look.y, loss, chunk)
+    signal = sum(part.square().sum().item() for part in samples.gradient) / len(look.x) ** 2
     some = _subset(len(look.x), 64).to(look.x.device)
     x, y = look.x[some], look.y[some]
-    by_residuals = gradient_square(look.network, x, y, loss, chunk)
+    by_residuals = gradient_square(look.network, x, y, loss, look.chunk(memory))
     weights = list(trained(look.network).values())
     total = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
     for k in range(0, len(x), 3):
