@@ -55,6 +55,7 @@ class Recorder:
         missing: The initializations whose statistics are yet to come, by init_id.
         outdated: Of those, the rows of `ntk` that are stored and not certified, by init_id.
         meanwhile: Called once, when the first trial has started: from then on this process has little to do.
+        check: Called now and then; raises what is to end the sweep.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Recorder:
         missing: Iterable[str],
         outdated: Mapping[str, Row],
         meanwhile: Callable[[], object] | None = None,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
+        self.check = check
         self.store, self.views, self.agenda, self.size = store, views, agenda, size
         self.shown = ExitStack()
         self.writer = PatientWriter(store.root, self.note)
@@ -124,6 +127,7 @@ class Recorder:
 
     def tick(self) -> None:
         """Write what waits, and record what runs."""
+        self.check()
         self.writer.attempt()
         if time.monotonic() - self.beat > HEARTBEAT:
             self.view.tick(self.size())
@@ -133,7 +137,7 @@ class Recorder:
         self.beat = time.monotonic()
         about = {"at": datetime.now(UTC).isoformat(), "hostname": platform.node(), "pid": os.getpid()}
         about["done"] = list(self.agenda.done)
-        with suppress(OSError):  # the writer says when the storage is away
+        with suppress(Exception):  # it is shown to a person and no more; the writer says when the storage is away
             self.store.write_status({**about, **self.view.record()})
 
     def ended(self, outcome: Outcome) -> None:
@@ -306,11 +310,12 @@ def run(
     *,
     shares: bool = False,
     meanwhile: Callable[[], object] | None = None,
+    check: Callable[[], object] = lambda: None,
 ) -> list[tuple[str, str]]:
     """Run what is missing: first the statistics at initialization, then the trials.
 
     With `shares` the storage has the data set's files, for workers without internet. `meanwhile` is called once, when
-    the first trial has started.
+    the first trial has started, and `check` now and then, to raise what is to end the sweep.
 
     Returns:
         The name of each cell that failed, and its error.
@@ -336,7 +341,7 @@ def run(
         STATISTICS: View(console, STATISTICS, weights, running, quiet=quiet),
         TRIALS: View(console, TRIALS, agenda.weights, running, grows=sweep.grows, quiet=quiet),
     }
-    with Recorder(store, views, agenda, executor.size, statistics, inits, outdated, meanwhile) as recorder:
+    with Recorder(store, views, agenda, executor.size, statistics, inits, outdated, meanwhile, check) as recorder:
         stacks = partial(laid_out.stacks, gpus=executor.gpus)
         auto = any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes)
         jobs = Jobs(agenda, shared, inits, recorder, stacks, executor.slots, grows=auto)
