@@ -18,6 +18,10 @@ HUGE = 1e12
 STORED = 12 * LONGEST
 """Characters of a text in a table: none that is no longer than `LONGEST` comes to more with its escapes."""
 
+_LEFT_OUT = re.compile(r" \.\.\. (\d{1,3}(?:,\d{3}){0,6}) characters left out \.\.\. ")
+_ROOM = 52
+"""Characters that these words take at most."""
+
 _UNSAID = re.compile(
     r"[^\n\t -~\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010ffff]"
     r"|[\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
@@ -33,16 +37,19 @@ def plain(text: str, most: int = LONGEST) -> str:
 
     Args:
         text: Any text, such as the message of an error that a user's code has raised.
-        most: About how many characters are kept.
+        most: The longest that it may be, escapes not counted.
 
     Example:
-        >>> plain("\x1b[31mred\udcff"), plain("0123456789", most=4)
-        ('\\x1b[31mred\\udcff', '01 ... 6 characters left out ... 89')
+        >>> plain("\x1b[31mred\udcff"), plain(1_000 * "ha", most=60)
+        ('\\x1b[31mred\\udcff', 'haha ... 1,992 characters left out ... haha')
     """
     text = "".join((text,))  # of a subclass, which may do anything, what it holds
     if len(text) > most:
-        half = most // 2
-        text = f"{text[:half]} ... {len(text) - 2 * half:,} characters left out ... {text[-half:]}"
+        half = (most - _ROOM) // 2
+        before = sum(
+            int(found.replace(",", "")) for found in _LEFT_OUT.findall(text[half:-half])
+        )  # from being cut before
+        text = f"{text[:half]} ... {len(text) - 2 * half + before:,} characters left out ... {text[-half:]}"
     return text if text.isprintable() else _UNSAID.sub(_escaped, text.replace("\r\n", "\n"))
 
 
