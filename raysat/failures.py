@@ -27,12 +27,7 @@ def traced(error: BaseException) -> str:
 
 def said(error: BaseException) -> str:
     """What an error says, in one line: the last of its message that has words; its class where it has no message."""
-    try:
-        text = str(error)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as failure:
-        return f"{_class(error)}, whose message cannot be had ({_class(failure)})"
+    text = _message(error)
     return cause(text) if text.strip() else _class(error)
 
 
@@ -44,13 +39,17 @@ def named(error: BaseException) -> str:
 
 def first_sentence(error: BaseException) -> str:
     """What an error of a library says first, in at most 200 characters."""
+    lines = _message(error).strip().splitlines() or [_class(error)]
+    return plain(lines[0].split(". ")[0][:200])
+
+
+def _message(error: BaseException) -> str:
     try:
-        lines = str(error).strip().splitlines()
+        return "".join((str(error),))  # of a subclass of str, which may do anything, what it holds
     except KeyboardInterrupt:
         raise
-    except BaseException:
-        lines = []
-    return plain((lines or [_class(error)])[0].split(". ")[0][:200])
+    except BaseException as failure:
+        return f"{_class(error)}, whose message cannot be had ({_class(failure)})"
 
 
 def _class(error: BaseException) -> str:

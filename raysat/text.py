@@ -46,10 +46,9 @@ def plain(text: str, most: int = LONGEST) -> str:
     text = "".join((text,))  # of a subclass, which may do anything, what it holds
     if len(text) > most:
         half = (most - _ROOM) // 2
-        before = sum(
-            int(found.replace(",", "")) for found in _LEFT_OUT.findall(text[half:-half])
-        )  # from being cut before
-        text = f"{text[:half]} ... {len(text) - 2 * half + before:,} characters left out ... {text[-half:]}"
+        cut_before = _LEFT_OUT.finditer(text, half, len(text) - half)
+        missing = len(text) - 2 * half + sum(int(cut[1].replace(",", "")) - len(cut[0]) for cut in cut_before)
+        text = f"{text[:half]} ... {missing:,} characters left out ... {text[-half:]}"
     return text if text.isprintable() else _UNSAID.sub(_escaped, text.replace("\r\n", "\n"))
 
 
