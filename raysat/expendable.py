@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+from raysat.failures import said
 from raysat.text import plain
 
 
@@ -64,7 +65,7 @@ class Expendable:
         try:
             return call(*arguments)
         except (OSError, ValueError) as error:  # the second where it was closed
-            self.reason = self.reason or plain(str(error), 200)
+            self.reason = self.reason or said(error)
             return None
 
     def __getattr__(self, name: str) -> object:

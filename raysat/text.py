@@ -89,7 +89,7 @@ def number(value: object, digits: int = 3) -> str:
 
 def percent(share: object) -> str:
     """A share in percent, of two digits: `5 %`, `0.33 %`, `120 %`; a dash where there is none."""
-    return f"{number(100 * share if isinstance(share, Real) else None, 2)} %"
+    return f"{number(100 * float(share) if isinstance(share, Real) else None, 2)} %"
 
 
 def duration(seconds: float) -> str:

@@ -46,8 +46,8 @@ def test_what_was_cut_before_still_counts():
 
 
 def test_ordinary_text_stays_as_it_is():
-    text = 'Träger „b“, γ = 5, ½ ‖Kv − λv‖, 日本語, naïve\n\tFile "a.py", line 3\n'
-    assert plain(text) is text or plain(text) == text
+    text = 'Träger „b“, λ = 5, ½ ‖Kv - λv‖, 日本語, naïve\n\tFile "a.py", line 3\n'
+    assert plain(text) == text
 
 
 class Mute(Exception):
