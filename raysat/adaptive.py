@@ -42,6 +42,7 @@ from raysat.cells import Cell
 from raysat.fits import LEAST_BATCH_SIZES, choose_targets, fit_saturation, geometric_mean, steps_to_target, student_t
 from raysat.schema import COMPLETED, FAILED, TARGET_REACHED
 from raysat.stepsizes import AUTO_START, half_octave
+from raysat.text import number
 
 STRIDE = 4
 """Factor between batch sizes while they rise. Default: 4; the three that a fit needs then span a factor of 16, over
@@ -71,8 +72,8 @@ class Finding:
     @classmethod
     def of(cls, row: Mapping[str, object], iterations: Sequence[int], losses: Sequence[float]) -> Finding:
         """From a row of `trials`, and the columns `iteration` and `train_loss` of its rows of `curves`."""
-        known = row.get("eta") is not None and row.get("eta_limit") is not None
-        of_limit = float(row["eta"]) / float(row["eta_limit"]) if known else math.nan
+        eta, limit = (math.nan if row.get(name) is None else float(row[name]) for name in ("eta", "eta_limit"))
+        of_limit = eta / limit if limit > 0 else math.nan
         return cls(row["status"], iterations, losses, of_limit)
 
     def below(self, limit: float) -> bool:
@@ -264,7 +265,7 @@ class Group:
         made = estimate(b, steps)
         if made.high < run[0]:
             return None, f"N(b) does not fall from b = {run[0]} on"
-        text = f"b_N = {made.value:.3g} [{made.low:.3g}, {made.high:.3g}]"
+        text = f"b_N = {number(made.value)} [{number(made.low)}, {number(made.high)}]"
         beyond = made.high > run[-1]
         if beyond and higher:
             return higher, ""

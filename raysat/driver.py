@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
@@ -15,7 +16,6 @@ from pathlib import Path
 from uuid import uuid4
 
 from rich.console import Console
-from rich.markup import escape
 
 from raysat.adaptive import Finding
 from raysat.agenda import Agenda
@@ -27,13 +27,13 @@ from raysat.initial import compute_statistics, no_statistics
 from raysat.job import Job
 from raysat.outdated import Consequences, to_compute
 from raysat.plan import Plan
-from raysat.progress import Running, View, trial_line
+from raysat.progress import Running, View, mishap, trial_line
 from raysat.retry import PatientWriter
 from raysat.rows import Row, known
 from raysat.schema import COMPLETED, FAILED, REFUSED
 from raysat.sgd.stacked import MOST
 from raysat.store import Store, reached
-from raysat.text import duration
+from raysat.text import duration, number
 from raysat.trial import failed_row, run_trials
 
 STATISTICS, TRIALS = "statistics at initialization", "trials"
@@ -55,6 +55,7 @@ class Recorder:
         missing: The initializations whose statistics are yet to come, by init_id.
         outdated: Of those, the rows of `ntk` that are stored and not certified, by init_id.
         meanwhile: Called once, when the first trial has started: from then on this process has little to do.
+        check: Called now and then; raises what is to end the sweep.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Recorder:
         missing: Iterable[str],
         outdated: Mapping[str, Row],
         meanwhile: Callable[[], object] | None = None,
+        check: Callable[[], object] = lambda: None,
     ) -> None:
+        self.check = check
         self.store, self.views, self.agenda, self.size = store, views, agenda, size
         self.shown = ExitStack()
         self.writer = PatientWriter(store.root, self.note)
@@ -124,6 +127,7 @@ class Recorder:
 
     def tick(self) -> None:
         """Write what waits, and record what runs."""
+        self.check()
         self.writer.attempt()
         if time.monotonic() - self.beat > HEARTBEAT:
             self.view.tick(self.size())
@@ -133,7 +137,7 @@ class Recorder:
         self.beat = time.monotonic()
         about = {"at": datetime.now(UTC).isoformat(), "hostname": platform.node(), "pid": os.getpid()}
         about["done"] = list(self.agenda.done)
-        with suppress(OSError):  # the writer says when the storage is away
+        with suppress(Exception):  # it is shown to a person and no more; the writer says when the storage is away
             self.store.write_status({**about, **self.view.record()})
 
     def ended(self, outcome: Outcome) -> None:
@@ -150,7 +154,7 @@ class Recorder:
         self.missing.discard(job.key)
         if outcome.error and not outcome.died:
             self.errors[job.key] = outcome.error
-            view.job_ended(job.key, f"{job.name}: [bold red]failed[/]: {escape(self._once(outcome.error))}", FAILED)
+            view.job_ended(job.key, mishap(job.name, FAILED, self._once(outcome.error)), FAILED)
             return
         row = no_statistics(job.sweep, job.init, outcome.error) if outcome.died else outcome.value
         self.statistics[job.key] = row
@@ -159,13 +163,12 @@ class Recorder:
         self.writer.do(partial(self.store.write_ntk, row))
         name = f"{row['model']} width {row['width']}, seed {row['seed']}"
         if (method := row["method"]) in (REFUSED, FAILED):
-            status, colour = (FAILED, "bold red") if method == FAILED else (COMPLETED, "yellow")
-            why = escape(self._once(row["method_reason"]))
-            view.job_ended(job.key, f"{name}: [{colour}]no statistics[/]: {why}", status)
+            status = FAILED if method == FAILED else COMPLETED
+            view.job_ended(job.key, mishap(name, status, self._once(row["method_reason"]), "no statistics"), status)
             return
         view.job_ended(
             job.key,
-            f"{name}: gamma {row['gamma']:.4g}, k_op {row['k_op']:.4g}, b_star {row['b_star']:.3g}, "
+            f"{name}: gamma {number(row['gamma'], 4)}, k_op {number(row['k_op'], 4)}, b_star {number(row['b_star'])}, "
             f"{duration(row['seconds'])}",
         )
         way = WAYS["jacobian"] + " for this part" if row["method"] == "gram" else WAYS.get(row["method"])
@@ -204,7 +207,7 @@ class Recorder:
     def _trial(self, job: Job, rows: Sequence) -> None:
         key, row = job.key, rows[0]
         row["attempts"] = max(row.get("attempts", 0), self.starts[key])  # a lost checkpoint has not counted them
-        self.writer.do(partial(self.store.write_trial, *rows))
+        self.writer.do(partial(self.store.write_trial, *rows), lambda error: self._unstorable(job, error))
         shown = row
         if row["status"] == FAILED:
             self.failed.append((job.name, row["error"]))
@@ -213,6 +216,12 @@ class Recorder:
         losses = [point["train_loss"] for point in curve]
         self.agenda.ended(key, Finding.of(row, [point["iteration"] for point in curve], losses))
         self.views[TRIALS].job_ended(key, trial_line(shown), row["status"])
+
+    def _unstorable(self, job: Job, error: str) -> Callable[[], object]:
+        """Of a cell whose rows no table can hold: the write of a failed row, which says why."""
+        self.failed.append((job.name, error))
+        self.note(f"{job.name}: its result cannot be stored: {cause(error)}")
+        return partial(self.store.write_trial, failed_row(job, error), [])
 
 
 class Jobs:
@@ -273,9 +282,12 @@ class Jobs:
         row = self.recorder.statistics.get(cell.init.init_id)
         if row is None:
             return self.recorder.errors[cell.init.init_id]
-        if not cell.stepsize.needs_statistics or known(row["gamma"]) is not None:
+        if not cell.stepsize.needs_statistics or all(0 < _number(row[name]) < math.inf for name in ("gamma", "k_op")):
             return ""
         why = f"there are no statistics ({row['method_reason']})"
+        if known(row["gamma"]) is not None:
+            found = f"gamma {number(row['gamma'])} and k_op {number(row['k_op'])}"
+            why = f"these are no numbers to divide by ({found}: do the outputs depend on the weights?)"
         if not (self.grows and cell.stepsize.policy == "grid_relative"):
             return f"{cell.stepsize.name} is made of gamma and k_op, and {why}: use fixed() or a grid without relative"
         if known(row.get("base_stepsize")) is None:
@@ -306,11 +318,12 @@ def run(
     *,
     shares: bool = False,
     meanwhile: Callable[[], object] | None = None,
+    check: Callable[[], object] = lambda: None,
 ) -> list[tuple[str, str]]:
     """Run what is missing: first the statistics at initialization, then the trials.
 
     With `shares` the storage has the data set's files, for workers without internet. `meanwhile` is called once, when
-    the first trial has started.
+    the first trial has started, and `check` now and then, to raise what is to end the sweep.
 
     Returns:
         The name of each cell that failed, and its error.
@@ -336,13 +349,17 @@ def run(
         STATISTICS: View(console, STATISTICS, weights, running, quiet=quiet),
         TRIALS: View(console, TRIALS, agenda.weights, running, grows=sweep.grows, quiet=quiet),
     }
-    with Recorder(store, views, agenda, executor.size, statistics, inits, outdated, meanwhile) as recorder:
+    with Recorder(store, views, agenda, executor.size, statistics, inits, outdated, meanwhile, check) as recorder:
         stacks = partial(laid_out.stacks, gpus=executor.gpus)
         auto = any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes)
         jobs = Jobs(agenda, shared, inits, recorder, stacks, executor.slots, grows=auto)
         _warn_where_unshared(store, executor, recorder.note)
         executor.run(jobs, lambda job: run_trials(job) if job.cell else compute_statistics(job), recorder)
     return recorder.failed
+
+
+def _number(value: object) -> float:
+    return math.nan if value is None else float(value)
 
 
 def stored_statistics(store: Store, agenda: Agenda) -> tuple[dict[str, Row], dict[str, Row]]:

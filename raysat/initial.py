@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -15,7 +14,7 @@ from raysat import models, packing
 from raysat.base_stepsize import base_stepsize
 from raysat.cells import Initialization
 from raysat.data.fields import Inputs
-from raysat.failures import cause
+from raysat.failures import cause, named, traced
 from raysat.job import TELL_SECONDS, Job, fitting, initial_network, prepare
 from raysat.losses import resolve
 from raysat.models.fingerprint import fingerprint
@@ -25,6 +24,7 @@ from raysat.observables import Evaluator
 from raysat.rows import Row, describe, known, where
 from raysat.schema import FAILED, REFUSED
 from raysat.sgd.evaluate import evaluation_mode
+from raysat.text import plain
 from raysat.validation import InputError
 
 
@@ -73,10 +73,11 @@ def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
             progress=_telling(job),
         )
     except InputError as error:
-        why = {"method": REFUSED, "method_reason": str(error).removesuffix(".")}
-    except Exception:
-        error = traceback.format_exc()
-        why = {"method": FAILED, "method_reason": cause(error), "error": error}
+        why = {"method": REFUSED, "method_reason": plain(str(error)).removesuffix(".")}
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        why = {"method": FAILED, "method_reason": named(error), "error": traced(error)}
     else:
         values = {name: known(value) for name, value in asdict(statistics).items()}
         lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}

@@ -23,8 +23,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raysat.failures import first_sentence
 from raysat.files import Location, location, write_aside
 from raysat.schema import TABLES, arrow_schema
+from raysat.text import STORED, plain
 from raysat.validation import InputError
 
 log = logging.getLogger(__name__)
@@ -111,7 +113,8 @@ class PartFiles:
         schema = arrow_schema(table)
         if unknown := {name for row in rows for name in row} - set(schema.names):
             raise ValueError(f"{table} has no column {', '.join(sorted(unknown))}")
-        self._put(table, key, pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
+        storable = [{name: _storable(value) for name, value in row.items()} for row in rows]
+        self._put(table, key, pa.Table.from_pylist(storable, schema=schema))
 
     def _put(self, table: str, key: str, data: pa.Table, folder: Location | None = None) -> None:
         path = (folder or self.root / table) / f"{key}.parquet"
@@ -189,6 +192,11 @@ class PartFiles:
             return {path: part for path, part in parts if part is not None}
 
 
+def _storable(value: object) -> object:
+    """A value of a row; of a text what a table can hold, whoever has written it."""
+    return plain(value, STORED) if isinstance(value, str) else value
+
+
 def _declared(part: pa.Table, schema: pa.Schema) -> pa.Table:
     """The columns that are declared: a newer raysat may have written more, and an older one fewer, but none does both.
 
@@ -215,6 +223,6 @@ def reached(root: Location) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{root} cannot be read and written ({str(error).splitlines()[0]}): mend the path, the network or the "
+            f"{root} cannot be read and written ({first_sentence(error)}): mend the path, the network or the "
             "credentials, or use another --results."
         ) from None

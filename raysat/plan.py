@@ -9,7 +9,7 @@ import torch
 
 from raysat import cost, data, plugins
 from raysat.cells import Cell, Initialization, Model, is_reference
-from raysat.failures import cause
+from raysat.failures import cause, named
 from raysat.job import initial_network
 from raysat.losses import as_targets, resolve
 from raysat.ntk import reason_against
@@ -17,7 +17,6 @@ from raysat.sgd.fused import known_layers
 from raysat.sgd.stacked import LARGEST_BATCH
 from raysat.spec import Sweep
 from raysat.stepsizes import OF_STATISTICS
-from raysat.text import last_line
 from raysat.validation import InputError
 
 FEW = 4
@@ -140,12 +139,12 @@ def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
         network = initial_network(init, dataset, torch.device("cpu"))
         with torch.no_grad():
             outputs = network(dataset.x[:2])
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # also what a user's own code calls sys.exit with
         raise InputError(
             f"model {init.model.label} at width {init.width} does not run on {init.dataset} "
-            f"({type(error).__name__}: {cause(str(error))}): mend the model or choose other data."
+            f"({named(error)}): mend the model or choose other data."
         ) from error
     if not isinstance(outputs, torch.Tensor):
         raise InputError(
@@ -167,10 +166,12 @@ def _check_batch_of_one(sweep: Sweep, network: torch.nn.Module, dataset: data.Da
     try:
         with torch.no_grad():
             network(dataset.x[:1])
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also what a user's own code calls sys.exit with
         raise InputError(
-            f"batch_sizes has 1, and the network runs on two samples but not on one ({type(error).__name__}: "
-            f"{cause(str(error))}): leave 1 out, or use GroupNorm or LayerNorm where it normalizes by the batch."
+            f"batch_sizes has 1, and the network runs on two samples but not on one ({named(error)}): "
+            f"leave 1 out, or use GroupNorm or LayerNorm where it normalizes by the batch."
         ) from error
 
 
@@ -178,10 +179,10 @@ def _check_loss(init: Initialization, outputs: torch.Tensor, y: torch.Tensor) ->
     """Raise `InputError` where a loss of the user's own does not give each sample its loss."""
     try:
         resolve(init.loss).check(outputs, y)
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # also what a user's own code calls sys.exit with
         raise InputError(
             f"loss={init.loss!r} fails for outputs of shape {list(outputs.shape)} and targets of shape "
-            f"{list(y.shape)} ({type(error).__name__}: {last_line(str(error))}): mend the function."
+            f"{list(y.shape)} ({named(error)}): mend the function."
         ) from error

@@ -28,6 +28,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+from raysat.failures import named
 from raysat.validation import InputError
 
 
@@ -122,10 +123,10 @@ def gather(folder: Path, references: Sequence[str]) -> dict[str, Source]:
             sys.path.insert(0, str(folder))
         try:
             resolve(reference)
-        except InputError:
+        except (InputError, KeyboardInterrupt):
             raise
-        except Exception as error:
-            raise InputError(f"{reference!r} cannot be imported ({type(error).__name__}: {error}): mend it.") from error
+        except BaseException as error:  # also what a user's own code calls sys.exit with
+            raise InputError(f"{reference!r} cannot be imported ({named(error)}): mend it.") from error
     if not references:
         return {}
     sources = {}

@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from raysat.failures import cause
 from raysat.schema import COMPLETED, DIVERGED, FAILED
-from raysat.text import duration
+from raysat.text import duration, number
 
 SHOWN = 8
 """Running jobs that are shown one by one, those that have run longest. Default: 8; a cluster may run hundreds."""
@@ -104,8 +104,8 @@ class View:
         if key in self.running:
             self.running[key].iteration, self.running[key].loss = iteration, loss
 
-    def job_ended(self, key: str, line: str, status: str = COMPLETED) -> None:
-        """Count a job as ended and print its line."""
+    def job_ended(self, key: str, line: str | Text, status: str = COMPLETED) -> None:
+        """Count a job as ended and print its line, which is text as it is, without markup."""
         self.running.pop(key, None)
         self.done += self.weights[key]
         self.counts[status] += 1
@@ -115,11 +115,15 @@ class View:
         count = f"{self.ended:>{len(str(len(self.weights)))}}/{len(self.weights)}{'+' * self.grows}"
         left = self.left()
         tail = "" if self.console.is_terminal or left is None else f"  ({left_text(left, self.grows)})"
-        self.console.print(f"{count}  {line}{tail}", highlight=False, soft_wrap=True)
+        self._print(Text.assemble(f"{count}  ", line, tail))
 
     def note(self, text: str) -> None:
         """Print something that is not a job."""
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self._print(Text(text))
+
+    def _print(self, text: Text) -> None:
+        with suppress(Exception):  # what rich makes of a text costs no result; of the stream see `raysat.expendable`
+            self.console.print(text, highlight=False, soft_wrap=True)
 
     def tick(self, cluster: str) -> None:
         """Take note of the cluster's size, and tell a log file from time to time what runs."""
@@ -200,20 +204,28 @@ def running_line(job: Mapping) -> str:
     text = f"{job['name']}: {duration(job['seconds'])}"
     if job["iteration"] is not None:
         text += f", {job.get('unit', 'iteration')} {job['iteration']} of {job['iterations']}"
-    return text + (f", loss {job['loss']:.4g}" if job["loss"] is not None else "")
+    return text + (f", loss {number(job['loss'], 4)}" if job["loss"] is not None else "")
 
 
-def trial_line(row: Mapping[str, object]) -> str:
-    """One line for a cell that has ended."""
+COLOURS = {FAILED: "bold red", DIVERGED: "yellow", COMPLETED: "yellow"}
+
+
+def mishap(name: str, status: str, why: str, what: str = "") -> Text:
+    """A line for what has ended in another way than it should, with the reason: `name: failed: why`."""
+    return Text.assemble(f"{name}: ", (what or status, COLOURS[status]), f": {why}")
+
+
+def trial_line(row: Mapping[str, object]) -> Text:
+    """One line for a cell that has ended; any of its numbers may be missing, zero or infinite."""
     stepsize, eta = row["stepsize"], row.get("eta")
     if stepsize.startswith("grid") and eta is not None:  # which of the grid's
-        stepsize += f", eta = {eta:.3g}"
+        stepsize += f", eta = {number(eta)}"
     where = f"{row['model']} width {row['width']}, seed {row['seed']}, {stepsize}, b = {row['batch_size']}"
     if row["training"] != "sgd":
         where += f", {row['training']}"
     if row["status"] == FAILED:
-        return f"{where}: [bold red]failed[/]: {escape(cause(str(row['error'])))}"
-    text = f"{where}: loss {row['loss_init']:.4g} to {row['loss_final']:.4g} in {row['iterations_done']} iterations"
-    if row["status"] == DIVERGED:
-        text += ", [yellow]diverged[/]"
-    return f"{text}, {duration(float(row['seconds']))}"
+        return mishap(where, FAILED, cause(str(row["error"])))
+    losses = " to ".join(number(row.get(name), 4) for name in ("loss_init", "loss_final"))
+    diverged = [", ", (DIVERGED, COLOURS[DIVERGED])] if row["status"] == DIVERGED else []
+    iterations = f": loss {losses} in {row['iterations_done']} iterations"
+    return Text.assemble(where, iterations, *diverged, f", {duration(row.get('seconds'))}")

@@ -118,7 +118,10 @@ def largest_stable(spectrum: Spectrum, phi: float) -> float:
     where `(1/C) sum_j eta phi lambda_j / (2 - eta lambda_j (1 - phi)) = 1`; the left side rises with eta. The mean of
     SGD is gradient descent, so that it is never above 2/k_op.
     """
-    limit = 2 / spectrum.nodes.max()
+    largest = float(spectrum.nodes.max(initial=0.0))
+    if not largest > 0:
+        return math.inf
+    limit = 2 / largest
     shares = spectrum.samples * spectrum.density
 
     def gain(eta: float) -> float:
@@ -144,7 +147,12 @@ def stable_below(row: Mapping[str, object], b: int, sampling: str) -> float:
             b = n; so it is for `epochs`, whose batches are not independent.
         b: Batch size.
         sampling: How batches are drawn.
+
+    Returns:
+        It; nan where k_op is not positive, and there is nothing that could be unstable.
     """
+    if not float(row["k_op"]) > 0:
+        return math.nan
     try:
         spectrum = Spectrum.of(row)
     except InputError:

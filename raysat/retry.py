@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
-from raysat.failures import cause
+from raysat.failures import named, said, traced
 from raysat.text import duration
 
 T = TypeVar("T")
@@ -74,12 +74,18 @@ class PatientWriter:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.where, self.say, self.clock, self.sleep = where, say, clock, sleep
-        self._waiting: deque[Callable[[], object]] = deque()
+        self._waiting: deque[tuple[Callable[[], object], Callable[[str], Callable[[], object]] | None]] = deque()
         self._delay, self._again = 0.0, 0.0
 
-    def do(self, write: Callable[[], object]) -> None:
-        """Do a write, now or later. It may be tried several times, and must leave the same."""
-        self._waiting.append(write)
+    def do(self, write: Callable[[], object], instead: Callable[[str], Callable[[], object]] | None = None) -> None:
+        """Do a write, now or later. It may be tried several times, and must leave the same.
+
+        Args:
+            write: The write.
+            instead: Makes another one of the reason, where what is to be written is at fault and not the storage.
+                Default: none, and a message says what is lost.
+        """
+        self._waiting.append((write, instead))
         self.attempt()
 
     def attempt(self) -> None:
@@ -88,14 +94,22 @@ class PatientWriter:
         done = 0
         while self._waiting and self.clock() >= self._again:
             try:
-                self._waiting[0]()
-            except OSError as error:
+                self._waiting[0][0]()
+            except (OSError, MemoryError) as error:
                 self._delay = min(max(2 * self._delay, SHORTEST), LONGEST)
                 self._again = self.clock() + self._delay
                 self.say(
-                    f"{self.where} cannot be written ({cause(str(error))}): {len(self._waiting)} results wait in "
+                    f"{self.where} cannot be written ({said(error)}): {len(self._waiting)} results wait in "
                     f"memory, the next try is in {duration(self._delay)}; mend it, the sweep goes on meanwhile."
                 )
+            except Exception as error:  # a value that no table can hold: no waiting changes that
+                _, instead = self._waiting.popleft()
+                if instead:
+                    self._waiting.appendleft((instead(traced(error)), None))
+                else:
+                    self.say(
+                        f"A result cannot be stored in {self.where} ({named(error)}): the next run computes it again."
+                    )
             else:
                 self._waiting.popleft()
                 self._delay = 0.0

@@ -7,7 +7,6 @@ import gc
 import logging
 import os
 import platform
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,13 +25,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from raysat import cost, data, sweepfile
+from raysat import cost, data, ending, sweepfile
 from raysat.adaptive import Finding
 from raysat.agenda import Agenda, groups
 from raysat.cells import Cell
 from raysat.driver import run, stored_statistics
-from raysat.executor import InProcess, OnRay
-from raysat.failures import by_cause
+from raysat.executor import ExecutorDied, InProcess, OnRay
+from raysat.failures import by_cause, named, said, traced
 from raysat.files import Remote, location
 from raysat.job import load_dataset
 from raysat.losses import resolve
@@ -180,21 +179,37 @@ def _parser() -> argparse.ArgumentParser:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code: 0; 1 where cells failed; 2 for bad input; 130 where it was interrupted."""
+    """The command. Returns the exit code, one of those of `raysat.ending`, or 130 and its like after a signal."""
     options = _parser().parse_args(arguments)
-    console = Console()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.getLogger("raysat.ntk").setLevel(
-        logging.ERROR
-    )  # what it would warn of is in its rows, and shown from there
-    try:
-        return _main(options, console)
-    except KeyboardInterrupt:
-        console.print("\nStopped. What is finished stays; run the same command again to go on.")
-        return 130
+    console = Console(file=sys.stdout)
+    # What it would warn of is in its rows, and shown from there.
+    logging.getLogger("raysat.ntk").setLevel(logging.ERROR)
+    with ending.signals(for_good=arguments is None) as signals:
+        try:
+            return _main(options, console, signals)
+        except KeyboardInterrupt as stop:
+            signals.close()
+            code, sentence = ending.of_signal(stop)
+            console.print(f"\n{sentence}", soft_wrap=True)
+            return code
+        except ExecutorDied as death:
+            _say(f"{death}. {ending.AGAIN}")
+            return ending.NO_CLUSTER
+        except InputError:
+            raise
+        except Exception as error:  # of this process's own, such as the memory of its machine that is out
+            print(traced(error), file=sys.stderr)
+            _say(f"the driver failed ({named(error)}). {ending.AGAIN}")
+            return ending.BROKEN
+        finally:
+            signals.close()
 
 
-def _main(options: argparse.Namespace, console: Console) -> int:
+def _say(sentence: str) -> None:
+    print(f"raysat: {sentence}", file=sys.stderr)
+
+
+def _main(options: argparse.Namespace, console: Console, signals: ending.Signals) -> int:
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
     matmul.asked()  # where it names no library, every trial would fail
     store = Store(location(options.results) / sweep.name)
@@ -231,11 +246,12 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         with ExitStack() as stack:
             executor = InProcess()
             if not options.inline:
-                tune = Path(stack.enter_context(TemporaryDirectory(prefix="raysat-tune-")))
+                tune = Path(stack.enter_context(_scratch()))
                 executor = OnRay(
                     tune, sweep.cpus_per_trial, sweep.gpus_per_trial, options.address, sweep.ranks_per_trial
                 )
             stack.enter_context(executor)
+            signals.arm()  # Ray has its own handlers in their place
             more = " to begin with" if sweep.grows else ""
             if not options.quiet:
                 again = f"statistics of {len(outdated)} initializations to compute again, " * bool(outdated)
@@ -248,26 +264,59 @@ def _main(options: argparse.Namespace, console: Console) -> int:
             # something of Ray's would turn into that of this process.
             beside = stack.enter_context(ThreadPoolExecutor(1))
             load = partial(beside.submit, import_module, "raysat.report")
-            failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares, meanwhile=load)
+            show = console, options.quiet
+            failed = run(laid_out, agenda, store, executor, *show, shares=shares, meanwhile=load, check=signals.check)
+        signals.arm()
     else:
         console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
     for line in agenda.done:
         console.print(line, highlight=False, soft_wrap=True)
-    from raysat import report  # not at the head, for it loads matplotlib: bad input is answered before
-
-    with reached(store.root):
-        report.finish(store.root, console)
+    reported = _report(store, options, console)
+    signals.close()
     if failed:
-        print(f"raysat: {len(failed)} cells failed; the same command tries them again:", file=sys.stderr)
+        _say(f"{len(failed)} cells failed; the same command tries them again:")
         for said, names in by_cause(failed).items():
             first = names[0] if len(names) == 1 else f"{len(names)} cells, the first {names[0]}"
-            print(f"raysat:   {said} ({first})", file=sys.stderr)
-    return 1 if failed else 0
+            _say(f"  {said} ({first})")
+        return ending.CELLS_FAILED
+    return ending.FINISHED if reported else ending.NO_REPORT
+
+
+def _report(store: Store, options: argparse.Namespace, console: Console) -> bool:
+    """Make the report, or say why there is none: the results stand without it. Returns whether there is one."""
+    try:
+        from raysat import report  # not at the head, for it loads matplotlib: bad input is answered before
+
+        report.finish(store.root, console)
+    except Exception as error:  # a full disk, or a defect: whatever it is, the results have nothing to do with it
+        if not isinstance(error, (OSError, InputError)):
+            print(traced(error), file=sys.stderr)
+        again = f"python -m raysat.report {store.root}"
+        _say(f"the report could not be made ({named(error)}). The results are complete; make it again by {again}")
+        return False
+    return True
+
+
+def _scratch() -> TemporaryDirectory:
+    """A folder for what Tune writes.
+
+    Raises:
+        ExecutorDied: There is no room for one.
+    """
+    try:
+        return TemporaryDirectory(prefix="raysat-tune-")
+    except OSError as error:
+        raise ExecutorDied(
+            f"Ray has no folder for temporary files ({said(error)}): make room, or name another one by TMPDIR, or run "
+            "without Ray by --inline"
+        ) from None
 
 
 if __name__ == "__main__":
     gc.freeze()  # else all of torch is looked through for garbage time and again: a second in all
     code = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done and said; what is left takes a fraction of a second
     gc.freeze()  # as the interpreter would do once more on its way out
+    if code == ending.NO_CLUSTER:  # what is left of Ray in this process would wait for what has died
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
+from raysat.failures import named
 from raysat.models.gpt import gpt
 from raysat.models.linear import linear
 from raysat.models.linearized import linearized
@@ -65,10 +66,12 @@ def load(path: Path) -> Sweep:
         exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also what a user's own code calls sys.exit with
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
-        raise InputError(f"{path}, line {line}: {type(error).__name__}: {error}; mend the sweep file.") from error
+        raise InputError(f"{path}, line {line}: {named(error)}; mend the sweep file.") from error
     sweep = getattr(module, "sweep", None)
     if not isinstance(sweep, Sweep):
         raise InputError(f"{path} has no Sweep: end it with 'sweep = Sweep(...)'.")

@@ -2,9 +2,100 @@
 
 from __future__ import annotations
 
+import math
+import re
+from numbers import Real
+
+LONGEST = 20_000
+"""Characters of a text of a user's code that are kept: a deep traceback with its message, and no message of 100 MB."""
+
+LINE = 300
+"""Characters of it that are shown in a line."""
+
+HUGE = 1e12
+"""From here on a number is written with an exponent."""
+
+STORED = 12 * LONGEST
+"""Characters of a text in a table: none that is no longer than `LONGEST` comes to more with its escapes."""
+
+_LEFT_OUT = re.compile(r" \.\.\. (\d{1,3}(?:,\d{3}){0,6}) characters left out \.\.\. ")
+_ROOM = 52
+"""Characters that these words take at most."""
+
+_UNSAID = re.compile(
+    r"[^\n\t -~\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010ffff]"
+    r"|[\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
+"""What has no place in a text: control characters, those of terminals among them, what UTF-8 cannot hold, and what
+turns the direction of the text around it."""
+
+
+def plain(text: str, most: int = LONGEST) -> str:
+    r"""A text from elsewhere as one to be stored and shown: of bounded length, valid UTF-8, without control codes.
+
+    Line ends and tabs stay. Of what is too long its beginning and its end are kept.
+
+    Args:
+        text: Any text, such as the message of an error that a user's code has raised.
+        most: The longest that it may be, escapes not counted.
+
+    Example:
+        >>> plain("\x1b[31mred\udcff"), plain(1_000 * "ha", most=60)
+        ('\\x1b[31mred\\udcff', 'haha ... 1,992 characters left out ... haha')
+    """
+    text = "".join((text,))  # of a subclass, which may do anything, what it holds
+    if len(text) > most:
+        half = (most - _ROOM) // 2
+        cut_before = _LEFT_OUT.finditer(text, half, len(text) - half)
+        missing = len(text) - 2 * half + sum(int(cut[1].replace(",", "")) - len(cut[0]) for cut in cut_before)
+        text = f"{text[:half]} ... {missing:,} characters left out ... {text[-half:]}"
+    return text if text.isprintable() else _UNSAID.sub(_escaped, text.replace("\r\n", "\n"))
+
+
+def _escaped(found: re.Match) -> str:
+    return found[0].encode("unicode_escape").decode("ascii")
+
+
+def line(text: str, most: int = LINE) -> str:
+    """The same as one line."""
+    return plain(" ".join(plain(text).split()), most)
+
+
+def shown(value: object, most: int = LINE) -> str:
+    """What `repr` says of any value at all, as one line: its own `repr` may raise, or be endless."""
+    try:
+        return line(repr(value), most)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # whatever a class does
+        return f"<{type(value).__name__}>"
+
+
+def number(value: object, digits: int = 3) -> str:
+    """A number for a person: `0.609`, `24.9`, `1,234`, `∞`; a dash where there is none.
+
+    Args:
+        value: Any number, NumPy's among them, None or nan.
+        digits: Of a number below 1,000.
+    """
+    if value is None or not isinstance(value, Real) or math.isnan(value):  # pandas' NA is no number
+        return "-"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if abs(value) >= HUGE:
+        return f"{float(value):.{digits}g}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def percent(share: object) -> str:
+    """A share in percent, of two digits: `5 %`, `0.33 %`, `120 %`; a dash where there is none."""
+    return f"{number(100 * float(share) if isinstance(share, Real) else None, 2)} %"
+
 
 def duration(seconds: float) -> str:
-    """A duration for a person: `0.4 s`, `42 s`, `3 min 20 s`, `5 h 10 min`, `3 d 4 h`."""
+    """A duration for a person: `0.4 s`, `42 s`, `3 min 20 s`, `5 h 10 min`, `3 d 4 h`; a dash where it is not known."""
+    if not isinstance(seconds, Real) or not math.isfinite(seconds):
+        return number(seconds)
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     seconds = round(seconds)
@@ -15,15 +106,3 @@ def duration(seconds: float) -> str:
     if seconds < 172_800:
         return f"{seconds // 3600} h {seconds % 3600 // 60} min"
     return f"{seconds // 86_400} d {seconds % 86_400 // 3600} h"
-
-
-def last_line(text: str) -> str:
-    """The last line of a traceback that says something."""
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "no message"
-
-
-def first_sentence(error: BaseException) -> str:
-    """What an error of a library says first, in at most 200 characters."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].split(". ")[0][:200]

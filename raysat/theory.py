@@ -49,7 +49,7 @@ def beta_thm33(b: int, gamma: float, k_op: float) -> float:
 
 def b_star(gamma: float, k_op: float) -> float:
     """The critical batch size `gamma / k_op` of Theorems 1.1 and 4.2: where the two terms of beta are equal."""
-    return gamma / k_op if k_op > 0 else math.nan
+    return gamma / k_op if 0 < k_op < math.inf else math.nan
 
 
 def b_star_thm33(gamma: float, k_op: float) -> float:
@@ -81,13 +81,18 @@ def stepsize(
         k_op: As in `beta`.
         replacement: As in `beta`.
         base: What stands for 1/beta(b) without statistics (`raysat.base_stepsize`).
+
+    Returns:
+        It; nan where it is c/beta(b) and beta(b) is not positive, as of a network whose outputs do not depend on its
+        weights.
     """
     if not policy.needs_statistics:
         return policy.value
     if policy.policy == "grid_relative" and math.isnan(gamma):
         return policy.value * base
     at = 1 if policy.policy == "fixed_fraction" else b
-    return policy.value / beta(at, n, gamma, k_op, replacement=replacement)
+    constant = beta(at, n, gamma, k_op, replacement=replacement)
+    return policy.value / constant if constant > 0 else math.nan
 
 
 def exponent(loss_init: float, loss_final: float, iterations: int) -> float:
@@ -101,5 +106,10 @@ def exponent(loss_init: float, loss_final: float, iterations: int) -> float:
 
 
 def h_interpolated(b: float, h_one: float, h_full: float) -> float:
-    """The paper's predicted exponent (section 5): `1/h = (1/b)(1/h(1)) + ((b-1)/b)(1/h(n))`."""
+    """The paper's predicted exponent (section 5): `1/h = (1/b)(1/h(1)) + ((b-1)/b)(1/h(n))`.
+
+    It is nan unless both exponents are positive.
+    """
+    if not (h_one > 0 and h_full > 0):
+        return math.nan
     return 1 / ((1 / b) / h_one + (b - 1) / b / h_full)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -11,7 +10,13 @@ from typing import ParamSpec
 
 import numpy as np
 
+from raysat.expendable import expendable
+from raysat.text import LONGEST, line, shown
+
 Arguments = ParamSpec("Arguments")
+
+LARGEST = 2**63 - 1
+"""The largest whole number that a column of a table can hold."""
 
 
 class InputError(ValueError):
@@ -23,15 +28,20 @@ class NoStatistics(InputError):
 
 
 def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
-    """The `main` of a command, for which bad input is that one sentence on stderr and exit code 2."""
+    """The `main` of a command, for which bad input is that one sentence on stderr and exit code 2.
+
+    Whatever it shows is expendable (`raysat.expendable`). Without arguments it takes those of the process, which ends
+    with it.
+    """
 
     @wraps(main)
     def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
-        try:
-            return main(*args, **kwargs)
-        except InputError as error:
-            print(f"raysat: {error}", file=sys.stderr)
-            return 2
+        with expendable(for_good=not args and not kwargs):
+            try:
+                return main(*args, **kwargs)
+            except InputError as error:
+                print(f"raysat: {line(str(error), LONGEST)}", file=sys.stderr)
+                return 2
 
     return checked
 
@@ -39,14 +49,16 @@ def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
 def listed(name: str, value: object, single: tuple[type, ...] = (str,)) -> list:
     """The value, such as an array, as a list; a `single` thing is none, although Python could iterate over it."""
     if isinstance(value, single) or not isinstance(value, Iterable) or getattr(value, "shape", None) == ():
-        raise InputError(f"{name}={value!r}: give a list.")
+        raise InputError(f"{name}={shown(value)}: give a list.")
     return list(value)
 
 
 def whole(name: str, value: object, least: int) -> int:
     """The value, a whole number of at least `least`, NumPy's among them, as Python's: a cell's id is made of it."""
     if not is_whole(value) or value < least:
-        raise InputError(f"{name} has {value!r}: give whole numbers of at least {least}.")
+        raise InputError(f"{name} has {shown(value)}: give whole numbers of at least {least}.")
+    if value > LARGEST:
+        raise InputError(f"{name} has {shown(value)}: give whole numbers below 2^63.")
     return int(value)
 
 
@@ -62,13 +74,13 @@ def is_whole(value: object) -> bool:
 
 def positive(name: str, value: object) -> float:
     """The value, a positive and finite number, Python's or NumPy's, as Python's."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
-        raise InputError(f"{name} has {value!r}: give positive, finite numbers.")
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= sys.float_info.max:
+        raise InputError(f"{name} has {shown(value)}: give positive, finite numbers.")
     return float(value)
 
 
 def among(name: str, value: object, names: Iterable[str]) -> str:
     """The value, one of some names."""
     if not isinstance(value, str) or value not in list(names):
-        raise InputError(f"{name}={value!r}: use one of {', '.join(names)}.")
+        raise InputError(f"{name}={shown(value)}: use one of {', '.join(names)}.")
     return value

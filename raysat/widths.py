@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from raysat.text import number, percent
+
 COLUMNS = (
     *("width", "seeds", "b_star", "b_star_min", "b_star_max"),
     *("drift", "drift_min", "drift_max", "drift_iteration", "h_error", "h_error_max"),
@@ -56,12 +58,14 @@ def sentences(table: pd.DataFrame) -> list[str]:
         return []
     narrow, wide = (table.iloc[k].to_dict() for k in (0, -1))
     said = [
-        f"b_star goes from {narrow['b_star']:.3g} at width {narrow['width']:.0f} to {wide['b_star']:.3g} at width "
-        f"{wide['width']:.0f}; over {wide['seeds']:.0f} seeds it spreads from {_range(narrow)} and from {_range(wide)}."
-    ]
+        f"b_star goes from {number(narrow['b_star'])} at width {narrow['width']:.0f} to {number(wide['b_star'])} at "
+        f"width {wide['width']:.0f}; over {wide['seeds']:.0f} seeds it spreads from {_range(narrow)} and from "
+        f"{_range(wide)}."
+    ] * (_are_known(narrow["b_star"], wide["b_star"]))
     for name, what in (("drift", "The kernel's drift"), ("h_error", "The error of the linearization")):
         if (power := _slope(table["width"], table[name])) is not None:
-            ends = f"from {100 * narrow[name]:.2g} % to {100 * wide[name]:.2g} %"
+            first, last = (table[name][_positive(table[name])].iloc[k] for k in (0, -1))
+            ends = f"from {percent(first)} to {percent(last)}"
             said.append(f"{what} goes {ends}, like width^{power:.2f} (Theorem 4.2: width^-0.5).")
     return said
 
@@ -71,12 +75,20 @@ def _mean_and_range(values: pd.Series) -> tuple[float, float, float]:
 
 
 def _range(row: Mapping[str, float]) -> str:
-    return f"{row['b_star_min']:.3g} to {row['b_star_max']:.3g}"
+    return f"{number(row['b_star_min'])} to {number(row['b_star_max'])}"
+
+
+def _are_known(*values: float) -> bool:
+    return all(map(math.isfinite, values))
+
+
+def _positive(values: pd.Series) -> pd.Series:
+    return (values > 0) & np.isfinite(values)
 
 
 def _slope(width: pd.Series, value: pd.Series) -> float | None:
     """The power of the width that a value follows, by least squares in the logarithms; None below two values."""
-    known = value.notna() & (value > 0)
+    known = _positive(value)
     if known.sum() < 2:
         return None
     x, y = np.log(width[known].to_numpy(float)), np.log(value[known].to_numpy(float))

@@ -60,10 +60,17 @@ def test_the_end_waits_for_the_storage_ever_more_patiently():
     assert len(said) == disk.tries
 
 
-def test_other_errors_are_not_waited_for():
-    *_, writer = make(back_at=0)
-    with pytest.raises(ValueError, match="no column"):
-        writer.do(lambda: (_ for _ in ()).throw(ValueError("no column speed")))
+def refused():
+    raise ValueError("no column speed")
+
+
+def test_what_no_table_can_hold_holds_nothing_up_and_is_replaced_by_the_reason():
+    _, disk, said, writer = make(back_at=0)
+    writer.do(refused, instead=lambda why: lambda: disk.write(why.splitlines()[-1]))
+    writer.do(refused)
+    writer.do(lambda: disk.write("b"))
+    assert disk.kept == ["ValueError: no column speed", "b"]
+    assert said == ["A result cannot be stored (ValueError: no column speed): the next run computes it again."]
 
 
 def test_what_is_abandoned_is_tried_once_more_and_counted():

@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Mapping
 
+from raysat.text import number
+
 FEW_SEEDS = 5
 """Below this a percentile interval over resampled seeds is too narrow: of three seeds there are ten resamples."""
 
@@ -29,7 +31,7 @@ def network(row: Mapping) -> str:
     """Which network on which data: `mnist (center, n = 1,000), mlp(activation=relu, depth=3), mse, float32`."""
     try:
         options = json.loads(row["model_options"])
-        short = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in options.items()}
+        short = {name: number(value, 4) if isinstance(value, float) else value for name, value in options.items()}
         options = ", ".join(f"{name}={value}" for name, value in sorted(short.items()))
     except (TypeError, ValueError, AttributeError):
         options = ""
@@ -84,19 +86,10 @@ def _few(names: str, most: int = 3) -> str:
     return ", ".join(several[:most]) + (f" and {more} more" if more > 0 else "")
 
 
-def number(value: float) -> str:
-    """Three digits: `0.609`, `24.9`, `1,234`; a dash for nan."""
-    if math.isnan(value):
-        return "-"
-    if math.isinf(value):
-        return "∞"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
 def bounds(low: float, high: float) -> str:
     """An interval: `[8.2, 10.3]`; empty where there is none."""
-    short = lambda end: f"{end:.2g}" if end < 10 else number(end)  # noqa: E731
-    return "" if math.isnan(low) else f"[{short(low)}, {short(high)}]"
+    short = lambda end: number(end, 2 if end < 10 else 3)  # noqa: E731
+    return "" if math.isnan(low) or math.isnan(high) else f"[{short(low)}, {short(high)}]"
 
 
 def estimate(row: Mapping, name: str) -> tuple[str, str]:
@@ -111,7 +104,7 @@ def scatter(rms: float) -> str:
         >>> scatter(0.0432), scatter(0.001)
         ('scatter 4 %', 'scatter < 1 %')
     """
-    return "" if math.isnan(rms) else f"scatter {f'{100 * rms:.0f}' if rms >= 0.01 else '< 1'} %"
+    return "" if not math.isfinite(rms) else f"scatter {number(round(100 * rms)) if rms >= 0.01 else '< 1'} %"
 
 
 def about_h(row: Mapping) -> str:

@@ -5,8 +5,8 @@ decides nothing about science, keeps no results and resumes nothing: that is the
 """
 
 from raysat.executor.cluster import OnRay
-from raysat.executor.jobs import InProcess, Listener, Outcome, Source
+from raysat.executor.jobs import ExecutorDied, InProcess, Listener, Outcome, Source
 from raysat.executor.server import Talker, with_server
 from raysat.executor.trials import RETRIES
 
-__all__ = ["RETRIES", "InProcess", "Listener", "OnRay", "Outcome", "Source", "Talker", "with_server"]
+__all__ = ["RETRIES", "ExecutorDied", "InProcess", "Listener", "OnRay", "Outcome", "Source", "Talker", "with_server"]

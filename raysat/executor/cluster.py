@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import shutil
 import signal
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -16,8 +18,10 @@ from pathlib import Path
 
 from raysat import packing
 from raysat.data import sharing
-from raysat.executor.jobs import Function, Listener, Source
+from raysat.executor.jobs import ExecutorDied, Function, Listener, Source
 from raysat.executor.trials import run_on_tune
+from raysat.executor.vigil import Vigil
+from raysat.failures import said
 from raysat.job import Job
 from raysat.validation import InputError
 
@@ -68,18 +72,27 @@ class OnRay:
             _knock(address)
             loading = threading.Thread(target=import_module, args=("ray.tune.search",), daemon=True)
             loading.start()
+            if not address:
+                _try_to_write()
             with nullcontext() if address else _alone():
                 context = ray.init(address=address or "local", logging_level=logging.CRITICAL, log_to_driver=False)
             loading.join()
-        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"no Ray cluster answers at {address!r} ({reason}): start one with 'ray start --head' and give its "
-                "address with --address, with RAY_AUTH_MODE=token in the environment where it asks for a token, or run "
-                "without Ray by --inline."
-            ) from None
+        except Exception as error:  # of many classes, `Exception` itself among them
+            raise _not_there(address, said(error)) from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_signal)  # Ray has put its own in its place
+        self.vigil = self._vigil(address).__enter__()
+        try:
+            self._look_around(address, context.dashboard_url)
+        except BaseException as error:
+            self.__exit__(type(error))
+            raise
+        return self
+
+    def _look_around(self, address: str | None, dashboard: str) -> None:
+        """Find what a trial may have, and say where it runs."""
+        import ray
+
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         launchable = _launchable()
         if self.gpus is None:
@@ -89,17 +102,23 @@ class OnRay:
             largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
             has = f"{largest.get('CPU', 0):g} and {largest.get('GPU', 0):g}"
             if address is None or launchable:
-                ray.shutdown()
                 raise InputError(
                     f"a trial asks for {self.cpus} CPUs and {self.gpus:g} GPUs, and no machine has both (the largest "
                     f"has {has}): lower cpus_per_trial or gpus_per_trial."
                 )
             self.where = f"no node has {self.cpus} CPUs and {self.gpus:g} GPUs yet (the largest has {has}); "
         self.where += f"on Ray: {self.size()}"
-        if context.dashboard_url:
-            self.where += f", dashboard http://{context.dashboard_url}"
+        if dashboard:
+            self.where += f", dashboard http://{dashboard}"
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-        return self
+
+    def _vigil(self, address: str | None) -> Vigil:
+        from ray._private import worker
+
+        processes = getattr(worker._global_node, "all_processes", {})  # empty where somebody else has started them
+        named = {"raylet": "raylet", "GCS": "gcs_server"}
+        ids = {name: processes[kind][0].process.pid for name, kind in named.items() if processes.get(kind)}
+        return Vigil(ids, "" if ids else getattr(worker._global_node, "gcs_address", ""))
 
     def _fits(self, node: Mapping[str, float]) -> bool:
         return self.cpus <= node.get("CPU", 0) and self.gpus <= node.get("GPU", 0)
@@ -119,11 +138,20 @@ class OnRay:
         cores, graphics = resources.get("CPU", 0), resources.get("GPU", 0)
         return f"{nodes} node{'s' * (nodes > 1)}, {cores:g} CPUs, {graphics:g} GPUs"
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None = None, *_: object) -> None:
         import ray
 
-        ray.shutdown()
+        self.vigil.__exit__(kind)
+        if self.vigil.died:  # a shutdown would wait for what has died, until Ray's core ends this process
+            atexit.unregister(ray.shutdown)
+            with suppress(Exception):
+                ray._private.worker._global_node.kill_all_processes(check_alive=False)
+        else:
+            ray.shutdown()
         shutil.rmtree(self.storage, ignore_errors=True)
+        self.vigil.relieve()
+        if self.vigil.died and kind:
+            raise ExecutorDied(self.vigil.sentence) from None
 
     def lacking(self, path: Path) -> list[str]:
         """The other hosts of the cluster that do not see a file of this one; one that does not answer is left out."""
@@ -147,7 +175,10 @@ class OnRay:
         return sorted(lacking)
 
     def run(self, source: Source, function: Function, listener: Listener) -> None:
-        """Run all jobs, each as a Tune trial that is tried again where its process or node dies."""
+        """Run all jobs, each as a Tune trial that is tried again where its process or node dies.
+
+        Where Ray itself dies, leaving the context raises `ExecutorDied` in the place of what this raises.
+        """
         local = self.address is None and not os.environ.get("RAY_ADDRESS")
         run_on_tune(source, function, listener, self.storage, self.cpus, self._gpus_of, local=local)
 
@@ -205,6 +236,32 @@ def _await_node(gcs_address: str) -> None:
     client, begun = GcsClient(address=gcs_address), time.monotonic()
     while not client.get_all_node_info() and time.monotonic() - begun < NODE_SECONDS:
         time.sleep(0.01)
+
+
+def _not_there(address: str | None, reason: str) -> Exception:
+    """What is raised where there is no Ray to run on, in words that end in the remedy."""
+    if address:
+        return InputError(
+            f"no Ray cluster answers at {address!r} ({reason}): start one with 'ray start --head' and give its address "
+            "with --address, with RAY_AUTH_MODE=token in the environment where it asks for a token, or run without Ray "
+            "by --inline."
+        )
+    return ExecutorDied(
+        f"Ray could not be started on this machine ({reason}): see that {_temporary()} can be written and has room, or "
+        "name another folder by RAY_TMPDIR, or run without Ray by --inline"
+    )
+
+
+def _temporary() -> str:
+    """Where a Ray of this machine keeps its sockets and logs."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+
+
+def _try_to_write() -> None:
+    """Raise `OSError` where there is no room for Ray's files: Ray itself would wait half a minute for them."""
+    os.makedirs(_temporary(), exist_ok=True)
+    with tempfile.TemporaryFile(dir=_temporary()) as file:
+        file.write(bytes(1 << 20))
 
 
 def _knock(address: str | None) -> None:

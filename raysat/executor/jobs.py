@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from raysat.failures import traced
 from raysat.job import Job
 
 Function = Callable[[Job], object]
+
+
+class ExecutorDied(RuntimeError):
+    """What runs the jobs could not be started, or has died. The message says why, in words without a full stop."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +69,17 @@ class Source(Protocol):
 
 
 def attempt(function: Function, job: Job) -> tuple[object, str]:
-    """What the function returns, or the error that it raises."""
+    """What the function returns, or the error that it raises, as text.
+
+    Also what is no `Exception` is an error of the job alone, such as the `SystemExit` of a user's code that calls
+    `sys.exit`; Ctrl-C is none.
+    """
     try:
         return function(job), ""
-    except Exception:
-        return None, traceback.format_exc()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return None, traced(error)
 
 
 class InProcess:

@@ -13,6 +13,7 @@ from pathlib import Path
 from raysat.cells import Cell, Initialization
 from raysat.executor.jobs import Function, Listener, Outcome, Source, attempt
 from raysat.job import Job
+from raysat.text import plain
 
 RETRIES = 3
 """How often a job whose process or node died is tried again without having come further than before. Default: 3; a
@@ -164,8 +165,7 @@ def run_on_tune(
                 given[key] += 1  # Tune gives up a trial at once whose process is lost before it has begun in it
                 again.append(jobs.pop(key))
                 return
-            text = Path(trial.error_file).read_text() if trial.error_file else "the trial's process died"
-            self._ended(trial, error=text, died=True)
+            self._ended(trial, error=plain(_error_of(trial)) or "the trial's process died", died=True)
 
     tell = Tell()
     tuner = tune.Tuner(
@@ -186,10 +186,17 @@ def run_on_tune(
             tell.hand_on()
 
 
+def _error_of(trial: object) -> str:
+    """What Tune has written of a trial's failures; empty where there is nothing that can be read."""
+    try:
+        return Path(trial.error_file).read_text(errors="backslashreplace")
+    except (OSError, TypeError):
+        return ""
+
+
 def _lost_its_node(trial: object) -> bool:
     """Whether a trial's last failure was that of its node: Tune may try it in several processes of one that is gone."""
-    text = Path(trial.error_file).read_text() if trial.error_file else ""
-    last = text.rpartition("Failure # ")[2]
+    last = _error_of(trial).rpartition("Failure # ")[2]
     return any(words in last for words in ("node was terminated", "node has died", "node died"))
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
+from raysat.failures import first_sentence
 from raysat.losses import LOSSES
 from raysat.models.unpacked import adapt
 from raysat.ntk import grams, plain
@@ -20,7 +21,6 @@ from raysat.ntk.grams import Parts, without_rules
 from raysat.ntk.look import check_weights, floating_to, looked_at
 from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.survey import Survey, survey
-from raysat.text import first_sentence
 from raysat.validation import InputError
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from raysat.data.fields import Fields, Inputs
+from raysat.failures import named
 from raysat.losses import Loss, as_targets
 from raysat.memory import saved_per_sample
 from raysat.ntk.batchnorm import frozen_batch_norm
@@ -24,7 +25,6 @@ from raysat.ntk.plain import gradients, sample_gradient, trained
 from raysat.ntk.random_layers import turn_off_random_layers
 from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.stateful import State, restarted
-from raysat.text import last_line
 from raysat.validation import InputError
 
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-7}
@@ -211,12 +211,12 @@ def _in_words(network: nn.Module, few: Inputs) -> Iterator[None]:
     """Say in a sentence that the network does not run on some samples."""
     try:
         yield
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:  # also what a user's own code calls sys.exit with
         many = "samples" if len(few) > 1 else "sample"
         raise NoStatistics(
-            f"the network does not run on {len(few)} {many} ({type(error).__name__}: {last_line(str(error))})"
+            f"the network does not run on {len(few)} {many} ({named(error)})"
             f"{_dtype_hint(network, few)}: fix it, or give other inputs."
         ) from error
 
@@ -240,12 +240,10 @@ def _of_loss(loss: Loss) -> Iterator[None]:
     """Say in a sentence that a loss of the user's own fails."""
     try:
         yield
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        raise InputError(
-            f"loss={loss.name!r} fails on three samples ({type(error).__name__}: {last_line(str(error))}): fix it."
-        ) from error
+    except BaseException as error:  # also what a user's own code calls sys.exit with
+        raise InputError(f"loss={loss.name!r} fails on three samples ({named(error)}): fix it.") from error
 
 
 def _run(network: nn.Module, few: Inputs) -> object:
@@ -355,10 +353,10 @@ def _refuse_mixed_gradients(network: nn.Module, few: Inputs) -> None:
     generator = torch.Generator().manual_seed(0)
     try:
         outputs = network(few)
-    except Exception as error:
-        raise NoStatistics(
-            f"the network cannot be differentiated ({type(error).__name__}: {last_line(str(error))})."
-        ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also what a user's own code calls sys.exit with
+        raise NoStatistics(f"the network cannot be differentiated ({named(error)}).") from error
     if not outputs.requires_grad:
         raise NoStatistics(
             "the network's output depends on no trainable parameter: take no_grad, detach and .data out of its forward."
@@ -366,10 +364,11 @@ def _refuse_mixed_gradients(network: nn.Module, few: Inputs) -> None:
     u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     try:
         alone = [sample_gradient(network, few[k : k + 1], u[k : k + 1]) for k in range(len(few))]
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also what a user's own code calls sys.exit with
         raise NoStatistics(
-            f"the network's backward pass fails ({type(error).__name__}: {last_line(str(error))}): "
-            "it must serve loss.backward()."
+            f"the network's backward pass fails ({named(error)}): it must serve loss.backward()."
         ) from error
     if not all(g.isfinite().all() for one in alone for g in one.values()):
         raise NoStatistics("a gradient of the network's output is not finite: scale the inputs or the weights.")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
+from raysat.failures import first_sentence
 from raysat.losses import Loss, resolve
 from raysat.models.unpacked import adapt
 from raysat.ntk.certificate import TOLERANCE, check_samples
@@ -28,7 +29,6 @@ from raysat.ntk.spectrum import converged, smallest_eigenvalue, spectral_density
 from raysat.ntk.survey import Survey, survey
 from raysat.ntk.top import TopEigenvalue, top_eigenvalue
 from raysat.ntk.values import NTKStatistics
-from raysat.text import first_sentence
 from raysat.theory import b_star, b_star_thm33
 from raysat.validation import InputError, positive, whole
 

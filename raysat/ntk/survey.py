@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
+from raysat.failures import first_sentence
 from raysat.ntk.look import ROUNDING
 from raysat.ntk.plain import gradients, sample_gradient, trained
 from raysat.ntk.rules import Outer, rule_for
 from raysat.ntk.uses import Axis, Mismatch, Note, Recorder, record, rows_of, shares_of
-from raysat.text import first_sentence
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from raysat.failures import first_sentence
 from raysat.losses import Loss
 from raysat.ntk.certificate import TOLERANCE, check_products, second_start
 from raysat.ntk.context import differentiable
@@ -17,7 +18,6 @@ from raysat.ntk.lanczos import Tridiagonal, excess, largest_eigenpairs
 from raysat.ntk.look import Look
 from raysat.ntk.plain import trained
 from raysat.ntk.refusal import NoStatistics
-from raysat.text import first_sentence
 from raysat.validation import InputError
 
 HEAD_START = 512

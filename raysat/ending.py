@@ -1,0 +1,90 @@
+"""How a sweep ends: each way has its exit code and its sentence, with what to do next; docs/storage.md has them all."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+FINISHED, CELLS_FAILED, BAD_INPUT, NO_REPORT, NO_CLUSTER, BROKEN = range(6)
+"""Exit codes: all is done; cells failed; something cannot be run as it was asked; the results stand and their report
+could not be made; Ray could not be started or has died; an error of the driver's own. Beside them stand 128 plus its
+number for each signal that ends a sweep, as shells have it."""
+
+AGAIN = "What is finished stays; run the same command again to go on."
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal ends the sweep.
+
+    Args:
+        number: Of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def of_signal(stop: KeyboardInterrupt) -> tuple[int, str]:
+    """The exit code and the sentence of a sweep that was stopped."""
+    number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
+    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    return 128 + number, f"Stopped{by}. {AGAIN}"
+
+
+class Signals:
+    """Turns the signals that end a sweep into `Stopped`, whatever else of the process handles them meanwhile.
+
+    Of Ctrl-C there may be several: the second cuts short what is done after the first. From `close` on there is
+    nothing left that one could cut short, and none counts.
+    """
+
+    def __init__(self) -> None:
+        self._closed = False
+        self._due: int | None = None
+
+    def arm(self) -> None:
+        """Handle the signals, also where Ray has put handlers of its own in the place of these.
+
+        What is ignored stays so, as SIGHUP under `nohup`.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, self._handle)
+
+    def check(self) -> None:
+        """Stop the sweep where a signal has come of which a user's code, in which it was raised, has made nothing."""
+        if self._due is not None and not self._closed:
+            raise Stopped(self._due)
+
+    def close(self) -> None:
+        """Let no further signal count."""
+        self._closed = True
+
+    def _handle(self, number: int, frame: object) -> None:
+        if not self._closed:
+            self._due = number
+            raise Stopped(number)
+
+
+@contextmanager
+def signals(*, for_good: bool = False) -> Iterator[Signals]:
+    """Handle the signals that end a sweep.
+
+    Args:
+        for_good: Whether they stay handled, for the process ends with the sweep.
+    """
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    armed = Signals()
+    armed.arm()
+    try:
+        yield armed
+    finally:
+        if not for_good and threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler or signal.SIG_DFL)
