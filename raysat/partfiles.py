@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from raysat.files import Location, location, write_aside
 from raysat.schema import TABLES, arrow_schema
+from raysat.text import first_sentence
 from raysat.validation import InputError
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ class PartFiles:
                 self._put_merged(table, self._loose, parts.values())
                 self._merged[table] |= {path.stem for path in parts}
             doubled = self._loose & self._merged[table]
-            _delete([path for path in self._parts(table) if path.stem in doubled])
+            delete([path for path in self._parts(table) if path.stem in doubled])
         self._loose.clear()
 
     def _settle(self) -> None:
@@ -147,7 +148,7 @@ class PartFiles:
                 path.rename(path.with_name(f"_{path.name}"))
             merged = {path: part for path, part in parts.items() if path.name.startswith(_MERGED)}
             self._merged[table] = self._single(table, merged)
-            _delete([path for path in parts if path.stem in self._merged[table]])
+            delete([path for path in parts if path.stem in self._merged[table]])
 
     def _single(self, table: str, merged: Mapping[Location, pa.Table]) -> set[str]:
         """Let each cell be in one of the merged part-files only: two drivers may have merged the same. Returns them."""
@@ -160,7 +161,7 @@ class PartFiles:
             cell_ids |= its
         if doubled:
             name = self._put_merged(table, cell_ids, parts)
-            _delete([path for path in merged if path.name != name])
+            delete([path for path in merged if path.name != name])
         return cell_ids
 
     def _parts(self, table: str) -> list[Location]:
@@ -203,7 +204,8 @@ def _declared(part: pa.Table, schema: pa.Schema) -> pa.Table:
     return part
 
 
-def _delete(paths: Iterable[Location]) -> None:
+def delete(paths: Iterable[Location]) -> None:
+    """Delete files, those that are still there."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda path: path.unlink(missing_ok=True), paths))
 
@@ -215,6 +217,6 @@ def reached(root: Location) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{root} cannot be read and written ({str(error).splitlines()[0]}): mend the path, the network or the "
-            "credentials, or use another --results."
+            f"{root} cannot be read and written ({first_sentence(error)}): mend the path, its rights, the network or "
+            "the credentials, or use another folder."
         ) from None

@@ -22,7 +22,7 @@ from raysat.progress import SHOWN, running_line, summary_line
 from raysat.schema import DIVERGED, FAILED, FINISHED
 from raysat.store import Store
 from raysat.text import duration
-from raysat.validation import InputError, command
+from raysat.validation import command
 
 SILENCE = 60.0
 """Seconds after which a driver that has not been heard of may be dead: six missed records."""
@@ -109,8 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     options = parser.parse_args(argv)
     store = Store(options.root)
-    if store.record() is None:
-        raise InputError(f"{store.root} holds no sweep (no readable sweep.json): give a folder, RESULTS/NAME.")
+    store.readable()
     statuses = Counter(store.read("trials", ["cell_id", "status"])["status"])
     console = Console()
     for line in lines(statuses, store.status(), datetime.now(UTC)):
