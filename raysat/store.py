@@ -43,7 +43,7 @@ LOOSE = 256
 """Part-files of single cells that are merged into one. Default: 256; reading as many takes a fraction of a second."""
 
 IN_ROWS = ("sweep", "dataset", "preprocessing", "n", "n_test", "loss", "dtype", "sampling", "precision", "budget")
-"""The columns of `trials` in which all rows of a results folder agree: they stand in for a `sweep.json` that is lost."""
+"""The columns of `trials` in which all rows of a folder agree: they stand in for a `sweep.json` that is lost."""
 
 _LINEARIZED = '"linearized": true'
 """In `model_options`: the kernel never moves, and has no statistics along the run."""
