@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from raysat.credentials import hidden
 from raysat.failures import cause
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ class Attempts:
         try:
             return make()
         except Exception:  # whatever it is: it is said in its place, and the rest stands
-            self.failures[what] = traceback.format_exc()
+            self.failures[what] = hidden(traceback.format_exc())
             return None
 
     @property

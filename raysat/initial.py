@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from raysat import models, packing
 from raysat.base_stepsize import base_stepsize
 from raysat.cells import Initialization
+from raysat.credentials import hidden
 from raysat.data.fields import Inputs
 from raysat.failures import cause
 from raysat.job import TELL_SECONDS, Job, fitting, initial_network, prepare
@@ -73,9 +74,9 @@ def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
             progress=_telling(job),
         )
     except InputError as error:
-        why = {"method": REFUSED, "method_reason": str(error).removesuffix(".")}
+        why = {"method": REFUSED, "method_reason": hidden(str(error)).removesuffix(".")}
     except Exception:
-        error = traceback.format_exc()
+        error = hidden(traceback.format_exc())
         why = {"method": FAILED, "method_reason": cause(error), "error": error}
     else:
         values = {name: known(value) for name, value in asdict(statistics).items()}

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raysat.credentials import hidden
 from raysat.files import Location, location, write_aside
 from raysat.schema import TABLES, arrow_schema
 from raysat.text import first_sentence
@@ -112,7 +113,8 @@ class PartFiles:
         schema = arrow_schema(table)
         if unknown := {name for row in rows for name in row} - set(schema.names):
             raise ValueError(f"{table} has no column {', '.join(sorted(unknown))}")
-        self._put(table, key, pa.Table.from_pylist([dict(row) for row in rows], schema=schema))
+        shown = [dict(row) for row in rows] if table == "curves" else hidden([dict(row) for row in rows])
+        self._put(table, key, pa.Table.from_pylist(shown, schema=schema))
 
     def _put(self, table: str, key: str, data: pa.Table, folder: Location | None = None) -> None:
         path = (folder or self.root / table) / f"{key}.parquet"

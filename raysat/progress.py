@@ -115,11 +115,11 @@ class View:
         count = f"{self.ended:>{len(str(len(self.weights)))}}/{len(self.weights)}{'+' * self.grows}"
         left = self.left()
         tail = "" if self.console.is_terminal or left is None else f"  ({left_text(left, self.grows)})"
-        self.console.print(f"{count}  {line}{tail}", highlight=False, soft_wrap=True)
+        self.console.print(f"{count}  {line}{tail}", markup=True, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print something that is not a job."""
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def tick(self, cluster: str) -> None:
         """Take note of the cluster's size, and tell a log file from time to time what runs."""
@@ -211,6 +211,7 @@ def trial_line(row: Mapping[str, object]) -> str:
     where = f"{row['model']} width {row['width']}, seed {row['seed']}, {stepsize}, b = {row['batch_size']}"
     if row["training"] != "sgd":
         where += f", {row['training']}"
+    where = escape(where)
     if row["status"] == FAILED:
         return f"{where}: [bold red]failed[/]: {escape(cause(str(row['error'])))}"
     text = f"{where}: loss {row['loss_init']:.4g} to {row['loss_final']:.4g} in {row['iterations_done']} iterations"

@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from rich.console import Console
 from rich.text import Text
 
 from raysat.progress import SHOWN, running_line, summary_line
 from raysat.schema import DIVERGED, FAILED, FINISHED
 from raysat.store import Store
+from raysat.terminal import Terminal
 from raysat.text import duration
 from raysat.validation import command
 
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     store = Store(options.root)
     store.readable()
     statuses = Counter(store.read("trials", ["cell_id", "status"])["status"])
-    console = Console()
+    console = Terminal()
     for line in lines(statuses, store.status(), datetime.now(UTC)):
         console.print(Text(line), soft_wrap=True)
     return 0

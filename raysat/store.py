@@ -28,6 +28,7 @@ import numpy as np
 import pandas as pd
 
 from raysat.belongings import strangers, unfinished
+from raysat.credentials import hidden
 from raysat.files import Location, remove, walk, write_aside
 from raysat.heard import heard
 from raysat.partfiles import KEYS, SET_ASIDE, PartFiles, Row, delete, reached
@@ -92,7 +93,7 @@ class Store(PartFiles):
                 self.put_aside(self.sweep_file)
             # First of all: whatever ends this process from here on leaves a results folder.
             record = {"schema": SCHEMA_VERSION, "sweep": asdict(sweep), "resolved": dict(resolved), **about}
-            write_aside(self.sweep_file, lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
+            write_aside(self.sweep_file, lambda path: path.write_text(json.dumps(hidden(record), indent=2) + "\n"))
             for folder in (*(self.root / table for table in TABLES), self.checkpoints):
                 folder.mkdir(exist_ok=True)
                 delete(path for path in folder.iterdir() if unfinished(path.name))
@@ -174,7 +175,9 @@ class Store(PartFiles):
 
     def write_status(self, status: Mapping[str, object]) -> None:
         """Store what runs."""
-        write_aside(self.root / "status.json", lambda path: path.write_text(json.dumps(status, indent=2) + "\n"))
+        write_aside(
+            self.root / "status.json", lambda path: path.write_text(json.dumps(hidden(status), indent=2) + "\n")
+        )
 
     def status(self) -> dict | None:
         """What the driver stored last (`raysat.status.heard`); None where there is nothing that can be read."""

@@ -42,7 +42,8 @@ from raysat.sgd.autograd import check_compiler
 from raysat.spec import Sweep
 from raysat.status import other_driver
 from raysat.store import Store, reached
-from raysat.text import duration
+from raysat.terminal import Terminal
+from raysat.text import duration, printable
 from raysat.validation import InputError, command
 
 
@@ -182,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0; 1 where cells failed; 2 for bad input; 130 where it was interrupted."""
     options = _parser().parse_args(arguments)
-    console = Console()
+    console = Terminal()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.getLogger("raysat.ntk").setLevel(
         logging.ERROR
@@ -262,7 +263,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         report.finish(store.root, console)
     if failed:
         print(f"raysat: {len(failed)} cells failed; the same command tries them again:", file=sys.stderr)
-        for said, names in by_cause(failed).items():
+        for said, names in by_cause((name, printable(error)) for name, error in failed).items():
             first = names[0] if len(names) == 1 else f"{len(names)} cells, the first {names[0]}"
             print(f"raysat:   {said} ({first})", file=sys.stderr)
     return 1 if failed else 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.text import Text
 
 from raysat.analysis.summary import print_summary
 from raysat.analysis.tables import analyze_folder, load, save
 from raysat.files import location, output_option, written
+from raysat.terminal import Terminal
 from raysat.validation import command
 
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = location(options.root)
     output = location(options.output or root)
     analysis = analyze_folder(root, *load(root))
-    console = Console()
+    console = Terminal()
     print_summary(analysis, console)
     with written(output):
         output.mkdir(parents=True, exist_ok=True)

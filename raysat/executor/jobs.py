@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from raysat.credentials import hidden
 from raysat.job import Job
 
 Function = Callable[[Job], object]
@@ -69,7 +70,7 @@ def attempt(function: Function, job: Job) -> tuple[object, str]:
     try:
         return function(job), ""
     except Exception:
-        return None, traceback.format_exc()
+        return None, hidden(traceback.format_exc())  # also what this machine alone knows to be a secret
 
 
 class InProcess:

@@ -40,6 +40,10 @@ COSTS = {
 """Of each cost its name and its look."""
 
 
+SMALLEST = 1e-250
+"""The smallest loss on a log axis: below it the axis' own margin comes to 0, which such an axis does not have."""
+
+
 def loss_curves(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure | None:
     """L(w_t) against t, log-log, one line a batch size; None where no trial is measured, or none has its curve.
 
@@ -63,7 +67,7 @@ def loss_curves(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure | None:
         for b in measured.index.unique("batch_size"):
             losses = measured.loc[b]
             losses = losses[losses["count"] == losses["count"].max()]
-            losses = losses[(losses["min"] > 0) & np.isfinite(losses["max"])]  # what log axes have
+            losses = losses[(losses["min"] > SMALLEST) & np.isfinite(losses["max"])]
             if losses.empty:
                 continue
             shade, marker = looks[b]
@@ -141,8 +145,8 @@ def steps(points: pd.DataFrame, fits: pd.DataFrame) -> Figure | None:
         reached = panel_of(points, key).dropna(subset="value")
         if len(reached):
             panel.set(yscale="log", ylim=(reached["value"].min() / 1.6, reached["value"].max() * 3))
+            log_ticks(panel)
         batch_axis(panel, points["batch_size"])
-        log_ticks(panel)
         ends = []
         by_rank = panel_of(fits, key).sort_values(["headline", "target"], ascending=[False, True])
         for fit, marker in zip(by_rank.to_dict("records"), cycle(MARKERS), strict=False):

@@ -6,11 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from raysat.files import location, output_option
 from raysat.report import compare, finish
 from raysat.store import Store, reached
+from raysat.terminal import Terminal
 from raysat.validation import command
 
 
@@ -29,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = location(options.root)
     with reached(root):
         of_one = Store(root).sweep_file.exists()
-    (finish if of_one else compare)(root, Console(), options.output)
+    (finish if of_one else compare)(root, Terminal(), options.output)
     return 0
 
 
