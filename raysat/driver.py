@@ -150,15 +150,14 @@ class Recorder:
         self.missing.discard(job.key)
         if outcome.error and not outcome.died:
             self.errors[job.key] = outcome.error
-            name, said = escape(job.name), escape(self._once(outcome.error))
-            view.job_ended(job.key, f"{name}: [bold red]failed[/]: {said}", FAILED)
+            view.job_ended(job.key, f"{job.name}: [bold red]failed[/]: {escape(self._once(outcome.error))}", FAILED)
             return
         row = no_statistics(job.sweep, job.init, outcome.error) if outcome.died else outcome.value
         self.statistics[job.key] = row
         if job.key in self.outdated:
             self._renew(job.init, self.outdated.pop(job.key), row)
         self.writer.do(partial(self.store.write_ntk, row))
-        name = escape(f"{row['model']} width {row['width']}, seed {row['seed']}")
+        name = f"{row['model']} width {row['width']}, seed {row['seed']}"
         if (method := row["method"]) in (REFUSED, FAILED):
             status, colour = (FAILED, "bold red") if method == FAILED else (COMPLETED, "yellow")
             why = escape(self._once(row["method_reason"]))

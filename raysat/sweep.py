@@ -43,7 +43,7 @@ from raysat.spec import Sweep
 from raysat.status import other_driver
 from raysat.store import Store, reached
 from raysat.terminal import Terminal
-from raysat.text import duration, printable
+from raysat.text import duration
 from raysat.validation import InputError, command
 
 
@@ -263,7 +263,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         report.finish(store.root, console)
     if failed:
         print(f"raysat: {len(failed)} cells failed; the same command tries them again:", file=sys.stderr)
-        for said, names in by_cause((name, printable(error)) for name, error in failed).items():
+        for said, names in by_cause(failed).items():
             first = names[0] if len(names) == 1 else f"{len(names)} cells, the first {names[0]}"
             print(f"raysat:   {said} ({first})", file=sys.stderr)
     return 1 if failed else 0

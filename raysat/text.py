@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and line feed, what turns the direction of writing, and halves of characters."""
-
 
 def duration(seconds: float) -> str:
     """A duration for a person: `0.4 s`, `42 s`, `3 min 20 s`, `5 h 10 min`, `3 d 4 h`."""
@@ -32,13 +27,3 @@ def first_sentence(error: BaseException) -> str:
     """What an error of a library says first, in at most 200 characters."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].split(". ")[0][:200]
-
-
-def printable(text: str) -> str:
-    r"""The text with what would act on a terminal written out.
-
-    Example:
-        >>> printable("loss \x1b[31mred")
-        'loss \\x1b[31mred'
-    """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)

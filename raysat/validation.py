@@ -11,8 +11,6 @@ from typing import ParamSpec
 
 import numpy as np
 
-from raysat.text import printable
-
 Arguments = ParamSpec("Arguments")
 
 
@@ -32,7 +30,7 @@ def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
         try:
             return main(*args, **kwargs)
         except InputError as error:
-            print(f"raysat: {printable(str(error))}", file=sys.stderr)
+            print(f"raysat: {error}", file=sys.stderr)
             return 2
 
     return checked
