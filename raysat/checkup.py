@@ -59,6 +59,7 @@ class Finding:
         files: The files that a repair moves into `set-aside/`.
         cells: The cells whose rows it moves there, from all tables: they run again.
         rows: Rows that it moves there: of each part-file, by its path, whether each row is one.
+        makes_schema: Whether it makes the empty part-files that are missing.
     """
 
     kind: str
@@ -66,11 +67,12 @@ class Finding:
     files: tuple[str, ...] = ()
     cells: frozenset[str] = frozenset()
     rows: Mapping[str, pd.Series] = field(default_factory=dict)
+    makes_schema: bool = False
 
     @property
     def can_be_repaired(self) -> bool:
-        """Whether there is something to be moved."""
-        return bool(self.files or self.cells or self.rows)
+        """Whether there is something to be moved, or made."""
+        return bool(self.files or self.cells or self.rows or self.makes_schema)
 
     def __str__(self) -> str:
         return f"{self.kind}: {self.text}"
@@ -88,8 +90,8 @@ def _records(contents: Contents) -> Iterator[Finding]:
         text = "sweep.json is not there or cannot be read; the next run of the sweep makes it anew"
         yield Finding("no record", text, tuple(name for name in contents.names if name.rstrip("/") == "sweep.json"))
     elif record.get("schema") != SCHEMA_VERSION:
-        text = f"schema version {record.get('schema')}, where this raysat reads {SCHEMA_VERSION}: use the one that wrote it"
-        yield Finding("another schema", text)
+        versions = f"schema version {record.get('schema')}, where this raysat reads {SCHEMA_VERSION}"
+        yield Finding("another schema", f"{versions}: use the raysat that wrote it")
     if "status.json" in contents.names and not contents.has_status:
         text = "status.json cannot be read; the next run of the sweep makes it anew"
         yield Finding("no status", text, ("status.json",))
@@ -103,15 +105,15 @@ def _files(contents: Contents) -> Iterator[Finding]:
         yield Finding("foreign files", f"{_few(others)} are not raysat's, which leaves them where they are: move them")
     for table in TABLES:
         if f"{table}/schema.parquet" not in contents.names:
-            yield Finding("no schema", f"{table}/ lacks its empty part-file; the next run of the sweep makes it")
+            text = f"{table}/ lacks its empty part-file; the next run of the sweep makes it"
+            yield Finding("no schema", text, makes_schema=True)
 
 
 def _damage(contents: Contents) -> Iterator[Finding]:
     for path, reason in contents.damaged.items():
         what = "its trial starts over" if path.startswith("checkpoints/") else "what was in it runs again"
-        yield Finding(
-            "damaged file", f"{path} cannot be read ({reason}); {what} with the next run of the sweep", (path,)
-        )
+        text = f"{path} cannot be read ({reason}); {what} with the next run of the sweep"
+        yield Finding("damaged file", text, (path,))
 
 
 def _doubles(contents: Contents) -> Iterator[Finding]:
@@ -135,8 +137,8 @@ def _cells(contents: Contents) -> Iterator[Finding]:
     for table, rows in (("curves", curves), ("ntk", ntk[ntk["cell_id"].notna()])):
         if orphans := sorted(set(rows["cell_id"]) - named):
             own = {path: part["cell_id"].isin(orphans) for path, part in contents.parts[table].items()}
-            text = f"{table} has rows of {len(orphans)} cells without a row in trials ({_few(orphans)}), as a driver leaves"
-            text += " that was killed between the two; they run again with the next run of the sweep"
+            text = f"{table} has rows of {len(orphans)} cells without a row in trials ({_few(orphans)}), as a driver"
+            text += " leaves that was killed between the two; they run again with the next run of the sweep"
             yield Finding("orphans", text, rows={path: rows for path, rows in own.items() if rows.any()})
     ended = trials[trials["status"].isin(FINISHED)]
     lasts = curves.groupby("cell_id")["iteration"].max()
@@ -146,10 +148,9 @@ def _cells(contents: Contents) -> Iterator[Finding]:
     reached = ended["cell_id"].map(lasts)
     short = ended[reached.notna() & (reached != ended["iterations_done"])]
     if len(short):
-        text = (
-            f"{len(short)} curves end elsewhere than their rows in trials say ({_few(short['cell_id'])}); the next run"
-        )
-        yield Finding("another curve", f"{text} takes them for finished", cells=frozenset(short["cell_id"]))
+        text = f"{len(short)} curves end elsewhere than their rows in trials say ({_few(short['cell_id'])})"
+        text += "; the next run takes them for finished"
+        yield Finding("another curve", text, cells=frozenset(short["cell_id"]))
     for table, parts in contents.parts.items():
         for path, part in parts.items():
             stem = path.partition("/")[2].removesuffix(".parquet")
@@ -168,8 +169,9 @@ def _statistics(contents: Contents) -> Iterator[Finding]:
     unknown = set(ntk.loc[ntk["cell_id"].isna(), "init_id"]) - wanted - set(contents.rows("trials")["init_id"])
     if unknown:
         rows = {path: part["init_id"].isin(unknown) for path, part in contents.parts["ntk"].items()}
-        text = f"ntk has statistics of {len(unknown)} initializations that no cell is of ({_few(sorted(unknown))}); the next"
-        yield Finding("orphans", f"{text} run leaves them", rows={path: own for path, own in rows.items() if own.any()})
+        text = f"ntk has statistics of {len(unknown)} initializations that no cell is of ({_few(sorted(unknown))})"
+        text += "; the next run leaves them"
+        yield Finding("orphans", text, rows={path: own for path, own in rows.items() if own.any()})
 
 
 def _ids(contents: Contents) -> Iterator[Finding]:
@@ -185,7 +187,7 @@ def _ids(contents: Contents) -> Iterator[Finding]:
         for row in rows:
             if _init_id(recall, row) != init_id:
                 wrong.append(row)
-    bad = {row.get("cell_id") or row["init_id"] for row in wrong}
+    bad = {row["cell_id"] if isinstance(row["cell_id"], str) else row["init_id"] for row in wrong}
     for row in trials.to_dict("records"):
         if row["cell_id"] not in bad and recall.asks_for(row) and not recall.makes(row):
             bad.add(row["cell_id"])
@@ -195,10 +197,8 @@ def _ids(contents: Contents) -> Iterator[Finding]:
             path: part["cell_id"].isin(bad) | (part["init_id"].isin(bad) & part["cell_id"].isna())
             for path, part in contents.parts["ntk"].items()
         }
-        cells = frozenset(bad & set(trials["cell_id"]))
-        yield Finding(
-            "another id", f"{text} takes them as they are", (), cells, {k: v for k, v in own.items() if v.any()}
-        )
+        cells, own = frozenset(bad & set(trials["cell_id"])), {path: rows for path, rows in own.items() if rows.any()}
+        yield Finding("another id", f"{text} takes them as they are", cells=cells, rows=own)
 
 
 def _init_id(recall: Recall, row: Mapping) -> str:
@@ -228,12 +228,10 @@ def _checkpoints(contents: Contents) -> Iterator[Finding]:
         path, at, curve = f"checkpoints/{cell_id}.pt", progress.iteration, progress.curve
         most = recall.longest(contents.record["resolved"]["n"]) if recall else None
         if at < 0 or (most is not None and at > most):
-            text = f"{path} is at iteration {at}, beyond T = {most}; move it, so that its trial starts over"
+            text = f"{path} is at iteration {at}, beyond T = {most}; move it: its trial starts over"
             yield Finding("strange checkpoint", text, (path,))
         elif any(not isinstance(point, dict) or point.get("iteration", 0) > at for point in curve):
-            text = (
-                f"{path} is at iteration {at}, before the end of its own curve; move it, so that its trial starts over"
-            )
+            text = f"{path} is at iteration {at}, before the end of its own curve; move it: its trial starts over"
             yield Finding("strange checkpoint", text, (path,))
     probes = [name for name in contents.names if name.startswith("checkpoints/.probe-")]
     if probes:
@@ -244,10 +242,9 @@ def _code(contents: Contents) -> Iterator[Finding]:
     if contents.record is None or contents.code is None:
         return
     if contents.code != (before := contents.record["resolved"].get("code", "")):
-        text = f"the user's modules are others than those that the results are of (digest {contents.code or 'none'}, "
-        yield Finding(
-            "other code", f"{text}{before or 'none'} there): the same command refuses, or runs their cells again"
-        )
+        text = "the user's modules are others than those that the results are of"
+        digests = f"digest {contents.code or 'none'} now, {before or 'none'} then"
+        yield Finding("other code", f"{text} ({digests}): put those back, or use another --results")
 
 
 def _few(names: Iterable[str], most: int = FEW) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -92,23 +92,35 @@ def _whole(damaged: dict[str, str], name: str, load: Callable[[], T]) -> T | Non
         return None
 
 
-def repair(store: Store, found: Iterable[Finding]) -> None:
-    """Move what is wrong into `set-aside/`, and delete nothing.
+def repair(store: Store) -> int:
+    """Move what is wrong into `set-aside/`, and delete nothing. Returns how many findings it was.
 
     Raises:
         InputError: The folder cannot be written.
     """
-    with reached(store.root):
-        for finding in found:
-            for name in finding.files:
-                if (path := _path(store, name)).exists():  # another finding may have moved it
-                    store.put_aside(path)
-            for name, rows in finding.rows.items():
-                if (path := _path(store, name)).exists():
-                    table = name.partition("/")[0]
-                    store.take_out(table, path, rows_of(store, name, table), pa.array(rows.to_numpy(bool)))
-            if finding.cells:
-                store.set_aside(finding.cells)
+    repaired: set[str] = set()
+    while found := [one for one in findings(look(store)) if one.can_be_repaired and str(one) not in repaired]:
+        touched: set[str] = set()
+        with reached(store.root):
+            for finding in found:
+                if touched & {*finding.files, *finding.rows} or (touched and finding.cells):
+                    continue  # what is left of it is seen with the next look
+                _repair(store, finding)
+                touched |= {*finding.files, *finding.rows, *finding.cells}
+                repaired.add(str(finding))
+    return len(repaired)
+
+
+def _repair(store: Store, finding: Finding) -> None:
+    for name in finding.files:
+        store.put_aside(_path(store, name))
+    for name, rows in finding.rows.items():
+        table = name.partition("/")[0]
+        store.take_out(table, _path(store, name), rows_of(store, name, table), pa.array(rows.to_numpy(bool)))
+    if finding.cells:
+        store.set_aside(finding.cells)
+    if finding.makes_schema:
+        store.make_schemas()
 
 
 def _path(store: Store, name: str) -> Path:
@@ -156,11 +168,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.repair and any(finding.can_be_repaired for finding in found):
         if busy := other_driver(store):
             raise InputError(busy)
-        moved = [finding for finding in found if finding.can_be_repaired]
-        repair(store, moved)
+        repaired = repair(store)
         contents = look(store, code)
         found = list(findings(contents))
-        console.print(Text(f"Repaired: what {len(moved)} findings are of lies in {store.root / 'set-aside'}."))
+        console.print(Text(f"Repaired: {repaired}; what was moved lies in {store.root / 'set-aside'}."), soft_wrap=True)
         for finding in found:
             console.print(Text(f"Left: {finding}"), soft_wrap=True)
     console.print(Text(f"{store.root}: {f'{len(found)} findings' if found else 'sound'}."), soft_wrap=True)

@@ -99,11 +99,15 @@ class Store(PartFiles):
                 delete(path for path in folder.iterdir() if unfinished(path.name))
             delete(path for path in self.root.iterdir() if unfinished(path.name))
             self._settle()
-            for table in TABLES:
-                # An empty part-file with the whole schema: the folder can be read before the first cell is done.
-                if not (self.root / table / "schema.parquet").exists():
-                    self._write(table, "schema", [])
+            self.make_schemas()
             self._loose = self.finished() & {path.stem for path in self._parts("trials")}
+
+    def make_schemas(self) -> None:
+        """Give each table an empty part-file with its schema: it can be read before the first cell is done."""
+        for table in TABLES:
+            (self.root / table).mkdir(exist_ok=True)
+            if not (self.root / table / "schema.parquet").exists():
+                self._write(table, "schema", [])
 
     def check(self, sweep: Sweep, resolved: Mapping[str, object]) -> None:
         """Raise `InputError` unless the folder is new or holds cells of this very sweep.
