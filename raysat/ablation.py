@@ -26,8 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from raysat.analysis import load, number, policy, usable
-from raysat.files import location, write_aside
+from raysat.files import location, output_option, write_aside, written
 from raysat.fits import student_t
+from raysat.terminal import Terminal
 from raysat.validation import InputError, command
 
 WAY = ("model", "model_options", "width", "stepsize", "batch_size", "learners", "training")
@@ -68,13 +69,14 @@ def measured(trials: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     gap, seconds = kept["train_accuracy"] - kept["test_accuracy"], kept["seconds"].mask(kept["learners"] > 1)
     kept = kept.assign(gap=gap, seconds=seconds)
     paths = {cell_id: path.sort_values("iteration") for cell_id, path in curves.groupby("cell_id")}
-    found = [_of_curve(paths[cell_id]) for cell_id in kept["cell_id"]]
+    found = [_of_curve(paths.get(cell_id, curves.iloc[:0])) for cell_id in kept["cell_id"]]
     names = ("gradient_square_mean", "slope", "intercept", "r_square")
     return kept.assign(**{name: [row[k] for row in found] for k, name in enumerate(names)})
 
 
 def _of_curve(path: pd.DataFrame) -> tuple[float, float, float, float]:
-    mean = float(path["gradient_square_mean"].iloc[-1]) if "gradient_square_mean" in path else math.nan
+    known = len(path) and "gradient_square_mean" in path
+    mean = float(path["gradient_square_mean"].iloc[-1]) if known else math.nan
     path = path[path["iteration"] > 0]
     x, y = np.log(path["iteration"].to_numpy(float)), path["distance_from_init"].to_numpy(float)
     if len(x) < 3 or not np.isfinite(y).all() or np.ptp(y) == 0:
@@ -236,7 +238,9 @@ def figure(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     panels[1].set_yscale("log")
     marks = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
     marks += [Line2D([], [], color="black", linewidth=1, linestyle=dash, label=name) for name, dash in dashes.items()]
-    drawn.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+    legend = drawn.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return drawn
 
 
@@ -255,19 +259,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m raysat.ablation", description=__doc__.splitlines()[0])
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
+    output_option(parser)
     options = parser.parse_args(arguments)
     root = location(options.root)
+    output = location(options.output or root)
     _, trials, curves = load(root)
     if usable(trials).empty:
         raise InputError(f"{root} has no trial that ended well: run the sweep first.")
-    console = Console()
+    console = Terminal()
     table = ablation(trials, curves)
     show(table, console)
-    write_aside(root / "ablation.parquet", table.to_parquet)
-    (root / "figures").mkdir(exist_ok=True)
-    path = root / "figures" / "ablation.png"
-    write_aside(path, partial(figure(trials, curves).savefig, dpi=150, format="png"))
-    console.print(f"Table: {root / 'ablation.parquet'}. Figure: {path}")
+    path = output / "figures" / "ablation.png"
+    with written(output):
+        (output / "figures").mkdir(parents=True, exist_ok=True)
+        write_aside(output / "ablation.parquet", table.to_parquet)
+        write_aside(path, partial(figure(trials, curves).savefig, dpi=150, format="png"))
+    console.print(f"Table: {output / 'ablation.parquet'}. Figure: {path}")
     return 0
 
 

@@ -40,6 +40,7 @@ from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.memory import couples_samples
 from raysat.sgd.sampler import Batches, batches
 from raysat.sgd.schedule import evaluation_iterations
+from raysat.terminal import Terminal
 from raysat.training import PLAIN
 from raysat.trial import stepsize_and_beta
 from raysat.validation import InputError, command, whole
@@ -252,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--address", help="address of a running Ray cluster [one is started on this machine]")
     options = parser.parse_args(arguments)
-    _main(options, Console())
+    _main(options, Terminal())
     return 0
 
 

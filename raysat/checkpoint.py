@@ -89,7 +89,8 @@ class Checkpoint:
                 if stored is not None and stored.iteration >= progress.iteration:
                     return False
                 self._unseen = False
-            write_aside(self.path, lambda aside: torch.save(vars(progress), aside))
+            content = {"cell_id": self.path.stem, **vars(progress)}
+            write_aside(self.path, lambda aside: torch.save(content, aside))
         except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
             log.warning("%s cannot be written, the trial goes on without: %s", self.path, _first_line(error))
             return False
@@ -104,14 +105,44 @@ class Checkpoint:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            if damaged := ZipFile(io.BytesIO(content)).testzip():  # torch.load passes over the checksums
-                raise BadZipFile(f"{damaged} has another checksum")
-            return Progress(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+            return read(content, self.path.stem)
         except MemoryError:
             raise
         except Exception as error:  # whatever a damaged file makes the reader say, it costs a restart and no more
             log.warning("%s is damaged, the trial starts over: %s", self.path, _first_line(error))
             return None
+
+
+def read(content: bytes, cell_id: str) -> Progress:
+    """The progress that a file has. Nothing in it is run, whatever it is.
+
+    Args:
+        content: Of the file.
+        cell_id: The cell whose it is to be.
+
+    Raises:
+        Exception: The file is damaged, or has something else.
+    """
+    if damaged := ZipFile(io.BytesIO(content)).testzip():  # torch.load passes over the checksums
+        raise BadZipFile(f"{damaged} has another checksum")
+    stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if (of := stored.pop("cell_id", cell_id)) != cell_id:  # an earlier raysat did not say so
+        raise ValueError(f"it is of cell {of}")
+    progress = Progress(**stored)
+    for name, kind in _KINDS.items():
+        if not isinstance(value := getattr(progress, name), kind):
+            raise TypeError(f"its {name} is {value!r:.50}")
+    return progress
+
+
+_KINDS = {
+    **dict.fromkeys(("iteration", "attempts"), int),
+    **dict.fromkeys(("step_seconds", "seconds"), int | float),
+    **dict.fromkeys(("curve", "ntk"), list),
+    **dict.fromkeys(("weights", "engine"), dict | None),
+    **{"at_once": int | None, "eta": int | float | None, "draws": list | None},
+}
+"""The type of each field of `Progress`, as far as it can be asked."""
 
 
 def _first_line(error: Exception) -> str:

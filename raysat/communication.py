@@ -28,7 +28,8 @@ from scipy.optimize import nnls
 
 from raysat.allreduce import BACKENDS, Link, Measurement, fit, measure, read
 from raysat.analysis import GROUP, READING, analyze, by_evidence, comparable, load, method, setting
-from raysat.files import location, write_aside
+from raysat.files import location, output_option, write_aside, written
+from raysat.terminal import Terminal
 from raysat.validation import InputError, command, whole
 
 WORTH = 0.5
@@ -160,9 +161,9 @@ def figure(work: Work, link: Link, workers: Sequence[int], sizes: Sequence[int])
         panel.set(xlabel="workers p", ylabel=y)
         panel.grid(visible=True, color="0.9", linewidth=0.6)
     left.legend(fontsize=7, frameon=False)
-    drawn.suptitle(f"{work.label}; {link.label}", fontsize=9)
+    drawn.suptitle(f"{work.label}; {link.label}", fontsize=9, parse_math=False)
     caption = "\n".join(line for text in (work.source, ASSUMPTIONS) for line in textwrap.wrap(text, 150))
-    drawn.supxlabel(caption, fontsize=7)
+    drawn.supxlabel(caption, fontsize=7, parse_math=False)
     return drawn
 
 
@@ -220,8 +221,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--backend", choices=BACKENDS, default="gloo", help="gloo on CPUs, nccl on GPUs [gloo]")
     parser.add_argument("--workers", type=int, default=256, help="largest number of workers to predict [256]")
+    output_option(parser)
     options = parser.parse_args(arguments)
-    _main(options, Console())
+    _main(options, Terminal())
     return 0
 
 
@@ -237,10 +239,12 @@ def _main(options: argparse.Namespace, console: Console) -> None:
     workers = [2**k for k in range(most.bit_length())]
     _tell(work, link, measured, workers, console)
     sizes = [4**k for k in range(1, 9) if 4**k <= work.largest]
-    (root / "figures").mkdir(exist_ok=True)
-    path = root / "figures" / "communication.png"
-    write_aside(path, partial(figure(work, link, workers, sizes).savefig, dpi=150, format="png"))
-    write_aside(root / "communication.parquet", pd.DataFrame([asdict(one) for one in measured]).to_parquet)
+    output = location(options.output or root)
+    path = output / "figures" / "communication.png"
+    with written(output):
+        (output / "figures").mkdir(parents=True, exist_ok=True)
+        write_aside(path, partial(figure(work, link, workers, sizes).savefig, dpi=150, format="png"))
+        write_aside(output / "communication.parquet", pd.DataFrame([asdict(one) for one in measured]).to_parquet)
     console.print(f"Figure: {path}")
 
 

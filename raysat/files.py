@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -15,10 +16,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from raysat.failures import first_sentence
 from raysat.validation import InputError
 
 # Arrow is imported where a store is asked: every worker imports this module, and a folder does without.
 if TYPE_CHECKING:
+    import argparse
+
     from pyarrow import fs
 
 _ATTEMPTS, _CONNECT, _SILENCE, _IN_ALL = 2, 2.0, 3.0, 15.0
@@ -156,8 +160,17 @@ class Remote:
             if not missing_ok:
                 raise
 
+    def walk(self) -> Iterator[str]:
+        """The files in the folder and below, by their paths from it."""
+        from pyarrow import fs
+
+        filesystem, path = self._at
+        for info in filesystem.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)):
+            if info.is_file:
+                yield info.path[len(path) :].lstrip("/")
+
     def remove(self) -> None:
-        """Delete the folder and all in it."""
+        """Delete all that the folder has, and with it the folder."""
         filesystem, path = self._at
         filesystem.delete_dir(path)
 
@@ -240,9 +253,53 @@ def write_aside(path: Location, write: Callable[[Path], object]) -> None:
         aside.unlink(missing_ok=True)
 
 
+def walk(folder: Location) -> Iterator[str]:
+    """What a folder has, and what is below, by paths from it: files and links, and with a `/` folders without content.
+
+    No link is followed.
+    """
+    if isinstance(folder, Remote):
+        yield from folder.walk()
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.is_dir(follow_symlinks=False):
+                yield entry.name
+            elif below := list(walk(folder / entry.name)):
+                yield from (f"{entry.name}/{name}" for name in below)
+            else:
+                yield f"{entry.name}/"
+
+
 def remove(folder: Location) -> None:
-    """Delete a folder and all in it."""
+    """Delete all that a folder has: of a link to a folder, which stays, what is there."""
     if isinstance(folder, Remote):
         folder.remove()
-    else:
-        shutil.rmtree(folder)
+        return
+    for entry in list(folder.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    if not folder.is_symlink():
+        folder.rmdir()
+
+
+@contextmanager
+def written(folder: Location) -> Iterator[None]:
+    """Say in one sentence that what a command makes cannot be written: `OSError` becomes `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{folder} cannot be written ({first_sentence(error)}): give --output FOLDER, one that can."
+        ) from None
+
+
+def output_option(parser: argparse.ArgumentParser) -> None:
+    """Let a command that reads a results folder write what it makes elsewhere."""
+    parser.add_argument(
+        "--output",
+        metavar="FOLDER",
+        help="where to write, such as beside results that may only be read, or its address [the results folder]",
+    )

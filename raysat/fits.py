@@ -220,9 +220,9 @@ def resample_seeds(
     n_seeds = len(values)
     drawn = np.random.default_rng(seed).multinomial(n_seeds, np.full(n_seeds, 1 / n_seeds), size=replicates)
     distinct, which = np.unique(drawn, axis=0, return_inverse=True)  # few seeds make few different replicates
-    logs = np.log(values)
-    used = np.isfinite(logs)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(values)
+        used = np.isfinite(logs)
         return np.exp((distinct @ np.where(used, logs, 0)) / (distinct @ used))[which]
 
 
@@ -252,9 +252,9 @@ def resample_residuals(
 
 def geometric_mean(values: Float[np.ndarray, "seeds b"]) -> Float[np.ndarray, " b"]:
     """The mean over seeds that the fits use; nan where no seed has a value."""
-    logs = np.log(values)
-    used = np.isfinite(logs)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(values)
+        used = np.isfinite(logs)
         return np.exp(np.where(used, logs, 0).sum(axis=0) / used.sum(axis=0))
 
 

@@ -32,6 +32,7 @@ from raysat.initial import compute_statistics
 from raysat.job import Job
 from raysat.plan import plan
 from raysat.recursion import Spectrum, largest_stable, loss_curves, noise_factor
+from raysat.terminal import Terminal
 from raysat.theory import beta
 from raysat.training import PLAIN
 from raysat.validation import InputError, command
@@ -191,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a field of the sweep")
     parser.add_argument("--target", type=float, help="the loss that N(b) counts to")
     options = parser.parse_args(arguments)
-    console = Console()
+    console = Terminal()
     _main(options, console)
     return 0
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from raysat import models, packing
 from raysat.base_stepsize import base_stepsize
 from raysat.cells import Initialization
+from raysat.credentials import hidden
 from raysat.data.fields import Inputs
 from raysat.failures import cause, named, traced
 from raysat.job import TELL_SECONDS, Job, fitting, initial_network, prepare
@@ -73,11 +74,11 @@ def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
             progress=_telling(job),
         )
     except InputError as error:
-        why = {"method": REFUSED, "method_reason": plain(str(error)).removesuffix(".")}
+        why = {"method": REFUSED, "method_reason": hidden(plain(str(error))).removesuffix(".")}
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        why = {"method": FAILED, "method_reason": named(error), "error": traced(error)}
+        why = {"method": FAILED, "method_reason": hidden(named(error)), "error": hidden(traced(error))}
     else:
         values = {name: known(value) for name, value in asdict(statistics).items()}
         lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}

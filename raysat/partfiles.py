@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raysat.credentials import hidden
 from raysat.failures import first_sentence
 from raysat.files import Location, location, write_aside
 from raysat.schema import TABLES, arrow_schema
@@ -39,7 +40,8 @@ KEYS = {"trials": ["cell_id"], "curves": ["cell_id", "iteration"], "ntk": ["init
 SET_ASIDE = "set-aside"
 """The folder of rows that are no longer part of the results, by table; nothing reads it."""
 
-_MERGED = "merged-"
+MERGED = "merged-"
+"""What the names of part-files of many cells begin with."""
 
 
 class PartFiles:
@@ -92,17 +94,27 @@ class PartFiles:
         cells = set(cell_ids)
         self._loose -= cells
         for table in TABLES:
-            aside = self.root / SET_ASIDE / table
-            aside.mkdir(parents=True, exist_ok=True)
             for path, part in self._with_cells(table, cells).items():
-                theirs = pc.is_in(part["cell_id"], pa.array(sorted(cells), pa.string()))
-                name = hashlib.sha256(repr(part.filter(theirs).to_pylist()).encode()).hexdigest()[:16]
-                self._put(table, name, part.filter(theirs), aside)
-                if pc.all(theirs).as_py():
-                    path.unlink(missing_ok=True)
-                else:
-                    self._put(table, path.stem, part.filter(pc.invert(theirs)))
+                self.take_out(table, path, part, pc.is_in(part["cell_id"], pa.array(sorted(cells), pa.string())))
             self._merged[table] -= cells
+
+    def take_out(self, table: str, path: Location, part: pa.Table, rows: pa.Array) -> None:
+        """Take some rows out of a part-file, into the folder `SET_ASIDE`.
+
+        Args:
+            table: The table.
+            path: The part-file.
+            part: Its content.
+            rows: Whether each row is one of them.
+        """
+        aside = self.root / SET_ASIDE / table
+        aside.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256(repr(part.filter(rows).to_pylist()).encode()).hexdigest()[:16]
+        self._put(table, name, part.filter(rows), aside)
+        if pc.all(rows).as_py():
+            path.unlink(missing_ok=True)
+        else:
+            self._put(table, path.stem, part.filter(pc.invert(rows)))
 
     def _with_cells(self, table: str, cell_ids: Iterable[str]) -> dict[Location, pa.Table]:
         """The part-files that have rows of some cells."""
@@ -114,7 +126,8 @@ class PartFiles:
         if unknown := {name for row in rows for name in row} - set(schema.names):
             raise ValueError(f"{table} has no column {', '.join(sorted(unknown))}")
         storable = [{name: _storable(value) for name, value in row.items()} for row in rows]
-        self._put(table, key, pa.Table.from_pylist(storable, schema=schema))
+        shown = storable if table == "curves" else hidden(storable)  # curves have no texts but their keys
+        self._put(table, key, pa.Table.from_pylist(shown, schema=schema))
 
     def _put(self, table: str, key: str, data: pa.Table, folder: Location | None = None) -> None:
         path = (folder or self.root / table) / f"{key}.parquet"
@@ -122,7 +135,7 @@ class PartFiles:
 
     def _put_merged(self, table: str, cell_ids: Iterable[str], parts: Iterable[pa.Table]) -> str:
         """Write the rows of some cells as one part-file. Returns its name, which follows from the cells."""
-        key = _MERGED + hashlib.sha256("".join(sorted(cell_ids)).encode()).hexdigest()[:16]
+        key = MERGED + hashlib.sha256("".join(sorted(cell_ids)).encode()).hexdigest()[:16]
         self._put(table, key, pa.concat_tables([arrow_schema(table).empty_table(), *parts], promote_options="default"))
         return f"{key}.parquet"
 
@@ -135,7 +148,7 @@ class PartFiles:
                 self._put_merged(table, self._loose, parts.values())
                 self._merged[table] |= {path.stem for path in parts}
             doubled = self._loose & self._merged[table]
-            _delete([path for path in self._parts(table) if path.stem in doubled])
+            delete([path for path in self._parts(table) if path.stem in doubled])
         self._loose.clear()
 
     def _settle(self) -> None:
@@ -148,9 +161,9 @@ class PartFiles:
             parts = self._readable_parts(table, paths)
             for path in set(paths) - set(parts):
                 path.rename(path.with_name(f"_{path.name}"))
-            merged = {path: part for path, part in parts.items() if path.name.startswith(_MERGED)}
+            merged = {path: part for path, part in parts.items() if path.name.startswith(MERGED)}
             self._merged[table] = self._single(table, merged)
-            _delete([path for path in parts if path.stem in self._merged[table]])
+            delete([path for path in parts if path.stem in self._merged[table]])
 
     def _single(self, table: str, merged: Mapping[Location, pa.Table]) -> set[str]:
         """Let each cell be in one of the merged part-files only: two drivers may have merged the same. Returns them."""
@@ -163,7 +176,7 @@ class PartFiles:
             cell_ids |= its
         if doubled:
             name = self._put_merged(table, cell_ids, parts)
-            _delete([path for path in merged if path.name != name])
+            delete([path for path in merged if path.name != name])
         return cell_ids
 
     def _parts(self, table: str) -> list[Location]:
@@ -174,18 +187,14 @@ class PartFiles:
         schema = arrow_schema(table)
 
         def read(path: Location) -> pa.Table | None:
-            content = io.BytesIO(path.read_bytes())
+            content = path.read_bytes()
             try:
-                file = pq.ParquetFile(content, page_checksum_verification=True)
-                part = _declared(file.read(), schema)
-                if len(part) != file.metadata.num_rows:
-                    raise ValueError(f"it has {len(part)} rows instead of {file.metadata.num_rows}")
+                return checked(content, schema)
             except (OSError, ValueError, pa.ArrowException) as error:
                 if path not in self._damaged:
                     log.warning("%s cannot be read and is left out: %s", path, str(error).partition("\n")[0])
                 self._damaged.add(path)
                 return None
-            return part
 
         with ThreadPoolExecutor(8) as pool:
             parts = zip(paths, pool.map(read, paths), strict=True)
@@ -195,6 +204,23 @@ class PartFiles:
 def _storable(value: object) -> object:
     """A value of a row; of a text what a table can hold, whoever has written it."""
     return plain(value, STORED) if isinstance(value, str) else value
+
+
+def checked(content: bytes, schema: pa.Schema) -> pa.Table:
+    """The rows of a part-file, whose checksums are right.
+
+    Args:
+        content: Of the file.
+        schema: Of its table.
+
+    Raises:
+        OSError, ValueError, pyarrow.ArrowException: It is damaged, or something else.
+    """
+    file = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+    part = _declared(file.read(), schema)
+    if len(part) != file.metadata.num_rows:
+        raise ValueError(f"it has {len(part)} rows instead of {file.metadata.num_rows}")
+    return part
 
 
 def _declared(part: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -211,7 +237,8 @@ def _declared(part: pa.Table, schema: pa.Schema) -> pa.Table:
     return part
 
 
-def _delete(paths: Iterable[Location]) -> None:
+def delete(paths: Iterable[Location]) -> None:
+    """Delete files, those that are still there."""
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda path: path.unlink(missing_ok=True), paths))
 
@@ -223,6 +250,6 @@ def reached(root: Location) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{root} cannot be read and written ({first_sentence(error)}): mend the path, the network or the "
-            "credentials, or use another --results."
+            f"{root} cannot be read and written ({first_sentence(error)}): mend the path, its rights, the network or "
+            "the credentials, or use another folder."
         ) from None

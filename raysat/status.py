@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
-from rich.console import Console
 from rich.text import Text
 
 from raysat.progress import SHOWN, running_line, summary_line
 from raysat.schema import DIVERGED, FAILED, FINISHED
 from raysat.store import Store
+from raysat.terminal import Terminal
 from raysat.text import duration
-from raysat.validation import InputError, command
+from raysat.validation import command
 
 SILENCE = 60.0
 """Seconds after which a driver that has not been heard of may be dead: six missed records."""
@@ -109,10 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     options = parser.parse_args(argv)
     store = Store(options.root)
-    if store.record() is None:
-        raise InputError(f"{store.root} holds no sweep (no readable sweep.json): give a folder, RESULTS/NAME.")
+    store.readable()
     statuses = Counter(store.read("trials", ["cell_id", "status"])["status"])
-    console = Console()
+    console = Terminal()
     for line in lines(statuses, store.status(), datetime.now(UTC)):
         console.print(Text(line), soft_wrap=True)
     return 0

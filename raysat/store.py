@@ -21,13 +21,17 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from raysat.files import Location, remove, write_aside
-from raysat.partfiles import KEYS, PartFiles, Row, reached
+from raysat.belongings import strangers, unfinished
+from raysat.credentials import hidden
+from raysat.files import Location, remove, walk, write_aside
+from raysat.heard import heard
+from raysat.partfiles import KEYS, SET_ASIDE, PartFiles, Row, delete, reached
 from raysat.schema import FINISHED, SCHEMA_VERSION, TABLES
 from raysat.spec import SHARED, Sweep
 from raysat.validation import InputError
@@ -38,6 +42,9 @@ log = logging.getLogger(__name__)
 
 LOOSE = 256
 """Part-files of single cells that are merged into one. Default: 256; reading as many takes a fraction of a second."""
+
+IN_ROWS = ("sweep", "dataset", "preprocessing", "n", "n_test", "loss", "dtype", "sampling", "precision", "budget")
+"""The columns of `trials` in which all rows of a folder agree: they stand in for a `sweep.json` that is lost."""
 
 _LINEARIZED = '"linearized": true'
 """In `model_options`: the kernel never moves, and has no statistics along the run."""
@@ -80,63 +87,108 @@ class Store(PartFiles):
         """
         self.check(sweep, resolved)
         with reached(self.root):
-            for table in TABLES:
-                folder = self.root / table
-                folder.mkdir(parents=True, exist_ok=True)
-                # An empty part-file with the whole schema: the folder can be read before the first cell is done.
-                if not (folder / "schema.parquet").exists():
-                    self._write(table, "schema", [])
-            self.checkpoints.mkdir(exist_ok=True)
+            self.root.mkdir(parents=True, exist_ok=True)
+            if self.record() is None and self.sweep_file.exists():
+                log.warning("%s cannot be read: it is set aside, and made anew.", self.sweep_file)
+                self.put_aside(self.sweep_file)
+            # First of all: whatever ends this process from here on leaves a results folder.
             record = {"schema": SCHEMA_VERSION, "sweep": asdict(sweep), "resolved": dict(resolved), **about}
-            write_aside(self.sweep_file, lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
+            write_aside(self.sweep_file, lambda path: path.write_text(json.dumps(hidden(record), indent=2) + "\n"))
+            for folder in (*(self.root / table for table in TABLES), self.checkpoints):
+                folder.mkdir(exist_ok=True)
+                delete(path for path in folder.iterdir() if unfinished(path.name))
+            delete(path for path in self.root.iterdir() if unfinished(path.name))
             self._settle()
+            self.make_schemas()
             self._loose = self.finished() & {path.stem for path in self._parts("trials")}
 
+    def make_schemas(self) -> None:
+        """Give each table an empty part-file with its schema: it can be read before the first cell is done."""
+        for table in TABLES:
+            (self.root / table).mkdir(exist_ok=True)
+            if not (self.root / table / "schema.parquet").exists():
+                self._write(table, "schema", [])
+
     def check(self, sweep: Sweep, resolved: Mapping[str, object]) -> None:
-        """Raise `InputError` unless the folder is new or holds cells of this very sweep."""
-        remedy = "use another --results or --set name=NAME, or --fresh to start over"
+        """Raise `InputError` unless the folder is new or holds cells of this very sweep.
+
+        Where its `sweep.json` is not there or cannot be read, the rows say of which sweep they are.
+        """
         with reached(self.root):
             if not self.root.exists() or not any(self.root.iterdir()):
                 return
-        record = self.record()
-        if record is None:
-            raise InputError(f"{self.root} is not a results folder of a sweep (it has no sweep.json): {remedy}.")
-        if record.get("schema") != SCHEMA_VERSION:
+        record, strangers = self.record(), self.strangers()
+        remedy = "use another --results or --set name=NAME" + ", or --fresh to start over" * (not strangers)
+        if record is None and strangers:
+            raise InputError(f"{self.root} is not a results folder of a sweep (it has {strangers[0]}): {remedy}.")
+        if record is not None and record.get("schema") != SCHEMA_VERSION:
             raise InputError(
                 f"{self.root} has schema version {record.get('schema')}, this raysat writes {SCHEMA_VERSION}: {remedy}."
             )
         now = {**json.loads(json.dumps(asdict(sweep))), **resolved}
-        defaults = {field.name: None if field.default is MISSING else field.default for field in fields(Sweep)}
-        before = {**json.loads(json.dumps(defaults, default=asdict)), **record["sweep"], **record["resolved"]}
-        names = ("name", *SHARED, *resolved)
-        if changed := [name for name in names if before.get(name) != now.get(name)]:
-            differences = ", ".join(f"{name} {before.get(name)!r} there, {now.get(name)!r} here" for name in changed)
+        if record is None:
+            now |= {"sweep": sweep.name, "budget": sweep.budget}
+            before = self._said_by_rows(now)
+        else:
+            defaults = {field.name: None if field.default is MISSING else field.default for field in fields(Sweep)}
+            before = {**json.loads(json.dumps(defaults, default=asdict)), **record["sweep"], **record["resolved"]}
+            before = {name: before.get(name) for name in ("name", *SHARED, *resolved)}
+        if changed := [name for name, value in before.items() if value != now.get(name)]:
+            differences = ", ".join(f"{name} {before[name]!r} there, {now.get(name)!r} here" for name in changed)
             raise InputError(f"{self.root} holds another sweep ({differences}): {remedy}.")
 
+    def strangers(self) -> list[str]:
+        """What the folder has that raysat did not make (`raysat.belongings`), by paths from it."""
+        with reached(self.root):
+            return strangers(walk(self.root))
+
+    def _said_by_rows(self, now: Mapping[str, object]) -> dict[str, object]:
+        """What the rows say of their sweep, by name; where they disagree, the first value that is not that of `now`."""
+        trials, said = self.read("trials"), {}
+        for name in IN_ROWS:
+            values = trials[name].dropna().unique().tolist()
+            said[name] = next((value for value in values if value != now[name]), now[name])
+        return said
+
+    def put_aside(self, path: Location) -> Location:
+        """Move something of the folder into `SET_ASIDE`, under a name that nothing has there. Returns where it is."""
+        folder = self.root / SET_ASIDE
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = {entry.name for entry in folder.iterdir()}
+        target = folder / next(name for k in count(1) if (name := f"{path.name}-{k}") not in taken)
+        path.rename(target)
+        return target
+
     def record(self) -> dict | None:
-        """The content of `sweep.json`, or None where there is none that can be read.
+        """The content of `sweep.json`; None where there is no such file, or something else in it.
 
         Raises:
             InputError: The storage does not answer.
         """
+        record = self._json(self.sweep_file)
+        parts = (record.get("sweep"), record.get("resolved")) if isinstance(record, dict) else (None,)
+        return record if all(isinstance(part, dict) for part in parts) else None
+
+    def _json(self, path: Location) -> object:
+        """What a file of JSON has; None where it is not there, or nothing of the kind."""
         with reached(self.root):
             try:
-                record = json.loads(self.sweep_file.read_text())
-            except (FileNotFoundError, NotADirectoryError, ValueError):
+                return json.loads(path.read_bytes())
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
                 return None
-        return record if isinstance(record, dict) and "sweep" in record and "resolved" in record else None
 
     def write_status(self, status: Mapping[str, object]) -> None:
         """Store what runs."""
-        write_aside(self.root / "status.json", lambda path: path.write_text(json.dumps(status, indent=2) + "\n"))
+        write_aside(
+            self.root / "status.json", lambda path: path.write_text(json.dumps(hidden(status), indent=2) + "\n")
+        )
 
     def status(self) -> dict | None:
-        """What the driver stored last; None where there is nothing that can be read."""
+        """What the driver stored last (`raysat.status.heard`); None where there is nothing that can be read."""
         try:
-            status = json.loads((self.root / "status.json").read_text())
-        except (OSError, ValueError):
+            return heard(self._json(self.root / "status.json"))
+        except InputError:
             return None
-        return status if isinstance(status, dict) and "at" in status else None
 
     def readable(self) -> dict:
         """The content of `sweep.json`, of a folder that this raysat can read.
@@ -147,7 +199,8 @@ class Store(PartFiles):
         record = self.record()
         if record is None:
             raise InputError(
-                f"{self.root} holds no sweep (no readable sweep.json): give a results folder, RESULTS/NAME."
+                f"{self.root} holds no sweep (no readable sweep.json): give a results folder, RESULTS/NAME, or "
+                "run its sweep again, which makes it anew."
             )
         if record.get("schema") != SCHEMA_VERSION:
             raise InputError(

@@ -41,6 +41,7 @@ from raysat.sgd.autograd import check_compiler
 from raysat.spec import Sweep
 from raysat.status import other_driver
 from raysat.store import Store, reached
+from raysat.terminal import Terminal
 from raysat.text import duration
 from raysat.validation import InputError, command
 
@@ -181,7 +182,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code, one of those of `raysat.ending`, or 130 and its like after a signal."""
     options = _parser().parse_args(arguments)
-    console = Console(file=sys.stdout)
+    console = Terminal(file=sys.stdout)
     # What it would warn of is in its rows, and shown from there.
     logging.getLogger("raysat.ntk").setLevel(logging.ERROR)
     with ending.signals(for_good=arguments is None) as signals:
@@ -218,8 +219,11 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
         raise InputError(busy)
     with reached(store.root):
         if options.fresh and store.root.exists():
-            if store.record() is None and any(store.root.iterdir()):
-                raise InputError(f"{store.root} is no results folder: delete it by hand, or use another --results.")
+            if strangers := any(store.root.iterdir()) and store.strangers():
+                raise InputError(
+                    f"{store.root} has {strangers[0]}, which is no part of results: move it, delete the folder by "
+                    "hand, or use another --results or --set name=NAME."
+                )
             console.print(f"--fresh: deleting {store.root} with {len(store.finished())} finished cells.")
             if not options.dry_run:
                 store.clear()

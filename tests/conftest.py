@@ -1,7 +1,9 @@
 """What all tests share."""
 
 import os
+import shutil
 import sys
+from pathlib import Path
 from urllib.request import Request, urlopen
 from uuid import uuid4
 
@@ -12,6 +14,7 @@ from hypothesis import settings
 from raysat import plugins
 from raysat.cells import Cell, Initialization, Model
 from raysat.stepsizes import Stepsize
+from raysat.sweep import main as sweep_main
 from raysat.training import PLAIN
 
 settings.register_profile("raysat", deadline=None, derandomize=True)
@@ -70,6 +73,31 @@ def bucket(s3_server, monkeypatch):
     request = Request(f"{s3_server}/{name}", method="PUT", headers={"Host": "s3.us-east-1.amazonaws.com"})
     urlopen(request).close()
     return f"s3://{name}"
+
+
+SWEPT = """
+from raysat import Sweep, fixed, grid, mlp, theory
+sweep = Sweep(name="swept", dataset="digits", n_train=32, n_test=16, models=[mlp(1)], widths=[4, 8],
+              batch_sizes=[1, 8, 32], stepsizes=[theory(), fixed(1e-9), *grid([0.1, 1e6])], iterations=8, seeds=2,
+              ntk_at=[4], spectrum=8)
+"""
+
+
+@pytest.fixture(scope="session")
+def swept_once(tmp_path_factory):
+    """A sweep file, and beside it the results of its sweep, which has several of everything; not to be changed."""
+    path = tmp_path_factory.mktemp("swept") / "sweep.py"
+    path.write_text(SWEPT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("raysat.report.finish", lambda *_: None)
+        assert sweep_main([str(path), "--results", str(path.parent / "results"), "--inline", "--quiet"]) == 0
+    return path
+
+
+@pytest.fixture
+def swept(swept_once, tmp_path):
+    """A copy of the results of that sweep."""
+    return Path(shutil.copytree(swept_once.parent / "results" / "swept", tmp_path / "results" / "swept"))
 
 
 @pytest.fixture(scope="session")

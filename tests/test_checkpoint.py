@@ -13,7 +13,7 @@ class Store:
     """A file on a storage that is away for some reads and writes to come."""
 
     def __init__(self, path):
-        self.path, self.name, self.away = path, path.name, 0
+        self.path, self.name, self.stem, self.away = path, path.name, path.stem, 0
 
     def _reach(self):
         self.away -= 1

@@ -22,7 +22,7 @@ from raysat.analysis.readings import (
     usable,
 )
 from raysat.analysis.summary import print_summary, summary
-from raysat.analysis.tables import Analysis, analyze, analyze_and_save, analyze_folder, load
+from raysat.analysis.tables import Analysis, analyze, analyze_folder, load, save
 from raysat.analysis.words import (
     ABOUT_SCATTER,
     FEW_SEEDS,
@@ -51,7 +51,6 @@ __all__ = [
     "about_h",
     "about_intervals",
     "analyze",
-    "analyze_and_save",
     "analyze_folder",
     "best_of",
     "by_evidence",
@@ -67,6 +66,7 @@ __all__ = [
     "policy",
     "print_summary",
     "readings",
+    "save",
     "scatter",
     "setting",
     "summary",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.text import Text
 
 from raysat.analysis.summary import print_summary
-from raysat.analysis.tables import analyze_and_save, load
-from raysat.files import location
+from raysat.analysis.tables import analyze_folder, load, save
+from raysat.files import location, output_option, written
+from raysat.terminal import Terminal
 from raysat.validation import command
 
 
@@ -21,12 +21,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m raysat.analysis", description="Fit the critical batch sizes of a sweep and print them."
     )
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
+    output_option(parser)
     options = parser.parse_args(argv)
     root = location(options.root)
-    analysis = analyze_and_save(root, *load(root))
-    console = Console()
+    output = location(options.output or root)
+    analysis = analyze_folder(root, *load(root))
+    console = Terminal()
     print_summary(analysis, console)
+    with written(output):
+        output.mkdir(parents=True, exist_ok=True)
+        save(analysis, output)
     console.print(
-        Text(f"Fits and predictions: {root / 'analysis.parquet'}. Figures and report: python -m raysat.report {root}")
+        Text(f"Fits and predictions: {output / 'analysis.parquet'}. Figures and report: python -m raysat.report {root}")
     )
     return 0

@@ -68,7 +68,9 @@ def costs(
     """
     kept = (steps > 0).all(axis=0)
     steps, seconds = steps[:, kept], (steps * seconds_per_step)[:, kept]
-    values = {"samples": b[kept] * steps, "seconds": seconds, "device_hours": devices[:, kept] * seconds / 3600}
+    with np.errstate(invalid="ignore"):
+        hours = devices[:, kept] * seconds / 3600
+    values = {"samples": b[kept] * steps, "seconds": seconds, "device_hours": hours}
     return Costs(b[kept], values)
 
 
@@ -128,7 +130,7 @@ def weigh(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dic
     rows, choices = [], []
     steps, at = tables[0].to_numpy(), tables[0].columns.isin(made.b)
     for name, values in made.values.items():
-        if not values.size or np.isnan(values).any():
+        if not values.size or not (np.isfinite(values) & (values > 0)).all():  # not measured of every trial
             continue
         # Of one seed what varies is N: what an iteration costs is taken as measured.
         several = len(values) > 1
@@ -181,7 +183,7 @@ def trials_at_once(trials: pd.DataFrame) -> int:
     Seeds that were one computation have ended together, and took the sum of their shares: they count as one.
     """
     most = 0
-    timed = trials.dropna(subset=["finished_at", "seconds"])
+    timed = trials[trials["finished_at"].notna() & np.isfinite(trials["seconds"])]
     stacked = timed["engine"] == "stacked"
     shared = timed[stacked].groupby(["hostname", "finished_at"], as_index=False)["seconds"].sum()
     for _, own in pd.concat([timed[~stacked], shared]).groupby("hostname"):

@@ -128,11 +128,12 @@ def _forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) 
     if math.isnan(fit.value):
         return {**none, "remark": fit.reason}
     seeds = fit_saturation(b, 1 / values if about["quantity"] == "h" else values).b_c
+    known = seeds[~np.isnan(seeds)]  # a seed may have fewer batch sizes than a fit needs
     edges = [f"its best stepsize is the {end} tried at b = {sizes}" for end, sizes in at_edges(best, reading)]
     return {
         "predicted": fit.value,
-        "predicted_min": np.nanmin(seeds),
-        "predicted_max": np.nanmax(seeds),
+        "predicted_min": known.min() if known.size else math.nan,
+        "predicted_max": known.max() if known.size else math.nan,
         "remark": "; ".join(edges),
     }
 

@@ -118,9 +118,7 @@ def analyze_folder(root: Location, record: Mapping, trials: pd.DataFrame, curves
     return analyze(trials, curves, tuple(record["sweep"].get("targets") or ()), Store(root).read("ntk"))
 
 
-def analyze_and_save(root: Location, record: Mapping, trials: pd.DataFrame, curves: pd.DataFrame) -> Analysis:
-    """`analyze_folder`, and write the comparison to `analysis.parquet`."""
-    analysis = analyze_folder(root, record, trials, curves)
+def save(analysis: Analysis, folder: Location) -> None:
+    """Write the comparison to `analysis.parquet` in a folder."""
     table = pa.Table.from_pandas(analysis.comparison, schema=arrow_schema("analysis"), preserve_index=False)
-    write_aside(root / "analysis.parquet", partial(pq.write_table, table))
-    return analysis
+    write_aside(folder / "analysis.parquet", partial(pq.write_table, table))

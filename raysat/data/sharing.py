@@ -127,9 +127,10 @@ def _read(path: Path) -> Dataset | None:
     try:
         about = json.loads((path / "about.json").read_text())
         # copy on write: torch warns of memory that it may not write to
-        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="c") for name in about["shapes"]}
-    except (OSError, EOFError, ValueError):
-        return None
-    if any(list(arrays[name].shape) != shape for name, shape in about["shapes"].items()):
-        return None
-    return Dataset(**{name: torch.from_numpy(array) for name, array in arrays.items()}, **about["options"])
+        shapes, options = about["shapes"], about["options"]
+        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in shapes}
+        if any(list(arrays[name].shape) != shape for name, shape in shapes.items()):
+            return None
+        return Dataset(**{name: torch.from_numpy(array) for name, array in arrays.items()}, **options)
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return None  # in which way it is not whole makes no difference

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from raysat.credentials import hidden
 from raysat.failures import traced
 from raysat.job import Job
 
@@ -79,7 +80,7 @@ def attempt(function: Function, job: Job) -> tuple[object, str]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        return None, traced(error)
+        return None, hidden(traced(error))  # also what this machine alone knows to be a secret
 
 
 class InProcess:

@@ -17,6 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from raysat.analysis import SETTING, Analysis, comparable, policy, setting
+from raysat.attempts import Attempt, plainly
 from raysat.files import Location, write_aside
 from raysat.plots.drawing import draw
 from raysat.plots.figures import costs, exponents, loss_curves, steps
@@ -69,8 +70,15 @@ class Plate:
     figure: Figure
 
 
-def plates(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis) -> list[Plate]:
-    """All figures of a sweep, in the order of a report: each setting in figures of at most 3 x 3 panels."""
+def plates(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis, attempt: Attempt = plainly) -> list[Plate]:
+    """All figures of a sweep, in the order of a report: each setting in figures of at most 3 x 3 panels.
+
+    Args:
+        trials: The `trials` table.
+        curves: The `curves` table.
+        analysis: Its analysis.
+        attempt: Makes each figure. Default: an error is raised.
+    """
     draw = {
         "loss-curves": lambda page: loss_curves(page(comparable(trials)), curves),
         "exponents": lambda page: exponents(page(analysis.points), page(analysis.fits)),
@@ -80,7 +88,7 @@ def plates(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis) -> li
     pages = list(_pages(analysis.fits))
     made = []
     for kind, make in draw.items():
-        drawn = [(row, make(page)) for row, page in pages]
+        drawn = [(row, attempt(f"Figure {kind}", partial(make, page))) for row, page in pages]
         drawn = [(row, figure) for row, figure in drawn if figure is not None]
         for k, (row, figure) in enumerate(drawn, 1):
             name = f"{kind}-{k}" if len(drawn) > 1 else kind
@@ -88,11 +96,17 @@ def plates(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis) -> li
     return made
 
 
-def save(made: list[Plate], folder: Location) -> None:
-    """Write each figure to `folder` as PNG and PDF, and delete those of an earlier call that are gone."""
+def save(made: list[Plate], folder: Location, attempt: Attempt = plainly) -> None:
+    """Write each figure to `folder` as PNG and PDF, and delete those of an earlier call that are gone.
+
+    Args:
+        made: The figures.
+        folder: Where they are to be.
+        attempt: Draws each figure. Default: an error is raised.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="raysat-") as drawn:
-        draw({plate.name: plate.figure for plate in made}, Path(drawn))
+        draw({plate.name: plate.figure for plate in made}, Path(drawn), attempt)
         files = {folder / file.name: file for file in Path(drawn).iterdir()}
         for path, file in files.items():
             write_aside(path, partial(shutil.copyfile, file))

@@ -6,11 +6,14 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from multiprocessing import current_process, get_context
 from pathlib import Path
 
 from matplotlib.backends import backend_agg, backend_pdf  # noqa: F401  else loaded by the first drawing of each process
 from matplotlib.figure import Figure
+
+from raysat.attempts import Attempt, plainly
 
 DPI = 150
 
@@ -21,7 +24,7 @@ PATIENCE = 60.0
 to a halt, as it may if it was forked beside a thread that held a lock, costs no more than that."""
 
 
-def draw(figures: Mapping[str, Figure], folder: Path) -> None:
+def draw(figures: Mapping[str, Figure], folder: Path, attempt: Attempt = plainly) -> None:
     """Draw figures as PNG and PDF.
 
     On Linux each core draws its share in a process that is forked, for it finds the figures in its memory. What such a
@@ -30,6 +33,7 @@ def draw(figures: Mapping[str, Figure], folder: Path) -> None:
     Args:
         figures: By file name without suffix.
         folder: Where the files are made.
+        attempt: Draws each figure; of one that fails there is no file. Default: an error is raised.
     """
     names, processes = list(figures), _processes()
     mine, *others = [{name: figures[name] for name in names[k::processes]} for k in range(processes)]
@@ -38,13 +42,13 @@ def draw(figures: Mapping[str, Figure], folder: Path) -> None:
     try:
         for process in forked:
             process.start()
-        _draw(mine, folder)
+        _draw(mine, folder, attempt)
         for process, share in forked.items():
             process.join(PATIENCE)
             if process.exitcode != 0:
                 process.kill()
                 process.join()  # it may write the same files
-                _draw(share, folder)
+                _draw(share, folder, attempt)
     finally:
         for process in forked:
             if process.is_alive():
@@ -59,12 +63,26 @@ def _processes() -> int:
 
 def _draw_beside(figures: Mapping[str, Figure], folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all processes; the first one ends the others
-    _draw(figures, folder)
+    try:
+        _draw(figures, folder, plainly)
+    except Exception:  # it is met again, and said, where the figures are drawn once more
+        sys.exit(1)
 
 
-def _draw(figures: Mapping[str, Figure], folder: Path) -> None:
+def _draw(figures: Mapping[str, Figure], folder: Path, attempt: Attempt) -> None:
     for name, figure in figures.items():
-        figure.get_layout_engine().execute(figure)
+        attempt(f"Figure {name}", partial(_draw_one, figure, folder, name))
+
+
+def _draw_one(figure: Figure, folder: Path, name: str) -> None:
+    files = [folder / f"{name}.{suffix}" for suffix in FORMATS]
+    try:
+        if (engine := figure.get_layout_engine()) is not None:  # else it was laid out by an attempt that failed
+            engine.execute(figure)
         figure.set_layout_engine(None)  # laid out once for both files; with an engine each is drawn twice
-        for suffix in FORMATS:
-            figure.savefig(folder / f"{name}.{suffix}", dpi=DPI)
+        for file in files:
+            figure.savefig(file, dpi=DPI)
+    except BaseException:
+        for file in files:
+            file.unlink(missing_ok=True)
+        raise

@@ -40,8 +40,12 @@ COSTS = {
 """Of each cost its name and its look."""
 
 
+SMALLEST = 1e-250
+"""The smallest loss on a log axis: below it the axis' own margin comes to 0, which such an axis does not have."""
+
+
 def loss_curves(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure | None:
-    """L(w_t) against t, log-log, one line a batch size; None where no trial is measured.
+    """L(w_t) against t, log-log, one line a batch size; None where no trial is measured, or none has its curve.
 
     Args:
         trials: Rows of `trials`, of one setting.
@@ -63,6 +67,9 @@ def loss_curves(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure | None:
         for b in measured.index.unique("batch_size"):
             losses = measured.loc[b]
             losses = losses[losses["count"] == losses["count"].max()]
+            losses = losses[(losses["min"] > SMALLEST) & np.isfinite(losses["max"])]
+            if losses.empty:
+                continue
             shade, marker = looks[b]
             panel.fill_between(losses.index, losses["min"], losses["max"], color=shade, alpha=0.2, linewidth=0)
             panel.plot(
@@ -71,6 +78,8 @@ def loss_curves(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure | None:
             ends[key].append((losses.index[-1], losses["median"].iloc[-1], f"b = {b}", shade, marker))
         panel.set(xscale="log", yscale="log")
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if not any(ends.values()):  # rows without their curves, or with no loss above 0
+        return None
     for key, panel in axes.items():
         log_ticks(panel)
         label_ends(panel, ends[key])
@@ -100,7 +109,9 @@ def exponents(points: pd.DataFrame, fits: pd.DataFrame) -> Figure | None:
             one, full = rows["value"].iloc[0], rows["value"].iloc[-1]
             panel.plot(b, [h_interpolated(size, one, full) for size in b], color=FIT, linestyle="--", linewidth=1.5)
         error_bars(panel, rows, "o")
-        panel.set(ylim=(0, 1.25 * np.nanmax([rows["value"], rows["high"]])))
+        tops = rows[["value", "high"]].to_numpy(dtype=float)
+        if (known := tops[np.isfinite(tops)]).size:
+            panel.set(ylim=(0, 1.25 * known.max()))
         batch_axis(panel, points["batch_size"])
         said = [] if math.isnan(fit["range"]) else [f"h varies by a factor of {number(fit['range'])}"]
         said += [] if math.isnan(fit["value"]) else [f"b_h = {number(fit['value'])}"]
@@ -134,8 +145,8 @@ def steps(points: pd.DataFrame, fits: pd.DataFrame) -> Figure | None:
         reached = panel_of(points, key).dropna(subset="value")
         if len(reached):
             panel.set(yscale="log", ylim=(reached["value"].min() / 1.6, reached["value"].max() * 3))
+            log_ticks(panel)
         batch_axis(panel, points["batch_size"])
-        log_ticks(panel)
         ends = []
         by_rank = panel_of(fits, key).sort_values(["headline", "target"], ascending=[False, True])
         for fit, marker in zip(by_rank.to_dict("records"), cycle(MARKERS), strict=False):

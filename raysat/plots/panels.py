@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from raysat.analysis import method, setting
+from raysat.terminal import printable
 
 MARKERS = "osD^vP*X<>hd"
 INK, FIT, STAR, SOFT = "black", "#0072b2", "#d55e00", "0.45"
@@ -35,11 +36,11 @@ def panels_of(table: pd.DataFrame, *, sharey: bool = False) -> tuple[Figure, dic
                 panel.remove()
                 continue
             label = method({"stepsize": column[0], "tuning": column[1]})
-            panel.set_title(f"width {width}, {label}" if width else label, fontsize=10, y=1)
+            panel.set_title(f"width {width}, {label}" if width else label, fontsize=10, y=1, parse_math=False)
             panel.grid(visible=True, which="major", color="0.9", linewidth=0.6)
             axes[width, *column] = panel
     title = setting(table.iloc[0].to_dict())
-    figure.suptitle("\n".join(_wrapped(title, 40 * len(columns))), fontsize=11)
+    figure.suptitle("\n".join(_wrapped(printable(title), 40 * len(columns))), fontsize=11, parse_math=False)
     return figure, axes
 
 
@@ -115,7 +116,7 @@ def finish(figure: Figure, axes: dict[tuple, Axes], x: str, y: str) -> None:
         place = panel.get_subplotspec()
         panel.tick_params(labelsize=7, labelbottom=True)
         panel.set_xlabel(x if place.is_last_row() else "", fontsize=9)
-        panel.set_ylabel(y if place.is_first_col() else "", fontsize=9)
+        panel.set_ylabel(y if place.is_first_col() else "", fontsize=9, parse_math=False)
 
 
 def legend(figure: Figure, *entries: tuple[str, dict]) -> None:

@@ -3,104 +3,113 @@
     $ python -m raysat.report RESULTS/mnist     analysis.parquet, figures/, report.html, and the table on the terminal
     $ python -m raysat.report RESULTS           RESULTS/report.html, which compares the sweeps in the folder
 
-It can be made at any moment of a sweep. The way of the data: tables -> `figures` (plain data) and `sections` (HTML) ->
-`page`, which adds the style and the script of `assets/`.
+It can be made at any moment of a sweep, of whatever rows there are: a part that fails says so in its place. The way of
+the data: tables (`material`) -> `figures` (plain data) and `sections` (HTML) -> `page`, which adds the style and the
+script of `assets/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
 from raysat import plots
-from raysat.analysis import Analysis, analyze_and_save, load, print_summary, summary
-from raysat.files import Location, location, write_aside
+from raysat.analysis import print_summary, save
+from raysat.attempts import Attempts
+from raysat.files import Location, location, write_aside, written
 from raysat.report import sections
-from raysat.report.answer import answers
 from raysat.report.certificates import certificates
 from raysat.report.compare import compare
 from raysat.report.figures import payload
-from raysat.report.page import page
+from raysat.report.material import Material
+from raysat.report.page import page, parts
 from raysat.report.predictions import predictions
 from raysat.store import Store
-from raysat.widths import by_width, sentences
+from raysat.widths import sentences
 
 __all__ = ["compare", "finish", "render"]
 
 
-def finish(root: Location | str, console: Console) -> Location:
+def finish(root: Location | str, console: Console, output: Location | str | None = None) -> Location:
     """All that follows a sweep: fits, figures, page, and the table on the terminal.
 
     Args:
         root: The results folder or its address, of a finished sweep or not.
         console: Where the table is printed.
+        output: Where `analysis.parquet`, `figures/` and `report.html` are written. Default: the results folder.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: The folder is not a results folder, or of another schema version.
+        InputError: The folder is not a results folder, or of another schema version, or something cannot be read or
+            written.
     """
     root = location(root)
-    record, trials, curves = load(root)
-    store = Store(root)
-    ntk, done = store.read("ntk"), (store.status() or {}).get("done") or ()
-    analysis = analyze_and_save(root, record, trials, curves)
-    made = plots.plates(trials, curves, analysis)
-    plots.save(made, root / "figures")
-    images = [(plate, (root / "figures" / f"{plate.name}.png").read_bytes()) for plate in made]
-    widths = by_width(trials, ntk)
-    html = render(record, trials, curves, ntk, analysis, images, widths, done)
-    path = root / "report.html"
-    write_aside(path, lambda aside: aside.write_text(html, encoding="utf-8"))
-    print_summary(analysis, console)
-    for sentence in sentences(widths):
+    output = root if output is None else location(output)
+    material, attempt = Material.of(Store(root)), Attempts()
+    path = output / "report.html"
+    with written(output):
+        output.mkdir(parents=True, exist_ok=True)
+        analysis = attempt("The analysis", lambda: material.analysis)
+        if analysis is not None:
+            save(analysis, output)
+        made = attempt("The figures", lambda: _plates(material, attempt)) or []
+        plots.save(made, output / "figures", attempt)
+        files = {plate.name: output / "figures" / f"{plate.name}.png" for plate in made}
+        images = [(plate, files[plate.name].read_bytes()) for plate in made if files[plate.name].exists()]
+        html = render(material, images, attempt)
+        write_aside(path, lambda aside: aside.write_text(html, encoding="utf-8", errors="backslashreplace"))
+    if analysis is not None:
+        attempt("The table", lambda: print_summary(analysis, console))
+    for sentence in attempt("What widths show", lambda: sentences(material.widths)) or ():
         console.print(Text(sentence))
-    console.print(Text(f"Results: {root}\nFigures: {root / 'figures'}\nReport:  {path}"), soft_wrap=True)
+    for sentence in attempt.sentences:
+        console.print(Text(sentence))
+    console.print(Text(f"Results: {root}\nFigures: {output / 'figures'}\nReport:  {path}"), soft_wrap=True)
     return path
 
 
-def render(
-    record: Mapping,
-    trials: pd.DataFrame,
-    curves: pd.DataFrame,
-    ntk: pd.DataFrame,
-    analysis: Analysis,
-    images: Sequence[tuple[plots.Plate, bytes]],
-    widths: pd.DataFrame,
-    done: Sequence[str] = (),
-) -> str:
+def _plates(material: Material, attempt: Attempts) -> list[plots.Plate]:
+    return plots.plates(material.trials, material.curves, material.analysis, attempt)
+
+
+def render(material: Material, images: Sequence[tuple[plots.Plate, bytes]], attempt: Attempts) -> str:
     """The page of a sweep as HTML.
 
     Args:
-        record: The content of `sweep.json`.
-        trials: The `trials` table.
-        curves: The `curves` table.
-        ntk: The `ntk` table.
-        analysis: Their analysis.
+        material: What it is made of.
         images: Each static figure and its PNG.
-        widths: The result of `raysat.widths.by_width`.
-        done: Why an adaptive sweep has run no more, a sentence for each group of its cells.
+        attempt: What failed of the static figures.
     """
-    table = summary(analysis.fits)
-    said = answers(table)
-    first = max(said, key=lambda one: one.measured, default=None)
-    drawn = payload(trials, curves, analysis, first.row if first else None)
-    parts = [
-        sections.answer(table, trials),
-        sections.advice(analysis.choices),
-        sections.figures(drawn, images),
-        predictions(analysis.comparison, ntk),
-        sections.measured(table),
-        certificates(ntk),
-        sections.trainings(trials, curves),
-        sections.widths(widths),
-        sections.stopped(done),
-        sections.lost(trials),
-        sections.provenance(record),
-    ]
-    name = str(record["sweep"].get("name", "sweep"))
-    return page(name, sections.progress(record, trials), parts, {"file": name, **drawn})
+    m, title = material, str(material.record["sweep"].get("name", "sweep"))
+    lead = attempt("The count of cells", lambda: sections.progress(m.record, m.trials)) or ""
+    drawn = attempt("The interactive figures", lambda: _drawn(m, attempt)) or {
+        "choices": [],
+        "start": [],
+        "figures": [],
+    }
+    makes = {
+        "Answer": lambda: sections.answer(m.summary, m.trials),
+        "What to use": lambda: sections.advice(m.analysis.choices),
+        "Figures": lambda: sections.figures(drawn, images, attempt),
+        "What was predicted before a step was trained": lambda: predictions(m.analysis.comparison, m.ntk),
+        "Measured and predicted": lambda: sections.measured(m.summary),
+        "What vouches for the statistics": lambda: certificates(m.ntk),
+        "Ways of training": lambda: sections.trainings(m.trials, m.curves),
+        "What becomes exact with width": lambda: sections.widths(m.widths),
+        "Why the sweep stopped": lambda: sections.stopped(m.done),
+        "Failed and diverged cells": lambda: sections.lost(m.trials),
+        "Configuration, versions, machine": lambda: sections.provenance(m.record),
+    }
+    return page(title, lead, parts(makes), {"file": title, **drawn})
+
+
+NOTHING_DRAWN = {"choices": [], "start": [], "figures": []}
+
+
+def _drawn(material: Material, attempt: Attempts) -> dict[str, object]:
+    start = material.first.row if material.first else None
+    return payload(material.trials, material.curves, material.analysis, start, attempt)

@@ -6,11 +6,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from rich.console import Console
-
-from raysat.files import location
+from raysat.files import location, output_option
 from raysat.report import compare, finish
-from raysat.store import Store
+from raysat.store import Store, reached
+from raysat.terminal import Terminal
 from raysat.validation import command
 
 
@@ -24,8 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "root", metavar="RESULTS[/NAME]", help="a sweep's results folder or its address, or the folder of several"
     )
-    root = location(parser.parse_args(argv).root)
-    (finish if Store(root).sweep_file.exists() else compare)(root, Console())
+    output_option(parser)
+    options = parser.parse_args(argv)
+    root = location(options.root)
+    with reached(root):
+        of_one = Store(root).sweep_file.exists()
+    (finish if of_one else compare)(root, Terminal(), options.output)
     return 0
 
 

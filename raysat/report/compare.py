@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from html import escape
 from itertools import cycle
 from pathlib import Path
@@ -13,10 +14,12 @@ from rich.console import Console
 from rich.text import Text
 
 from raysat.analysis import SETTING, analyze_folder, load, method, number, policy, summary
-from raysat.files import Location, location, write_aside
+from raysat.attempts import Attempts
+from raysat.files import Location, location, write_aside, written
 from raysat.report.answer import EVIDENCE, answers, spelled
 from raysat.report.figures import TONES, Json, key_of, numbers, short_settings
-from raysat.report.page import AT, Section, figure, listing, page, paragraphs, table
+from raysat.report.page import AT, Section, failures, figure, listing, page, paragraphs, parts, table
+from raysat.store import reached
 from raysat.validation import InputError
 
 _WIDTH = [{"key": "width", "label": "width", "short": "width", "log": True}]
@@ -47,42 +50,60 @@ FIGURES = {
 }
 
 
-def compare(root: Location | str, console: Console) -> Location:
+def compare(root: Location | str, console: Console, output: Location | str | None = None) -> Location:
     """Write `RESULTS/report.html`, which compares the sweeps in a folder.
 
     Args:
         root: A folder with the results folders of one or more sweeps.
         console: Where the path is printed.
+        output: Where the page is written. Default: the folder. Elsewhere it has no links to the sweeps' own pages.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: No sweep is in the folder.
+        InputError: No sweep is in the folder, or something cannot be read or written.
     """
     root = location(root)
-    inside = sorted(root.iterdir()) if root.exists() else []
-    folders = [folder for folder in inside if (folder / "sweep.json").exists()]
-    if not folders:
+    output = root if output is None else location(output)
+    with reached(root):
+        inside = sorted(root.iterdir()) if root.exists() else []
+    tables, unread = {}, []
+    for folder in inside:
+        attempt = Attempts()
+        try:
+            table = attempt(f"The analysis of {folder}", partial(_summary, folder))
+        except InputError as error:
+            unread.append(str(error))
+            continue
+        unread += attempt.sentences
+        if table is not None:
+            tables[folder.name] = table
+    if not (tables or unread):
         raise InputError(
             f"{root} holds neither a sweep (sweep.json) nor folders of sweeps: "
             "give a results folder, RESULTS/NAME, or the parent of several, RESULTS."
         )
-    tables, unread = {}, []
-    for folder in folders:
-        try:
-            made = analyze_folder(folder, *load(folder))
-        except InputError as error:
-            unread.append(str(error))
-        else:
-            tables[folder.name] = summary(made.fits)
-    linked = {name for name in tables if (root / name / "report.html").exists()}
-    path = root / "report.html"
+    linked = {name for name in tables if output == root and (root / name / "report.html").exists()}
     title = root.resolve().name if isinstance(root, Path) else root.name
-    html = render(title, tables, linked, unread)
-    write_aside(path, lambda aside: aside.write_text(html, encoding="utf-8"))
+    html, path = render(title, tables, linked, unread), output / "report.html"
+    with written(output):
+        output.mkdir(parents=True, exist_ok=True)
+        write_aside(path, lambda aside: aside.write_text(html, encoding="utf-8", errors="backslashreplace"))
     console.print(Text(f"Sweeps: {', '.join(tables) or 'none that can be read'}\nReport: {path}"), soft_wrap=True)
     return path
+
+
+def _summary(folder: Location) -> pd.DataFrame | None:
+    """The summary of a sweep; None where the folder is none.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    with reached(folder):
+        if not (folder / "sweep.json").exists():
+            return None
+    return summary(analyze_folder(folder, *load(folder)).fits)
 
 
 def render(title: str, tables: Mapping[str, pd.DataFrame], linked: set[str], unread: Sequence[str] = ()) -> str:
@@ -96,16 +117,20 @@ def render(title: str, tables: Mapping[str, pd.DataFrame], linked: set[str], unr
     """
     filled = [table.assign(sweep=name) for name, table in tables.items() if len(table)]
     rows = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=["sweep"])
-    drawn = payload(rows) if len(rows) else {"choices": ["Stepsizes"], "start": [], "figures": []}
+    attempt = Attempts()
+    drawn = attempt("The figures", partial(payload, rows)) if len(rows) else None
+    drawn = drawn or {"choices": ["Stepsizes"], "start": [], "figures": []}
     shown = [figure(one["name"], one["title"], one["caption"], _STILL) for one in drawn["figures"]]
-    parts = [
-        Section("answers", "Answers", _answers(tables, linked) + listing(unread)),
-        Section("figures", "Figures", "\n".join(shown)),
-        Section("numbers", "Measured and predicted", _numbers(rows, linked) if len(rows) else ""),
-    ]
+    makes = {
+        "Answers": lambda: Section("answers", "Answers", _answers(tables, linked) + listing(unread)),
+        "Figures": lambda: Section("figures", "Figures", "\n".join([*shown, failures(attempt)])),
+        "Measured and predicted": lambda: Section(
+            "numbers", "Measured and predicted", _numbers(rows, linked) if len(rows) else ""
+        ),
+    }
     lead = f"{len(tables)} sweep{'s' * (len(tables) != 1)} compared"
     lead += f", {len(unread)} left out." if unread else "."
-    return page(title, lead, parts, {"file": title, **drawn})
+    return page(title, lead, parts(makes), {"file": title, **drawn})
 
 
 _STILL = "<p>This figure is drawn by a script; its numbers are in the table below.</p>"

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -35,6 +36,7 @@ from raysat.analysis import (
 )
 from raysat.analysis.efficiency import RULES
 from raysat.analysis.words import bounds
+from raysat.attempts import Attempt, plainly
 from raysat.plots import CAPTIONS as STATIC_CAPTIONS
 from raysat.theory import h_interpolated
 
@@ -58,7 +60,9 @@ CHOICES = ("Data and model", "Width", "Stepsizes")
 LOSS = {"mse": "loss L (½ mean squared residual)", "cross_entropy": "loss L (mean cross-entropy, nats)"}
 
 
-def payload(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis, start: Mapping | None) -> Json:
+def payload(
+    trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis, start: Mapping | None, attempt: Attempt = plainly
+) -> Json:
     """All figures of a sweep.
 
     Args:
@@ -66,6 +70,7 @@ def payload(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis, star
         curves: The `curves` table.
         analysis: Its analysis.
         start: The row of `raysat.analysis.summary` that is shown first. Default: the first reading.
+        attempt: Makes the views of each reading. Default: an error is raised.
     """
     names = short_settings(analysis.fits)
     at = {key: [names[key[: len(SETTING)]], _width(row), method(row)] for key, row in _rows(analysis.fits)}
@@ -79,13 +84,21 @@ def payload(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis, star
     }
     figures = []
     for name, make in draw.items():
-        views = [{"at": at[key], **view} for key in at for view in make(key) if view]
+        made = [(key, attempt(f"{TITLES[name]}, {', '.join(at[key])},", partial(_written, make, key))) for key in at]
+        views = [{"at": at[key], **view} for key, several in made for view in several or ()]
         if views:
             figures.append(
                 {"name": name, "title": TITLES[name], "caption": CAPTIONS[name], **AXES[name]} | {"views": views}
             )
     first = next(iter(at.values()), [])
     return {"choices": CHOICES, "start": at[key_of(start)] if start is not None else first, "figures": figures}
+
+
+def _written(make: Callable[[tuple], Iterable[Json | None]], key: tuple) -> list[Json]:
+    """The views of a reading, which are checked for what a page cannot have."""
+    views = [view for view in make(key) if view]
+    json.dumps(views, allow_nan=False)
+    return views
 
 
 TITLES = {
@@ -197,7 +210,7 @@ def _width(row: Mapping) -> str:
     return str(row["width"]) if row["width"] else "none"
 
 
-def _loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame) -> Json:
+def _loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame) -> Json | None:
     paths = chosen[["cell_id", "batch_size"]].assign(devices=devices(chosen)).merge(curves, on="cell_id")
     paths = paths.assign(device_seconds=paths["devices"] * paths["seconds"])
     measured = paths.groupby(["batch_size", "iteration"]).agg(
@@ -210,11 +223,14 @@ def _loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame) -> Json:
         count=("train_loss", "count"),
     )
     by_size = list(measured.groupby(level="batch_size"))
-    series = []
+    if not by_size:  # rows without their curves
+        return None
+    series, ends = [], []
     for k, (b, losses) in enumerate(by_size):
         losses = losses.loc[b]
         losses = losses[losses["count"] == losses["count"].max()]
         several = losses["count"].max() > 1
+        ends.append(next(iter(losses["median"].dropna().iloc[::-1]), math.nan))
         series.append(
             {"name": f"b = {b}", "shade": k / max(1, len(by_size) - 1), "mark": k, "line": True}
             | {
@@ -225,10 +241,9 @@ def _loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame) -> Json:
             | ({"low": numbers(losses["low"]), "high": numbers(losses["high"]), "spread": "band"} if several else {})
         )
     first, last = by_size[0][0], by_size[-1][0]
-    ends = [next((y for y in reversed(one["y"]) if y is not None), math.nan) for one in (series[0], series[-1])]
     said = (
         f"{len(series)} batch sizes, b = {first} to {last}; the loss ends at {number(ends[0])} for b = {first} and at "
-        f"{number(ends[1])} for b = {last}."
+        f"{number(ends[-1])} for b = {last}."
     )
     return {"series": series, "summary": said, "y": {"label": LOSS.get(chosen["loss"].iloc[0], "loss L")}}
 
@@ -365,6 +380,8 @@ def _dense(sizes: pd.Series) -> np.ndarray:
 
 def _ends(rows: pd.DataFrame, quantity: str, unit: str) -> str:
     rows = rows.dropna(subset="value")
+    if rows.empty:
+        return f"{quantity} has no value."
     ends = (f"{number(row['value'])} at b = {row['batch_size']}" for row in (rows.iloc[0], rows.iloc[-1]))
     return f"{quantity} goes from {' to '.join(ends)}, {unit}."
 

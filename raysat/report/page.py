@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
 from string import Template
+
+from raysat.attempts import Attempts
 
 SCRIPTS = ("scale.js", "chart.js", "figure.js")
 """The files of `assets/` that draw the figures, in the order in which they need each other."""
@@ -133,6 +135,25 @@ def paragraphs(texts: Iterable[str], kind: str = "") -> str:
     """Each text as a paragraph of its own."""
     mark = f' class="{kind}"' if kind else ""
     return "\n".join(f"<p{mark}>{escape(text)}</p>" for text in texts)
+
+
+def failures(attempt: Attempts) -> str:
+    """What could not be made, where it would stand; nothing where all was made."""
+    parts = [paragraphs([sentence], "failed") for sentence in attempt.sentences]
+    parts += map(traceback, attempt.failures.values())
+    return "\n".join(parts)
+
+
+def parts(makes: Mapping[str, Callable[[], Section]]) -> Iterator[Section]:
+    """The sections of a page; one that cannot be made says so in its place, and the others stand.
+
+    Args:
+        makes: What makes each section, by its title.
+    """
+    for k, (title, make) in enumerate(makes.items(), 1):
+        attempt = Attempts()
+        made = attempt("This part", make)
+        yield Section(f"part-{k}", title, failures(attempt)) if made is None else made
 
 
 def traceback(error: object) -> str:

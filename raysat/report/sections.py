@@ -26,10 +26,11 @@ from raysat.analysis import (
     what_to_use,
 )
 from raysat.analysis.words import bounds
+from raysat.attempts import Attempts
 from raysat.failures import cause
 from raysat.plots import Plate
 from raysat.report.answer import answers
-from raysat.report.page import AT, Section, figure, footnoted, listing, paragraphs, table, traceback
+from raysat.report.page import AT, Section, failures, figure, footnoted, listing, paragraphs, table, traceback
 from raysat.schema import DIVERGED, FAILED, FINISHED
 from raysat.widths import sentences
 
@@ -176,12 +177,13 @@ def numbers(summary: pd.DataFrame) -> str:
     return "\n".join(parts)
 
 
-def figures(payload: Mapping, images: Sequence[tuple[Plate, bytes]]) -> Section:
+def figures(payload: Mapping, images: Sequence[tuple[Plate, bytes]], attempt: Attempts) -> Section:
     """The interactive figures, each with its pictures for readers without scripts.
 
     Args:
         payload: The result of `raysat.report.figures.payload`.
         images: The static figures and their PNGs.
+        attempt: What failed of either.
     """
     parts = []
     for one in payload["figures"]:
@@ -193,7 +195,7 @@ def figures(payload: Mapping, images: Sequence[tuple[Plate, bytes]]) -> Section:
             "The same figures, all widths and stepsizes side by side, are in figures/ beside this page, as PNG and PDF."
         )
         parts.append(paragraphs([kept], "soft"))
-    return Section("figures", "Figures", "\n".join(parts))
+    return Section("figures", "Figures", "\n".join([*parts, failures(attempt)]))
 
 
 def stopped(done: Sequence[str]) -> Section:

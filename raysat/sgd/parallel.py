@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import pickle
 import threading
 import weakref
 from multiprocessing.connection import Connection, wait
@@ -74,16 +75,15 @@ class ParallelEngine(OverAutograd):
             )
         store = torch.distributed.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         context = multiprocessing.get_context("spawn")
-        buffer = io.BytesIO()
-        torch.save((network.cpu(), x.cpu(), y.cpu(), loss, eta, self.inner.at_once), buffer)
+        given = _packed((network.cpu(), x.cpu(), y.cpu(), loss, eta, self.inner.at_once))
         network.to(x.device)
         threads = torch.get_num_threads()
         self.pipes: list[Connection] = []
         processes: list[BaseProcess] = []
         for rank in range(1, ranks):
             ours, theirs = context.Pipe()
-            given = (rank, ranks, store.port, x.is_cuda, threads, plugins.installed(), buffer.getvalue(), theirs)
-            processes.append(context.Process(target=_follow, args=given, daemon=True, name=f"rank {rank}"))
+            told = (rank, ranks, store.port, x.is_cuda, threads, plugins.installed(), *given, theirs)
+            processes.append(context.Process(target=_follow, args=told, daemon=True, name=f"rank {rank}"))
             processes[-1].start()
             theirs.close()
             self.pipes.append(ours)
@@ -141,7 +141,8 @@ def _follow(
     cuda: bool,
     threads: int,
     sources: plugins.Sources,
-    payload: bytes,
+    structure: bytes,
+    tensors: bytes,
     pipe: Connection,
 ) -> None:
     """What a rank other than 0 does: the steps it is told of, until nobody is there to tell."""
@@ -151,7 +152,7 @@ def _follow(
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    network, x, y, loss, eta, at_once = torch.load(io.BytesIO(payload), weights_only=False)
+    network, x, y, loss, eta, at_once = _unpacked(structure, tensors)
     engine = AutogradEngine(network.to(device), x.to(device), y.to(device), loss, eta, at_once)
     pipe.send("ready")
     _join(torch.distributed.TCPStore(_HOST, port, is_master=False), rank, ranks, cuda)
@@ -162,6 +163,46 @@ def _follow(
             break
         _run(engine, batches, rank, ranks)
     torch.distributed.destroy_process_group()
+
+
+class _Pickler(pickle.Pickler):
+    """Leaves tensors out, and keeps them."""
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer)
+        self.tensors: list[Tensor] = []
+        self.places: dict[int, int] = {}
+
+    def persistent_id(self, thing: object) -> int | None:
+        if type(thing) not in (Tensor, nn.Parameter):
+            return None
+        if id(thing) not in self.places:
+            self.places[id(thing)] = len(self.tensors)
+            self.tensors.append(thing)
+        return self.places[id(thing)]
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, buffer: io.BytesIO, tensors: list[Tensor]) -> None:
+        super().__init__(buffer)
+        self.persistent_load = tensors.__getitem__
+
+
+def _packed(things: object) -> tuple[bytes, bytes]:
+    """Objects for another process of this trial: what they are, as processes hand things on, and their tensors.
+
+    `torch.save` keeps storages that tensors share; without shared memory, of which a container may have little.
+    """
+    structure, tensors = io.BytesIO(), io.BytesIO()
+    pickler = _Pickler(structure)
+    pickler.dump(things)
+    torch.save(pickler.tensors, tensors)
+    return structure.getvalue(), tensors.getvalue()
+
+
+def _unpacked(structure: bytes, tensors: bytes) -> object:
+    """What `_packed` was given; the bytes come from the process that started this one, and from no file."""
+    return _Unpickler(io.BytesIO(structure), torch.load(io.BytesIO(tensors), weights_only=True)).load()
 
 
 def _end_with_parent() -> None:

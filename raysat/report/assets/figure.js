@@ -30,8 +30,18 @@ class Page {
   constructor(payload) {
     this.payload = payload;
     this.selection = [...payload.start];
-    this.figures = payload.figures.map((data) => new Figure(this, data));
-    this.figures.forEach((figure) => figure.update());
+    // A figure that cannot be drawn says so in its place, and the others stand.
+    this.figures = payload.figures.flatMap((data) => {
+      try {
+        const figure = new Figure(this, data);
+        figure.update();
+        return [figure];
+      } catch (error) {
+        const place = document.querySelector(`[data-figure="${data.name}"] .drawn`);
+        place.replaceChildren(html("p", { class: "failed" }, `This figure could not be drawn (${error}).`));
+        return [];
+      }
+    });
   }
 
   /** Pick a value of one of the choices, for all figures. */

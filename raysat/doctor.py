@@ -1,0 +1,184 @@
+"""`python -m raysat.doctor RESULTS/NAME`: whether a results folder is sound, and what to do where it is not.
+
+It verifies checksums and ids, looks for what is there twice or lacks its other half, and reads checkpoints and records
+(`raysat.checkup`). Nothing is changed, unless `--repair` is given: then what is wrong is moved into `set-aside/`, and
+nothing is deleted. The next run of the sweep computes what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+import pyarrow as pa
+from rich.text import Text
+
+from raysat import plugins, sweepfile
+from raysat.cells import is_reference
+from raysat.checkpoint import Progress, read
+from raysat.checkup import Contents, Finding, findings
+from raysat.failures import first_sentence
+from raysat.files import walk
+from raysat.partfiles import checked, reached
+from raysat.schema import FAILED, FINISHED, TABLES, arrow_schema
+from raysat.status import other_driver
+from raysat.store import Store
+from raysat.terminal import Terminal
+from raysat.validation import InputError, command
+
+T = TypeVar("T")
+
+
+def look(store: Store, code: str | None = None) -> Contents:
+    """What a results folder has.
+
+    Args:
+        store: The folder.
+        code: The digest of the user's code as it is now; None where that is not asked.
+
+    Raises:
+        InputError: The folder is not a results folder, or cannot be read.
+    """
+    with reached(store.root):
+        names = sorted(walk(store.root)) if store.root.exists() else []
+        record = store.record()
+        if record is None and (not names or store.strangers()):
+            raise InputError(f"{store.root} holds no sweep: give a results folder, RESULTS/NAME.")
+        files = {name: name.rpartition("/")[2] for name in names}
+        damaged: dict[str, str] = {}
+        parts: dict[str, dict[str, pd.DataFrame]] = {table: {} for table in TABLES}
+        for table, found in parts.items():
+            for name in (name for name, file in files.items() if name == f"{table}/{file}" and _is_part(file)):
+                rows = _whole(damaged, name, lambda name=name, table=table: rows_of(store, name, table).to_pandas())
+                if rows is not None:
+                    found[name] = rows
+        checkpoints: dict[str, Progress] = {}
+        for name, file in files.items():
+            if name == f"checkpoints/{file}" and file.endswith(".pt") and file[0] != ".":
+                cell_id = file.removesuffix(".pt")
+                progress = _whole(damaged, name, lambda file=file: read_checkpoint(store, file))
+                if progress is not None:
+                    checkpoints[cell_id] = progress
+    return Contents(names, record, store.status() is not None, parts, damaged, checkpoints, code)
+
+
+def _is_part(file: str) -> bool:
+    return file.endswith(".parquet") and file[0] not in "._"
+
+
+def rows_of(store: Store, name: str, table: str) -> pa.Table:
+    """The rows of a part-file, its checksums verified."""
+    return checked((store.root / table / name.rpartition("/")[2]).read_bytes(), arrow_schema(table))
+
+
+def read_checkpoint(store: Store, file: str) -> Progress:
+    """What a checkpoint has, its checksums verified; the cell whose it is is in its name and in itself."""
+    return read((store.checkpoints / file).read_bytes(), file.removesuffix(".pt"))
+
+
+def _whole(damaged: dict[str, str], name: str, load: Callable[[], T]) -> T | None:
+    """What is loaded; None, and the reason noted, where the file is not whole."""
+    try:
+        return load()
+    except (PermissionError, MemoryError):
+        raise
+    except Exception as error:  # whatever a damaged file makes its reader say
+        damaged[name] = first_sentence(error)
+        return None
+
+
+def repair(store: Store) -> int:
+    """Move what is wrong into `set-aside/`, and delete nothing. Returns how many findings it was.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    repaired: set[str] = set()
+    while found := [one for one in findings(look(store)) if one.can_be_repaired and str(one) not in repaired]:
+        touched: set[str] = set()
+        with reached(store.root):
+            for finding in found:
+                if touched & {*finding.files, *finding.rows} or (touched and finding.cells):
+                    continue  # what is left of it is seen with the next look
+                _repair(store, finding)
+                touched |= {*finding.files, *finding.rows, *finding.cells}
+                repaired.add(str(finding))
+    return len(repaired)
+
+
+def _repair(store: Store, finding: Finding) -> None:
+    for name in finding.files:
+        store.put_aside(_path(store, name))
+    for name, rows in finding.rows.items():
+        table = name.partition("/")[0]
+        store.take_out(table, _path(store, name), rows_of(store, name, table), pa.array(rows.to_numpy(bool)))
+    if finding.cells:
+        store.set_aside(finding.cells)
+    if finding.makes_schema:
+        store.make_schemas()
+
+
+def _path(store: Store, name: str) -> Path:
+    path = store.root
+    for part in filter(None, name.split("/")):
+        path /= part
+    return path
+
+
+def outlook(contents: Contents) -> list[str]:
+    """What the next run of the sweep does, as far as the folder says."""
+    statuses = contents.rows("trials").get("status", pd.Series(dtype=str))
+    counts = {status: int(statuses.isin(names).sum()) for status, names in (("ended", FINISHED), (FAILED, [FAILED]))}
+    said = f"{counts['ended']} cells have ended and stay; those that the sweep asks for beyond them run"
+    said += f", {counts[FAILED]} that failed among them" * bool(counts[FAILED])
+    at = [f"{cell_id} from iteration {progress.iteration}" for cell_id, progress in contents.checkpoints.items()]
+    more = f", and {len(at) - 3} more" if len(at) > 3 else ""
+    return [f"The next run of the sweep: {said}."] + [f"Of them go on {', '.join(at[:3])}{more}."] * bool(at)
+
+
+def code_of(file: Path) -> str:
+    """The digest of the user's code that a sweep file names, as it is now. The file is run for it."""
+    sweep = sweepfile.load(file)
+    named = (sweep.dataset, sweep.loss, *(model.builder for model in sweep.models))
+    return plugins.digest(plugins.gather(file.parent, [name for name in named if is_reference(name)]))
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit code: 0 where the folder is sound, 1 where something is found, 2 for bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m raysat.doctor", description="Say whether a results folder is sound, and repair it if asked."
+    )
+    parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
+    parser.add_argument("--repair", action="store_true", help="move what is wrong into set-aside/; nothing is deleted")
+    parser.add_argument("--file", type=Path, help="the sweep file, which is run: compare its own modules as well")
+    options = parser.parse_args(argv)
+    store, console = Store(options.root), Terminal(highlight=False)
+    logging.getLogger("raysat").setLevel(logging.ERROR)  # what it would warn of is among the findings
+    code = code_of(options.file) if options.file else None
+    contents = look(store, code)
+    found = list(findings(contents))
+    for finding in found:
+        console.print(Text(str(finding)), soft_wrap=True)
+    if options.repair and any(finding.can_be_repaired for finding in found):
+        if busy := other_driver(store):
+            raise InputError(busy)
+        repaired = repair(store)
+        contents = look(store, code)
+        found = list(findings(contents))
+        console.print(Text(f"Repaired: {repaired}; what was moved lies in {store.root / 'set-aside'}."), soft_wrap=True)
+        for finding in found:
+            console.print(Text(f"Left: {finding}"), soft_wrap=True)
+    console.print(Text(f"{store.root}: {f'{len(found)} findings' if found else 'sound'}."), soft_wrap=True)
+    for line in outlook(contents):
+        console.print(Text(line), soft_wrap=True)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,63 @@
+"""What the parts of a sweep's page are made of: its tables, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from raysat import widths
+from raysat.analysis import Analysis, analyze, summary
+from raysat.attempts import once
+from raysat.report.answer import Answer, answers
+from raysat.store import Store
+
+
+@dataclass
+class Material:
+    """The tables of a sweep, and what follows, made when a part first asks for it.
+
+    Attributes:
+        record: The content of `sweep.json`.
+        trials: The `trials` table.
+        curves: The `curves` table.
+        ntk: The `ntk` table.
+        done: Why an adaptive sweep has run no more, a sentence for each group of its cells.
+    """
+
+    record: Mapping
+    trials: pd.DataFrame
+    curves: pd.DataFrame
+    ntk: pd.DataFrame
+    done: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, store: Store) -> Material:
+        """What a results folder has.
+
+        Raises:
+            InputError: The folder is not a results folder, or of another schema version, or cannot be read.
+        """
+        tables = {name: store.read(name) for name in ("trials", "curves", "ntk")}
+        return cls(store.readable(), **tables, done=(store.status() or {}).get("done") or ())
+
+    @once
+    def analysis(self) -> Analysis:
+        """Fits and estimates, for the targets of the sweep."""
+        return analyze(self.trials, self.curves, tuple(self.record["sweep"].get("targets") or ()), self.ntk)
+
+    @once
+    def summary(self) -> pd.DataFrame:
+        """One row a reading."""
+        return summary(self.analysis.fits)
+
+    @once
+    def first(self) -> Answer | None:
+        """The answer that the figures show first: one that was measured, if any."""
+        return max(answers(self.summary), key=lambda one: one.measured, default=None)
+
+    @once
+    def widths(self) -> pd.DataFrame:
+        """What becomes exact with width."""
+        return widths.by_width(self.trials, self.ntk)
