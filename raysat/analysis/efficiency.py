@@ -128,7 +128,7 @@ def weigh(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dic
     rows, choices = [], []
     steps, at = tables[0].to_numpy(), tables[0].columns.isin(made.b)
     for name, values in made.values.items():
-        if not values.size or np.isnan(values).any():
+        if not values.size or not (np.isfinite(values) & (values > 0)).all():  # no cost is nothing, or infinite
             continue
         # Of one seed what varies is N: what an iteration costs is taken as measured.
         several = len(values) > 1
