@@ -23,6 +23,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, Real
 
+from raysat.text import percent
+
 REPLICATES = 2000
 """Bootstrap replicates. Default: 2000, as Efron and Tibshirani (1993, section 13.3) ask of percentile intervals: 1000
 or more."""
@@ -371,17 +373,19 @@ def _width(replicates: Float[np.ndarray, "replicates b"]) -> float:
 
 def _refusal(b: Real[np.ndarray, " b"], fit: SaturationFit, spread: float, width: float, quantity: str) -> str:
     """Why the fit says nothing of b_c, or an empty string."""
+    if not math.isfinite(fit.b_c):
+        return f"{quantity} spans more than floating-point numbers can hold"
     if fit.edge < 0:
         towards = "rise" if quantity == "h" else "fall"
         return f"no dependence on b is visible: {quantity} does not {towards} as b grows"
-    varies = f"no dependence on b is visible: {quantity} varies by {100 * (spread - 1):.2g} % over the batch sizes"
+    varies = f"no dependence on b is visible: {quantity} varies by {percent(spread - 1)} over the batch sizes"
     visible = math.log((1 + fit.b_c / b.min()) / (1 + fit.b_c / b.max()))
     scatter = float(fit.rms_log_residual) * math.sqrt(len(b) / (len(b) - 2))  # two parameters were fitted
     if visible < scatter:
-        return f"{varies} and scatters by {100 * scatter:.2g} % about the fit"
+        return f"{varies} and scatters by {percent(scatter)} about the fit"
     if visible < math.log(width):
-        along = f"{100 * math.expm1(visible):.2g} % along the fit"
-        return f"{varies}, {along}, less than its interval over seeds at one of them ({100 * (width - 1):.2g} %)"
+        along = f"{percent(math.expm1(visible))} along the fit"
+        return f"{varies}, {along}, less than its interval over seeds at one of them ({percent(width - 1)})"
     if fit.b_c > b.max():
         return f"beyond the largest batch size run ({b.max():g}): no saturation is seen up to it"
     return ""

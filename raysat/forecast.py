@@ -33,6 +33,7 @@ from raysat.job import Job
 from raysat.plan import plan
 from raysat.recursion import Spectrum, largest_stable, loss_curves, noise_factor
 from raysat.terminal import Terminal
+from raysat.text import duration
 from raysat.theory import beta
 from raysat.training import PLAIN
 from raysat.validation import InputError, command
@@ -125,7 +126,7 @@ def forecast(
     n_best, share = tuned_steps(spectrum, b, target, iterations, replacement=replacement)
     eta_max = np.array([largest_stable(spectrum, value) for value in phi])
     table = {"batch_size": b, "eta_max": eta_max, "eta_theory": eta, "h_theory": h, "N_theory": n_theory}
-    missed = f"in T = {iterations:,} iterations L <= {target:.3g} is not reached"
+    missed = f"in T = {iterations:,} iterations L <= {number(target)} is not reached"
     b_N, b_N_why = _fit(b, n_best, "N", missed)
     b_N_theory, b_N_theory_why = _fit(b, n_theory, "N", missed)
     b_h_theory, b_h_theory_why = _fit(b, h, "h", "the loss grows beyond all bounds")
@@ -168,8 +169,8 @@ def show(name: str, made: Forecast, console: Console) -> None:
     b_N, b_N_theory, b_h_theory = map(number, (made.b_N, made.b_N_theory, made.b_h_theory))
     console.print(Text(name, style="bold"))
     console.print(
-        f"b_star {made.b_star:.3g}; b_N {b_N} with the best stable stepsizes; under 1/beta(b) b_N {b_N_theory} and, at "
-        f"T = {made.iterations:,}, b_h {b_h_theory}. Target: L <= {made.target:.3g}.",
+        f"b_star {number(made.b_star)}; b_N {b_N} with the best stable stepsizes; under 1/beta(b) b_N {b_N_theory} "
+        f"and, at T = {made.iterations:,}, b_h {b_h_theory}. Target: L <= {number(made.target)}.",
         highlight=False,
     )
     for remark in made.remarks:
@@ -178,7 +179,9 @@ def show(name: str, made: Forecast, console: Console) -> None:
     for column in made.by_batch:
         shown.add_column(column, justify="right")
     for row in made.by_batch.to_dict("records"):
-        shown.add_row(str(row["batch_size"]), *(f"{value:.4g}" for name, value in row.items() if name != "batch_size"))
+        shown.add_row(
+            str(row["batch_size"]), *(number(value, 4) for name, value in row.items() if name != "batch_size")
+        )
     console.print(shown)
 
 
@@ -223,7 +226,7 @@ def _main(options: argparse.Namespace, console: Console) -> None:
         made = forecast(
             row, sweep.batch_sizes, sweep.iterations, target, replacement=sweep.sampling == "with_replacement"
         )
-        show(f"{cell.init.name}, {row['seconds']:.0f} s", made, console)
+        show(f"{cell.init.name}, {duration(row['seconds'])}", made, console)
     console.print(
         "From the network at initialization, linearized, with delocalized eigenvectors: see the head of "
         "raysat/recursion.py for when that fails."

@@ -72,11 +72,9 @@ def plan(sweep: Sweep, folder: Path) -> Plan:
     Raises:
         InputError: Something that the user wrote cannot be run.
     """
-    named = (sweep.dataset, sweep.loss, *(model.builder for model in sweep.models))
-    sources = plugins.gather(folder, [name for name in named if is_reference(name)])
-    dataset = data.load_shared(
-        sweep.dataset, n_train=sweep.n_train, n_test=sweep.n_test, preprocessing=sweep.preprocessing, dtype=sweep.dtype
-    )
+    names = (sweep.dataset, sweep.loss, *(model.builder for model in sweep.models))
+    sources = plugins.gather(folder, [name for name in names if is_reference(name)])
+    dataset = _dataset_of(sweep)
     _check_targets(sweep, dataset)
     code = plugins.digest(sources)
     cells = sweep.cells(dataset.n, dataset.n_test, code)
@@ -95,6 +93,22 @@ def plan(sweep: Sweep, folder: Path) -> Plan:
     laid_out = Plan(sweep, cells, flops, sources, resolved)
     cells.sort(key=laid_out.weight, reverse=True)
     return laid_out
+
+
+def _dataset_of(sweep: Sweep) -> data.Dataset:
+    """The sweep's data, which a user's function may have made."""
+    try:
+        return data.load_shared(
+            sweep.dataset,
+            n_train=sweep.n_train,
+            n_test=sweep.n_test,
+            preprocessing=sweep.preprocessing,
+            dtype=sweep.dtype,
+        )
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
+        raise InputError(f"dataset={sweep.dataset!r} cannot be loaded ({named(error)}): mend it.") from error
 
 
 def _check_targets(sweep: Sweep, dataset: data.Dataset) -> None:
@@ -141,7 +155,7 @@ def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
             outputs = network(dataset.x[:2])
     except (InputError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # also what a user's own code calls sys.exit with
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
         raise InputError(
             f"model {init.model.label} at width {init.width} does not run on {init.dataset} "
             f"({named(error)}): mend the model or choose other data."
@@ -168,7 +182,7 @@ def _check_batch_of_one(sweep: Sweep, network: torch.nn.Module, dataset: data.Da
             network(dataset.x[:1])
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # also what a user's own code calls sys.exit with
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
         raise InputError(
             f"batch_sizes has 1, and the network runs on two samples but not on one ({named(error)}): "
             f"leave 1 out, or use GroupNorm or LayerNorm where it normalizes by the batch."
@@ -181,7 +195,7 @@ def _check_loss(init: Initialization, outputs: torch.Tensor, y: torch.Tensor) ->
         resolve(init.loss).check(outputs, y)
     except (InputError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # also what a user's own code calls sys.exit with
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
         raise InputError(
             f"loss={init.loss!r} fails for outputs of shape {list(outputs.shape)} and targets of shape "
             f"{list(y.shape)} ({named(error)}): mend the function."

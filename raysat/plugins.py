@@ -125,7 +125,7 @@ def gather(folder: Path, references: Sequence[str]) -> dict[str, Source]:
             resolve(reference)
         except (InputError, KeyboardInterrupt):
             raise
-        except BaseException as error:  # also what a user's own code calls sys.exit with
+        except BaseException as error:  # also the SystemExit of a user's sys.exit
             raise InputError(f"{reference!r} cannot be imported ({named(error)}): mend it.") from error
     if not references:
         return {}

@@ -68,7 +68,7 @@ def load(path: Path) -> Sweep:
         raise InputError(f"{path}: {error}") from None
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # also what a user's own code calls sys.exit with
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
         raise InputError(f"{path}, line {line}: {named(error)}; mend the sweep file.") from error

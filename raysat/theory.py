@@ -102,14 +102,17 @@ def exponent(loss_init: float, loss_final: float, iterations: int) -> float:
     """
     if not (0 < loss_init < math.inf and 0 < loss_final < math.inf and iterations > 0):
         return math.nan
-    return math.log(loss_init / loss_final) / iterations
+    ratio = loss_init / loss_final
+    if not 0 < ratio < math.inf:  # it is beyond what a number can hold, and its logarithm is not
+        return (math.log(loss_init) - math.log(loss_final)) / iterations
+    return math.log(ratio) / iterations
 
 
 def h_interpolated(b: float, h_one: float, h_full: float) -> float:
     """The paper's predicted exponent (section 5): `1/h = (1/b)(1/h(1)) + ((b-1)/b)(1/h(n))`.
 
-    It is nan unless both exponents are positive.
+    It is nan unless both exponents are positive and finite.
     """
-    if not (h_one > 0 and h_full > 0):
+    if not (0 < h_one < math.inf and 0 < h_full < math.inf):
         return math.nan
     return 1 / ((1 / b) / h_one + (b - 1) / b / h_full)

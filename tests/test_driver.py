@@ -1,16 +1,20 @@
 """What the driver hands out, and when, to an executor that ends jobs in an order of its own."""
 
 import io
+import math
+import re
+import shutil
 
 import pytest
 from rich.console import Console
 
-from raysat import Sweep, fixed, mlp
+from raysat import Sweep, fixed, mlp, theory
 from raysat.agenda import Agenda, groups
 from raysat.driver import run
 from raysat.executor import Outcome
 from raysat.executor.jobs import attempt
 from raysat.plan import plan
+from raysat.rows import known
 from raysat.store import Store
 
 
@@ -30,10 +34,10 @@ class Scripted:
 def drive(tmp_path):
     """Runs a sweep of two widths and two batch sizes by a script, and gives what was printed."""
 
-    def drive(script, **options):
+    def drive(script, *stepsizes, **options):
         sweep = Sweep(
             name="small", dataset="digits", models=[mlp(1)], widths=[8, 16], batch_sizes=[1, 2],
-            stepsizes=[fixed(0.01)], iterations=2, n_train=16, n_test=0,
+            stepsizes=stepsizes or [fixed(0.01)], iterations=2, n_train=16, n_test=0,
         )  # fmt: skip
         laid_out = plan(sweep, tmp_path)
         agenda = Agenda(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, {})
@@ -118,6 +122,48 @@ def test_where_the_process_of_statistics_dies_stepsizes_that_need_none_are_tried
     assert rows.set_index("width")["gamma"].isna().to_dict() == {8: False, 16: True}
     ntk = Store(tmp_path / "small").statistics()
     assert sorted(row["method"] for row in ntk.values()) == ["failed", "gram"]
+
+
+@pytest.mark.parametrize("value", [None, math.nan, 0.0, math.inf])
+def test_statistics_that_lack_any_number_are_said_and_stored(drive, tmp_path, value):
+    """The line of statistics, and of the cells that cannot be made of them."""
+    absent = [("b_star",), ("gamma", "k_op", "b_star", "seconds")]
+
+    def script(source, function, listener):
+        for job in iter(source.next, None):
+            listener.started(job)
+            outcome = Outcome(job, *attempt(function, job))
+            if job.cell is None:
+                outcome.value.update(dict.fromkeys(absent[which], known(value)))
+            listener.ended(outcome)
+
+    for which in range(len(absent)):
+        failed, lines = drive(script, fixed(0.01), theory())
+        assert not [line for line in lines if re.search(r"\bnan|\binf\b|None", line)]
+        assert sum("gamma" in line and "b_star" in line for line in lines) == 2
+        unusable = which == 1  # b_star is nothing that a stepsize is made of
+        assert len(failed) == 4 * unusable
+        assert all("theory(1) is made of gamma and k_op" in error for _, error in failed)
+        assert len(Store(tmp_path / "small").read("trials")) == 8
+        shutil.rmtree(tmp_path / "small")
+
+
+def test_what_rich_makes_of_a_text_costs_nothing(drive, monkeypatch):
+    def script(source, function, listener):
+        for job in iter(source.next, None):
+            listener.started(job)
+            error = "" if job.cell is None else "ValueError: [/] [nope \\ [bold]"
+            listener.ended(Outcome(job, error=error) if error else Outcome(job, *attempt(function, job)))
+
+    _, lines = drive(script)
+    assert sum(r"failed: ValueError: [/] [nope \ [bold]" in line for line in lines) == 1
+
+    def refuse(*_, **__):
+        raise RuntimeError("no such style")
+
+    monkeypatch.setattr(Console, "print", refuse)
+    failed, lines = drive(script)
+    assert (len(failed), lines) == (4, [])
 
 
 def test_what_can_be_done_meanwhile_is_begun_once_with_the_first_trial(drive):

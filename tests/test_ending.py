@@ -1,4 +1,4 @@
-"""Each way to end has its exit code and its sentence: real processes, stopped when they have come to where it counts."""
+"""Each way to end has its exit code and its sentence: real processes, stopped when they have come where it counts."""
 
 import os
 import re

@@ -127,7 +127,7 @@ def test_results_and_log_on_one_full_disk(sweep_file, small_disk, monkeypatch): 
         return run_trials(job)
 
     monkeypatch.setattr(driver, "run_trials", run_trials)
-    with open(small_disk / "log", "w") as log:
+    with open(small_disk / "log", "a") as log:
         monkeypatch.setattr(sys, "stdout", log)
         monkeypatch.setattr(sys, "stderr", log)
         assert command.main([sweep_file, "--results", str(small_disk), "--inline"]) == 0

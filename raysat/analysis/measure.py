@@ -28,6 +28,7 @@ from raysat.fits import (
     steps_to_target,
 )
 from raysat.schema import DIVERGED, FAILED, TARGET_REACHED
+from raysat.text import number, percent
 from raysat.theory import h_interpolated
 
 STATISTICS = ("gamma", "k_op", "b_star", "b_star_thm33", "noise_scale")
@@ -214,15 +215,15 @@ def _remarks(
     about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.DataFrame, fit: CriticalBatch
 ) -> Iterator[str]:
     """What must be said beside a fit, refused or not."""
-    quantity, percent = about["quantity"], f"{100 * (fit.range - 1):.2g} %"
+    quantity, much = about["quantity"], percent(fit.range - 1)
     if fit.interval == "residuals":
         yield "one seed: the interval is over the fit's residuals and does not show how seeds differ"
     elif best["seed"].nunique() == 1:
         yield f"one seed, and no fit whose residuals could be resampled: {quantity}(b) has no interval"
     if fit.range < SMALL_RANGE and quantity == "h" and policy(about["stepsize"]).startswith("fixed"):
-        yield f"under one stepsize for all b, h varies by only {percent}: agreement of h with h_interp says little"
+        yield f"under one stepsize for all b, h varies by only {much}: agreement of h with h_interp says little"
     elif fit.range < SMALL_RANGE and "varies by" not in fit.reason:
-        yield f"{quantity} varies by only {percent} over the batch sizes"
+        yield f"{quantity} varies by only {much} over the batch sizes"
     for found, asked, what in (
         (best, reading[reading["status"] == FAILED], "no trial that ended well: what failed there"),
         (reading, group, "no stable stepsize: what is not stable there"),
@@ -235,8 +236,8 @@ def _remarks(
         yield f"at every b the same multiple of 1/beta(b) is best: {quantity} follows beta(b) nearly by construction"
     if about["tuning"] == "free" and (largest := (best["eta"] / best["eta_limit"]).max()) >= 1:
         yield (
-            f"the best stepsizes reach {largest:.2g} times the largest at which the linearized network is stable, "
-            "beyond which the theory says nothing"
+            f"the best stepsizes reach {number(largest, 2)} times the largest at which the linearized network is "
+            "stable, beyond which the theory says nothing"
         )
     for end, sizes in at_edges(best, reading):
         yield f"the best stepsize is the {end} tried at b = {sizes}: widen the grid"

@@ -104,7 +104,7 @@ def scatter(rms: float) -> str:
         >>> scatter(0.0432), scatter(0.001)
         ('scatter 4 %', 'scatter < 1 %')
     """
-    return "" if not math.isfinite(rms) else f"scatter {number(round(100 * rms)) if rms >= 0.01 else '< 1'} %"
+    return "" if not math.isfinite(100 * rms) else f"scatter {number(round(100 * rms)) if rms >= 0.01 else '< 1'} %"
 
 
 def about_h(row: Mapping) -> str:

@@ -213,7 +213,7 @@ def _in_words(network: nn.Module, few: Inputs) -> Iterator[None]:
         yield
     except (InputError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # also what a user's own code calls sys.exit with
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
         many = "samples" if len(few) > 1 else "sample"
         raise NoStatistics(
             f"the network does not run on {len(few)} {many} ({named(error)})"
@@ -242,7 +242,7 @@ def _of_loss(loss: Loss) -> Iterator[None]:
         yield
     except (InputError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # also what a user's own code calls sys.exit with
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
         raise InputError(f"loss={loss.name!r} fails on three samples ({named(error)}): fix it.") from error
 
 
@@ -355,7 +355,7 @@ def _refuse_mixed_gradients(network: nn.Module, few: Inputs) -> None:
         outputs = network(few)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # also what a user's own code calls sys.exit with
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
         raise NoStatistics(f"the network cannot be differentiated ({named(error)}).") from error
     if not outputs.requires_grad:
         raise NoStatistics(
@@ -366,7 +366,7 @@ def _refuse_mixed_gradients(network: nn.Module, few: Inputs) -> None:
         alone = [sample_gradient(network, few[k : k + 1], u[k : k + 1]) for k in range(len(few))]
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # also what a user's own code calls sys.exit with
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
         raise NoStatistics(
             f"the network's backward pass fails ({named(error)}): it must serve loss.backward()."
         ) from error
