@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
@@ -27,6 +27,7 @@ import numpy as np
 import pandas as pd
 
 from raysat.files import Location, remove, write_aside
+from raysat.identity import differences
 from raysat.partfiles import KEYS, PartFiles, Row, reached
 from raysat.schema import FINISHED, SCHEMA_VERSION, TABLES
 from raysat.spec import SHARED, Sweep
@@ -108,10 +109,13 @@ class Store(PartFiles):
         now = {**json.loads(json.dumps(asdict(sweep))), **resolved}
         defaults = {field.name: None if field.default is MISSING else field.default for field in fields(Sweep)}
         before = {**json.loads(json.dumps(defaults, default=asdict)), **record["sweep"], **record["resolved"]}
-        names = ("name", *SHARED, *resolved)
-        if changed := [name for name in names if before.get(name) != now.get(name)]:
-            differences = ", ".join(f"{name} {before.get(name)!r} there, {now.get(name)!r} here" for name in changed)
-            raise InputError(f"{self.root} holds another sweep ({differences}): {remedy}.")
+        names = [name for name in ("name", *SHARED, *resolved) if name != "code"]
+        changed = [name for name in names if before.get(name) != now.get(name)]
+        different = [f"{name} {before.get(name)!r} there, {now.get(name)!r} here" for name in changed]
+        if files := differences(before.get("code"), now.get("code")):
+            different.append(f"{', '.join(files)} changed since")
+        if different:
+            raise InputError(f"{self.root} holds another sweep ({', '.join(different)}): {remedy}.")
 
     def record(self) -> dict | None:
         """The content of `sweep.json`, or None where there is none that can be read.
@@ -155,6 +159,13 @@ class Store(PartFiles):
                 "use the raysat that wrote it, or run the sweep anew."
             )
         return record
+
+    def set_aside(self, cell_ids: Iterable[str], init_ids: Iterable[str] = ()) -> None:
+        """As for all part-files, and drop the checkpoints of the cells."""
+        cells = set(cell_ids)
+        for cell_id in cells:
+            (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
+        super().set_aside(cells, init_ids)
 
     def clear(self) -> None:
         """Delete the folder."""
