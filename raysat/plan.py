@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,9 +90,13 @@ def _plan(sweep: Sweep, folder: Path, before: object) -> Plan:
     sources = plugins.gather(folder, references)
     earlier = plugins.earlier_digest(folder, references) if before and isinstance(before, str) else ""
     plugins.install(sources)
-    with recorded() if references else nullcontext():
+    if not references:
+        return _laid_out(sweep, sources, before, earlier)
+    data.forget_own()  # what is loaded shows what its loader imports
+    with recorded() as executed:
         laid_out = _laid_out(sweep, sources, before, earlier)
-        return replace(laid_out, sources=sources, present=Present(sources, folders(sources), references))
+    sources |= plugins.imported_from(executed)  # under a name that was made up, say
+    return replace(laid_out, sources=sources, present=Present(sources, folders(sources), references))
 
 
 def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: str) -> Plan:

@@ -24,7 +24,7 @@ import linecache
 import platform
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -200,6 +200,15 @@ def found(name: str) -> Path | None:
         inside = spec.submodule_search_locations or []
     path = Path(spec.origin or "")
     return path.resolve() if path.suffix == ".py" else None
+
+
+def imported_from(files: Collection[str]) -> dict[str, Source]:
+    """The sources of the user's modules that have been imported from some files, of those that travel."""
+    return {
+        name: Source(read(path), str(path))
+        for name, path in imported()
+        if str(path) in files and is_own(name, path) and not _is_installed(name.partition(".")[0])
+    }
 
 
 def imported() -> Iterator[tuple[str, Path]]:

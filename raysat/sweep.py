@@ -289,6 +289,9 @@ def _main(options: argparse.Namespace, console: Console) -> int:
             failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares, meanwhile=load)
     else:
         console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
+        if before and before["resolved"].get("code") != laid_out.data["code"]:  # an earlier raysat's: it has no files
+            with suppress(InputError):
+                store.open(sweep, about(options.file), laid_out.data)
     for line in agenda.done:
         console.print(line, highlight=False, soft_wrap=True)
     from raysat import report  # not at the head, for it loads matplotlib: bad input is answered before

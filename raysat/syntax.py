@@ -310,7 +310,8 @@ def _uses(node: ast.AST) -> Iterator[tuple[str, ...]]:
         chain.insert(0, inner.attr)
         inner = inner.value
     if isinstance(inner, ast.Name):
-        yield (inner.id, *chain)
+        if not isinstance(inner.ctx, ast.Store):
+            yield (inner.id, *chain)
         return
     if chain:
         yield ("", *chain)

@@ -70,6 +70,11 @@ def load(
     return dataset
 
 
+def forget_own() -> None:
+    """Load what loaders of the user's own return anew when it is asked for next."""
+    _load.cache_clear()
+
+
 @dataclass(frozen=True)
 class _Wanted:
     """A data set by name; of the user's own, whose modules each job imports anew, also by their texts."""
