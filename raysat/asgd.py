@@ -263,7 +263,7 @@ def _main(options: argparse.Namespace, console: Console) -> None:
     sweep = replace(sweep, trainings=(PLAIN,))
     folder = location(options.results) / sweep.name
     laid_out = plan(sweep, options.file.parent)
-    cell = sweep.cells(laid_out.data["n"], laid_out.data["n_test"], laid_out.data["code"])[0]
+    cell = sweep.cells(laid_out.data["n"], laid_out.data["n_test"], laid_out.codes.__getitem__)[0]
     job = Job(sweep=sweep.name, init=cell.init, cell=cell, sources=laid_out.sources)
     check(job)
     job = replace(job, statistics=compute_statistics(job))

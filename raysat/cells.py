@@ -96,8 +96,8 @@ class Initialization:
         spectrum: Products with K for each spectral measure; 0 for none.
         dense_samples: Samples of the dense kernel; 0 for none.
         evaluation_samples: Training samples over which the loss is evaluated; 0 for all n.
-        code: Digest of the user's own modules that the data set, the model or the loss comes from; empty for
-            built-in ones.
+        code: Digest of what the data set, the model and the loss reach of the user's own code (`raysat.identity`);
+            empty for built-in ones.
     """
 
     dataset: str

@@ -31,6 +31,7 @@ class Progress:
         at_once: Samples whose gradient is computed at a time, on which rounding depends; None where none was taken yet.
         attempts: Processes that have worked on it, this one included.
         eta: Its stepsize; None where an earlier raysat stored it.
+        user_files: The user's files that had been imported, as in `trials`; None where there were none.
         draws: Where the random generators of its layers are; None where they have drawn nothing yet.
     """
 
@@ -45,6 +46,7 @@ class Progress:
     attempts: int = 1
     eta: float | None = None
     draws: list[Tensor] | None = None
+    user_files: str | None = None
 
 
 class Checkpoint:

@@ -16,10 +16,9 @@ from raysat.cells import Initialization
 from raysat.credentials import hidden
 from raysat.data.fields import Inputs
 from raysat.failures import cause, named, traced
-from raysat.job import TELL_SECONDS, Job, fitting, initial_network, prepare
+from raysat.job import TELL_SECONDS, Job, begun, fitting, initial_network, prepare
 from raysat.losses import resolve
 from raysat.models.fingerprint import fingerprint
-from raysat.models.seeding import seeded
 from raysat.ntk import ntk_statistics
 from raysat.observables import Evaluator
 from raysat.rows import Row, describe, known, where
@@ -34,12 +33,12 @@ def compute_statistics(job: Job) -> Row:
 
     Where there are no statistics the row says why, and has the base stepsize instead.
     """
-    with seeded(job.init.seed):  # what draws, as a network may that has no statistics for it
+    with begun(job):
         return _compute(job)
 
 
 def _compute(job: Job) -> Row:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     dataset, network, device = prepare(job)
     found = {"w0_digest": fingerprint(network), "iteration": 0}
     row = statistics_of(job, models.at_initialization(network), dataset.x, dataset.y)
@@ -52,7 +51,7 @@ def _compute(job: Job) -> Row:
         few = job.init.k_samples
         with suppress(Exception):  # what is wrong a trial will say, if it is wrong there too
             found["base_stepsize"] = known(base_stepsize(network, dataset.x[:few], dataset.y[:few], loss, at_once))
-    return {**row, **losses, **measured, **found, "seconds": time.perf_counter() - begun, **where(device)}
+    return {**row, **losses, **measured, **found, "seconds": time.perf_counter() - started, **where(device, job.init)}
 
 
 def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:

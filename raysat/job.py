@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from raysat import data, models, plugins
+from raysat import data, identity, models, plugins, process
 from raysat.cells import Cell, Initialization
 from raysat.files import Location
 from raysat.losses import resolve
+from raysat.models.seeding import seeded
 from raysat.sgd import engine as engines
 from raysat.sgd.memory import samples_at_once
 
@@ -73,6 +75,23 @@ class Job:
     def key(self) -> str:
         """The id of the cell; of a job for statistics, that of the initialization."""
         return self.cell.cell_id if self.cell else self.init.init_id
+
+
+@contextmanager
+def begun(job: Job) -> Iterator[None]:
+    """A job's own world: the process as every job finds it, the user's modules imported anew, the generators seeded.
+
+    The generators are for what else draws, as a network may that is only evaluated.
+    """
+    with ExitStack() as stack:
+        if job.sources:
+            stack.enter_context(process.undisturbed())
+            stack.enter_context(plugins.anew(job.sources))
+            stack.enter_context(identity.recorded())
+        else:
+            stack.enter_context(process.undisturbed(but=[process.LIBRARIES]))
+        stack.enter_context(seeded(job.init.seed))
+        yield
 
 
 def prepare(job: Job) -> tuple[data.Dataset, nn.Module, torch.device]:

@@ -89,13 +89,27 @@ class PartFiles:
             changed = [{**row, **rows.get(row["cell_id"], {})} for row in part.to_pylist()]
             self._put("trials", path.stem, pa.Table.from_pylist(changed, schema=arrow_schema("trials")))
 
-    def set_aside(self, cell_ids: Iterable[str]) -> None:
-        """Take the rows of some cells out of all tables, into the folder `SET_ASIDE`: the cells are to run again."""
-        cells = set(cell_ids)
+    def set_aside(self, cell_ids: Iterable[str], init_ids: Iterable[str] = ()) -> None:
+        """Take the rows of some cells out of all tables, into the folder `SET_ASIDE`: the cells are to run again.
+
+        Those of `trials` go last: where this ends in the middle, who has found a reason in them finds it again.
+
+        Args:
+            cell_ids: The cells.
+            init_ids: Initializations whose statistics are to be computed again.
+        """
+        cells, inits = set(cell_ids), set(init_ids)
         self._loose -= cells
-        for table in TABLES:
-            for path, part in self._with_cells(table, cells).items():
-                self.take_out(table, path, part, pc.is_in(part["cell_id"], pa.array(sorted(cells), pa.string())))
+        for table in ("ntk", "curves", "trials"):
+            for path, part in self._readable_parts(table, self._parts(table)).items():
+                theirs = pc.is_in(part["cell_id"], pa.array(sorted(cells), pa.string()))
+                if table == "ntk":
+                    initial = pc.and_(
+                        pc.is_in(part["init_id"], pa.array(sorted(inits), pa.string())), pc.is_null(part["cell_id"])
+                    )
+                    theirs = pc.or_(theirs, initial)
+                if pc.any(theirs).as_py():
+                    self.take_out(table, path, part, theirs)
             self._merged[table] -= cells
 
     def take_out(self, table: str, path: Location, part: pa.Table, rows: pa.Array) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from raysat import cost, data, plugins
-from raysat.cells import Cell, Initialization, Model, is_reference
+from raysat import cost, data, plugins, process
+from raysat.cells import Cell, Initialization, Model
 from raysat.failures import cause, named
+from raysat.identity import Code, Present, folders, recorded, references_of
 from raysat.job import initial_network
 from raysat.losses import as_targets, resolve
 from raysat.ntk import reason_against
@@ -32,7 +33,9 @@ class Plan:
         cells: Its cells, those that take longest first, so that none of them starts last.
         flops: Floating-point operations of one sample, by (model, width).
         sources: The user's own modules.
-        data: What was resolved of the data set: sizes, and the digest of the user's modules.
+        data: What was resolved: sizes of the data set, and the user's code (`raysat.identity.Code`).
+        codes: What stands for the user's code in the identity of a model's initializations.
+        present: The user's files, with which those of results are compared.
     """
 
     sweep: Sweep
@@ -40,6 +43,8 @@ class Plan:
     flops: dict[tuple[Model, int], cost.Flops]
     sources: plugins.Sources
     data: dict[str, object]
+    codes: dict[Model, str]
+    present: Present
 
     def weight(self, cell: Cell) -> float:
         """The cell's share of the time."""
@@ -62,22 +67,44 @@ class Plan:
         return measured and wanted and self.flops[cell.init.model, cell.init.width].stackable
 
 
-def plan(sweep: Sweep, folder: Path) -> Plan:
+def plan(sweep: Sweep, folder: Path, code: object = None) -> Plan:
     """Load the data, build each network once, and lay out the cells: all that can be wrong shows here.
+
+    What the user's code does to this process meanwhile is undone.
 
     Args:
         sweep: The sweep.
         folder: Where the sweep file lies.
+        code: The code that the results folder has of it (`raysat.identity.Code`), if any.
 
     Raises:
         InputError: Something that the user wrote cannot be run.
     """
-    names = (sweep.dataset, sweep.loss, *(model.builder for model in sweep.models))
-    sources = plugins.gather(folder, [name for name in names if is_reference(name)])
+    with process.undisturbed(), plugins.anew({}):
+        return _plan(sweep, folder, code)
+
+
+def _plan(sweep: Sweep, folder: Path, before: object) -> Plan:
+    references = references_of(sweep.dataset, sweep.loss, *(model.builder for model in sweep.models))
+    sources = plugins.gather(folder, references)
+    earlier = plugins.earlier_digest(folder, references) if before and isinstance(before, str) else ""
+    plugins.install(sources)
+    if not references:
+        return _laid_out(sweep, sources, before, earlier)
+    data.forget_own()  # what is loaded shows what its loader imports
+    with recorded() as executed:
+        laid_out = _laid_out(sweep, sources, before, earlier)
+    sources |= plugins.imported_from(executed)  # under a name that was made up, say
+    return replace(laid_out, sources=sources, present=Present(sources, folders(sources), references))
+
+
+def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: str) -> Plan:
     dataset = _dataset_of(sweep)
     _check_targets(sweep, dataset)
-    code = plugins.digest(sources)
-    cells = sweep.cells(dataset.n, dataset.n_test, code)
+    groups = {model: references_of(sweep.dataset, sweep.loss, model.builder) for model in sweep.models}
+    code = Code.of(sources, groups.values(), before, earlier)
+    codes = {model: code.ids[" ".join(group)] for model, group in groups.items()}
+    cells = sweep.cells(dataset.n, dataset.n_test, codes.__getitem__)
     flops = {}
     for cell in cells:
         key = cell.init.model, cell.init.width
@@ -89,8 +116,8 @@ def plan(sweep: Sweep, folder: Path) -> Plan:
             _check_statistics(sweep, network, dataset)
             flops[key] = cost.count(network, dataset.x, dataset.y, resolve(sweep.loss))
     cells = [flops[cell.init.model, cell.init.width].within_budget(cell, sweep.evaluation_budget) for cell in cells]
-    resolved = {"n": dataset.n, "n_test": dataset.n_test, "code": code}
-    laid_out = Plan(sweep, cells, flops, sources, resolved)
+    resolved = {"n": dataset.n, "n_test": dataset.n_test, "code": code.plain(before)}
+    laid_out = Plan(sweep, cells, flops, sources, resolved, codes, Present(sources, (), ()))
     cells.sort(key=laid_out.weight, reverse=True)
     return laid_out
 

@@ -1,9 +1,13 @@
 """The user's own modules: found where the sweep file's Python finds them, carried to wherever trials run.
 
 A sweep names its own data set or model by import path, `module:function`. The sources of the named modules, and of
-whatever they import of the user's own, are plain data: their digest tells whether a result is still theirs, and a
-worker on another machine imports them from the text. The user's own is what lies in the folder of the sweep file, and
-what the named modules import from elsewhere on `sys.path` (a `src` folder), but no installed package.
+whatever they import of the user's own, are plain data: a worker on another machine imports them from the text. The
+user's own is what lies in the folder of the sweep file, and what the named modules import from elsewhere on `sys.path`
+(a `src` folder), but not what is installed. A package that is installed in place (`pip install -e`) is the user's own
+as far as identity goes (`raysat.identity`), and does not travel.
+
+A job imports the user's modules anew and forgets them at its end (`anew`), so that what they hold does not reach
+another job, and it shows which of them it has used.
 
 A module has its `__file__` wherever it runs, so that on a machine that has the folder it finds what lies beside it. The
 files that lie there do not travel: where they are missed, one sentence says so (`explained`).
@@ -11,7 +15,6 @@ files that lie there do not travel: where they are missed, one sentence says so 
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib
 import importlib.abc
@@ -20,7 +23,8 @@ import importlib.util
 import linecache
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sysconfig
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +32,9 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
+from raysat import process
 from raysat.failures import named
+from raysat.syntax import statements
 from raysat.validation import InputError
 
 
@@ -39,17 +45,24 @@ class Source:
     Attributes:
         text: Its text.
         path: Its file, where it was found.
+        travels: Whether it is sent to where trials run; else it is installed there, if need be in place.
     """
 
     text: str
     path: str = ""
+    travels: bool = True
+
+    @property
+    def is_package(self) -> bool:
+        """Whether it is a package's own module."""
+        return Path(self.path).name == "__init__.py"
 
     @property
     def is_here(self) -> bool:
         """Whether this machine has the file, with the same text."""
         try:
-            return bool(self.path) and Path(self.path).read_text() == self.text
-        except (OSError, ValueError):
+            return bool(self.path) and read(Path(self.path)) == self.text
+        except (OSError, ValueError, SyntaxError):
             return False
 
 
@@ -60,6 +73,11 @@ Sources = Mapping[str, Source]
 """Modules by name."""
 
 
+def read(path: Path) -> str:
+    """A module's text, in the encoding that it names."""
+    return importlib.util.decode_source(path.read_bytes())
+
+
 def resolve(reference: str) -> Callable[..., object]:
     """The function that an import path `module:function` names.
 
@@ -68,8 +86,10 @@ def resolve(reference: str) -> Callable[..., object]:
     """
     module_name, _, function_name = reference.partition(":")
     try:
-        with explained(reference):
-            function = getattr(importlib.import_module(module_name), function_name, None)
+        if module_name not in sys.modules:
+            with process.undisturbed(but=process.LASTING), explained(reference):
+                importlib.import_module(module_name)
+        function = getattr(sys.modules[module_name], function_name, None)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise
@@ -117,6 +137,7 @@ def gather(folder: Path, references: Sequence[str]) -> dict[str, Source]:
         InputError: There is no such module or function, or its module does not run.
     """
     install({})  # what lies in the folder counts, not what an earlier sweep of this process brought
+    importlib.invalidate_caches()
     folder = folder.resolve()
     for reference in references:
         if str(folder) not in sys.path:
@@ -127,22 +148,35 @@ def gather(folder: Path, references: Sequence[str]) -> dict[str, Source]:
             raise
         except BaseException as error:  # also the SystemExit of a user's sys.exit
             raise InputError(f"{reference!r} cannot be imported ({named(error)}): mend it.") from error
-    if not references:
-        return {}
-    sources = {}
+    return _with_imports(folder, (reference.partition(":")[0] for reference in references), found) if references else {}
+
+
+def earlier_digest(folder: Path, references: Sequence[str]) -> str:
+    """What an earlier raysat made of the modules of references that are imported: the hash of their texts."""
+    modules = (reference.partition(":")[0] for reference in references)
+    sources = _with_imports(folder.resolve(), modules, _file)
+    return digest({name: source for name, source in sources.items() if source.travels})
+
+
+def _with_imports(folder: Path, names: Iterable[str], file: Callable[[str], Path | None]) -> dict[str, Source]:
+    """The user's modules: those of some names, those that lie in the folder and are imported, and what they import."""
+    beside = []
     for name in list(sys.modules):
         path = _file(name)  # an environment that lies in the folder is not the user's own
-        if path and _root(name, path) == folder and not _is(name, "raysat"):
-            sources[name] = Source(path.read_text(), str(path))
-    waiting = [*sources, *(reference.partition(":")[0] for reference in references)]
-    seen = set(waiting)
+        if path and _root(name, path) == folder and not _is(name, "raysat") and name != "__main__":
+            beside.append(name)
+    waiting = [*beside, *names]
+    seen, sources = set(waiting), {}
     while waiting:
         name = waiting.pop()
-        if name not in sources:
-            path = _file(name)
-            if path is None or not _is_own(name, path):
-                continue
-            sources[name] = Source(path.read_text(), str(path))
+        path = file(name)
+        if path is None or not (name in beside or is_own(name, path)):
+            continue
+        try:
+            text = read(path)
+        except (OSError, ValueError, SyntaxError):
+            continue
+        sources[name] = Source(text, str(path), name in beside or not _is_installed(name.partition(".")[0]))
         more = set(_imports(name, sources[name])) - seen
         seen |= more
         waiting += more
@@ -155,6 +189,53 @@ def _file(name: str) -> Path | None:
     return path.resolve() if path.suffix == ".py" else None
 
 
+def found(name: str) -> Path | None:
+    """The text file that a module was, or would be, imported from."""
+    if name in sys.modules:
+        return _file(name)
+    inside, parts = None, name.split(".")
+    for k in range(len(parts)):
+        spec = _spec(".".join(parts[: k + 1]), inside)
+        if spec is None:
+            return None
+        inside = spec.submodule_search_locations or []
+    path = Path(spec.origin or "")
+    return path.resolve() if path.suffix == ".py" else None
+
+
+def imported_from(files: Collection[str]) -> dict[str, Source]:
+    """The sources of the user's modules that have been imported from some files, of those that travel."""
+    return {
+        name: Source(read(path), str(path))
+        for name, path in imported()
+        if str(path) in files and is_own(name, path) and not _is_installed(name.partition(".")[0])
+    }
+
+
+def imported() -> Iterator[tuple[str, Path]]:
+    """The modules that are imported and have a text file, where it lies as their name says."""
+    for name in list(sys.modules):
+        path = _file(name)
+        if path and _root(name, path):
+            yield name, path
+
+
+def file_of(name: str, path: str) -> str:
+    """The file of a module, as seen from the folder in which it is: the end of its path."""
+    return name.replace(".", "/") + ("/__init__.py" if Path(path).name == "__init__.py" else ".py")
+
+
+def _spec(name: str, inside: Sequence[str] | None) -> ModuleSpec | None:
+    """Where a module is, of which the packages that it lies in need not be imported."""
+    for finder in sys.meta_path:
+        try:
+            if spec := finder.find_spec(name, inside):
+                return spec
+        except (ImportError, AttributeError, ValueError, OSError):  # whatever a finder of somebody's says
+            continue
+    return None
+
+
 def _root(name: str, path: Path) -> Path | None:
     """The folder in which a module's file lies as its name says: `src` of `src/pkg/mod.py`, of `pkg.mod`."""
     inner = path.parent if path.name == "__init__.py" else path.with_suffix("")
@@ -162,12 +243,23 @@ def _root(name: str, path: Path) -> Path | None:
     return inner.parents[len(parts) - 1] if list(inner.parts[-len(parts) :]) == parts else None
 
 
-def _is_own(name: str, path: Path) -> bool:
-    """Whether a module is the user's own although it does not lie beside the sweep file."""
+def is_own(name: str, path: Path) -> bool:
+    """Whether a module is the user's own, wherever it lies; those that are installed in place are."""
     top = name.partition(".")[0]
-    if _root(name, path) is None or _is(name, "raysat") or top in sys.stdlib_module_names:
+    if _root(name, path) is None or top in sys.stdlib_module_names:
         return False
-    return not INSTALLED & set(path.parts) and not _is_installed(top)
+    return not is_installed(path)
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a file is of Python, of an installed package or of raysat."""
+    return bool(INSTALLED & set(path.parts)) or any(folder in path.parents for folder in _installation())
+
+
+@cache
+def _installation() -> tuple[Path, ...]:
+    python = (sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
+    return (*map(Path, python), *(Path(folder).resolve() for folder in python), Path(__file__).resolve().parent)
 
 
 @cache
@@ -185,19 +277,15 @@ def _is(name: str, package: str) -> bool:
 
 
 def _imports(name: str, source: Source) -> Iterator[str]:
-    """The modules that a module imports, of those that are imported, and the packages that it lies in."""
-    package = name if Path(source.path).name == "__init__.py" else name.rpartition(".")[0]
+    """The names of what a module may import, wherever in it, and of the packages that it lies in."""
+    package = name if source.is_package else name.rpartition(".")[0]
     named = [name]
-    for node in ast.walk(ast.parse(source.text)):
-        if isinstance(node, ast.Import):
-            named += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            base = ".".join(filter(None, (*above, node.module)))
-            named += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    for statement in statements(package, source.text):
+        for one in statement.imports:
+            named += [one.module, *[f"{one.module}.{one.attribute}"] * bool(one.attribute)]
     for one in named:
         parts = one.split(".")
-        yield from (whole for k in range(len(parts)) if (whole := ".".join(parts[: k + 1])) in sys.modules)
+        yield from (".".join(parts[: k + 1]) for k in range(len(parts)))
 
 
 def digest(sources: Sources) -> str:
@@ -211,13 +299,14 @@ def digest(sources: Sources) -> str:
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self, sources: Sources) -> None:
         self.sources = dict(sources)
+        self.carried = {name: source for name, source in sources.items() if source.travels}
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        package = any(other.startswith(f"{name}.") for other in self.sources)
-        if name not in self.sources:  # a package without a file of its own
+        package = any(other.startswith(f"{name}.") for other in self.carried)
+        if name not in self.carried:  # a package without a file of its own
             return ModuleSpec(name, None, is_package=True) if package else None
-        source = self.sources[name]
-        here, package = source.is_here, package or Path(source.path).name == "__init__.py"
+        source = self.carried[name]
+        here, package = source.is_here, package or source.is_package
         inside = [str(Path(source.path).parent)] * here if package else None
         # Its path also where it is not: what it reads from beside itself is then missed there, by that name.
         return importlib.util.spec_from_file_location(
@@ -227,7 +316,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         text, origin = self.sources[module.__name__].text, module.__spec__.origin
         linecache.cache[origin] = (len(text), None, text.splitlines(True), origin)  # tracebacks show the lines
-        exec(compile(text, origin, "exec"), module.__dict__)
+        with process.undisturbed(but=process.LASTING):
+            exec(compile(text, origin, "exec"), module.__dict__)
 
 
 def _present() -> _Finder | None:
@@ -247,7 +337,24 @@ def install(sources: Sources) -> None:
         return
     if present is not None:
         sys.meta_path.remove(present)
-    for name in {*sources, *(present.sources if present else ())}:
-        sys.modules.pop(name, None)
+    _forget({*sources, *(present.sources if present else ())})
     if sources:
         sys.meta_path.insert(0, _Finder(sources))
+
+
+@contextmanager
+def anew(sources: Sources) -> Iterator[None]:
+    """Import the user's modules anew while the block lasts, by these sources, and forget them at its end."""
+    before = set(sys.modules)
+    install(sources)
+    _forget(sources)
+    try:
+        yield
+    finally:
+        new = ((name, _file(name)) for name in set(sys.modules) - before)
+        _forget({*sources, *(name for name, path in new if path and is_own(name, path))})
+
+
+def _forget(names: Iterable[str]) -> None:
+    for name in names:
+        sys.modules.pop(name, None)

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from raysat.cells import Cell, Initialization
+from raysat.identity import user_files
 
 Row = dict[str, object]
 
@@ -62,13 +63,14 @@ def describe_cell(cell: Cell) -> Row:
     }
 
 
-def where(device: torch.device) -> Row:
-    """Where and when something was computed."""
+def where(device: torch.device, init: Initialization | None = None) -> Row:
+    """Where, when and, for an initialization, by which of the user's files something was computed."""
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "hostname": platform.node(),
         "threads": torch.get_num_threads(),
         "raysat_version": _installed(),
+        "user_files": user_files(init) if init else None,
         "finished_at": datetime.now(UTC),
     }
 

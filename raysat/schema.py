@@ -106,6 +106,14 @@ _WHERE = (
     Column("threads", _INT, "", "CPU threads PyTorch used, of all ranks together; rounding on a CPU depends on it."),
     Column("raysat_version", _TEXT, "", "Version of raysat that computed the row; null where it is not installed."),
     Column("finished_at", pa.timestamp("us", tz="UTC"), "", "When the row was computed."),
+    Column(
+        "user_files",
+        _TEXT,
+        "",
+        "The user's own files that were imported for the row, each with the digest of what it uses of them, as JSON "
+        "(`raysat.identity`); null where there are none. Where one has changed, the next run of the sweep computes the "
+        "row again.",
+    ),
 )
 
 EVALUATION = (

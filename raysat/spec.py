@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 
 from raysat.cells import (
@@ -264,13 +264,15 @@ class Sweep:
             return self.iterations
         return iterations_of(self.samples if self.epochs is None else self.epochs * n, batch_size, training)
 
-    def initializations(self, n: int, n_test: int, code: str = "") -> Iterator[Initialization]:
+    def initializations(
+        self, n: int, n_test: int, code: Callable[[Model], str] = lambda _: ""
+    ) -> Iterator[Initialization]:
         """The sweep's initializations, given the sizes of the data set as it will be used.
 
         Args:
             n: Training samples, after `n_train`.
             n_test: Test samples, after `n_test`.
-            code: Digest of the user's own modules, if any.
+            code: The digest of the user's own code that initializations of a model name.
         """
         for model in self.models:
             for width in self.widths if model.has_width else (0,):
@@ -290,10 +292,10 @@ class Sweep:
                         spectrum=self.spectrum,
                         dense_samples=self.dense_samples,
                         evaluation_samples=0 if (self.evaluation_samples or n) >= n else self.evaluation_samples,
-                        code=code,
+                        code=code(model),
                     )
 
-    def cells(self, n: int, n_test: int, code: str = "") -> list[Cell]:
+    def cells(self, n: int, n_test: int, code: Callable[[Model], str] = lambda _: "") -> list[Cell]:
         """All cells, given the sizes of the data set as it will be used; of `grid(auto=True)` those it starts with.
 
         Raises:

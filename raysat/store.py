@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from itertools import count
 from pathlib import Path
@@ -31,6 +31,7 @@ from raysat.belongings import strangers, unfinished
 from raysat.credentials import hidden
 from raysat.files import Location, remove, walk, write_aside
 from raysat.heard import heard
+from raysat.identity import differences
 from raysat.partfiles import KEYS, SET_ASIDE, PartFiles, Row, delete, reached
 from raysat.schema import FINISHED, SCHEMA_VERSION, TABLES
 from raysat.spec import SHARED, Sweep
@@ -133,9 +134,13 @@ class Store(PartFiles):
             defaults = {field.name: None if field.default is MISSING else field.default for field in fields(Sweep)}
             before = {**json.loads(json.dumps(defaults, default=asdict)), **record["sweep"], **record["resolved"]}
             before = {name: before.get(name) for name in ("name", *SHARED, *resolved)}
-        if changed := [name for name, value in before.items() if value != now.get(name)]:
-            differences = ", ".join(f"{name} {before[name]!r} there, {now.get(name)!r} here" for name in changed)
-            raise InputError(f"{self.root} holds another sweep ({differences}): {remedy}.")
+        files = differences(before.pop("code", None), now.get("code"))
+        changed = [name for name, value in before.items() if value != now.get(name)]
+        different = [f"{name} {before[name]!r} there, {now.get(name)!r} here" for name in changed]
+        if files:
+            different.append(f"{', '.join(files)} changed since")
+        if different:
+            raise InputError(f"{self.root} holds another sweep ({', '.join(different)}): {remedy}.")
 
     def strangers(self) -> list[str]:
         """What the folder has that raysat did not make (`raysat.belongings`), by paths from it."""
@@ -208,6 +213,13 @@ class Store(PartFiles):
                 "use the raysat that wrote it, or run the sweep anew."
             )
         return record
+
+    def set_aside(self, cell_ids: Iterable[str], init_ids: Iterable[str] = ()) -> None:
+        """As for all part-files, and drop the checkpoints of the cells."""
+        cells = set(cell_ids)
+        for cell_id in cells:
+            (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
+        super().set_aside(cells, init_ids)
 
     def clear(self) -> None:
         """Delete the folder."""

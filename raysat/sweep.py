@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -36,6 +37,7 @@ from raysat.files import Remote, location
 from raysat.job import load_dataset
 from raysat.losses import resolve
 from raysat.plan import Plan, network_of, plan
+from raysat.schema import FINISHED
 from raysat.sgd import matmul
 from raysat.sgd.autograd import check_compiler
 from raysat.spec import Sweep
@@ -112,6 +114,39 @@ def findings(store: Store, sweep: Sweep) -> dict[str, Finding]:
         curve = curves[row["cell_id"]]
         found[row["cell_id"]] = Finding.of(row, curve["iteration"].tolist(), curve["train_loss"].tolist())
     return found
+
+
+def set_aside_changed(store: Store, laid_out: Plan, console: Console, *, really: bool) -> set[str]:
+    """Find the rows for which a file of the user's own was imported that has changed since, and say so.
+
+    Args:
+        store: The results folder.
+        laid_out: The sweep.
+        console: Where it is said.
+        really: Whether they are set aside, with what is stored of unfinished cells.
+
+    Returns:
+        The cells that run again, by cell_id.
+    """
+    if not laid_out.sources or not store.root.exists():
+        return set()
+    trials, ntk = store.read("trials"), store.read("ntk")
+    initial = ntk[ntk["cell_id"].isna()].to_dict("records")
+    changed = {row["init_id"]: files for row in initial if (files := laid_out.present.changed(row))}
+    cells: dict[str, list[str]] = {}
+    for row in trials[trials["status"].isin(FINISHED)].to_dict("records"):
+        if files := laid_out.present.changed(row) or changed.get(row["init_id"]):
+            cells[row["cell_id"]] = files
+    for files, count in Counter(map(tuple, cells.values())).items():
+        console.print(
+            f"{', '.join(files)} changed since {count} cells had ended: they run again, and their rows are set aside.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if really and (cells or changed):
+        store.set_aside(cells, changed)
+    return set(cells)
 
 
 def about(path: Path) -> dict[str, object]:
@@ -214,7 +249,8 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
     matmul.asked()  # where it names no library, every trial would fail
     store = Store(location(options.results) / sweep.name)
-    laid_out = plan(sweep, options.file.parent)
+    before = None if options.fresh else store.record()
+    laid_out = plan(sweep, options.file.parent, before and before["resolved"].get("code"))
     if not options.dry_run and (busy := other_driver(store)):
         raise InputError(busy)
     with reached(store.root):
@@ -229,7 +265,9 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
                 store.clear()
         else:
             store.check(sweep, laid_out.data)
+        stale = set_aside_changed(store, laid_out, console, really=not options.dry_run)
         found = findings(store, sweep) if store.root.exists() else {}
+        found = {cell_id: finding for cell_id, finding in found.items() if cell_id not in stale}
     if options.dry_run:
         show_cost(laid_out, {cell.cell_id for cell in laid_out.cells} & set(found), console)
         return 0
@@ -273,6 +311,9 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
         signals.arm()
     else:
         console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
+        if before and before["resolved"].get("code") != laid_out.data["code"]:  # an earlier raysat's: it has no files
+            with suppress(InputError):
+                store.open(sweep, about(options.file), laid_out.data)
     for line in agenda.done:
         console.print(line, highlight=False, soft_wrap=True)
     reported = _report(store, options, console)

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 
+from raysat import process
 from raysat.failures import named
 from raysat.models.gpt import gpt
 from raysat.models.linear import linear
@@ -54,6 +55,8 @@ _OPERATORS: dict[type[ast.AST], Callable] = {
 def load(path: Path) -> Sweep:
     """The `Sweep` named `sweep` of a sweep file.
 
+    What the file sets of this process is put back, but for where modules are found and the environment of the workers.
+
     Raises:
         InputError: There is no such file, it does not run, or it has no `sweep`.
     """
@@ -63,7 +66,8 @@ def load(path: Path) -> Sweep:
     module.__file__ = str(path)
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
+        with process.undisturbed(but=process.LASTING):
+            exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except KeyboardInterrupt:

@@ -10,16 +10,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from raysat import identity
 from raysat.cells import Cell
 from raysat.checkpoint import Checkpoint, Progress
 from raysat.data import Dataset
 from raysat.files import location
 from raysat.initial import statistics_of
-from raysat.job import TELL_SECONDS, Job, fitting, initial_network, prepare
+from raysat.job import TELL_SECONDS, Job, begun, fitting, initial_network, prepare
 from raysat.losses import resolve
 from raysat.models import fingerprint
 from raysat.models.linearized import Linearized
-from raysat.models.seeding import seeded
 from raysat.observables import Drift, Evaluator, distance, gradient_squares
 from raysat.recursion import stable_below
 from raysat.rows import Row, describe, describe_cell, inherited, known, where
@@ -92,7 +92,10 @@ class _Trial:
         self.status = COMPLETED
 
     def _from_here(self, stored: Progress) -> Progress:
-        """How far it has come with the stepsize that it has: other statistics may since have given another one."""
+        """How far it has come with the stepsize and the code that it has: there may since have been others."""
+        made = {**describe(self.job.sweep, self.cell.init), "user_files": stored.user_files}
+        if identity.Present.here(self.cell.init).changed(made):
+            return Progress(attempts=stored.attempts, eta=self.eta)
         if stored.weights is None or stored.eta == self.eta or (stored.eta is None and self._is_named):
             return replace(stored, eta=self.eta)
         return Progress(attempts=stored.attempts, eta=self.eta)
@@ -140,6 +143,7 @@ class _Trial:
         self.progress.weights = {name: _of_its_own(value) for name, value in self.network.state_dict().items()}
         self.progress.engine = engine.state_dict() if isinstance(engine, engines.Stateful) else None
         self.progress.at_once = engine.at_once
+        self.progress.user_files = identity.user_files(self.cell.init)
         return self.checkpoint.save(self.progress)
 
     def rows(self, engine: engines.StepEngine, here: Row) -> Rows:
@@ -209,7 +213,7 @@ def run_trials(job: Job) -> list[Rows]:
     Returns:
         Of each cell the row of `trials`, the rows of `curves`, and those of `ntk` for the iterations `ntk_at`.
     """
-    with seeded(job.init.seed):  # what else draws, as a network may that is only evaluated
+    with begun(job):
         return _run_trials(job)
 
 
@@ -261,7 +265,7 @@ def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[st
 
 def _rows(trials: Sequence[_Trial], engine: engines.StepEngine, device: torch.device) -> dict[str, Rows]:
     """The rows of trials that end together, by cell_id."""
-    here = where(device)
+    here = where(device, trials[0].job.init)
     return {trial.cell.cell_id: trial.rows(engine, here) for trial in trials}
 
 

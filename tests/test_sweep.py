@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
-from raysat import driver, plugins
+from raysat import driver
 from raysat.schema import arrow_schema
 from raysat.sweep import main
 from raysat.validation import InputError
@@ -226,8 +226,9 @@ def test_own_model_and_data_and_their_code_in_the_identity(tmp_path, capsys):
     assert pd.read_parquet(tmp_path / "results" / "own" / "ntk")["method"].tolist() == ["gram"]
     assert capsys.readouterr().out.count("no rule for Scale, which holds 1.factor") == 1
     (tmp_path / "my_data.py").write_text(OWN_MODULE.replace("x.sum", "2 * x.sum"))
-    sys.modules.pop("my_data")
+    capsys.readouterr()
     assert run(tmp_path / "own.py") == 2  # other code, other cells: not mixed into one folder
+    assert "own holds another sweep (my_data.py changed since): use another --results" in capsys.readouterr().err
     assert run(tmp_path / "own.py", "--fresh") == 0
 
 
@@ -236,14 +237,15 @@ def test_a_trial_that_raises_is_a_row_and_the_sweep_goes_on(tmp_path, capsys):
     broken = OWN_MODULE.replace(
         "def build(",
         "class Touchy(torch.nn.Linear):\n    def forward(self, x):\n        if torch.is_grad_enabled() and "
-        "len(x) == 1 and Touchy.armed:\n            raise ValueError('touched')\n        return super().forward(x)\n"
-        "    armed = False\n\ndef build(",
+        "len(x) == 1 and 'ARMED' in os.environ:\n            raise ValueError('touched')\n"
+        "        return super().forward(x)\n\ndef build(",
     ).replace("torch.nn.Linear(inputs, width)", "Touchy(inputs, width)")
-    (tmp_path / "my_data.py").write_text(broken)
+    (tmp_path / "my_data.py").write_text(f"import os\n{broken}")
 
     def armed(job, run_trials=driver.run_trials):
-        plugins.resolve("my_data:load").__globals__["Touchy"].armed = True
-        return run_trials(job)
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setenv("ARMED", "1")
+            return run_trials(job)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(driver, "run_trials", armed)

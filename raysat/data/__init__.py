@@ -3,7 +3,7 @@
 from raysat.data.dataset import Dataset
 from raysat.data.fields import Fields
 from raysat.data.linear import LinearProblem, linear_problem
-from raysat.data.loading import NAMES, load
+from raysat.data.loading import NAMES, forget_own, load
 from raysat.data.preprocessing import preprocess
 from raysat.data.sharing import load_shared
 from raysat.data.sources import look_also_in, put
@@ -13,6 +13,7 @@ __all__ = [
     "Dataset",
     "Fields",
     "LinearProblem",
+    "forget_own",
     "linear_problem",
     "load",
     "load_shared",

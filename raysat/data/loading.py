@@ -6,16 +6,19 @@ import ast
 import inspect
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from raysat import identity, plugins, process
 from raysat.cells import DTYPES, is_reference
 from raysat.data.builtin import BUILTIN, fixed_subset
 from raysat.data.dataset import Dataset
 from raysat.data.preprocessing import preprocess
+from raysat.models.seeding import seeded
 from raysat.plugins import explained, resolve
 from raysat.validation import InputError
 
@@ -60,24 +63,46 @@ def load(
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}.")
     builder, options = _imported(name) if is_reference(name) else _built_in(name)
+    wanted = _Wanted(name, builder, options, plugins.digest(plugins.installed()) if is_reference(name) else "")
     make = _load if keep else _load.__wrapped__
-    return make(name, builder, options, n_train, n_test, preprocessing, dtype, os.environ.get("RAYSAT_DATA"))
+    dataset, files = make(wanted, n_train, n_test, preprocessing, dtype, os.environ.get("RAYSAT_DATA"))
+    identity.note(files)
+    return dataset
+
+
+def forget_own() -> None:
+    """Load what loaders of the user's own return anew when it is asked for next."""
+    _load.cache_clear()
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A data set by name; of the user's own, whose modules each job imports anew, also by their texts."""
+
+    name: str
+    builder: Callable[..., Dataset] = field(compare=False)
+    options: Options
+    code: str
 
 
 @lru_cache(maxsize=2)
 def _load(
-    name: str,
-    builder: Callable[..., Dataset],
-    options: Options,
+    wanted: _Wanted,
     n_train: int | None,
     n_test: int | None,
     preprocessing: str,
     dtype: str,
     data_folder: str | None,
-) -> Dataset:
-    """`load` behind its memory. The folder is an argument because what is remembered depends on it."""
-    with explained(name):
-        dataset = builder(**dict(options))
+) -> tuple[Dataset, dict[str, str]]:
+    """`load` behind its memory, and the files that it has executed.
+
+    The folder is an argument because what is remembered depends on it. A loader of the user's own draws the same
+    numbers wherever it is called.
+    """
+    name = wanted.name
+    with process.undisturbed(but=process.LASTING), seeded(0), explained(name), ExitStack() as stack:
+        files = stack.enter_context(identity.recorded()) if is_reference(name) else {}
+        dataset = wanted.builder(**dict(wanted.options))
     if not isinstance(dataset, Dataset):
         raise InputError(
             f"dataset={name!r} returned {type(dataset).__name__}: return raysat.data.Dataset(x=..., y=...)."
@@ -86,7 +111,7 @@ def _load(
     target = getattr(torch, dtype)
     if isinstance(dataset.x, Tensor) and dataset.x.is_floating_point():
         dataset = _cast(dataset, torch.promote_types(dataset.x.dtype, target))
-    return _cast(preprocess(dataset, preprocessing), target)
+    return _cast(preprocess(dataset, preprocessing), target), files
 
 
 def _built_in(name: str) -> tuple[Callable[..., Dataset], Options]:

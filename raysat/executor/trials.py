@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from raysat import process
 from raysat.cells import Cell, Initialization
 from raysat.executor.jobs import Function, Listener, Outcome, Source, attempt
 from raysat.job import Job
@@ -64,9 +65,14 @@ def run_on_tune(
     reached: dict[str, tuple[int, int]] = {}  # how far a job was when its process died last, and is now
     again: list[Job] = []  # to be given to Tune anew
     given: Counter[str] = Counter()  # how often a job was given anew
+    leaving: set[str] = set()  # jobs that were given to a process which runs no more
     shared, company = source.shared, _Company(storage / "up") if local else None
 
     def trainable(config: dict) -> None:
+        if process.for_good():  # what runs next is to run as anywhere else
+            tune.report({"leaves": True})
+            os._exit(0)
+
         def opened(sealed: _Sealed) -> Job:
             row = ray.get(sealed.statistics) if sealed.statistics else {}
             parts = {name: getattr(sealed, name) for name in ("init", "cell", "engine", "gpus")}
@@ -136,19 +142,24 @@ def run_on_tune(
             self.due = len(self.outcomes)
 
         def on_trial_start(self, iteration: int, trials: list, trial: object, **_: object) -> None:
-            if job := jobs.get(repr(trial.config["job"])):
+            key = repr(trial.config["job"])
+            if key in leaving:  # the process that had it has not begun
+                leaving.discard(key)
+            elif job := jobs.get(key):
                 listener.started(job)
 
         def on_trial_result(self, iteration: int, trials: list, trial: object, result: dict, **_: object) -> None:
             if "outcome" in result:
                 self._ended(trial, *result.pop("outcome"))
+            elif "leaves" in result:
+                leaving.add(repr(trial.config["job"]))
             elif "told" in result and (job := jobs.get(repr(trial.config["job"]))):
                 reached[job.key] = reached.get(job.key, (0, 0))[0], result["told"][0]
                 listener.told(job, *result["told"])
 
         def on_trial_recover(self, iteration: int, trials: list, trial: object, **_: object) -> None:
             before, now = reached.get(key := repr(trial.config["job"]), (0, 0))
-            if now > before or _lost_its_node(trial):
+            if now > before or key in leaving or _lost_its_node(trial):
                 trial.max_failures += 1  # this failure does not count
                 reached[key] = now, now
 

@@ -14,6 +14,7 @@ from raysat.models.linearized import Linearized
 from raysat.models.seeding import seeded
 from raysat.models.unpacked import Unpacked, adapt
 from raysat.plugins import explained, resolve
+from raysat.process import LASTING, undisturbed
 from raysat.validation import InputError
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
@@ -36,7 +37,8 @@ def build(
     """The network of a model at initialization.
 
     The weights are drawn on the CPU from the global generators, of PyTorch, NumPy or Python, seeded for the call, so
-    that a seed means the same weights on every device, and the user's own modules need to know nothing of seeds.
+    that a seed means the same weights on every device, and the user's own modules need to know nothing of seeds. What
+    a builder sets of the process, such as the default dtype, holds for its own network and is put back.
 
     Args:
         model: The architecture.
@@ -67,7 +69,7 @@ def build(
         )
     if vocabulary is not None and "vocabulary" in inspect.signature(builder).parameters:
         options["vocabulary"] = vocabulary
-    with seeded(seed), explained(model.builder):
+    with undisturbed(but=LASTING), seeded(seed), explained(model.builder):
         network = builder(width, input_shape, outputs, **options)
     if not isinstance(network, nn.Module):
         raise InputError(f"{model.builder} returned {type(network).__name__}: return a torch.nn.Module.")

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from raysat.process import generators_kept
+
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
@@ -17,14 +19,8 @@ def seeded(seed: int) -> Iterator[None]:
     Args:
         seed: The seed. NumPy takes its last 32 bits.
     """
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            np.random.seed(seed % (1 << 32))
-            random.seed(seed)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+    with generators_kept():
+        torch.manual_seed(seed)
+        np.random.seed(seed % (1 << 32))
+        random.seed(seed)
+        yield

@@ -1,0 +1,294 @@
+"""Which user code a result is of: what of it may change without an effect, and what runs again where it has changed."""
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from raysat import plugins
+from raysat.partfiles import KEYS
+from raysat.store import Store
+from raysat.sweep import main
+
+SWEEP = """
+from raysat import Sweep, fixed, mlp
+sweep = Sweep(name="own", dataset="my_data:load", models=["my_model:build", mlp(1)], widths=[4], batch_sizes=[1, 8],
+              stepsizes=[fixed(0.01)], iterations=5, preprocessing="none")
+"""
+DATA = """
+import torch
+from raysat.data import Dataset
+
+def load():
+    from my_numbers import count
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count(), 3, generator=generator)
+    return Dataset(x=x, y=x.sum(1, keepdim=True))
+"""
+MODEL = '''
+"""A model."""
+import torch
+from my_parts.layers import middle
+
+def build(width, input_shape, outputs):
+    import importlib
+    last = importlib.import_module("my_" + "head")
+    return torch.nn.Sequential(torch.nn.Linear(input_shape[0], width), middle(), last.head(width, outputs))
+'''
+PLAIN = MODEL.replace('import importlib\n    last = importlib.import_module("my_" + "head")', "import my_head as last")
+FILES = {
+    "my_data.py": DATA,
+    "my_model.py": MODEL,
+    "my_numbers.py": "def count():\n    return 8\n",
+    "my_head.py": "import torch\n\ndef head(width, outputs):\n    return torch.nn.Linear(width, outputs)\n",
+    "my_parts/__init__.py": "",
+    "my_parts/layers.py": (
+        "import torch\n\ndef middle():\n    from . import inner\n"
+        "    return torch.nn.Sequential(torch.nn.Tanh(), inner.last())\n"
+    ),
+    "my_parts/inner.py": "import torch\n\ndef last():\n    return torch.nn.Softplus()\n",
+    "sweep.py": SWEEP,
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.setattr("raysat.report.finish", lambda *_: None)
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.fixture
+def run(project, capsys):
+    """Runs the sweep in process; returns the exit code and all that was said."""
+
+    def run(*arguments):
+        code = main([str(project / "sweep.py"), "--results", str(project / "results"), "--inline", *arguments])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return run
+
+
+def trials(project):
+    return Store(project / "results" / "own").read("trials").set_index("cell_id").sort_index()
+
+
+def replace(path, old, new):
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def merge(project):
+    """As after many cells."""
+    store = Store(project / "results" / "own")
+    store._loose = store.finished()
+    store._merge()
+    assert list((store.root / "trials").glob("merged-*"))
+
+
+def test_a_row_names_the_files_that_were_imported_for_it(project, run):
+    assert run()[0] == 0
+    found = {model: set(map(str, rows)) for model, rows in trials(project).groupby("model")["user_files"]}
+    ((own,), (builtin,)) = found["my_model:build"], found["mlp"]
+    assert set(json.loads(builtin)) == {"my_data.py", "my_numbers.py"}
+    assert set(json.loads(own)) == set(FILES) - {"sweep.py"}
+    ntk = Store(project / "results" / "own").read("ntk").set_index("model")["user_files"]
+    assert ntk.to_dict() == {"my_model:build": own, "mlp": builtin}
+
+
+@pytest.mark.parametrize("part", ["loose", "merged"])
+@pytest.mark.parametrize(
+    ("file", "old", "new", "models"),
+    [
+        ("my_head.py", "torch.nn.Linear(width, outputs)", "torch.nn.Linear(width, outputs, bias=False)", 1),
+        ("my_parts/inner.py", "Softplus", "Tanh", 1),
+        ("my_numbers.py", "return 8", "return 4 + 4", 2),
+    ],
+)
+def test_where_a_file_has_changed_its_cells_run_again_and_a_line_names_it(project, run, part, file, old, new, models):
+    assert run()[0] == 0
+    if part == "merged":
+        merge(project)
+    before = trials(project)
+    replace(project / file, old, new)
+    code, said = run("--dry-run")
+    assert code == 0
+    assert trials(project).equals(before)
+    code, said = run()
+    assert code == 0
+    assert f"{file} changed since {2 * models} cells had ended: they run again" in said
+    after = trials(project)
+    assert set(after.index) == set(before.index)
+    again = after.index[after["finished_at"] != before["finished_at"]]
+    assert len(again) == 2 * models
+    assert "my_model:build" in set(after.loc[again, "model"])
+    root = project / "results" / "own"
+    aside = {table: [pd.read_parquet(path) for path in (root / "set-aside" / table).iterdir()] for table in KEYS}
+    assert set(pd.concat(aside["trials"])["cell_id"]) == set(again)
+    assert set(pd.concat(aside["curves"])["cell_id"]) == set(again)
+    assert len(pd.concat(aside["ntk"])) == models
+    table = pd.concat([pd.read_parquet(path) for path in (root / "trials").glob("[!._]*.parquet")], ignore_index=True)
+    assert table["cell_id"].is_unique
+    assert "are finished" in run()[1]
+
+
+def test_a_file_that_moves_along_the_path_is_the_same_and_one_that_is_gone_is_not(project, run):
+    optional = "try:\n        from my_numbers import count\n    except ImportError:\n        count = lambda: 8"
+    replace(project / "my_data.py", "from my_numbers import count", optional)
+    assert run()[0] == 0
+    (project / "my_lib").mkdir()
+    (project / "my_numbers.py").rename(project / "my_lib" / "my_numbers.py")
+    sys.path.append(str(project / "my_lib"))
+    assert "all 4 cells are finished" in run()[1]
+    (project / "my_lib" / "my_numbers.py").unlink()
+    assert "my_numbers.py changed since 4 cells had ended" in run()[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "more"),
+    [
+        ("my_model.py", "# a comment\n"),
+        ("my_model.py", "\n\nimport math\nfrom torch.nn import functional as F\nSIZE = 3\n\n"
+         "def build_other(w, i, o):\n    return F.relu(math.pi * SIZE)\n\nclass Other(torch.nn.Module):\n    pass\n"),
+        ("my_parts/layers.py", "\n\ndef another():\n    return torch.nn.ReLU()\n"),
+        ("my_head.py", "   \n# a comment\n"),
+        ("my_data.py", "\ndef load_other():\n    return None\n"),
+        ("my_new.py", "x = 1\n"),
+    ],
+)  # fmt: skip
+def test_comments_layout_and_other_functions_run_nothing_again(project, run, file, more):
+    (project / "my_model.py").write_text(PLAIN)
+    assert run()[0] == 0
+    path = project / file
+    path.write_text((path.read_text() if path.exists() else "") + more)
+    code, said = run()
+    assert code == 0
+    assert "all 4 cells are finished" in said
+
+
+def test_docstrings_and_line_breaks_run_nothing_again(project, run):
+    assert run()[0] == 0
+    replace(project / "my_model.py", '"""A model."""', '"""Another\nword."""')
+    replace(project / "my_parts" / "layers.py", "middle():\n", 'middle():\n    """The middle."""\n\n')
+    replace(
+        project / "my_data.py", "count(), 3, generator=generator", "\n        count(), 3, generator=generator\n    "
+    )
+    assert "all 4 cells are finished" in run()[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [("my_data.py", "manual_seed(0)", "manual_seed(1)"), ("my_parts/layers.py", "torch.nn.Tanh()", "torch.nn.ReLU()")],
+)
+def test_what_is_known_to_differ_before_the_run_is_another_sweep_and_its_file_is_named(project, run, file, old, new):
+    assert run()[0] == 0
+    before = trials(project)
+    replace(project / file, old, new)
+    code, said = run()
+    assert code == 2
+    assert f"holds another sweep ({file} changed since): use another --results" in said
+    assert trials(project).equals(before)
+    assert run("--fresh")[0] == 0
+
+
+def test_other_axes_and_models_grow_beside_what_is_finished(project, run):
+    assert run()[0] == 0
+    before = trials(project)
+    (project / "my_second.py").write_text(
+        "from my_model import build as first\n\ndef build(w, i, o):\n    return first(w, i, o)\n"
+    )
+    assert run("--set", "models=['my_model:build', mlp(1), 'my_second:build']", "--set", "widths=[4, 5]")[0] == 0
+    after = trials(project)
+    assert len(after) == 12
+    pd.testing.assert_frame_equal(after.loc[before.index], before)
+    replace(project / "my_head.py", "torch.nn.Linear(width, outputs)", "torch.nn.Linear(width, outputs, bias=False)")
+    code, said = run("--set", "models=[mlp(1)]")  # whose code has not changed; what is not asked for stays
+    assert code == 0
+    assert "all 2 cells are finished" in said
+    assert len(trials(project)) == 12
+
+
+def test_results_of_an_earlier_raysat_stay_where_their_text_does(project, run, monkeypatch):
+    """It had one digest of all texts, in all ids, and named no files in rows."""
+    assert run()[0] == 0
+    store = Store(project / "results" / "own")
+    # What it took for the code: the modules that are imported with the references.
+    static = ["my_data", "my_model", "my_parts", "my_parts.layers"]
+    texts = {name: FILES.get(f"{name.replace('.', '/')}.py", FILES.get(f"{name}/__init__.py")) for name in static}
+    earlier = plugins.digest({name: plugins.Source(text) for name, text in texts.items()})
+    record = json.loads(store.sweep_file.read_text())
+    assert set(record["resolved"]["code"]["files"]) == {"my_data:load", "my_model:build"}
+    old = record | {"resolved": record["resolved"] | {"code": earlier}}
+
+    store.clear()
+    store.root.mkdir(parents=True)
+    store.sweep_file.write_text(json.dumps(old))
+    monkeypatch.setattr("raysat.trial.where", lambda device, _: _unnamed(device))
+    monkeypatch.setattr("raysat.initial.where", lambda device, _: _unnamed(device))
+    assert run()[0] == 0  # with the ids that it gave
+    before = trials(project)
+    assert before["user_files"].isna().all()
+    store.sweep_file.write_text(json.dumps(old))
+    assert "all 4 cells are finished" in run()[1]
+    replace(project / "my_model.py", '"""A model."""', '"""Another."""')  # the folder knows its files by now
+    assert "all 4 cells are finished" in run()[1]
+    replace(project / "my_head.py", "torch.nn.Linear(width, outputs)", "torch.nn.Linear(width, outputs, bias=False)")
+    assert "all 4 cells are finished" in run()[1]  # its rows do not name what they imported
+
+    store.sweep_file.write_text(json.dumps(old))
+    code, said = run()
+    assert code == 2
+    assert "my_data.py or my_model.py or my_parts/__init__.py or my_parts/layers.py changed since" in said
+
+
+def _unnamed(device):
+    from raysat.rows import where
+
+    return where(device)
+
+
+def test_on_ray_as_in_process(project, monkeypatch):
+    monkeypatch.undo()
+    command = [sys.executable, "-m", "raysat.sweep", str(project / "sweep.py"), "--results", str(project / "results")]
+
+    def on_ray(*arguments):
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300, check=False)
+
+    done = on_ray()
+    assert done.returncode == 0, done.stderr
+    files = trials(project).groupby("model")["user_files"].unique()
+    assert set(json.loads(files["my_model:build"][0])) == set(FILES) - {"sweep.py"}
+    assert len(files["my_model:build"]) == 1
+    replace(project / "my_head.py", "torch.nn.Linear(width, outputs)", "torch.nn.Linear(width, outputs, bias=False)")
+    done = on_ray("--inline")
+    assert done.returncode == 0, done.stderr
+    assert "my_head.py changed since 2 cells had ended" in " ".join(done.stdout.split())
+    assert "all 4 cells are finished" in on_ray().stdout
+
+
+def test_a_checkpoint_of_other_code_is_left(project, run, monkeypatch):
+    """A trial that goes on after its helper has changed starts over."""
+    from raysat import trial
+
+    def interrupted(*arguments, advance=trial._advance):
+        _, (one,), *_ = arguments
+        advance(*arguments)
+        if one.progress.iteration >= 2 and one.cell.init.model.label == "my_model:build":
+            one.save(arguments[0])
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "_advance", interrupted)
+        assert run()[0] == 130
+    checkpoints = project / "results" / "own" / "checkpoints"
+    assert len(list(checkpoints.iterdir())) == 1
+    replace(project / "my_head.py", "torch.nn.Linear(width, outputs)", "torch.nn.Linear(width, outputs, bias=False)")
+    assert run()[0] == 0
+    resumed = trials(project)["loss_final"]
+    assert run("--fresh")[0] == 0
+    pd.testing.assert_series_equal(resumed, trials(project)["loss_final"], check_exact=True)
