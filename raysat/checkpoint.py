@@ -106,8 +106,11 @@ class Checkpoint:
         except (FileNotFoundError, NotADirectoryError):
             return None
         try:
-            if damaged := ZipFile(io.BytesIO(content)).testzip():  # torch.load passes over the checksums
+            archive = ZipFile(io.BytesIO(content))
+            if damaged := archive.testzip():  # torch.load passes over the checksums
                 raise BadZipFile(f"{damaged} has another checksum")
+            if any(entry.external_attr for entry in archive.infolist()):  # torch reads nothing of what looks a folder
+                raise BadZipFile("an entry has attributes that were not written")
             return Progress(**torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
         except MemoryError:
             raise
