@@ -125,8 +125,11 @@ def read(content: bytes, cell_id: str) -> Progress:
     Raises:
         Exception: The file is damaged, or has something else.
     """
-    if damaged := ZipFile(io.BytesIO(content)).testzip():  # torch.load passes over the checksums
+    archive = ZipFile(io.BytesIO(content))
+    if damaged := archive.testzip():  # torch.load passes over the checksums
         raise BadZipFile(f"{damaged} has another checksum")
+    if any(entry.external_attr for entry in archive.infolist()):  # torch reads nothing of what looks like a folder
+        raise BadZipFile("an entry has attributes that were not written")
     stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if (of := stored.pop("cell_id", cell_id)) != cell_id:  # an earlier raysat did not say so
         raise ValueError(f"it is of cell {of}")

@@ -95,7 +95,8 @@ def test_a_damaged_checkpoint_is_noticed_wherever_the_damage_is(store, caplog):
     """torch.load alone would return other weights: it passes over the checksums that torch.save writes."""
     content = store.path.read_bytes()
     fresh = 0
-    for at in range(0, len(content), 7):
+    attributes = content.rindex(b".a.pt/data/0") - 8  # of an entry, which no checksum covers
+    for at in sorted({*range(0, len(content), 7), *range(attributes, attributes + 4)}):
         store.path.write_bytes(content[:at] + bytes([content[at] ^ 16]) + content[at + 1 :])
         found = Checkpoint(store.path).load()
         fresh += found.weights is None

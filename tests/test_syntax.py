@@ -47,8 +47,7 @@ TEXTS = {
     "my_package": "",
     "my_package.layers": "from . import base\n\nclass Layer(base.Base):\n    size = 3\n",
     "my_package.base": (
-        "import torch\nfrom .layers import Layer\n\n"
-        "class Base(torch.nn.Module):\n    pass\n\nclass Else:\n    pass\n"
+        "import torch\nfrom .layers import Layer\n\nclass Base(torch.nn.Module):\n    pass\n\nclass Else:\n    pass\n"
     ),
     "my_inner": "import torch\n\ndef last():\n    return torch.nn.Identity()\n",
 }
@@ -73,8 +72,8 @@ def moved(**changed):
         ("my_main", "    return WIDTH", "    return WIDTH + unrelated()"),
         ("my_main", "from torch import nn\n", "import math\nfrom torch import Tensor, nn\n"),
         ("my_main", "\nlog =", "\nfrom my_inner import last as unused\n\nSIZE = 3\n\nlog ="),
-        ("my_main", "def unrelated", "class Other(Net):\n    pass\n\ndef second():\n    return Other()\n\ndef unrelated"),
-        ("my_main", "    return WIDTH\n", "    return WIDTH\n\nif __name__ == '__main__':\n    print(build(1, 2, 3))\n"),
+        ("my_main", "def unrelated", "class Other(Net):\n    pass\n\ndef b():\n    return Other()\n\ndef unrelated"),
+        ("my_main", "    return WIDTH\n", "    return WIDTH\n\nif __name__ == '__main__':\n    print(build(1, 2))\n"),
         ("my_helper", "return 1", "return 2"),
         ("my_fast", "def walk(x):\n    return x", "def walk(x):\n    return 2 * x"),
         ("my_package__base", "class Else:\n    pass", "class Else:\n    size = 4"),
