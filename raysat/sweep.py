@@ -316,18 +316,18 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
                 store.open(sweep, about(options.file), laid_out.data)
     for line in agenda.done:
         console.print(line, highlight=False, soft_wrap=True)
-    reported = _report(store, options, console)
+    reported = _report(store, console)
     signals.close()
     if failed:
         _say(f"{len(failed)} cells failed; the same command tries them again:")
-        for said, names in by_cause(failed).items():
+        for why, names in by_cause(failed).items():
             first = names[0] if len(names) == 1 else f"{len(names)} cells, the first {names[0]}"
-            _say(f"  {said} ({first})")
+            _say(f"  {why} ({first})")
         return ending.CELLS_FAILED
     return ending.FINISHED if reported else ending.NO_REPORT
 
 
-def _report(store: Store, options: argparse.Namespace, console: Console) -> bool:
+def _report(store: Store, console: Console) -> bool:
     """Make the report, or say why there is none: the results stand without it. Returns whether there is one."""
     try:
         from raysat import report  # not at the head, for it loads matplotlib: bad input is answered before
@@ -337,7 +337,7 @@ def _report(store: Store, options: argparse.Namespace, console: Console) -> bool
         if not isinstance(error, (OSError, InputError)):
             print(traced(error), file=sys.stderr)
         again = f"python -m raysat.report {store.root}"
-        _say(f"the report could not be made ({named(error)}). The results are complete; make it again by {again}")
+        _say(f"the report could not be made ({named(error)}). The results stand; make it again by {again}")
         return False
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable
 from functools import wraps
@@ -74,7 +75,8 @@ def is_whole(value: object) -> bool:
 
 def positive(name: str, value: object) -> float:
     """The value, a positive and finite number, Python's or NumPy's, as Python's."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value <= sys.float_info.max:
+    as_float = isinstance(value, Real) and not (isinstance(value, Integral) and value > LARGEST)
+    if isinstance(value, bool) or not as_float or not 0 < value < math.inf:
         raise InputError(f"{name} has {shown(value)}: give positive, finite numbers.")
     return float(value)
 

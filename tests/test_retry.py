@@ -70,7 +70,8 @@ def test_what_no_table_can_hold_holds_nothing_up_and_is_replaced_by_the_reason()
     writer.do(refused)
     writer.do(lambda: disk.write("b"))
     assert disk.kept == ["ValueError: no column speed", "b"]
-    assert said == ["A result cannot be stored (ValueError: no column speed): the next run computes it again."]
+    why = "(ValueError: no column speed): the next run computes it again."
+    assert said == [f"A result cannot be stored in results/small {why}"]
 
 
 def test_what_is_abandoned_is_tried_once_more_and_counted():
