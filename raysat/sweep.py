@@ -254,6 +254,8 @@ def _main(options: argparse.Namespace, console: Console) -> int:
             load = partial(beside.submit, import_module, "raysat.report")
             failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares, meanwhile=load)
     else:
+        if store.record() is None:  # lost, and all rows are there
+            store.open(sweep, about(options.file), laid_out.data)
         console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
     for line in agenda.done:
         console.print(line, highlight=False, soft_wrap=True)
