@@ -310,6 +310,8 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
             failed = run(laid_out, agenda, store, executor, *show, shares=shares, meanwhile=load, check=signals.check)
         signals.arm()
     else:
+        if store.record() is None:  # lost, and all rows are there
+            store.open(sweep, about(options.file), laid_out.data)
         console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
         if before and before["resolved"].get("code") != laid_out.data["code"]:  # an earlier raysat's: it has no files
             with suppress(InputError):
