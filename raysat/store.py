@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 
@@ -89,8 +90,14 @@ class Store(PartFiles):
             self.checkpoints.mkdir(exist_ok=True)
             record = {"schema": SCHEMA_VERSION, "sweep": asdict(sweep), "resolved": dict(resolved), **about}
             write_aside(self.sweep_file, lambda path: path.write_text(json.dumps(record, indent=2) + "\n"))
-            self._settle()
+            self.settle()
             self._loose = self.finished() & {path.stem for path in self._parts("trials")}
+
+    def settle(self) -> None:
+        """Bring in order what earlier runs have left, and set aside what merged part-files have of unfinished cells."""
+        self._settle()
+        if again := set().union(*self._merged.values()) - self.finished():
+            self.set_aside(again)
 
     def check(self, sweep: Sweep, resolved: Mapping[str, object]) -> None:
         """Raise `InputError` unless the folder is new or holds cells of this very sweep."""
@@ -168,7 +175,8 @@ class Store(PartFiles):
         self._write("curves", cell_id, curve)
         self._write("trials", cell_id, [row])
         if row["status"] in FINISHED:
-            (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
+            with suppress(OSError):  # what is left of it costs room, and the row nothing
+                (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
             self._loose.add(cell_id)
             if len(self._loose) >= LOOSE:
                 try:

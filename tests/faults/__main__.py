@@ -23,9 +23,9 @@ def main() -> int:
     parser.add_argument("--only", choices=["inline", "ray"], help="draws in process, or under Ray, alone")
     parser.add_argument("--planted", action="store_true", help="plant defects, and count the draws until each is found")
     options = parser.parse_args()
-    if options.planted:
-        return planted()
     with Bench() as bench:
+        if options.planted:
+            return planted(bench)
         if options.seed:
             draws = [bench.draw(seed) for seed in options.seed]
             print(*draws, sep="\n")
@@ -57,23 +57,24 @@ def table(bench: Bench, options: argparse.Namespace) -> int:
     return int(failed.total() > 0)
 
 
-def planted() -> int:
+def planted(bench: Bench) -> int:
     """Plant defects, and count the draws until each is found. Returns 1 where one is not within 50."""
     missed = 0
     for name in DEFECTS:
-        found = find(name)
+        found = find(bench, name)
         missed += found is None
         print(f"{name}: " + ("not found in 50 draws" if found is None else f"found in draw {found}"), flush=True)
     return int(missed > 0)
 
 
-def find(defect: str, most: int = 50) -> int | None:
+def find(bench: Bench, defect: str, most: int = 50) -> int | None:
     """The number of the draw, in process, that finds a planted defect and passes without it."""
-    with Bench(defect) as bench, Bench() as sound:
-        seeds = [seed for seed in range(10 * most) if not on_ray(seed)][:most]
-        for number, seed in enumerate(seeds, 1):
-            if bench.draw(seed).problems and not sound.draw(seed).problems:
-                return number
+    seeds = [seed for seed in range(10 * most) if not on_ray(seed)][:most]
+    for number, seed in enumerate(seeds, 1):
+        with bench.planted(defect):
+            found = bench.draw(seed).problems
+        if found and not bench.draw(seed).problems:
+            return number
     return None
 
 

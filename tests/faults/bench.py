@@ -8,15 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 
-from faults import checks, victims
+from faults import checks
 from faults.checks import Ended
 from faults.damage import damage
 from faults.plans import Fault, drawn, on_ray
@@ -89,15 +89,10 @@ class Draw:
 
 
 class Bench:
-    """Where draws are made. A context manager.
+    """Where draws are made. A context manager."""
 
-    Args:
-        plant: One of `planted.DEFECTS`, in every run that is struck.
-    """
-
-    def __init__(self, plant: str = "") -> None:
-        self.plant = plant
-        self.draws = 0
+    def __init__(self) -> None:
+        self.plant, self.draws = "", 0
 
     def __enter__(self) -> Bench:
         self._kept = TemporaryDirectory(prefix="faults-")
@@ -129,6 +124,15 @@ class Bench:
         self.server.stdin.close()
         self.server.wait()
         self._kept.cleanup()
+
+    @contextmanager
+    def planted(self, defect: str) -> Iterator[None]:
+        """Plant one of `planted.DEFECTS` in every run that is struck."""
+        self.plant = defect
+        try:
+            yield
+        finally:
+            self.plant = ""
 
     @cached_property
     def starts(self) -> dict[str, Path]:
@@ -190,7 +194,8 @@ class Bench:
         asked = work / "request.json"
         asked.write_text(json.dumps(request))
         temporary = TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True)  # sockets' names are short
-        more = {"FAULTS_REQUEST": str(asked), "RAY_TMPDIR": temporary.name, "TMPDIR": temporary.name}
+        more = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}  # and not a minute, for one that is dead
+        more |= {"FAULTS_REQUEST": str(asked), "RAY_TMPDIR": temporary.name, "TMPDIR": temporary.name}
         command = [sys.executable, "-W", "ignore", "-m", "faults.child", str(asked)]
         with open(request["stdout"], "w") as out, open(request["stderr"], "w") as err, temporary:
             process = subprocess.Popen(command, env=self.environment | more, cwd=work, stdout=out, stderr=err)
@@ -226,7 +231,8 @@ class Bench:
             ended = self.run(work, root, fault, ray=ray)
             draw.struck = _text(work / "struck").partition("\n")[0]
             codes, mute = allowed(fault)
-            problems += [f"{one} (struck)" for one in checks.ended_well(ended, codes, mute=mute)]
+            if draw.struck:
+                problems += [f"{one} (struck)" for one in checks.ended_well(ended, codes, mute=mute)]
             problems += _text(work / "problems").splitlines()
             problems += [f"{one}, after the fault" for one in checks.readable(root)]
             problems += _rerun(before, ended)
@@ -252,18 +258,15 @@ class Bench:
 
 def allowed(fault: Fault) -> tuple[set[int], bool]:
     """The exit codes that a fault allows, and whether the last line may be lost."""
-    mute = {"print", "complain"} & set(fault.kinds) and fault.action == "error"
-    if fault.action == "signal" and fault.victim in ("self", "driver"):
-        if fault.role == "worker":
-            return {0}, False
-        return {"SIGKILL": {-signal.SIGKILL}, "SIGTERM": {130, 143}, "SIGINT": {130}}[fault.signal], False
-    if fault.action == "signal":  # Ray's own programs: the driver may go on or end, with its sentence
-        return {0, 1, 2}, False
-    if fault.action == "raise":
-        return {0, 1, 2, 130} if fault.raises == "interrupt" else {0, 1, 2}, False
-    if fault.action == "delay":
-        return {0}, False
-    return {0, 1, 2}, bool(mute)
+    if fault.action == "signal":
+        if fault.victim != "self":  # Ray's own programs: the driver may go on, or end with its sentence
+            return {0, 1, 4}, False
+        ends = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}
+        return ({0} if fault.role == "worker" else {ends[fault.signal]}), False
+    if fault.action == "raise":  # 5 is the driver's own error, as of a loader that raises before any trial
+        return {"interrupt": {0, 1, 130}, "ray": {0, 1, 4}, "connection": {0, 1, 4}}.get(fault.raises, {1, 2, 5}), False
+    mute = {"print", "complain"} <= set(fault.kinds) or fault.name == "terminal"
+    return ({0} if fault.name in ("delay", "terminal") else {0, 1, 2, 3}), mute
 
 
 def _rerun(finished: set[str], ended: Ended) -> list[str]:
@@ -272,7 +275,7 @@ def _rerun(finished: set[str], ended: Ended) -> list[str]:
 
 
 def _events(work: Path) -> Sequence[tuple[str, str]]:
-    return [tuple((line.split(" ", 1) + [""])[:2]) for line in _text(work / "events").splitlines()]
+    return [line.partition(" ")[::2] for line in _text(work / "events").splitlines()]
 
 
 def _text(path: Path) -> str:

@@ -3,7 +3,7 @@
     python -m faults.child REQUEST.json     runs one command
     python -m faults.child                  forks a process for each request that comes as a line
 
-A forked one costs a fraction of a second where a new one takes five. It leaves as any process does, by Python's own end.
+A forked one costs a fraction of a second where a new one takes five. It ends as any process does, by Python's own end.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def _flipped(path: Path, random: Random) -> None:
 
 def _swapped(path: Path, random: Random) -> None:
     """Its content and that of another file of the folder change places; where there is no other, it gets its name."""
-    others = [other for other in path.parent.iterdir() if other.is_file() and other != path]
+    others = [other for other in path.parent.glob("[!.]*") if other.is_file() and other != path]
     if path.suffix == ".pt":
         others = [path.with_name(f"{row.stem}.pt") for row in (path.parent.parent / "ntk").glob("[0-9a-f]*.parquet")]
     other = random.choice(sorted(others))
@@ -59,7 +59,7 @@ def damage(root: Path, file: str, way: str, seed: int) -> str:
     """Do it to one of the files that match a pattern. Returns which; empty where there is none."""
     random = Random(seed)
     files = [path for path in sorted(root.rglob("*")) if path.is_file()]
-    files = [path for path in files if re.match(file, str(path.relative_to(root)))]
+    files = [path for path in files if path.name[0] != "." and re.match(file, str(path.relative_to(root)))]
     if not files:
         return ""
     path = random.choice(files)

@@ -31,9 +31,7 @@ from faults.plans import Fault, exception
 _os = {name: getattr(os, name) for name in ("open", "close", "write", "lseek", "replace", "unlink", "mkdir", "stat")}
 _open = io.open
 HOUR = 3600.0
-PIXEL = b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTIXVQAAAABJRU5ErkJggg=="
-)
+PIXEL = b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTIXVQAAAABJRU5ErkJggg==")
 
 
 class Hook:

@@ -18,6 +18,7 @@ STARTS = "fresh", "half", "cut", "done"
 stored its checkpoint; all."""
 
 STORAGE = "create", "write", "open", "fsync", "replace", "unlink", "mkdir", "list", "stat"
+CHANGES = "create", "write", "replace", "unlink", "mkdir"
 WRITES = "create", "write", "fsync", "mkdir"
 """Calls for which a disk may be full."""
 
@@ -133,7 +134,7 @@ def _at(random: Random, census: Census, start: str, kinds: Sequence[str], path: 
 def _signal(name: str):
     def make(random: Random, census: Census) -> Fault:
         start = random.choice(STARTS)
-        kinds = random.choice([ANY, ANY, STORAGE, ("create", "write", "replace", "unlink", "mkdir"), ("start", "build", "print")])  # fmt: skip
+        kinds = random.choice([ANY, STORAGE, CHANGES, ("write",), ("start", "build", "print")])
         position = random.choice(["before", "after", "torn"])
         twice = name == "SIGINT" and random.random() < 0.3
         at = _at(random, census, start, kinds)
@@ -169,16 +170,19 @@ PLACES = (
 
 def _damage(random: Random, census: Census) -> Fault:
     place = random.choice(PLACES)
-    way = random.choice(["truncated", "emptied", "flipped", "swapped", "removed", "a folder", "a dangling link", "doubled"])
+    ways = ["truncated", "emptied", "flipped", "flipped", "swapped", "swapped", "removed"]
+    if place not in PLACES[9:]:  # nobody promises that a folder is written over
+        ways += ["a folder", "a dangling link", "doubled"]
+    way = random.choice(ways)
     start = "cut" if place == "checkpoints/" else random.choice(["cut", "done"])
     return Fault("damaged file", "damage", damage=way, file=place, start=start, draw=random.randrange(1 << 30))
 
 
 def _delay(random: Random, census: Census) -> Fault:
     start = random.choice(STARTS)
-    kinds = random.choice([STORAGE, ("replace", "unlink", "create"), ("start", "write")])
-    at = _at(random, census, start, kinds)
-    return Fault("delay", "delay", kinds, at, random.choice([1, 3]), random.choice(["before", "after"]), start=start)
+    kinds = random.choice([STORAGE, CHANGES, ("write",)])
+    at, position = _at(random, census, start, kinds), random.choice(["before", "torn", "torn", "after"])
+    return Fault("delay", "delay", kinds, at, random.choice([1, 3]), position, start=start)
 
 
 def _user(random: Random, census: Census) -> Fault:
@@ -221,9 +225,13 @@ def _on_ray(random: Random, census: Census) -> Fault:
     name = "exception, Ray"
     way = random.choice(["driver", "worker", "storage", "user", "full"])
     if way == "driver":
-        return Fault(name, "raise", ("ray",), random.randint(1, 6), role="driver", raises=random.choice(["ray", "connection"]))
+        return Fault(
+            name, "raise", ("ray",), random.randint(1, 6), role="driver", raises=random.choice(["ray", "connection"])
+        )
     if way == "worker":
-        return Fault(name, "raise", ("ray",), random.randint(1, 8), role="worker", raises=random.choice(["ray", "exit"]))
+        return Fault(
+            name, "raise", ("ray",), random.randint(1, 8), role="worker", raises=random.choice(["ray", "exit"])
+        )
     if way == "user":
         raises = random.choice(["plain", "not UTF-8", "long", "memory", "exit", "base", "no text", "interrupt"])
         return Fault(name, "raise", ("build",), random.randint(1, 8), role="worker", raises=raises)
