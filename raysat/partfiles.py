@@ -17,6 +17,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -156,38 +157,49 @@ class PartFiles:
     def _merge(self) -> None:
         """Merge the part-files of finished cells, which are never written again."""
         for table in TABLES:
-            missing = self._loose - self._merged[table]
-            parts = self._readable_parts(table, [path for path in self._parts(table) if path.stem in missing])
-            if parts:
-                self._put_merged(table, self._loose, parts.values())
-                self._merged[table] |= {path.stem for path in parts}
-            doubled = self._loose & self._merged[table]
-            delete([path for path in self._parts(table) if path.stem in doubled])
+            parts = self._readable_parts(table, [path for path in self._parts(table) if path.stem in self._loose])
+            new = [part for part in parts.values() if _cells(part) - self._merged[table]]
+            if new:
+                self._put_merged(table, self._loose, new)
+                self._merged[table].update(*map(_cells, new))
+            delete([path for path, part in parts.items() if _cells(part) & self._merged[table]])
         self._loose.clear()
 
     def _settle(self) -> None:
-        """Bring in order what earlier runs have left.
+        """Bring in order what earlier runs have left, and what else has become of the files: their content counts.
 
-        Set aside the part-files that cannot be read, and delete the rows that others have already.
+        Set aside the part-files that cannot be read, and copies under other names; delete the rows that others have
+        already. What lies under another cell's name, which that one would write over, gets a name of its own.
         """
         for table in TABLES:
             paths = self._parts(table)
             parts = self._readable_parts(table, paths)
-            for path in set(paths) - set(parts):
+            own = {path: part for path, part in parts.items() if _cells(part) <= {path.stem}}
+            for path in (set(paths) - set(parts)) | _copies(own):
                 path.rename(path.with_name(f"_{path.name}"))
-            merged = {path: part for path, part in parts.items() if path.name.startswith(MERGED)}
-            self._merged[table] = self._single(table, merged)
-            delete([path for path in parts if path.stem in self._merged[table]])
+            merged = {path: part for path, part in parts.items() if path not in own}
+            self._merged[table] = self._single(table, merged, set().union(*map(_cells, own.values())))
+            delete([path for path, part in own.items() if _cells(part) & self._merged[table]])
 
-    def _single(self, table: str, merged: Mapping[Location, pa.Table]) -> set[str]:
-        """Let each cell be in one of the merged part-files only: two drivers may have merged the same. Returns them."""
+    def _single(self, table: str, merged: Mapping[Location, pa.Table], own: set[str]) -> set[str]:
+        """Let each cell be in one of the merged part-files only: two drivers may have merged the same.
+
+        Args:
+            table: The table.
+            merged: The part-files that are not those of one cell under its name.
+            own: The cells that have such a one: it counts more than a copy, and less than what raysat has merged.
+
+        Returns:
+            The cells that are in merged part-files.
+        """
         cell_ids: set[str] = set()
         parts, doubled = [], False
-        for part in merged.values():
-            its = set(part["cell_id"].to_pylist())
-            doubled |= bool(its & cell_ids)
-            parts.append(part.filter(pc.is_in(part["cell_id"], pa.array(sorted(its - cell_ids), pa.string()))))
-            cell_ids |= its
+        for path, part in merged.items():
+            is_merged = path.name.startswith(MERGED)
+            new = _cells(part) - cell_ids - (set() if is_merged else own)
+            doubled |= not is_merged or new != _cells(part)
+            parts.append(part.filter(pc.is_in(part["cell_id"], pa.array(sorted(new), pa.string()))))
+            cell_ids |= new
         if doubled:
             name = self._put_merged(table, cell_ids, parts)
             delete([path for path in merged if path.name != name])
@@ -201,7 +213,7 @@ class PartFiles:
         schema = arrow_schema(table)
 
         def read(path: Location) -> pa.Table | None:
-            content = path.read_bytes()
+            content = _content(path)
             try:
                 return checked(content, schema)
             except (OSError, ValueError, pa.ArrowException) as error:
@@ -235,6 +247,28 @@ def checked(content: bytes, schema: pa.Schema) -> pa.Table:
     if len(part) != file.metadata.num_rows:
         raise ValueError(f"it has {len(part)} rows instead of {file.metadata.num_rows}")
     return part
+
+
+def _content(path: Location) -> bytes:
+    """What a file has; nothing, which is no Parquet, where a folder or a dangling link is in its place."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        if isinstance(path, Path) and (path.is_symlink() or path.is_dir()):
+            return b""
+        raise  # it was merged after the folder was listed
+
+
+def _cells(part: pa.Table) -> set[str]:
+    """The cells of which a part-file has rows: none in the schema's, and in those of statistics at initialization."""
+    return set(part["cell_id"].to_pylist()) - {None}
+
+
+def _copies(parts: Mapping[Location, pa.Table]) -> set[Location]:
+    """The part-files of statistics at initialization that lie under another name beside their own."""
+    of = {path: set(part["init_id"].to_pylist()) for path, part in parts.items() if len(part) and not _cells(part)}
+    named = {path.stem for path, its in of.items() if path.stem in its}
+    return {path for path, its in of.items() if path.stem not in its and its <= named}
 
 
 def _declared(part: pa.Table, schema: pa.Schema) -> pa.Table:

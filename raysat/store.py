@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
 from itertools import count
 from pathlib import Path
@@ -99,9 +100,15 @@ class Store(PartFiles):
                 folder.mkdir(exist_ok=True)
                 delete(path for path in folder.iterdir() if unfinished(path.name))
             delete(path for path in self.root.iterdir() if unfinished(path.name))
-            self._settle()
+            self.settle()
             self.make_schemas()
             self._loose = self.finished() & {path.stem for path in self._parts("trials")}
+
+    def settle(self) -> None:
+        """Bring in order what earlier runs have left, and set aside what merged part-files have of unfinished cells."""
+        self._settle()
+        if again := set().union(*self._merged.values()) - self.finished():
+            self.set_aside(again)
 
     def make_schemas(self) -> None:
         """Give each table an empty part-file with its schema: it can be read before the first cell is done."""
@@ -233,7 +240,8 @@ class Store(PartFiles):
         self._write("curves", cell_id, curve)
         self._write("trials", cell_id, [row])
         if row["status"] in FINISHED:
-            (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
+            with suppress(OSError):  # what is left of it costs room, and the row nothing
+                (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
             self._loose.add(cell_id)
             if len(self._loose) >= LOOSE:
                 try:

@@ -283,8 +283,11 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
     failed: list[tuple[str, str]] = []
     agenda = Agenda(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, found)
     left, total = len(agenda.weights), len(agenda.wanted)
-    outdated = stored_statistics(store, agenda)[1]
-    if left or outdated:
+    known, outdated = stored_statistics(store, agenda)
+    again = len(outdated)
+    if not left:  # else those that are missing are those of cells that have yet to run
+        again += len({cell.init.init_id for cell in agenda.wanted} - set(known) - set(outdated))
+    if left or again:
         with ExitStack() as stack:
             executor = InProcess()
             if not options.inline:
@@ -296,8 +299,10 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
             signals.arm()  # Ray has its own handlers in their place
             more = " to begin with" if sweep.grows else ""
             if not options.quiet:
-                again = f"statistics of {len(outdated)} initializations to compute again, " * bool(outdated)
-                console.print(f"Sweep {sweep.name}: {left} of {total} cells to run{more}, {again}{executor.where}.")
+                statistics = f"statistics of {again} initializations to compute again, " * bool(again)
+                console.print(
+                    f"Sweep {sweep.name}: {left} of {total} cells to run{more}, {statistics}{executor.where}."
+                )
             store.open(sweep, about(options.file), laid_out.data)
             if shares := isinstance(store.data, Remote) or elsewhere:
                 with suppress(OSError):  # workers with internet do without
@@ -310,12 +315,14 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
             failed = run(laid_out, agenda, store, executor, *show, shares=shares, meanwhile=load, check=signals.check)
         signals.arm()
     else:
+        console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
         if store.record() is None:  # lost, and all rows are there
             store.open(sweep, about(options.file), laid_out.data)
-        console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
-        if before and before["resolved"].get("code") != laid_out.data["code"]:  # an earlier raysat's: it has no files
-            with suppress(InputError):
+        with suppress(InputError, OSError):  # a folder that may only be read stays as it is
+            if before and before["resolved"].get("code") != laid_out.data["code"]:  # an earlier raysat's has no files
                 store.open(sweep, about(options.file), laid_out.data)
+            else:
+                store.settle()
     for line in agenda.done:
         console.print(line, highlight=False, soft_wrap=True)
     reported = _report(store, console)

@@ -1,7 +1,9 @@
 """What the executors promise whoever hands them jobs; what happens on clusters is in tests/cluster."""
 
+import gc
 import os
 import threading
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -96,6 +98,24 @@ def test_a_process_that_is_lost_between_two_jobs_costs_neither(tmp_path, make_ce
         outcome.job.key for outcome in work.ended_jobs
     )
     assert len(work.ended_jobs) == 1 + 12
+
+
+def test_ray_keeps_no_trial_that_has_ended(tmp_path, make_cell):
+    """Else the driver's memory and Tune's time at each step grow with the number of cells."""
+    work = Work([make_cell(batch_size=b) for b in range(1, 41)])
+    kept = Counter()
+
+    def ended(outcome, before=work.ended):
+        before(outcome)
+        if len(work.ended_jobs) == 36:
+            kept.update(type(one).__name__ for one in gc.get_objects())
+
+    work.ended = ended
+    with OnRay(tmp_path / "tune", cpus=max(1, os.cpu_count() // 2)) as executor:
+        executor.run(work, where, work)
+    assert len(work.ended_jobs) == 41
+    assert 0 < kept["Trial"] <= 16
+    assert kept["TrackedActorTask"] <= 16
 
 
 def test_what_the_launcher_may_start_counts_among_the_machines(tmp_path, monkeypatch):

@@ -106,7 +106,7 @@ def test_fresh_deletes_nothing_but_results(sweep_file, capsys):
     thesis.mkdir(parents=True)
     (thesis / "chapter1.tex").touch()
     assert run(sweep_file, "--fresh") == 2
-    assert "delete it by hand" in capsys.readouterr().err
+    assert "chapter1.tex, which is no part of results" in capsys.readouterr().err
     assert (thesis / "chapter1.tex").exists()
 
 
