@@ -36,7 +36,8 @@ def panels_of(table: pd.DataFrame, *, sharey: bool = False) -> tuple[Figure, dic
                 panel.remove()
                 continue
             label = method({"stepsize": column[0], "tuning": column[1]})
-            panel.set_title(f"width {width}, {label}" if width else label, fontsize=10, y=1, parse_math=False)
+            name = printable(f"width {width}, {label}" if width else label)
+            panel.set_title(name, fontsize=10, y=1, parse_math=False)
             panel.grid(visible=True, which="major", color="0.9", linewidth=0.6)
             axes[width, *column] = panel
     title = setting(table.iloc[0].to_dict())
@@ -116,7 +117,7 @@ def finish(figure: Figure, axes: dict[tuple, Axes], x: str, y: str) -> None:
         place = panel.get_subplotspec()
         panel.tick_params(labelsize=7, labelbottom=True)
         panel.set_xlabel(x if place.is_last_row() else "", fontsize=9)
-        panel.set_ylabel(y if place.is_first_col() else "", fontsize=9, parse_math=False)
+        panel.set_ylabel(printable(y) if place.is_first_col() else "", fontsize=9, parse_math=False)
 
 
 def legend(figure: Figure, *entries: tuple[str, dict]) -> None:

@@ -52,7 +52,8 @@ def answers(table: pd.DataFrame) -> list[Answer]:
 
 
 def _answer(rows: pd.DataFrame) -> Answer:
-    rank = rows["stepsize"].map(lambda label: _ORDER.index(policy(label)))
+    known = {name: place for place, name in enumerate(_ORDER)}
+    rank = rows["stepsize"].map(lambda label: known.get(policy(label), len(known)))
     ordered = rows.assign(
         untuned=rank >= len(EVIDENCE),
         missing=rows["b_N"].isna(),
