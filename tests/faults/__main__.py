@@ -27,9 +27,12 @@ def main() -> int:
         if options.planted:
             return planted(bench)
         if options.seed:
-            draws = [bench.draw(seed) for seed in options.seed]
-            print(*draws, sep="\n")
-            return int(any(draw.problems for draw in draws))
+            failed = 0
+            for seed in options.seed:
+                draw = bench.draw(seed)
+                failed += bool(draw.problems)
+                print(draw, flush=True)
+            return int(failed > 0)
         return table(bench, options)
 
 
