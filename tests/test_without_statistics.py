@@ -190,7 +190,6 @@ def test_weights_that_are_drawn_anew_each_time_are_an_error_in_words(folder, cap
     assert set(rows(folder)["status"]) == {"failed"}
     assert rows(folder)["h"].isna().all()
     (folder / "my_nets.py").write_text(drawn.replace("np.random.default_rng()", "np.random"))
-    sys.modules.pop("my_nets")
     assert run(folder, "--set", "stepsizes=[fixed(0.001)]", "--quiet", "--fresh") == 0
     assert set(rows(folder)["status"]) == {"completed"}
 

@@ -63,7 +63,9 @@ def load(
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}.")
     builder, options = _imported(name) if is_reference(name) else _built_in(name)
-    wanted = _Wanted(name, builder, options, plugins.digest(plugins.installed()) if is_reference(name) else "")
+    sources = plugins.installed()
+    code = plugins.digest(sources) if name.partition(":")[0] in sources else builder
+    wanted = _Wanted(name, builder, options, code)
     make = _load if keep else _load.__wrapped__
     dataset, files = make(wanted, n_train, n_test, preprocessing, dtype, os.environ.get("RAYSAT_DATA"))
     identity.note(files)
@@ -77,12 +79,12 @@ def forget_own() -> None:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A data set by name; of the user's own, whose modules each job imports anew, also by their texts."""
+    """A data set by name and what makes it: of the user's modules, which each job imports anew, their texts."""
 
     name: str
     builder: Callable[..., Dataset] = field(compare=False)
     options: Options
-    code: str
+    code: object
 
 
 @lru_cache(maxsize=2)
