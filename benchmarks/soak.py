@@ -170,7 +170,7 @@ def judge(root: Path, looks: list[dict[str, float]], cells: int) -> int:
             rows.append(until.iloc[-1])
     print(pd.DataFrame(rows).drop(columns="run").round(0).astype(int).to_string(index=False))
     last = table[table["run"] == table["run"].iloc[-1]]
-    quarter = last[last["cells"] >= cells / 4]
+    quarter = last[last["cells"] >= 0.25 * cells]
     if len(quarter) > 1:
         first, end = quarter["driver"].iloc[0], quarter["driver"].iloc[-1]
         print(f"driver, last run: {first:.0f} MiB at {quarter['cells'].iloc[0]} cells, {end:.0f} at the end")

@@ -195,8 +195,7 @@ class Bench:
         asked = work / "request.json"
         asked.write_text(json.dumps(request))
         temporary = TemporaryDirectory(prefix="r-", dir="/tmp", ignore_cleanup_errors=True)  # sockets' names are short
-        more = {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}  # and not a minute, for one that is dead
-        more |= {"FAULTS_REQUEST": str(asked), "RAY_TMPDIR": temporary.name, "TMPDIR": temporary.name}
+        more = {"FAULTS_REQUEST": str(asked), "RAY_TMPDIR": temporary.name, "TMPDIR": temporary.name}
         command = [sys.executable, "-W", "ignore", "-m", "faults.child", str(asked)]
         with open(request["stdout"], "w") as out, open(request["stderr"], "w") as err, temporary:
             process = subprocess.Popen(command, env=self.environment | more, cwd=work, stdout=out, stderr=err)
