@@ -204,8 +204,8 @@ class Present:
     @classmethod
     def here(cls, init: Initialization) -> Present:
         """As a job has them."""
-        sources = plugins.installed()
-        return cls(sources, folders(sources), references_of(init.dataset, init.loss, init.model.builder))
+        sources, own = plugins.installed(), references_of(init.dataset, init.loss, init.model.builder)
+        return cls(sources, folders(sources) if own else (), own)
 
     def changed(self, row: Mapping[str, object]) -> list[str]:
         """The files that have changed, or are gone, since a row of `trials` or `ntk` was made."""

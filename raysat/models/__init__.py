@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -69,7 +70,8 @@ def build(
         )
     if vocabulary is not None and "vocabulary" in inspect.signature(builder).parameters:
         options["vocabulary"] = vocabulary
-    with undisturbed(but=LASTING), seeded(seed), explained(model.builder):
+    own = undisturbed(but=LASTING) if is_reference(model.builder) else nullcontext()
+    with own, seeded(seed), explained(model.builder):
         network = builder(width, input_shape, outputs, **options)
     if not isinstance(network, nn.Module):
         raise InputError(f"{model.builder} returned {type(network).__name__}: return a torch.nn.Module.")
