@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
 import torch
@@ -92,7 +95,7 @@ class Checkpoint:
                     return False
                 self._unseen = False
             content = {"cell_id": self.path.stem, **vars(progress)}
-            write_aside(self.path, lambda aside: torch.save(content, aside))
+            write_aside(self.path, lambda aside: _write(content, aside))
         except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
             log.warning("%s cannot be written, the trial goes on without: %s", self.path, _first_line(error))
             return False
@@ -125,11 +128,7 @@ def read(content: bytes, cell_id: str) -> Progress:
     Raises:
         Exception: The file is damaged, or has something else.
     """
-    archive = ZipFile(io.BytesIO(content))
-    if damaged := archive.testzip():  # torch.load passes over the checksums
-        raise BadZipFile(f"{damaged} has another checksum")
-    if any(entry.external_attr for entry in archive.infolist()):  # torch reads nothing of what looks like a folder
-        raise BadZipFile("an entry has attributes that were not written")
+    _check(content)
     stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if (of := stored.pop("cell_id", cell_id)) != cell_id:  # an earlier raysat did not say so
         raise ValueError(f"it is of cell {of}")
@@ -138,6 +137,33 @@ def read(content: bytes, cell_id: str) -> Progress:
         if not isinstance(value := getattr(progress, name), kind):
             raise TypeError(f"its {name} is {value!r:.50}")
     return progress
+
+
+_DIGITS = 64
+"""Of a SHA-256, which stands at the end of a checkpoint, as the comment that a zip archive may have."""
+
+
+def _write(content: dict[str, object], path: Path) -> None:
+    """Write a checkpoint with a digest of all its bytes.
+
+    `torch.load` passes over the checksums of the archive's members, and these say nothing of its list of members.
+    """
+    torch.save(content, path)
+    with open(path, "r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(_DIGITS.to_bytes(2, "little"))  # the length of the comment, the last that the archive has
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.write(digest.encode())
+
+
+def _check(content: bytes) -> None:
+    """Raise `BadZipFile` where a checkpoint is not as it was written."""
+    if content.endswith(b"\0\0"):  # the length of no comment: of an earlier raysat
+        if damaged := ZipFile(io.BytesIO(content)).testzip():
+            raise BadZipFile(f"{damaged} has another checksum")
+    elif hashlib.sha256(memoryview(content)[:-_DIGITS]).hexdigest().encode() != content[-_DIGITS:]:
+        raise BadZipFile("it has another checksum")
 
 
 _KINDS = {

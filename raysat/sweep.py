@@ -257,8 +257,8 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
         if options.fresh and store.root.exists():
             if strangers := any(store.root.iterdir()) and store.strangers():
                 raise InputError(
-                    f"{store.root} has {strangers[0]}, which is no part of results: move it, delete the folder by "
-                    "hand, or use another --results or --set name=NAME."
+                    f"{store.root} has {strangers[0]}, which is no part of results: move it, delete it by hand, or "
+                    "use another --results or --set name=NAME."
                 )
             console.print(f"--fresh: deleting {store.root} with {len(store.finished())} finished cells.")
             if not options.dry_run:

@@ -119,3 +119,33 @@ def test_a_checkpoint_that_memory_is_short_of_is_not_taken_for_damaged(store, mo
     monkeypatch.setattr(torch, "load", load)
     with pytest.raises(MemoryError):
         Checkpoint(store.path).load()
+
+
+def test_no_bit_of_a_checkpoint_can_change_unseen(tmp_path):
+    """Members of the archive have checksums, its list of members has none: a flip there gave other weights."""
+    path = tmp_path / "a.pt"
+    assert Checkpoint(path).save(progress(7))
+    content = path.read_bytes()
+    for at in range(0, len(content), 3):
+        for bit in (1, 16):
+            path.write_bytes(content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :])
+            assert Checkpoint(path).load() == Progress()
+
+
+def test_a_checkpoint_of_another_cell_is_none_and_one_of_an_earlier_raysat_is(tmp_path, caplog):
+    path = tmp_path / "a.pt"
+    assert Checkpoint(path).save(progress(7))
+    path.rename(tmp_path / "b.pt")
+    assert Checkpoint(tmp_path / "b.pt").load() == Progress()
+    assert "it is of cell a" in caplog.text
+    torch.save(vars(progress(5)), path)
+    assert Checkpoint(path).load().iteration == 5
+
+
+@pytest.mark.parametrize(
+    "changes", [{"iteration": "7"}, {"curve": None}, {"weights": [1]}, {"seconds": [2.0]}, {"at": 1}]
+)
+def test_values_of_other_types_are_damage(tmp_path, changes):
+    path = tmp_path / "a.pt"
+    torch.save(vars(progress(7)) | changes, path)
+    assert Checkpoint(path).load() == Progress()
