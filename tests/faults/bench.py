@@ -270,7 +270,7 @@ def allowed(fault: Fault) -> tuple[set[int], bool]:
             "ray": {0, 1, 4},
             "connection": {0, 1, 4},
         }
-        return other.get(fault.raises, {1, 2, 5}), False
+        return other.get(fault.raises, {1, 2, 5}) | ({0} if fault.role == "worker" else set()), False
     mute = {"print", "complain"} <= set(fault.kinds) or fault.name == "terminal"
     return ({0} if fault.name in ("delay", "terminal") else {0, 1, 2, 3}), mute
 

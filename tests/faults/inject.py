@@ -205,12 +205,17 @@ def install(fault: Fault | None, work: str, root: str) -> None:
     _wrap_writers()
 
 
+terminal: dict[str, io.TextIOWrapper] = {}
+"""The streams of this process as they were first, by name."""
+
+
 def install_terminal() -> None:
     """Let each write to the terminal be an event."""
     for name, file, kind in (("stdout", 1, "print"), ("stderr", 2, "complain")):
         buffer = io.BufferedWriter(_Terminal(file, kind))
         errors = getattr(sys, name).errors
-        setattr(sys, name, io.TextIOWrapper(buffer, "utf-8", errors, line_buffering=name == "stderr"))
+        terminal[name] = io.TextIOWrapper(buffer, "utf-8", errors, line_buffering=name == "stderr")
+        setattr(sys, name, terminal[name])
 
 
 def _wrapped(real: Callable, kind: str) -> Callable:

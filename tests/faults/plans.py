@@ -202,11 +202,12 @@ def _user(random: Random, census: Census) -> Fault:
 
 
 def _terminal(random: Random, census: Census) -> Fault:
-    start = random.choice(STARTS)
+    start = random.choice(STARTS[:3])
     kinds = random.choice([("print",), ("print",), ("print", "complain")])
     error = random.choice(["ENOSPC", "EPIPE", "EIO", "EAGAIN"])
+    lasting = random.choice([1, 2, 10_000, 10_000])
     at = _at(random, census, start, kinds)
-    return Fault("terminal", "error", kinds, at, random.choice([1, 2, 10_000]), errno=error, start=start)
+    return Fault("terminal", "error", kinds, at, lasting, errno=error, start=start)
 
 
 def _killed(victim: str):
