@@ -494,3 +494,17 @@ def test_the_dense_kernel(build):
     network, x = build().double(), torch.randn(6, 4, dtype=torch.float64)
     j = oracles.jacobians(network, x).flatten(0, 1)
     torch.testing.assert_close(dense_kernel(network, x), j @ j.T / 6, rtol=1e-10, atol=1e-12)
+
+
+def test_the_dense_kernel_of_a_float32_network_leaves_its_gradients():
+    torch.manual_seed(0)
+    network, x = models.build(mlp(2), 8, (4,), 3, 0), torch.randn(6, 4)
+    network(x).square().sum().backward()
+    before = [(p.grad, p.grad.clone()) for p in network.parameters()]
+    kernel = dense_kernel(network, x)
+    assert all(
+        p.grad is grad and torch.equal(grad, value)
+        for p, (grad, value) in zip(network.parameters(), before, strict=True)
+    )
+    j = oracles.jacobians(network.double(), x.double()).flatten(0, 1)
+    torch.testing.assert_close(kernel, j @ j.T / 6, rtol=1e-10, atol=1e-12)

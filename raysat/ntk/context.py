@@ -111,6 +111,7 @@ def cast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     snapshot = _snapshot(network)
     try:
         for parameter, value in parameters:
+            parameter.grad = None  # one of another dtype could not be put back meanwhile
             parameter.data = value.to(dtype)
         for module in network.modules():
             for registry in (module._buffers, module.__dict__):
