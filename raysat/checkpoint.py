@@ -171,7 +171,7 @@ _KINDS = {
     **dict.fromkeys(("step_seconds", "seconds"), int | float),
     **dict.fromkeys(("curve", "ntk"), list),
     **dict.fromkeys(("weights", "engine"), dict | None),
-    **{"at_once": int | None, "eta": int | float | None, "draws": list | None},
+    **{"at_once": int | None, "eta": int | float | None, "draws": list | None, "user_files": str | None},
 }
 """The type of each field of `Progress`, as far as it can be asked."""
 

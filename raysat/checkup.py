@@ -31,7 +31,7 @@ class Contents:
         parts: Of each table its part-files, by path, those that can be read.
         damaged: What cannot be read of part-files and checkpoints, and why, by path.
         checkpoints: The others of the checkpoints, by cell_id.
-        code: The digest of the user's code as it is now; None where it was not looked for.
+        code: The user's files that have changed since, where that was looked for.
     """
 
     names: list[str]
@@ -40,7 +40,7 @@ class Contents:
     parts: Mapping[str, Mapping[str, pd.DataFrame]]
     damaged: Mapping[str, str]
     checkpoints: Mapping[str, Progress]
-    code: str | None = None
+    code: tuple[str, ...] = ()
 
     def rows(self, table: str) -> pd.DataFrame:
         """All rows of a table, each once, with the part-file in which each was found."""
@@ -239,12 +239,9 @@ def _checkpoints(contents: Contents) -> Iterator[Finding]:
 
 
 def _code(contents: Contents) -> Iterator[Finding]:
-    if contents.record is None or contents.code is None:
-        return
-    if contents.code != (before := contents.record["resolved"].get("code", "")):
-        text = "the user's modules are others than those that the results are of"
-        digests = f"digest {contents.code or 'none'} now, {before or 'none'} then"
-        yield Finding("other code", f"{text} ({digests}): put those back, or use another --results")
+    if contents.code:
+        text = "changed since the results were made: put back what was there, or run the sweep, which says what follows"
+        yield Finding("other code", f"{_few(contents.code)} {text}")
 
 
 def _few(names: Iterable[str], most: int = FEW) -> str:

@@ -18,13 +18,14 @@ import pandas as pd
 import pyarrow as pa
 from rich.text import Text
 
-from raysat import plugins, sweepfile
-from raysat.cells import is_reference
+from raysat import sweepfile
 from raysat.checkpoint import Progress, read
 from raysat.checkup import Contents, Finding, findings
 from raysat.failures import first_sentence
 from raysat.files import walk
+from raysat.identity import differences
 from raysat.partfiles import checked, reached
+from raysat.plan import plan
 from raysat.schema import FAILED, FINISHED, TABLES, arrow_schema
 from raysat.status import other_driver
 from raysat.store import Store
@@ -34,12 +35,12 @@ from raysat.validation import InputError, command
 T = TypeVar("T")
 
 
-def look(store: Store, code: str | None = None) -> Contents:
+def look(store: Store, code: tuple[str, ...] = ()) -> Contents:
     """What a results folder has.
 
     Args:
         store: The folder.
-        code: The digest of the user's code as it is now; None where that is not asked.
+        code: The user's files that have changed since, where that was looked for.
 
     Raises:
         InputError: The folder is not a results folder, or cannot be read.
@@ -141,11 +142,15 @@ def outlook(contents: Contents) -> list[str]:
     return [f"The next run of the sweep: {said}."] + [f"Of them go on {', '.join(at[:3])}{more}."] * bool(at)
 
 
-def code_of(file: Path) -> str:
-    """The digest of the user's code that a sweep file names, as it is now. The file is run for it."""
-    sweep = sweepfile.load(file)
-    named = (sweep.dataset, sweep.loss, *(model.builder for model in sweep.models))
-    return plugins.digest(plugins.gather(file.parent, [name for name in named if is_reference(name)]))
+def changed_code(store: Store, file: Path) -> tuple[str, ...]:
+    """The user's files that have changed since the results were made. The sweep file, and what it names, is run."""
+    record = store.record()
+    before = record and record["resolved"].get("code")
+    laid_out = plan(sweepfile.load(file), file.parent, before)
+    changed = set(differences(before, laid_out.data["code"]))
+    for table in ("trials", "ntk"):
+        changed.update(*map(laid_out.present.changed, store.read(table).to_dict("records")))
+    return tuple(sorted(changed))
 
 
 @command
@@ -160,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     store, console = Store(options.root), Terminal(highlight=False)
     logging.getLogger("raysat").setLevel(logging.ERROR)  # what it would warn of is among the findings
-    code = code_of(options.file) if options.file else None
+    code = changed_code(store, options.file) if options.file else ()
     contents = look(store, code)
     found = list(findings(contents))
     for finding in found:

@@ -284,7 +284,25 @@ def test_the_users_code_is_compared_where_its_file_is_named(tmp_path, capsys):
     assert doctor(folder, capsys)[0] == 0, "it runs no code unless told to"
     code, said = doctor(folder, capsys, "--file", str(path))
     assert code == 1
-    assert "other code: the user's modules are others than those that the results are of" in said
+    assert "other code: my_net.py changed since the results were made" in said
+
+
+def test_a_file_that_was_imported_while_a_cell_ran_is_compared_too(tmp_path, capsys):
+    (tmp_path / "my_net.py").write_text(
+        OWN.replace("    return", "    import my_options\n\n    return").replace(
+            "outputs))", "outputs, bias=my_options.BIAS))"
+        )
+    )
+    (tmp_path / "my_options.py").write_text("BIAS = True\n")
+    path = tmp_path / "own.py"
+    path.write_text(TINY.replace('"tiny"', '"own"').replace("[mlp(1)]", '["my_net:build"]'))
+    assert run(path) == 0
+    folder = tmp_path / "results" / "own"
+    assert doctor(folder, capsys, "--file", str(path))[0] == 0
+    (tmp_path / "my_options.py").write_text("BIAS = False\n")
+    code, said = doctor(folder, capsys, "--file", str(path))
+    assert code == 1
+    assert "other code: my_options.py changed since the results were made" in said
 
 
 @pytest.mark.parametrize("name", ["nowhere", "thesis"])
