@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -69,7 +70,8 @@ def build(
         )
     if vocabulary is not None and "vocabulary" in inspect.signature(builder).parameters:
         options["vocabulary"] = vocabulary
-    with undisturbed(but=LASTING), seeded(seed), explained(model.builder):
+    own = is_reference(model.builder)
+    with undisturbed(but=LASTING) if own else nullcontext(), seeded(seed), explained(model.builder):
         network = builder(width, input_shape, outputs, **options)
     if not isinstance(network, nn.Module):
         raise InputError(f"{model.builder} returned {type(network).__name__}: return a torch.nn.Module.")
@@ -79,7 +81,7 @@ def build(
                 f"{model.builder} returned a network whose {name} ({type(module).__name__}) draws its weights in its "
                 "first forward pass: call the network once on torch.zeros(2, *input_shape) before returning it."
             )
-    if is_reference(model.builder):
+    if own:
         network.register_forward_pre_hook(_of_its_own)
     if several:
         network = Unpacked(network)
