@@ -88,8 +88,6 @@ def begun(job: Job) -> Iterator[None]:
             stack.enter_context(process.undisturbed())
             stack.enter_context(plugins.anew(job.sources))
             stack.enter_context(identity.recorded())
-        else:
-            stack.enter_context(process.undisturbed(but=[process.LIBRARIES]))
         stack.enter_context(seeded(job.init.seed))
         yield
 

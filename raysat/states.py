@@ -37,7 +37,6 @@ except ImportError:  # not a Unix
     resource = None
 
 SEARCH_PATH, ENVIRONMENT, LIBRARIES = "sys.path", "environment variables", "functions of torch, numpy and Python"
-GENERATORS = "random generators"
 
 
 class State(NamedTuple):
@@ -83,7 +82,7 @@ class _Itself(NamedTuple):
 def states() -> tuple[State, ...]:
     """All of them, in the order in which they are put back."""
     groups = _of_torch(), _of_numpy(), _of_python(), _of_the_system()
-    return (*chain(*groups), State(GENERATORS, _generators, _set_generators))
+    return (*chain(*groups), State("random generators", generators, set_generators))
 
 
 def _flags(name: str, pairs: Iterable[Pair]) -> State:
@@ -252,7 +251,7 @@ def _of_numpy() -> Iterator[State]:
     yield State("printing of arrays", np.get_printoptions, lambda before: np.set_printoptions(**before))
 
 
-def _generators() -> tuple:
+def generators() -> tuple:
     """Where the generators of Python, NumPy and PyTorch are."""
     name, keys, *rest = np.random.get_state()
     graphics = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -260,7 +259,8 @@ def _generators() -> tuple:
     return random.getstate(), (name, keys.tobytes(), *rest), drawn
 
 
-def _set_generators(before: tuple) -> None:
+def set_generators(before: tuple) -> None:
+    """Put them where they were."""
     python, (name, keys, *rest), drawn = before
     random.setstate(python)
     np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))

@@ -94,7 +94,7 @@ class _Trial:
     def _from_here(self, stored: Progress) -> Progress:
         """How far it has come with the stepsize and the code that it has: there may since have been others."""
         made = {**describe(self.job.sweep, self.cell.init), "user_files": stored.user_files}
-        if identity.Present.here(self.cell.init).changed(made):
+        if stored.user_files and identity.Present.here(self.cell.init).changed(made):
             return Progress(attempts=stored.attempts, eta=self.eta)
         if stored.weights is None or stored.eta == self.eta or (stored.eta is None and self._is_named):
             return replace(stored, eta=self.eta)

@@ -102,8 +102,13 @@ def _load(
     numbers wherever it is called.
     """
     name = wanted.name
-    with process.undisturbed(but=process.LASTING), seeded(0), explained(name), ExitStack() as stack:
-        files = stack.enter_context(identity.recorded()) if is_reference(name) else {}
+    files: dict[str, str] = {}
+    with ExitStack() as stack:
+        if is_reference(name):
+            stack.enter_context(process.undisturbed(but=process.LASTING))
+            stack.enter_context(seeded(0))
+            stack.enter_context(explained(name))
+            files = stack.enter_context(identity.recorded())
         dataset = wanted.builder(**dict(wanted.options))
     if not isinstance(dataset, Dataset):
         raise InputError(

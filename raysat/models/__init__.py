@@ -81,7 +81,7 @@ def build(
                 f"{model.builder} returned a network whose {name} ({type(module).__name__}) draws its weights in its "
                 "first forward pass: call the network once on torch.zeros(2, *input_shape) before returning it."
             )
-    if is_reference(model.builder):
+    if own:
         network.register_forward_pre_hook(_of_its_own)
     if several:
         network = Unpacked(network)
