@@ -108,7 +108,7 @@ def some(draw, whole):
     return of(whole, trials=trials, curves=curves, ntk=ntk)
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(data=st.data())
 def test_a_page_is_made_of_any_rows(whole, data):
     material = data.draw(some(whole))
