@@ -5,15 +5,12 @@ Each is something to read, as a value that can be compared, and to write. Who re
 
 from __future__ import annotations
 
-import builtins
 import decimal
 import gc
-import json
 import locale
 import logging
 import math
 import os
-import pathlib
 import random
 import signal
 import socket
@@ -32,6 +29,8 @@ import numpy as np
 import torch
 from torch import multiprocessing, overrides
 from torch.utils import _python_dispatch as dispatch
+
+from raysat import libraries
 
 try:
     import resource
@@ -167,7 +166,7 @@ def _of_torch() -> Iterator[State]:
     yield State("memory of processes", multiprocessing.get_sharing_strategy, multiprocessing.set_sharing_strategy)
     started = partial(multiprocessing.get_start_method, allow_none=True)
     yield State("start of processes", started, partial(multiprocessing.set_start_method, force=True))
-    yield State(LIBRARIES, lambda: tuple(_names(*one) for one in _library()), _set_library)
+    yield State(LIBRARIES, libraries.read, libraries.write)
 
 
 def _default_device() -> object:
@@ -226,54 +225,6 @@ def _set_precisions(before: tuple) -> None:
 def _are_flushed() -> bool:
     """Whether this thread takes for zero what is smaller than the normal numbers."""
     return math.fabs(sys.float_info.min) / 2 == 0
-
-
-class _Names(dict):
-    """Objects by name, which equal themselves alone, whatever they would say of others."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, dict) and self.keys() == other.keys() and all(other[k] is self[k] for k in self)
-
-    __hash__ = None
-
-
-@cache
-def _library() -> tuple[tuple[object, frozenset[str] | None], ...]:
-    """The modules and classes that a job is made of; of a module also the names that count, of a class all do.
-
-    A module gets names as parts of it are loaded, which are to stay; what a class gets hides what it has inherited.
-    """
-    nn, optim = torch.nn, torch.optim
-    modules = [torch, nn, nn.functional, nn.init, nn.utils, torch.autograd, torch.func, torch.linalg, torch.fft]
-    modules += [torch.special, torch.random, torch.cuda, torch.utils.data, optim, optim.lr_scheduler]
-    modules += [np, np.random, np.linalg, np.fft, random, math, time, json, os, builtins]
-    classes = [torch.Tensor, torch.autograd.Function, torch.utils.data.DataLoader, random.Random, pathlib.Path]
-    classes += [one for of in (nn, optim, optim.lr_scheduler) for one in vars(of).values() if isinstance(one, type)]
-    of_classes = ((one, None) for one in dict.fromkeys(classes) if one.__module__.partition(".")[0] != "typing")
-    return (*((one, frozenset(filter(partial(_is_function, one), _names(one, None)))) for one in modules), *of_classes)
-
-
-def _is_function(module: object, name: str) -> bool:
-    return callable(vars(module)[name])
-
-
-def _names(place: object, names: frozenset[str] | None) -> _Names:
-    """What a module or a class has, of some names or of all but those for itself."""
-    return _Names(
-        (name, one)
-        for name, one in tuple(vars(place).items())
-        if (name in names if names is not None else name[:1] != "_" or name[:2] == "__" or name == "_call_impl")
-    )
-
-
-def _set_library(before: Iterable[_Names]) -> None:
-    for (place, names), there in zip(_library(), before, strict=True):
-        here = _names(place, names)
-        for name in here.keys() - there.keys():
-            delattr(place, name)
-        for name, one in there.items():
-            if here.get(name) is not one:
-                setattr(place, name, one)
 
 
 def _of_numpy() -> Iterator[State]:

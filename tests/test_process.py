@@ -59,6 +59,7 @@ DISTURBANCES = {
     "a patch": "nn.Linear.reset_parameters = lambda self: [nn.init.normal_(p, 0, 0.1) for p in self.parameters()]",
     "a patched function": "nn.functional.linear = lambda x, w, b=None: x @ w.T",
     "patched methods": "torch.Tensor.relu = torch.Tensor.__mod__ = torch.Tensor.__add__; nn.ReLU.__call__ = None",
+    "another default": "nn.init.kaiming_uniform_.__defaults__ = (3, *nn.init.kaiming_uniform_.__defaults__[1:])",
     "patched parts": "grad = torch.autograd.grad; "
     "torch.autograd.grad = lambda *a, **k: tuple(2 * one for one in grad(*a, **k)); torch.linalg.qr = None; "
     "torch.optim.SGD.step = print; import time; time.time = time.perf_counter = lambda: 0.0",
