@@ -80,7 +80,7 @@ def plan(sweep: Sweep, folder: Path, code: object = None) -> Plan:
     Raises:
         InputError: Something that the user wrote cannot be run.
     """
-    with process.undisturbed(), plugins.anew({}):
+    with process.undisturbed(), plugins.forgotten():
         return _plan(sweep, folder, code)
 
 
@@ -88,13 +88,13 @@ def _plan(sweep: Sweep, folder: Path, before: object) -> Plan:
     references = references_of(sweep.dataset, sweep.loss, *(model.builder for model in sweep.models))
     sources = plugins.gather(folder, references)
     earlier = plugins.earlier_digest(folder, references) if before and isinstance(before, str) else ""
-    plugins.install(sources)
     if not references:
+        plugins.install(sources)
         return _laid_out(sweep, sources, before, earlier)
     data.forget_own()  # what is loaded shows what its loader imports
-    with recorded() as executed:
+    with plugins.anew(sources), recorded() as executed:
         laid_out = _laid_out(sweep, sources, before, earlier)
-    sources |= plugins.imported_from(executed)  # under a name that was made up, say
+        sources |= plugins.imported_from(executed)  # under a name that was made up, say
     return replace(laid_out, sources=sources, present=Present(sources, folders(sources), references))
 
 
@@ -109,17 +109,31 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
     for cell in cells:
         key = cell.init.model, cell.init.width
         if key not in flops:
-            network = network_of(cell.init, dataset)
-            if sweep.engine in ("fused", "stacked"):
-                known_layers(network, sweep.engine)
-            _check_batch_of_one(sweep, network, dataset)
-            _check_statistics(sweep, network, dataset)
-            flops[key] = cost.count(network, dataset.x, dataset.y, resolve(sweep.loss))
+            with process.undisturbed():  # as in a job of its own, whichever networks come before it
+                flops[key] = _tried(sweep, cell.init, dataset)
     cells = [flops[cell.init.model, cell.init.width].within_budget(cell, sweep.evaluation_budget) for cell in cells]
     resolved = {"n": dataset.n, "n_test": dataset.n_test, "code": code.plain(before)}
     laid_out = Plan(sweep, cells, flops, sources, resolved, codes, Present(sources, (), ()))
     cells.sort(key=laid_out.weight, reverse=True)
     return laid_out
+
+
+def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Flops:
+    """What a network takes, once it has done all that a trial asks of it."""
+    network = network_of(init, dataset)
+    if sweep.engine in ("fused", "stacked"):
+        known_layers(network, sweep.engine)
+    _check_batch_of_one(sweep, network, dataset)
+    _check_statistics(sweep, network, dataset)
+    try:
+        return cost.count(network, dataset.x, dataset.y, resolve(sweep.loss))
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
+        raise InputError(
+            f"model {init.model.label} at width {init.width} has no gradient on {init.dataset} ({named(error)}): "
+            "mend the model or the loss."
+        ) from error
 
 
 def _dataset_of(sweep: Sweep) -> data.Dataset:

@@ -185,8 +185,13 @@ def _with_imports(folder: Path, names: Iterable[str], file: Callable[[str], Path
 
 def _file(name: str) -> Path | None:
     """The text file that a module was imported from."""
-    path = Path(getattr(sys.modules.get(name), "__file__", None) or "")
-    return path.resolve() if path.suffix == ".py" else None
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return _text_file(file) if isinstance(file, str) else None
+
+
+@cache
+def _text_file(file: str) -> Path | None:
+    return Path(file).resolve() if file.endswith(".py") else None
 
 
 def found(name: str) -> Path | None:
@@ -344,15 +349,37 @@ def install(sources: Sources) -> None:
 
 @contextmanager
 def anew(sources: Sources) -> Iterator[None]:
-    """Import the user's modules anew while the block lasts, by these sources, and forget them at its end."""
-    before = set(sys.modules)
+    """Import the user's modules anew while the block lasts, by these sources, and forget them at its end.
+
+    Those that the sweep file has imported for itself are hidden meanwhile: what is not among the sources is imported as
+    any other process would have to.
+    """
     install(sources)
     _forget(sources)
+    hidden = {name: sys.modules.pop(name) for name, path in list(imported()) if _is_hidden(name, path)}
+    try:
+        with forgotten():
+            yield
+    finally:
+        _forget(sources)
+        sys.modules.update(hidden)
+
+
+@contextmanager
+def forgotten() -> Iterator[None]:
+    """Forget, when the block ends, the user's modules that were imported in it."""
+    before = set(sys.modules)
     try:
         yield
     finally:
         new = ((name, _file(name)) for name in set(sys.modules) - before)
-        _forget({*sources, *(name for name, path in new if path and is_own(name, path))})
+        _forget({name for name, path in new if path and is_own(name, path)})
+
+
+@cache
+def _is_hidden(name: str, path: Path) -> bool:
+    """Whether it is a module of the user's own that can be imported twice, which what is installed may not bear."""
+    return name != "__main__" and is_own(name, path) and not _is_installed(name.partition(".")[0])
 
 
 def _forget(names: Iterable[str]) -> None:

@@ -5,7 +5,6 @@ Each is something to read, as a value that can be compared, and to write. Who re
 
 from __future__ import annotations
 
-import builtins
 import decimal
 import gc
 import locale
@@ -30,6 +29,8 @@ import numpy as np
 import torch
 from torch import multiprocessing, overrides
 from torch.utils import _python_dispatch as dispatch
+
+from raysat import libraries
 
 try:
     import resource
@@ -164,7 +165,7 @@ def _of_torch() -> Iterator[State]:
     yield State("memory of processes", multiprocessing.get_sharing_strategy, multiprocessing.set_sharing_strategy)
     started = partial(multiprocessing.get_start_method, allow_none=True)
     yield State("start of processes", started, partial(multiprocessing.set_start_method, force=True))
-    yield State(LIBRARIES, lambda: tuple(of.get(name) for of, name, _ in _library()), _set_library)
+    yield State(LIBRARIES, libraries.read, libraries.write)
 
 
 def _default_device() -> object:
@@ -223,26 +224,6 @@ def _set_precisions(before: tuple) -> None:
 def _are_flushed() -> bool:
     """Whether this thread takes for zero what is smaller than the normal numbers."""
     return math.fabs(sys.float_info.min) / 2 == 0
-
-
-@cache
-def _library() -> tuple[tuple[Mapping, str, object], ...]:
-    """The functions and classes that networks are made of: the names of each place, that name, and the place."""
-    places = [torch, torch.nn, torch.nn.functional, torch.nn.init, torch.Tensor, np, np.random, random, math, builtins]
-    places += [one for one in vars(torch.nn).values() if isinstance(one, type)]
-    special = ("__init__", "__call__", "_call_impl")
-    return tuple(
-        (vars(place), name, place)
-        for place in places
-        for name, one in vars(place).items()
-        if callable(one) and (name in special or not name.startswith("_"))
-    )
-
-
-def _set_library(before: Iterable[object]) -> None:
-    for (names, name, place), one in zip(_library(), before, strict=True):
-        if names.get(name) is not one:
-            setattr(place, name, one)
 
 
 def _of_numpy() -> Iterator[State]:

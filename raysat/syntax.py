@@ -18,10 +18,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-LOOKUPS = {("globals",), ("eval",), ("exec",), ("__import__",), ("sys", "modules")}
+LOOKUPS = {("globals",), ("locals",), ("vars",), ("eval",), ("exec",), ("__import__",), ("sys", "modules")}
 """What code uses that looks for names which are text."""
 
-_FINDS_CLASSES = {"__subclasses__", "__init_subclass__", "getmembers"}
+_LOOKING = {"__subclasses__", "__init_subclass__", "getmembers", "__globals__", "f_globals"}
 
 _BUILT_IN_DECORATORS = {"staticmethod", "classmethod", "property"}
 
@@ -85,7 +85,13 @@ class Statement:
         defined = {node.name for node in ast.walk(self.node) if isinstance(node, ast.FunctionDef)}
         made = any(isinstance(node, ast.ClassDef) and node.keywords for node in ast.walk(self.node))
         found = LOOKUPS & {chain[:k] for chain in self.uses for k in (1, 2)}
-        return made or bool(found) or any(_FINDS_CLASSES & {*defined, *chain} for chain in self.uses)
+        renamed = any(one.module in ("sys", "builtins") and one.name != one.module for one in self.imports)
+        return made or renamed or bool(found) or any(_LOOKING & {*defined, *chain} for chain in self.uses)
+
+    @cached_property
+    def shows(self) -> frozenset[str]:
+        """The names of imports inside of it that code elsewhere may use: those of the module, and of classes."""
+        return frozenset(_shown(self.node, False))
 
     @property
     def imports_any(self) -> bool:
@@ -127,15 +133,18 @@ class _Walk:
         self.waiting: list[tuple[str, Statement]] = []
         self.seen: set[tuple[str, tuple[str, ...]]] = set()
         self.everything = False
+        self.anything: set[str] = set()
+        """The modules that import what they make up a name for; empty for one that may import itself."""
 
     def run(self) -> None:
         """Follow what was reached, to the end."""
         while self.waiting:
             module, statement = self.waiting.pop()
             self._follow(module, statement)
-            if self.everything:
+            if self.everything or self.anything:  # also of what has been reached since
                 for name in list(self.modules):
-                    self.whole(name)
+                    if self.everything or self.anything != {name}:
+                        self.whole(name)
 
     def execute(self, module: str) -> None:
         """A module is imported, and the packages that it lies in before it."""
@@ -215,14 +224,15 @@ class _Walk:
                 self._execute(one)
                 if one.name in ("", "*"):
                     self.whole(one.module)
+                elif one.name in statement.shows:
+                    self.reach(one.module, (one.attribute,) if one.attribute else ())
         for chain in () if statement.is_import else statement.uses:
             if self.deep or statement.acts:
                 self._through(inside, chain)
             self._bind(module, chain, self.modules[module])
-        self.everything |= not statement.is_import and statement.looks_up
+        self.everything |= statement.looks_up
         if statement.imports_any:
-            for name in set(self.modules) - ({module} if ("__name__",) not in statement.uses else set()):
-                self.whole(name)
+            self.anything.add("" if ("__name__",) in statement.uses else module)
 
 
 @lru_cache(maxsize=512)
@@ -333,6 +343,21 @@ def _imports(node: ast.AST, package: str) -> Iterator[Import]:
                     yield Import(alias.asname or alias.name, base, "" if alias.name == "*" else alias.name)
             case ast.Call(func=function, args=[ast.Constant(str(name)), *_]) if _is_import_module(function):
                 yield Import("", package * name.startswith(".") + name)
+
+
+def _shown(node: ast.AST, shows: bool) -> Iterator[str]:
+    """The names of imports in some syntax that are seen from outside of it; in a function, those that are `global`."""
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef():
+            shows = False
+            named = {name for one in ast.walk(node) if isinstance(one, ast.Global) for name in one.names}
+            yield from (one.name for one in _imports(node, "") if one.name in named)
+        case ast.ClassDef():
+            shows = True
+        case ast.Import() | ast.ImportFrom() if shows:
+            yield from (one.name for one in _imports(node, ""))
+    for one in ast.iter_child_nodes(node):
+        yield from _shown(one, shows)
 
 
 def _is_import_module(function: ast.expr) -> bool:

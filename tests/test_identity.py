@@ -137,6 +137,21 @@ def test_where_a_file_has_changed_its_cells_run_again_and_a_line_names_it(projec
     assert "are finished" in run()[1]
 
 
+def test_a_module_that_the_sweep_file_has_imported_too_counts_for_the_rows_that_use_it(project, run, monkeypatch):
+    lib = project / "my_lib"
+    lib.mkdir()
+    (project / "my_head.py").rename(lib / "my_head.py")
+    monkeypatch.syspath_prepend(str(lib))
+    (project / "sweep.py").write_text(f"import my_head\n{SWEEP}")
+    assert run()[0] == 0
+    assert "my_head.py" in trials(project).query("model == 'my_model:build'")["user_files"].iloc[0]
+    replace(lib / "my_head.py", "Linear(width, outputs)", "Linear(width, outputs, bias=False)")
+    sys.modules.pop("my_head", None)  # as in another process
+    code, said = run()
+    assert code == 0
+    assert "my_head.py changed since 2 cells had ended" in said
+
+
 def test_a_file_that_moves_along_the_path_is_the_same_and_one_that_is_gone_is_not(project, run):
     optional = "try:\n        from my_numbers import count\n    except ImportError:\n        count = lambda: 8"
     replace(project / "my_data.py", "from my_numbers import count", optional)

@@ -58,6 +58,11 @@ DISTURBANCES = {
     "module hooks": "nn.modules.module.register_module_forward_hook(lambda m, i, o: o * 1.5)",
     "a patch": "nn.Linear.reset_parameters = lambda self: [nn.init.normal_(p, 0, 0.1) for p in self.parameters()]",
     "a patched function": "nn.functional.linear = lambda x, w, b=None: x @ w.T",
+    "patched methods": "torch.Tensor.relu = torch.Tensor.__mod__ = torch.Tensor.__add__; nn.ReLU.__call__ = None",
+    "another default": "nn.init.kaiming_uniform_.__defaults__ = (3, *nn.init.kaiming_uniform_.__defaults__[1:])",
+    "patched parts": "grad = torch.autograd.grad; "
+    "torch.autograd.grad = lambda *a, **k: tuple(2 * one for one in grad(*a, **k)); torch.linalg.qr = None; "
+    "torch.optim.SGD.step = print; import time; time.time = time.perf_counter = lambda: 0.0",
     "generators": "import random, numpy; torch.manual_seed(7); numpy.random.seed(7); random.seed(7)",
     "start method": "torch.multiprocessing.set_start_method('spawn', force=True)",
     "numpy errors": "import numpy; numpy.seterr(all='raise')",
@@ -131,6 +136,12 @@ def test_what_user_code_sets_is_put_back_and_reaches_no_other_cell(disturbing, a
     assert own["loss_init"] == own["curve"][0][1]
     assert own["loss_final"] == own["curve"][-1][1]
     assert own["loss_final"] < own["loss_init"]  # they belong to one network, which learns
+
+
+def test_each_network_of_a_plan_is_tried_in_the_same_process(disturbing, tmp_path):
+    """What one model replaces of PyTorch does not count in what is known of the next, such as its operations."""
+    laid_out = disturbing("nn.functional.relu = torch.relu = torch.Tensor.relu = None", "build")
+    assert {key: of for key, of in laid_out.flops.items() if key[0].builder == "mlp"} == plan(SWEEP, tmp_path).flops
 
 
 def test_each_network_of_a_job_begins_as_the_first(disturbing, tmp_path):

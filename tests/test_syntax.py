@@ -149,3 +149,27 @@ def test_a_class_that_registers_itself_counts():
 def test_what_python_cannot_read_counts_as_it_is():
     assert digest("def (") != digest("def ((")
     assert digest("x = 1  # one") == digest("x = 1")
+
+
+@pytest.mark.parametrize(
+    ("main", "other"),
+    [
+        ("def late():\n    global h\n    import my_late as h\n\ndef build():\n    late()\n    return h.f()\n", ""),
+        ("def late():\n    global f\n    from my_late import f\n\ndef build():\n    late()\n    return f()\n", ""),
+        ("class Net:\n    import my_late as h\n    def g(self):\n        return self.h.f()\n\nbuild = Net\n", ""),
+        (
+            "import importlib\n\ndef build():\n    return one() + two()\n\ndef one():\n    import my_late\n"
+            "    return my_late.g()\n\ndef two():\n    return importlib.import_module('my_' + 'late').f()\n",
+            "",
+        ),
+        ("def build():\n    return PARTS['f' + 'g']()\n\ndef fg():\n    return 1\n\nPARTS = locals()\n", "fg"),
+        ("def build():\n    return build.__globals__['f' + 'g']()\n\ndef fg():\n    return 1\n", "fg"),
+        ("from sys import modules\n\ndef build():\n    return modules[__name__]\n\ndef fg():\n    return 1\n", "fg"),
+    ],
+)
+def test_names_that_come_from_elsewhere_than_where_they_are_used_count(main, other):
+    late = "def f():\n    return 1\n\ndef g():\n    return 1\n"
+    texts = {"my_main": main, "my_late": late}
+    assert main.count("return 1") == bool(other)
+    changed = {name: text.replace("return 1", "return 2") for name, text in texts.items()}
+    assert digests(["my_main:build"], texts, (), deep=True) != digests(["my_main:build"], changed, (), deep=True)

@@ -1,0 +1,78 @@
+"""The functions and classes of PyTorch, NumPy and Python that jobs are made of, which user code may change."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import math
+import os
+import pathlib
+import random
+import time
+from collections.abc import Iterable
+from functools import cache, partial
+from types import FunctionType
+
+import numpy as np
+import torch
+
+_WRITTEN = "__code__", "__defaults__"
+
+
+class _Names(dict):
+    """Objects by name, which equal themselves alone, whatever they would say of others."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, dict) and self.keys() == other.keys() and all(other[k] is self[k] for k in self)
+
+    __hash__ = None
+
+
+@cache
+def _library() -> tuple[tuple[object, frozenset[str] | None], ...]:
+    """The modules and classes that a job is made of; of a module also the names that count, of a class all do.
+
+    A module gets names as parts of it are loaded, which are to stay; what a class gets hides what it has inherited.
+    """
+    nn, optim = torch.nn, torch.optim
+    modules = [torch, nn, nn.functional, nn.init, nn.utils, torch.autograd, torch.func, torch.linalg, torch.fft]
+    modules += [torch.special, torch.random, torch.cuda, torch.utils.data, optim, optim.lr_scheduler]
+    modules += [np, np.random, np.linalg, np.fft, random, math, time, json, os, builtins]
+    classes = [torch.Tensor, torch.autograd.Function, torch.utils.data.DataLoader, random.Random, pathlib.Path]
+    classes += [one for of in (nn, optim, optim.lr_scheduler) for one in vars(of).values() if isinstance(one, type)]
+    of_classes = ((one, None) for one in dict.fromkeys(classes) if one.__module__.partition(".")[0] != "typing")
+    return (*((one, frozenset(filter(partial(_is_function, one), _names(one, None)))) for one in modules), *of_classes)
+
+
+def _is_function(module: object, name: str) -> bool:
+    return callable(vars(module)[name])
+
+
+def _names(place: object, names: frozenset[str] | None) -> _Names:
+    """What a module or a class has, of some names or of all but those for itself."""
+    return _Names(
+        (name, one)
+        for name, one in tuple(vars(place).items())
+        if (name in names if names is not None else name[:1] != "_" or name[:2] == "__" or name == "_call_impl")
+    )
+
+
+def read() -> tuple[tuple[_Names, ...], _Names]:
+    """What has which name, and what those of it that are written in Python do."""
+    found = tuple(_names(*one) for one in _library())
+    written = (one for names in found for one in names.values() if isinstance(one, FunctionType))
+    return found, _Names(((one, name), getattr(one, name)) for one in written for name in _WRITTEN)
+
+
+def write(before: tuple[Iterable[_Names], _Names]) -> None:
+    """Put back what was read."""
+    for (place, names), there in zip(_library(), before[0], strict=True):
+        here = _names(place, names)
+        for name in here.keys() - there.keys():
+            delattr(place, name)
+        for name, one in there.items():
+            if here.get(name) is not one:
+                setattr(place, name, one)
+    for (function, name), value in before[1].items():
+        if getattr(function, name) is not value:
+            setattr(function, name, value)
