@@ -70,8 +70,8 @@ def build(
         )
     if vocabulary is not None and "vocabulary" in inspect.signature(builder).parameters:
         options["vocabulary"] = vocabulary
-    own = undisturbed(but=LASTING) if is_reference(model.builder) else nullcontext()
-    with own, seeded(seed), explained(model.builder):
+    own = is_reference(model.builder)
+    with undisturbed(but=LASTING) if own else nullcontext(), seeded(seed), explained(model.builder):
         network = builder(width, input_shape, outputs, **options)
     if not isinstance(network, nn.Module):
         raise InputError(f"{model.builder} returned {type(network).__name__}: return a torch.nn.Module.")
