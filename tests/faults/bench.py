@@ -236,8 +236,8 @@ class Bench:
             problems += _text(work / "problems").splitlines()
             problems += [f"{one}, after the fault" for one in checks.readable(root)]
             problems += _rerun(before, ended)
-            if fault.name == "terminal":
-                problems += [f"{one}, though only the terminal failed" for one in checks.complete(root, self.whole)]
+            if ended.code == 0:
+                problems += [f"{one}, with exit code 0" for one in checks.complete(root, self.whole)]
         (work / "struck").unlink(missing_ok=True)
         more: tuple[str, ...] = ()
         for _ in range(AGAIN):
@@ -263,14 +263,8 @@ def allowed(fault: Fault) -> tuple[set[int], bool]:
             return {0, 1, 4}, False
         ends = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}
         return ({0} if fault.role == "worker" else {ends[fault.signal]}), False
-    if fault.action == "raise":  # 5 is the driver's own error, as of a loader that raises before any trial
-        other = {
-            "interrupt": {0, 1} if fault.role else {130},
-            "memory": {0, 1, 2, 5},
-            "ray": {0, 1, 4},
-            "connection": {0, 1, 4},
-        }
-        return other.get(fault.raises, {1, 2, 5}) | ({0} if fault.role == "worker" else set()), False
+    if fault.action == "raise":  # statistics that are tried in several ways may do without the one that raised
+        return ({130} if fault.raises == "interrupt" and fault.role != "worker" else {0, 1, 2, 4, 5}), False
     mute = {"print", "complain"} <= set(fault.kinds) or fault.name == "terminal"
     return ({0} if fault.name in ("delay", "terminal") else {0, 1, 2, 3}), mute
 

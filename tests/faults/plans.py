@@ -152,7 +152,7 @@ def _signal(name: str):
 def _full(random: Random, census: Census) -> Fault:
     start = random.choice(STARTS)
     kinds = WRITES + ("print", "complain") * (random.random() < 0.5)
-    lasting = random.choice([1, 1, 2, 5, 20, 10_000])
+    lasting = random.choice([1, 1, 2, 5, 20, 200])
     path = "" if "print" in kinds else random.choice(["", TABLES])
     position = random.choice(["before", "torn"])
     at = _at(random, census, start, kinds, path)
