@@ -163,8 +163,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repair", action="store_true", help="move what is wrong into set-aside/; nothing is deleted")
     parser.add_argument("--file", type=Path, help="the sweep file, which is run: compare its own modules as well")
     options = parser.parse_args(argv)
+    log = logging.getLogger("raysat")
+    before = log.level
+    log.setLevel(logging.ERROR)  # what it would warn of is among the findings
+    try:
+        return _main(options)
+    finally:
+        log.setLevel(before)
+
+
+def _main(options: argparse.Namespace) -> int:
     store, console = Store(options.root), Terminal(highlight=False)
-    logging.getLogger("raysat").setLevel(logging.ERROR)  # what it would warn of is among the findings
     code = changed_code(store, options.file) if options.file else ()
     contents = look(store, code)
     found = list(findings(contents))
