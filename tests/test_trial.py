@@ -268,7 +268,7 @@ def test_a_damaged_checkpoint_costs_a_restart_and_no_more(make_cell, tmp_path):
 
 def test_a_checkpoint_keeps_all_of_the_progress(tmp_path):
     progress = Progress(
-        3, {"w": torch.randn(2)}, [{"iteration": 0, "test_loss": None}], [{"top": [1.0]}], 1.5, 2.5, 64, 1
+        3, {"w": torch.randn(2)}, [{"iteration": 0, "test_loss": None}], [{"top": [1.0]}], 1.5, 2.5, {"steps": 3}, 64
     )
     checkpoint = Checkpoint(tmp_path / "a.pt")
     checkpoint.save(progress)
