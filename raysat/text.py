@@ -49,7 +49,17 @@ def plain(text: str, most: int = LONGEST) -> str:
         cut_before = _LEFT_OUT.finditer(text, half, len(text) - half)
         missing = len(text) - 2 * half + sum(int(cut[1].replace(",", "")) - len(cut[0]) for cut in cut_before)
         text = f"{text[:half]} ... {missing:,} characters left out ... {text[-half:]}"
-    return text if text.isprintable() else _UNSAID.sub(_escaped, text.replace("\r\n", "\n"))
+    return printable(text.replace("\r\n", "\n"))
+
+
+def printable(text: str) -> str:
+    r"""The text with what has no place in one written out, such as what would act on a terminal.
+
+    Example:
+        >>> printable("loss \x1b[31mred")
+        'loss \\x1b[31mred'
+    """
+    return text if text.isprintable() else _UNSAID.sub(_escaped, text)
 
 
 def _escaped(found: re.Match) -> str:

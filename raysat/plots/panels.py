@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from raysat.analysis import method, setting
-from raysat.terminal import printable
+from raysat.text import printable
 
 MARKERS = "osD^vP*X<>hd"
 INK, FIT, STAR, SOFT = "black", "#0072b2", "#d55e00", "0.45"
