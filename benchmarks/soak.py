@@ -22,6 +22,10 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import scheduling
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from faults import victims
+
 BATCH_SIZES = 50
 """Those of `scheduling.SWEEP`."""
 
@@ -41,29 +45,15 @@ INTERVAL = 10.0
 """Seconds between two looks."""
 
 
-def processes(ancestor: int) -> dict[int, str]:
-    """The processes that one has started, and theirs, with the name of each, such as `driver`, `raylet`, `worker`."""
-    found = {ancestor: "driver"}
-    parents = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:  # it has ended
-            continue
-    for process in (ancestors := [ancestor]):
-        for child in [child for child, parent in parents.items() if parent == process]:
-            ancestors.append(child)
-            found[child] = _name(child)
-    return found
+def processes(driver: int) -> dict[int, str]:
+    """The driver and the processes below it, with the name of each, such as `driver`, `raylet`, `worker`."""
+    return {driver: "driver"} | {process: _role(process) for process in victims.descendants(driver)}
 
 
-def _name(process: int) -> str:
-    try:
-        words = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
-        return ""
-    agent = words[0].endswith("Agent")  # of the raylet's, which ends without it
-    return "worker" if words[0].startswith("ray::") and not agent else os.path.basename(words[0])
+def _role(process: int) -> str:
+    name = victims.program(process)
+    agent = name.endswith("Agent")  # of the raylet's, which ends without it
+    return "worker" if name.startswith("ray::") and not agent else name
 
 
 def memory(process: int) -> float:

@@ -8,9 +8,9 @@ from contextlib import suppress
 
 import pandas as pd
 import pytest
-from test_failures import SMALL, mending, small_disk  # noqa: F401
+from test_failures import SMALL, filled_after_a_trial, small_disk  # noqa: F401
 
-from raysat import driver, report, status
+from raysat import report, status
 from raysat import sweep as command
 from raysat.expendable import Expendable, expendable
 from raysat.retry import PatientWriter
@@ -116,17 +116,7 @@ def test_results_and_log_on_one_full_disk(sweep_file, small_disk, monkeypatch): 
         lost.append(sys.stdout.reason)
         ballast.unlink(missing_ok=True)
 
-    make, said = mending(free)
-    monkeypatch.setattr(driver, "PatientWriter", make)
-    monkeypatch.setattr("raysat.report.finish", lambda *_: None)  # figures take more than the disk has
-    count = iter(range(100))
-
-    def run_trials(job, run_trials=driver.run_trials):
-        if next(count) == 1:
-            fill()
-        return run_trials(job)
-
-    monkeypatch.setattr(driver, "run_trials", run_trials)
+    said = filled_after_a_trial(monkeypatch, fill, free)
     with open(small_disk / "log", "a") as log:
         monkeypatch.setattr(sys, "stdout", log)
         monkeypatch.setattr(sys, "stderr", log)

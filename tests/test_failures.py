@@ -121,6 +121,22 @@ def mending(mend):
     return make, said
 
 
+def filled_after_a_trial(monkeypatch, fill, free):
+    """A disk that `fill` fills once a trial has ended, and `free` frees when it is waited for; returns what is said."""
+    make, said = mending(free)
+    monkeypatch.setattr(driver, "PatientWriter", make)
+    monkeypatch.setattr("raysat.report.finish", lambda *_: None)  # figures take more than the disk has
+    count = iter(range(100))
+
+    def run_trials(job, run_trials=driver.run_trials):
+        if next(count) == 1:
+            fill()
+        return run_trials(job)
+
+    monkeypatch.setattr(driver, "run_trials", run_trials)
+    return said
+
+
 def test_storage_that_is_away_while_results_come(sweep_file, bucket, monkeypatch, capsys):
     """An S3 server is stopped in mid-sweep, and comes back at the same address."""
     host, port = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://").split(":")
@@ -207,17 +223,7 @@ def test_a_disk_that_is_full_when_part_files_are_written(sweep_file, small_disk,
         seen.extend(path.name for path in small_disk.glob("small/*/*"))
         ballast.unlink(missing_ok=True)
 
-    make, said = mending(free)
-    monkeypatch.setattr(driver, "PatientWriter", make)
-    monkeypatch.setattr("raysat.report.finish", lambda *_: None)  # figures take more than the disk has
-    count = iter(range(100))
-
-    def run_trials(job, run_trials=driver.run_trials):
-        if next(count) == 1:
-            fill()
-        return run_trials(job)
-
-    monkeypatch.setattr(driver, "run_trials", run_trials)
+    said = filled_after_a_trial(monkeypatch, fill, free)
     assert command.main([sweep_file, "--results", str(small_disk), "--inline"]) == 0
     assert "No space left on device" in said[0]
     assert not [name for name in seen if name.startswith(".")], "nothing half-written lies about"

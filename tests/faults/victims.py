@@ -18,7 +18,7 @@ def of(victim: str, driver: int) -> list[int]:
         return [os.getpid()]
     if victim == "driver":
         return [driver]
-    return [process for process in descendants(driver) if _program(process) == victim]
+    return [process for process in descendants(driver) if program(process) == victim]
 
 
 def descendants(ancestor: int) -> Iterator[int]:
@@ -36,7 +36,8 @@ def descendants(ancestor: int) -> Iterator[int]:
         yield from children
 
 
-def _program(process: int) -> str:
+def program(process: int) -> str:
+    """The name of a process's program; empty where it has ended."""
     try:
         return os.path.basename(Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")[0].decode())
     except OSError:
