@@ -174,4 +174,7 @@ if __name__ == "__main__":
     parser.add_argument("--worker", type=float, default=180.0, help="seconds between two workers that are killed")
     parser.add_argument("--interval", type=float, default=INTERVAL, help="seconds between two looks")
     parser.add_argument("--verbose", action="store_true", help="print each look")
-    sys.exit(soak(parser.parse_args()))
+    options = parser.parse_args()
+    if options.cells % BATCH_SIZES:
+        parser.error(f"--cells {options.cells}: give a multiple of {BATCH_SIZES}.")
+    sys.exit(soak(options))

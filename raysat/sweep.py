@@ -273,13 +273,8 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
         return 0
 
     elsewhere = not options.inline and bool(options.address or os.environ.get("RAY_ADDRESS"))
-    for field, value in (("precision", "tf32"), ("engine", "graph")):
-        if getattr(sweep, field) == value and not elsewhere and not torch.cuda.is_available():
-            default = next(f.default for f in fields(Sweep) if f.name == field)
-            raise InputError(f"{field}={value!r} needs a GPU, and this machine has none: set {field}={default!r}.")
-    if sweep.engine == "compiled" and not elsewhere:
-        on_gpu = torch.cuda.is_available() and sweep.gpus_per_trial != 0
-        check_compiler(torch.device("cuda" if on_gpu else "cpu"))
+    if not elsewhere:
+        _check_machine(sweep)
     failed: list[tuple[str, str]] = []
     agenda = Agenda(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, found)
     left, total = len(agenda.weights), len(agenda.wanted)
@@ -328,12 +323,28 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
     reported = _report(store, console)
     signals.close()
     if failed:
-        _say(f"{len(failed)} cells failed; the same command tries them again:")
-        for why, names in by_cause(failed).items():
-            first = names[0] if len(names) == 1 else f"{len(names)} cells, the first {names[0]}"
-            _say(f"  {why} ({first})")
+        _say_failed(failed)
         return ending.CELLS_FAILED
     return ending.FINISHED if reported else ending.NO_REPORT
+
+
+def _check_machine(sweep: Sweep) -> None:
+    """Raise `InputError` where the sweep asks for what this machine, on which it is to run, does not have."""
+    for field, value in (("precision", "tf32"), ("engine", "graph")):
+        if getattr(sweep, field) == value and not torch.cuda.is_available():
+            default = next(f.default for f in fields(Sweep) if f.name == field)
+            raise InputError(f"{field}={value!r} needs a GPU, and this machine has none: set {field}={default!r}.")
+    if sweep.engine == "compiled":
+        on_gpu = torch.cuda.is_available() and sweep.gpus_per_trial != 0
+        check_compiler(torch.device("cuda" if on_gpu else "cpu"))
+
+
+def _say_failed(failed: Sequence[tuple[str, str]]) -> None:
+    """Name what failed, each kind once."""
+    _say(f"{len(failed)} cells failed; the same command tries them again:")
+    for why, names in by_cause(failed).items():
+        first = names[0] if len(names) == 1 else f"{len(names)} cells, the first {names[0]}"
+        _say(f"  {why} ({first})")
 
 
 def _report(store: Store, console: Console) -> bool:
