@@ -134,7 +134,7 @@ class PartFiles:
     def _with_cells(self, table: str, cell_ids: Iterable[str]) -> dict[Location, pa.Table]:
         """The part-files that have rows of some cells."""
         parts, cells = self._readable_parts(table, self._parts(table)), set(cell_ids)
-        return {path: part for path, part in parts.items() if cells & set(part["cell_id"].to_pylist())}
+        return {path: part for path, part in parts.items() if cells & _cells(part)}
 
     def _write(self, table: str, key: str, rows: Sequence[Row]) -> None:
         schema = arrow_schema(table)

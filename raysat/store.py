@@ -100,15 +100,21 @@ class Store(PartFiles):
                 folder.mkdir(exist_ok=True)
                 delete(path for path in folder.iterdir() if unfinished(path.name))
             delete(path for path in self.root.iterdir() if unfinished(path.name))
-            self.settle()
+            finished = self.settle()
             self.make_schemas()
-            self._loose = self.finished() & {path.stem for path in self._parts("trials")}
+            self._loose = finished & {path.stem for path in self._parts("trials")}
 
-    def settle(self) -> None:
-        """Bring in order what earlier runs have left, and set aside what merged part-files have of unfinished cells."""
+    def settle(self) -> set[str]:
+        """Bring in order what earlier runs have left, and set aside what merged part-files have of unfinished cells.
+
+        Returns:
+            The ids of the finished cells.
+        """
         self._settle()
-        if again := set().union(*self._merged.values()) - self.finished():
+        finished = self.finished()
+        if again := set().union(*self._merged.values()) - finished:
             self.set_aside(again)
+        return finished
 
     def make_schemas(self) -> None:
         """Give each table an empty part-file with its schema: it can be read before the first cell is done."""
@@ -125,14 +131,11 @@ class Store(PartFiles):
         with reached(self.root):
             if not self.root.exists() or not any(self.root.iterdir()):
                 return
-        record, strangers = self.record(), self.strangers()
-        remedy = "use another --results or --set name=NAME" + ", or --fresh to start over" * (not strangers)
-        if record is None and strangers:
-            raise InputError(f"{self.root} is not a results folder of a sweep (it has {strangers[0]}): {remedy}.")
+        record = self.record()
+        if record is None and (strangers := self.strangers()):
+            raise self._of_others(f"is not a results folder of a sweep (it has {strangers[0]})")
         if record is not None and record.get("schema") != SCHEMA_VERSION:
-            raise InputError(
-                f"{self.root} has schema version {record.get('schema')}, this raysat writes {SCHEMA_VERSION}: {remedy}."
-            )
+            raise self._of_others(f"has schema version {record.get('schema')}, this raysat writes {SCHEMA_VERSION}")
         now = {**json.loads(json.dumps(asdict(sweep))), **resolved}
         if record is None:
             now |= {"sweep": sweep.name, "budget": sweep.budget}
@@ -147,7 +150,12 @@ class Store(PartFiles):
         if files:
             different.append(f"{', '.join(files)} changed since")
         if different:
-            raise InputError(f"{self.root} holds another sweep ({', '.join(different)}): {remedy}.")
+            raise self._of_others(f"holds another sweep ({', '.join(different)})")
+
+    def _of_others(self, what: str) -> InputError:
+        """That the folder is not this sweep's, with what to do; --fresh is for one that has nothing of others."""
+        remedy = "use another --results or --set name=NAME" + ", or --fresh to start over" * (not self.strangers())
+        return InputError(f"{self.root} {what}: {remedy}.")
 
     def strangers(self) -> list[str]:
         """What the folder has that raysat did not make (`raysat.belongings`), by paths from it."""

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysat.ntk.recurrent import unrolled
+from raysat.process import generators_kept
 
 HALVES = (torch.bfloat16, torch.float16)
 """The dtypes in which no statistic is computed: their rounding, 1 in 256 and 1 in 2048, is larger than tolerances."""
@@ -29,16 +28,13 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        devices = sorted({p.device.index or 0 for p in network.parameters() if p.device.type == "cuda"})
         for kind in {"cpu", *(p.device.type for p in network.parameters())} - {"meta"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(_full_precision())
         # Compiled code calls no hooks and has no second derivatives. Loading the compiler takes a second.
         if any(_is_compiled(module) for module in network.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.random.fork_rng(devices=devices))
-        stack.callback(np.random.set_state, np.random.get_state())
-        stack.callback(random.setstate, random.getstate())
+        stack.enter_context(generators_kept())
         stack.callback(_snapshot(network).restore)
         for module in network.modules():
             for registry in (module._parameters, module._buffers):

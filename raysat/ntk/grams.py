@@ -111,11 +111,6 @@ def jacobians(network: nn.Module, x: Inputs, names: tuple[str, ...]) -> Float[Te
     return torch.cat([row.reshape(*row.shape[:2], -1) for row in rows.values()], 2)
 
 
-def kernel_by_jacobians(network: nn.Module, x: Inputs) -> Float[Tensor, "size size"]:
-    """The dense K without rules, from the whole Jacobian."""
-    return kernel(network, x, without_rules(network, jacobians))
-
-
 def bytes_per_sample(network: nn.Module, few: Inputs, parts: Parts) -> int:
     """About how much memory the Grams of one sample take while they are made."""
     outputs = network(few[:1]).shape[1]

@@ -10,6 +10,7 @@ import enum
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float64
@@ -139,8 +140,7 @@ def _of_grams(network: nn.Module, graph: Tensor, gram: Tensor, y: Tensor | None,
     if y is not None:
         residual = loss.residual(outputs, y)
         squares = (residual[:, None] @ gram @ residual[:, :, None]).flatten()
-        total = loss.total(outputs.double(), y).item()
-        pulled = plain.gradients(graph, list(trained(network).values()), residual)
+        total, pulled = _summed(network, graph, residual, y, loss)
     weighed = weighed_gram(outputs, gram, y, loss)
     frobenius = weighed.diagonal(dim1=1, dim2=2).sum(1)
     return torch.linalg.eigvalsh(weighed)[:, -1], frobenius, squares, total, pulled, None
@@ -166,7 +166,7 @@ def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
 
     def vmap(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
         products = by_vmap(network, x, loss, y)
-        squares = lambda u: gradient_squares_by_vmap(network, x, u)  # noqa: E731
+        squares = partial(gradient_squares_by_vmap, network, x)
         return _of_products(network, products, squares, network(x), y, loss, tolerance)
 
     def alone(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
@@ -174,12 +174,7 @@ def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
         for k in range(len(x)):
             sample, target = x[k : k + 1], None if y is None else y[k : k + 1]
             operator = one_sample(network, sample, loss, target, memory)
-
-            def square(u: Tensor, sample: Inputs = sample) -> Tensor:
-                found = plain.sample_gradient(network, sample, u)
-                return sum(g.double().square().sum() for g in found.values())[None]
-
-            parts.append(_of_products(network, operator, square, network(sample), target, loss, tolerance))
+            parts.append(_of_products(network, operator, None, network(sample), target, loss, tolerance))
         *lists, totals, pulled, vectors = zip(*parts, strict=True)
         return *map(torch.cat, lists), sum(totals), [sum(p) for p in zip(*pulled, strict=True)], torch.cat(vectors)
 
@@ -194,13 +189,16 @@ def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
 def _of_products(
     network: nn.Module,
     products: Callable[[Tensor], Tensor],
-    squares: Callable[[Tensor], Tensor],
+    squares: Callable[[Tensor], Tensor] | None,
     graph: Tensor,
     y: Tensor | None,
     loss: Loss,
     tolerance: float,
 ) -> Chunk:
-    """The quantities from products with each sample's own kernel, and the outputs with their graph."""
+    """The quantities from products with each sample's own kernel, and the outputs with their graph.
+
+    What `squares` makes of the residual is, of one sample, the square of the sum of gradients: there it is None.
+    """
     outputs = graph.detach()
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
@@ -209,9 +207,17 @@ def _of_products(
     if y is None:
         return found.values, nothing, nothing, math.nan, [], found.vectors
     residual = loss.residual(outputs, y)
-    square, total = squares(residual), loss.total(outputs.double(), y).item()
-    pulled = plain.gradients(graph, list(trained(network).values()), residual)
+    square = squares(residual) if squares else None  # while the graph is there
+    total, pulled = _summed(network, graph, residual, y, loss)
+    if square is None:
+        square = sum(g.double().square().sum() for g in pulled)[None]
     return found.values, nothing, square, total, pulled, found.vectors
+
+
+def _summed(network: nn.Module, graph: Tensor, residual: Tensor, y: Tensor, loss: Loss) -> tuple[float, list[Tensor]]:
+    """The sum of the samples' losses, and its gradient: the last use of the graph."""
+    gradient = plain.gradients(graph, list(trained(network).values()), residual)
+    return loss.total(graph.detach().double(), y).item(), gradient
 
 
 def per_sample(

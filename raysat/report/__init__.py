@@ -31,6 +31,9 @@ from raysat.widths import sentences
 
 __all__ = ["compare", "finish", "render"]
 
+NOTHING_DRAWN = {"choices": [], "start": [], "figures": []}
+"""The payload of a page without interactive figures."""
+
 
 def finish(root: Location | str, console: Console, output: Location | str | None = None) -> Location:
     """All that follows a sweep: fits, figures, page, and the table on the terminal.
@@ -86,11 +89,7 @@ def render(material: Material, images: Sequence[tuple[plots.Plate, bytes]], atte
     """
     m, title = material, str(material.record["sweep"].get("name", "sweep"))
     lead = attempt("The count of cells", lambda: sections.progress(m.record, m.trials)) or ""
-    drawn = attempt("The interactive figures", lambda: _drawn(m, attempt)) or {
-        "choices": [],
-        "start": [],
-        "figures": [],
-    }
+    drawn = attempt("The interactive figures", lambda: _drawn(m, attempt)) or NOTHING_DRAWN
     makes = {
         "Answer": lambda: sections.answer(m.summary, m.trials),
         "What to use": lambda: sections.advice(m.analysis.choices),
@@ -105,9 +104,6 @@ def render(material: Material, images: Sequence[tuple[plots.Plate, bytes]], atte
         "Configuration, versions, machine": lambda: sections.provenance(m.record),
     }
     return page(title, lead, parts(makes), {"file": title, **drawn})
-
-
-NOTHING_DRAWN = {"choices": [], "start": [], "figures": []}
 
 
 def _drawn(material: Material, attempt: Attempts) -> dict[str, object]:
