@@ -17,27 +17,8 @@ AGAIN = "What is finished stays; run the same command again to go on."
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Stopped(KeyboardInterrupt):
-    """A signal ends the sweep.
-
-    Args:
-        number: Of the signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-def of_signal(stop: KeyboardInterrupt) -> tuple[int, str]:
-    """The exit code and the sentence of a sweep that was stopped."""
-    number = stop.number if isinstance(stop, Stopped) else signal.SIGINT
-    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-    return 128 + number, f"Stopped{by}. {AGAIN}"
-
-
 class Signals:
-    """Turns the signals that end a sweep into `Stopped`, whatever else of the process handles them meanwhile.
+    """Turns the signals that end a sweep into KeyboardInterrupt, whatever else of the process handles them meanwhile.
 
     Of Ctrl-C there may be several: the second cuts short what is done after the first. From `close` on there is
     nothing left that one could cut short, and none counts.
@@ -60,16 +41,26 @@ class Signals:
     def check(self) -> None:
         """Stop the sweep where a signal has come of which a user's code, in which it was raised, has made nothing."""
         if self._due is not None and not self._closed:
-            raise Stopped(self._due)
+            raise KeyboardInterrupt(self._due)
 
     def close(self) -> None:
         """Let no further signal count."""
         self._closed = True
 
+    def how_it_ended(self) -> tuple[int, str]:
+        """The exit code and the sentence of a sweep that was stopped.
+
+        The number is that of the signal which came, not of the exception which arrived: Ray's core raises a
+        KeyboardInterrupt of its own in the place of one that is raised while it waits.
+        """
+        number = self._due or signal.SIGINT
+        by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+        return 128 + number, f"Stopped{by}. {AGAIN}"
+
     def _handle(self, number: int, frame: object) -> None:
         if not self._closed:
             self._due = number
-            raise Stopped(number)
+            raise KeyboardInterrupt(number)
 
 
 @contextmanager

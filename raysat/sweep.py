@@ -223,9 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ending.signals(for_good=arguments is None) as signals:
         try:
             return _main(options, console, signals)
-        except KeyboardInterrupt as stop:
+        except KeyboardInterrupt:
             signals.close()
-            code, sentence = ending.of_signal(stop)
+            code, sentence = signals.how_it_ended()
             console.print(f"\n{sentence}", soft_wrap=True)
             return code
         except ExecutorDied as death:

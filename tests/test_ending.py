@@ -126,6 +126,19 @@ def test_sigterm_while_ray_runs_trials_and_what_is_finished_stays(started, tmp_p
     assert Store(tmp_path / "results" / "own").read("trials")["width"].tolist() == [2]
 
 
+def test_the_signal_that_came_counts_where_a_library_raises_an_interrupt_of_its_own():
+    def waits_in_a_library():
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+    with ending.signals() as signals:
+        with pytest.raises(KeyboardInterrupt):
+            waits_in_a_library()
+        assert signals.how_it_ended() == (143, f"Stopped by SIGTERM. {ending.AGAIN}")
+
+
 def test_sigterm_while_the_report_is_made_after_ray_has_gone(started, tmp_path):
     process, pipe = started("report")
     with pipe.open("w"):

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 import pytest
+from another_user import other_user
 from rich.console import Console
 from test_report import Page
 
@@ -29,7 +30,7 @@ from matplotlib.figure import Figure
 
 drawing.DPI = 20
 root, output, *warm = sys.argv[1:]
-for name in ("page.html", "page.css", *SCRIPTS):  # packages may lie where only root reads
+for name in ("page.html", "page.css", *SCRIPTS):  # Python itself may lie where only root reads
     asset(name)
 commands = {
     "status": (status.main, [root]),
@@ -59,7 +60,7 @@ def few(root):
         path.unlink()
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+@other_user
 def test_another_user_reads_and_writes_elsewhere_or_is_told_to(swept):
     few(swept)
     with TemporaryDirectory() as folder:  # pytest's own is not for other users
@@ -98,7 +99,7 @@ def test_another_user_reads_and_writes_elsewhere_or_is_told_to(swept):
         assert re.search(r"^cells [1-9]", said, re.MULTILINE)
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+@other_user
 @pytest.mark.parametrize("command", ["status", "doctor", "analysis", "report.__main__"])
 def test_results_that_may_not_be_read_are_one_sentence(command):
     with TemporaryDirectory() as folder:

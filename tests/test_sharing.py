@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pytest
 import torch
+from another_user import other_user
 
 from raysat import data
 from raysat.data import sharing
@@ -125,13 +126,13 @@ def test_where_the_folder_cannot_be_used_the_data_are_loaded_as_ever(machine, mo
     assert "digits is not shared between processes" in caplog.text
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may become another user")
+@other_user
 def test_a_user_without_a_name_or_a_home_has_a_folder_too():
     program = """
 import os
 import pooch
 from raysat.data import sharing, sources
-sharing.load_shared("digits", n_train=8, n_test=0)  # imports the rest: packages may lie where only root reads
+sharing.load_shared("digits", n_train=8, n_test=0)  # imports the rest: Python itself may lie where only root reads
 os.setuid(12345)
 for name in ("HOME", "USER", "LOGNAME", "LNAME", "USERNAME", "RAYSAT_DATA"):
     os.environ.pop(name, None)
