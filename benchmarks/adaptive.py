@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from raysat import sweepfile
 from raysat.analysis import analyze, load
 from raysat.analysis.summary import summary
 from raysat.analysis.words import estimate, method
-from raysat.plan import Plan, plan
+from raysat.driver import sweepfile
+from raysat.driver.plan import Plan, plan
 from raysat.sweep import main as run
 
 FILE = Path(__file__).parents[1] / "sweeps" / "mnist.py"

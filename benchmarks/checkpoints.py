@@ -15,10 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from raysat import Sweep, fixed, gpt, mlp, resnet
-from raysat.checkpoint import Checkpoint, Progress
-from raysat.job import Job
-from raysat.plan import plan
-from raysat.trial import run_trial
+from raysat.driver.plan import plan
+from raysat.storage.checkpoint import Checkpoint, Progress
+from raysat.trial.job import Job
+from raysat.trial.train import run_trial
 
 COMMON = {"name": "checkpoints", "stepsizes": [fixed(1e-3)], "seeds": 1, "evaluation_samples": 64, "n_test": 0}
 SWEEPS = {

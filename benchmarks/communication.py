@@ -17,8 +17,8 @@ import torch
 from scipy.optimize import nnls
 
 from raysat import mlp, models
-from raysat.allreduce import Link, fit, measure
 from raysat.losses import LOSSES
+from raysat.sgd.allreduce import Link, fit, measure
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.engine import StepEngine
 from raysat.sgd.parallel import ParallelEngine

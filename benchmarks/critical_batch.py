@@ -17,9 +17,9 @@ import pandas as pd
 
 from raysat.analysis import load
 from raysat.analysis.readings import best_of, usable
-from raysat.fits import critical_batch, steps_to_target
 from raysat.forecast import forecast
-from raysat.store import Store
+from raysat.saturation.fits import critical_batch, steps_to_target
+from raysat.storage.store import Store
 
 PREDICTED = ("gamma", "k_op", "b_star", "b_star_thm33", "noise_scale")
 

@@ -14,14 +14,14 @@ import numpy as np
 
 from raysat import data, linear, linearized, mlp, models, ntk_statistics
 from raysat.data.linear import linear_problem
-from raysat.fits import fit_saturation, steps_to_target
 from raysat.forecast import GRID, STEPS, forecast
 from raysat.losses import LOSSES
-from raysat.recursion import Spectrum, loss_curves, noise_factor
+from raysat.saturation.fits import fit_saturation, steps_to_target
+from raysat.saturation.formulas import beta
+from raysat.saturation.recursion import Spectrum, loss_curves, noise_factor
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.sampler import batches
-from raysat.theory import beta
 
 N, T, SIZES = 1000, 300, (1, 4, 16, 64)
 MODEL = mlp(depth=3, hidden_gain=2**0.5)

@@ -14,14 +14,14 @@ from gpu_bench import Bench, apart, copies
 from torch import Tensor, nn
 
 from raysat import gpt, mlp, models, ntk_statistics, theory
-from raysat.cells import Cell, Initialization
+from raysat.compute.micro_batch import sample_bytes, samples_at_once
 from raysat.losses import LOSSES
 from raysat.ntk import NTKStatistics
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.engine import build, set_precision
-from raysat.sgd.memory import sample_bytes, samples_at_once
 from raysat.sgd.parallel import ParallelEngine
 from raysat.sgd.sampler import batches
+from raysat.spec.cells import Cell, Initialization
 
 TOLERANCES = {torch.float64: (1e-9, 1e-6), torch.float32: (1e-4, 2e-4)}
 """Of each type the `k_tolerance` that is asked for, and how far a statistic may be from the CPU's in float64."""
@@ -212,10 +212,10 @@ def nccl(bench: Bench) -> None:
 def trial(bench: Bench) -> None:
     """Statistics and training as a worker does them, on the linear data, here and on the CPU."""
     try:
-        from raysat.initial import compute_statistics
-        from raysat.job import Job
-        from raysat.packing import trials_at_once
-        from raysat.trial import run_trial
+        from raysat.trial.initial import compute_statistics
+        from raysat.trial.job import Job
+        from raysat.trial.packing import trials_at_once
+        from raysat.trial.train import run_trial
     except ModuleNotFoundError as error:  # rows need Arrow
         bench.skip("all", f"needs {error.name}")
         return

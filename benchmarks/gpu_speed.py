@@ -12,14 +12,14 @@ from gpu_bench import Bench, apart, copies, weights
 from torch import Tensor, nn
 
 from raysat import gpt, mlp, models, resnet
-from raysat.cells import Model
-from raysat.cost import count
 from raysat.losses import LOSSES
+from raysat.saturation.formulas import exponent
 from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.cost import count
 from raysat.sgd.engine import StackedEngine, build, set_precision
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.sampler import batches
-from raysat.theory import exponent
+from raysat.spec.cells import Model
 
 BLOCK = 32
 """Steps of a call: those of a graph, so that a call of the graph engine is one launch."""

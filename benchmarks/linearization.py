@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from raysat import data, mlp, models, ntk_statistics
-from raysat.fits import critical_batch, steps_to_target
 from raysat.ntk import dense_kernel
-from raysat.recursion import Spectrum, largest_stable, loss_curves, noise_factor
+from raysat.saturation.fits import critical_batch, steps_to_target
+from raysat.saturation.formulas import beta
+from raysat.saturation.recursion import Spectrum, largest_stable, loss_curves, noise_factor
 from raysat.sgd.sampler import batches
-from raysat.theory import beta
 
 N, TARGET, SIZES, SEEDS = 1000, 0.6, (1, 2, 4, 8, 16, 32, 64, 256), range(3)
 MODEL = mlp(depth=3, hidden_gain=2**0.5)

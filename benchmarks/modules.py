@@ -29,7 +29,7 @@ import oracles
 from zoo import CASES, Case, cast
 
 from raysat import ntk_statistics
-from raysat.validation import InputError
+from raysat.errors import InputError
 
 QUANTITIES = ("gamma", "gamma_mean", "k_op", "b_star", "noise_scale")
 

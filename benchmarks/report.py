@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from raysat.cells import Model
 from raysat.report import finish
-from raysat.spec import Sweep
-from raysat.stepsizes import grid, theory
-from raysat.store import Store
+from raysat.spec.cells import Model
+from raysat.spec.stepsizes import grid, theory
+from raysat.spec.sweep import Sweep
+from raysat.storage.store import Store
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 WIDTHS = (250, 500, 1000)

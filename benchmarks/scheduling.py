@@ -18,9 +18,10 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 
 import raysat.sweep as command
-from raysat import driver, report
-from raysat.job import Job
-from raysat.trial import failed_row
+from raysat import report
+from raysat.driver import loop as driver
+from raysat.trial.job import Job
+from raysat.trial.train import failed_row
 
 SWEEP = """
 from raysat import Sweep, fixed, mlp

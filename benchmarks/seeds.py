@@ -16,9 +16,9 @@ from collections.abc import Callable
 import torch
 
 from raysat import mlp, models
+from raysat.compute.matmul import keep_memory
 from raysat.losses import LOSSES
 from raysat.sgd.engine import FusedEngine, StackedEngine
-from raysat.sgd.matmul import keep_memory
 from raysat.sgd.sampler import batches
 
 N, OUTPUTS, ETA, STEPS = 1000, 10, 0.01, 64

@@ -31,8 +31,8 @@ from pathlib import Path
 import torch
 
 from raysat import gpt, mlp, models, resnet
-from raysat.cells import Model
 from raysat.losses import LOSSES
+from raysat.spec.cells import Model
 
 SIZES = (784, 1000, 1000, 1000, 10)
 WEIGHTS = [before * after for before, after in pairwise(SIZES)]
@@ -82,7 +82,7 @@ class Network:
 
     def operations(self) -> float:
         """Floating-point operations of one sample's part in a step."""
-        from raysat.cost import count
+        from raysat.sgd.cost import count
 
         return count(self.build(), *self.samples(), LOSSES[self.loss]).step
 
@@ -110,8 +110,8 @@ def chunk(network: Network, b: int) -> int:
 
 def raysat_engine(network: Network, engine: str, matmul: str | None = None) -> Steps:
     """One of raysat's engines, as a trial uses it."""
+    from raysat.compute.matmul import VARIABLE
     from raysat.sgd.engine import build
-    from raysat.sgd.matmul import VARIABLE
     from raysat.sgd.sampler import Batches
 
     if matmul:
@@ -203,7 +203,7 @@ def jax_scan(network: Network) -> Steps:
 
 def contenders(network: Network) -> dict[str, tuple[Callable[..., Steps], tuple]]:
     """Name to what makes its steps, and its arguments. The first is measured against all others."""
-    from raysat.sgd.matmul import Matmul, choose
+    from raysat.compute.matmul import Matmul, choose
 
     chosen = choose(torch.float32, device())
     found = {"raysat, auto": (raysat_engine, ("auto",))}
@@ -265,7 +265,7 @@ def best_of(function: Callable[[], object], seconds: float) -> float:
 
 def floors(seconds: float) -> tuple[dict[str, float], float, float]:
     """Operations per second of each library's product, and bytes per second of copies in caches and beyond."""
-    from raysat.sgd.matmul import Matmul, Products, choose, keep_memory
+    from raysat.compute.matmul import Matmul, Products, choose, keep_memory
 
     keep_memory()
     libraries = [Matmul.TORCH]

@@ -33,7 +33,8 @@ DRIVER = """
 import sys
 import scheduling
 import raysat.sweep as command
-from raysat import driver, report
+from raysat import report
+from raysat.driver import loop as driver
 driver.run_trials = scheduling.sleeper(float(sys.argv.pop(1)))
 report.finish = lambda *_: None
 sys.exit(command.main(sys.argv[1:]))

@@ -17,9 +17,9 @@ from functools import partial
 import torch
 from sgd import ETA, NETWORKS, limit_to
 
+from raysat.compute.matmul import keep_memory
 from raysat.losses import LOSSES
 from raysat.sgd.engine import FusedEngine
-from raysat.sgd.matmul import keep_memory
 from raysat.sgd.sampler import batches
 
 PRODUCTS = {"addmm_", "baddbmm_", "mm"}

@@ -4,6 +4,7 @@ Predicted from the neural tangent kernel at initialization, measured by training
 """
 
 from raysat.data import Dataset
+from raysat.errors import InputError
 from raysat.models.gpt import gpt
 from raysat.models.linear import linear
 from raysat.models.linearized import linearized
@@ -12,9 +13,8 @@ from raysat.models.resnet import resnet
 from raysat.ntk import NTKStatistics, ntk_statistics
 from raysat.results import Results, load
 from raysat.spec import Sweep, powers_of_two
-from raysat.stepsizes import fixed, fixed_fraction, grid, theory
-from raysat.training import Training, asynchronous
-from raysat.validation import InputError
+from raysat.spec.stepsizes import fixed, fixed_fraction, grid, theory
+from raysat.spec.training import Training, asynchronous
 
 __all__ = [
     "Dataset",

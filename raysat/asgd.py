@@ -25,25 +25,26 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from raysat import sweepfile
-from raysat.cells import Cell
+from raysat.compute.micro_batch import couples_samples
+from raysat.driver import sweepfile
+from raysat.driver.plan import plan
+from raysat.errors import InputError, whole
 from raysat.executor import OnRay, with_server
-from raysat.files import Location, location, write_aside
-from raysat.fits import student_t
-from raysat.initial import compute_statistics
-from raysat.job import Job, fitting, prepare
 from raysat.losses import resolve
-from raysat.observables import Evaluator
-from raysat.plan import plan
+from raysat.messages.command import command
+from raysat.messages.terminal import Terminal
+from raysat.saturation.fits import student_t
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness, places, share_beyond
 from raysat.sgd.autograd import AutogradEngine
-from raysat.sgd.memory import couples_samples
 from raysat.sgd.sampler import Batches, batches
 from raysat.sgd.schedule import evaluation_iterations
-from raysat.terminal import Terminal
-from raysat.training import PLAIN
-from raysat.trial import stepsize_and_beta
-from raysat.validation import InputError, command, whole
+from raysat.spec.cells import Cell
+from raysat.spec.training import PLAIN
+from raysat.storage.files import Location, location, write_aside
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job, fitting, prepare
+from raysat.trial.measurements import Evaluator
+from raysat.trial.train import stepsize_and_beta
 
 SIMULATED = 5
 """Simulated runs beside a real one. Default: 5, from whose spread follows where one more would lie."""

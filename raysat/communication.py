@@ -1,10 +1,11 @@
 """From one machine to many: what the all-reduce of the gradients costs, and how many workers a batch is worth.
 
     $ python -m raysat.communication RESULTS/mnist --ranks 2     measure here, fit, predict, draw communication.png
-    $ python -m raysat.communication RESULTS/mnist --measured measured.json     measured elsewhere (raysat.allreduce)
+    $ python -m raysat.communication RESULTS/mnist --measured measured.json     measured elsewhere
+    (raysat.sgd.allreduce)
 
 Two measurements are put together: a sweep's N(b) and its seconds an iteration, and the time T(s, p) of an all-reduce
-(`raysat.allreduce`). A step of p workers that share a batch of b takes `launch + (b/p) sample + T(s, p)` seconds, s
+(`raysat.sgd.allreduce`). A step of p workers that share a batch of b takes `launch + (b/p) sample + T(s, p)` seconds, s
 being the bytes of the gradient, and a run takes N(b) of them. `ASSUMPTIONS` says what that leaves out.
 """
 
@@ -26,11 +27,12 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import nnls
 
-from raysat.allreduce import BACKENDS, Link, Measurement, fit, measure, read
 from raysat.analysis import GROUP, READING, analyze, by_evidence, comparable, load, method, setting
-from raysat.files import location, output_option, write_aside, written
-from raysat.terminal import Terminal
-from raysat.validation import InputError, command, whole
+from raysat.errors import InputError, whole
+from raysat.messages.command import command
+from raysat.messages.terminal import Terminal
+from raysat.sgd.allreduce import BACKENDS, Link, Measurement, fit, measure, read
+from raysat.storage.files import location, output_option, write_aside, written
 
 WORTH = 0.5
 """The efficiency, speed-up over workers, below which more workers are said not to pay: half of what they cost is lost.

@@ -1,8 +1,8 @@
 """`python -m raysat.doctor RESULTS/NAME`: whether a results folder is sound, and what to do where it is not.
 
 It verifies checksums and ids, looks for what is there twice or lacks its other half, and reads checkpoints and records
-(`raysat.checkup`). Nothing is changed, unless `--repair` is given: then what is wrong is moved into `set-aside/`, and
-nothing is deleted. The next run of the sweep computes what is missing.
+(`raysat.storage.checkup`). Nothing is changed, unless `--repair` is given: then what is wrong is moved into
+`set-aside/`, and nothing is deleted. The next run of the sweep computes what is missing.
 """
 
 from __future__ import annotations
@@ -18,19 +18,20 @@ import pandas as pd
 import pyarrow as pa
 from rich.text import Text
 
-from raysat import sweepfile
-from raysat.checkpoint import Progress, read
-from raysat.checkup import Contents, Finding, findings
-from raysat.failures import first_sentence
-from raysat.files import walk
-from raysat.identity import differences
-from raysat.partfiles import checked, reached
-from raysat.plan import plan
-from raysat.schema import FAILED, FINISHED, TABLES, arrow_schema
+from raysat.driver import sweepfile
+from raysat.driver.plan import plan
+from raysat.errors import InputError
+from raysat.messages.command import command
+from raysat.messages.failures import first_sentence
+from raysat.messages.terminal import Terminal
 from raysat.status import other_driver
-from raysat.store import Store
-from raysat.terminal import Terminal
-from raysat.validation import InputError, command
+from raysat.storage.checkpoint import Progress, read
+from raysat.storage.checkup import Contents, Finding, findings
+from raysat.storage.files import walk
+from raysat.storage.partfiles import checked, reached
+from raysat.storage.schema import FAILED, FINISHED, TABLES, arrow_schema
+from raysat.storage.store import Store
+from raysat.user_code.identity import differences
 
 T = TypeVar("T")
 

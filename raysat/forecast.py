@@ -2,8 +2,9 @@
 
     $ python -m raysat.forecast sweeps/mnist.py --set widths=[512]
 
-The curves are those of `raysat.recursion`, which says how they are derived and when they fail; from them follow h(b),
-N(b; eps) and the critical batch sizes, which are refused in words where measured ones would be (`raysat.fits`).
+The curves are those of `raysat.saturation.recursion`, which says how they are derived and when they fail; from them
+follow h(b), N(b; eps) and the critical batch sizes, which are refused in words where measured ones would be
+(`raysat.saturation.fits`).
 """
 
 from __future__ import annotations
@@ -25,18 +26,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from raysat import sweepfile
 from raysat.analysis import number
-from raysat.fits import critical_batch, steps_to_target
-from raysat.initial import compute_statistics
-from raysat.job import Job
-from raysat.plan import plan
-from raysat.recursion import Spectrum, largest_stable, loss_curves, noise_factor
-from raysat.terminal import Terminal
+from raysat.driver import sweepfile
+from raysat.driver.plan import plan
+from raysat.errors import InputError
+from raysat.messages.command import command
+from raysat.messages.terminal import Terminal
+from raysat.saturation.fits import critical_batch, steps_to_target
+from raysat.saturation.formulas import beta
+from raysat.saturation.recursion import Spectrum, largest_stable, loss_curves, noise_factor
+from raysat.spec.training import PLAIN
 from raysat.text import duration
-from raysat.theory import beta
-from raysat.training import PLAIN
-from raysat.validation import InputError, command
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job
 
 STEPS = 64
 """Products with K for the residual's spectral measure. Default: 64; on MNIST doubling it changes no forecast loss by
@@ -229,7 +231,7 @@ def _main(options: argparse.Namespace, console: Console) -> None:
         show(f"{cell.init.name}, {duration(row['seconds'])}", made, console)
     console.print(
         "From the network at initialization, linearized, with delocalized eigenvectors: see the head of "
-        "raysat/recursion.py for when that fails."
+        "raysat/saturation/recursion.py for when that fails."
     )
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from raysat.analysis import Analysis
-    from raysat.files import Location
+    from raysat.storage.files import Location
 
 
 def load(path: Location | str) -> Results:
@@ -44,8 +44,8 @@ class Results:
     """
 
     def __init__(self, path: Location | str) -> None:
-        from raysat.files import location
-        from raysat.store import Store
+        from raysat.storage.files import location
+        from raysat.storage.store import Store
 
         self.root = location(path)
         self.record = Store(self.root).readable()
@@ -93,7 +93,7 @@ class Results:
         return self._plot("costs")
 
     def _read(self, table: str) -> pd.DataFrame:
-        from raysat.store import Store
+        from raysat.storage.store import Store
 
         return Store(self.root).read(table)
 
@@ -107,7 +107,7 @@ class Results:
         return self.fit()
 
     def __repr__(self) -> str:
-        from raysat.schema import FINISHED
+        from raysat.storage.schema import FINISHED
 
         ended = int(self.trials["status"].isin(FINISHED).sum())
         return f"Results({str(self.root)!r}: sweep {self.record['sweep']['name']}, {ended} cells have ended)"

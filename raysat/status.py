@@ -1,7 +1,7 @@
 """`python -m raysat.status RESULTS/<sweep>`: how a sweep stands, from its storage alone, from any machine.
 
 The cells that have ended are counted from their rows. What runs is what the driver recorded last, in `status.json`,
-every `raysat.sweep.HEARTBEAT` seconds; a driver that was killed is known by its silence.
+every `raysat.driver.loop.HEARTBEAT` seconds; a driver that was killed is known by its silence.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from datetime import UTC, datetime
 
 from rich.text import Text
 
-from raysat.progress import SHOWN, running_line, summary_line
-from raysat.schema import DIVERGED, FAILED, FINISHED
-from raysat.store import Store
-from raysat.terminal import Terminal
+from raysat.driver.progress import SHOWN, running_line, summary_line
+from raysat.messages.command import command
+from raysat.messages.terminal import Terminal
+from raysat.storage.schema import DIVERGED, FAILED, FINISHED
+from raysat.storage.store import Store
 from raysat.text import duration
-from raysat.validation import command
 
 SILENCE = 60.0
 """Seconds after which a driver that has not been heard of may be dead: six missed records."""

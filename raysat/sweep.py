@@ -26,26 +26,29 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from raysat import cost, data, ending, sweepfile
-from raysat.adaptive import Finding
-from raysat.agenda import Agenda, groups
-from raysat.cells import Cell
-from raysat.driver import run, stored_statistics
+from raysat import data
+from raysat.compute import matmul
+from raysat.driver import ending, sweepfile
+from raysat.driver.adaptive import Finding
+from raysat.driver.loop import run, stored_statistics
+from raysat.driver.plan import Plan, network_of, plan
+from raysat.driver.queue import Agenda, groups
+from raysat.errors import InputError
 from raysat.executor import ExecutorDied, InProcess, OnRay
-from raysat.failures import by_cause, named, said, traced
-from raysat.files import Remote, location
-from raysat.job import load_dataset
 from raysat.losses import resolve
-from raysat.plan import Plan, network_of, plan
-from raysat.schema import FINISHED
-from raysat.sgd import matmul
+from raysat.messages.command import command
+from raysat.messages.failures import by_cause, named, said, traced
+from raysat.messages.terminal import Terminal
+from raysat.sgd import cost
 from raysat.sgd.autograd import check_compiler
-from raysat.spec import Sweep
+from raysat.spec.cells import Cell
+from raysat.spec.sweep import Sweep
 from raysat.status import other_driver
-from raysat.store import Store, reached
-from raysat.terminal import Terminal
+from raysat.storage.files import Remote, location
+from raysat.storage.schema import FINISHED
+from raysat.storage.store import Store, reached
 from raysat.text import duration
-from raysat.validation import InputError, command
+from raysat.trial.job import load_dataset
 
 
 def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
@@ -215,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code, one of those of `raysat.ending`, or 130 and its like after a signal."""
+    """The command. Returns the exit code, one of `raysat.driver.ending`, or 130 and its like after a signal."""
     options = _parser().parse_args(arguments)
     console = Terminal(file=sys.stdout)
     # What it would warn of is in its rows, and shown from there.

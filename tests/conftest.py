@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import settings
 
-from raysat import plugins
-from raysat.cells import Cell, Initialization, Model
-from raysat.stepsizes import Stepsize
+from raysat.spec.cells import Cell, Initialization, Model
+from raysat.spec.stepsizes import Stepsize
+from raysat.spec.training import PLAIN
 from raysat.sweep import main as sweep_main
-from raysat.training import PLAIN
+from raysat.user_code import plugins
 
 settings.register_profile("raysat", deadline=None, derandomize=True)
 settings.load_profile("raysat")

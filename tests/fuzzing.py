@@ -11,7 +11,7 @@ from grammar import Drawn
 from zoo.case import batch_statistics_held
 
 from raysat import ntk_statistics
-from raysat.validation import InputError
+from raysat.errors import InputError
 
 QUANTITIES = ("loss_init", "gamma", "gamma_mean", "k_op", "b_star", "noise_scale")
 SLACK = {torch.float64: 1e-6, torch.float32: 2e-4}

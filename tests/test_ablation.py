@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from raysat import ablation, sweep
+from raysat.analysis import ablation as trainings
 
 SWEEP = """
 from raysat import Sweep, Training, asynchronous, fixed, mlp
@@ -78,13 +79,13 @@ def test_of_a_grid_the_best_stepsize_of_each_seed_counts_and_is_named():
     assert (row["seeds"], row["lost"]) == (2, 0)
     assert row["test_accuracy"] == pytest.approx((0.5 + 0.7) / 2)
     assert (row["eta_min"], row["eta_max"]) == (0.2, 0.4)
-    assert "grid: 0.2 to 0.4" in ablation.cells(table)[1][0]
-    assert any("least final training loss" in said for said in ablation.remarks(table))
+    assert "grid: 0.2 to 0.4" in trainings.cells(table)[1][0]
+    assert any("least final training loss" in said for said in trainings.remarks(table))
     trials.loc[3:, "status"] = "diverged"
     (row,) = ablation.ablation(trials, curves).to_dict("records")
     assert (row["seeds"], row["lost"]) == (1, 1)  # seeds, not trials
     trials.loc[:, "status"] = "diverged"
-    assert ablation.cells(ablation.ablation(trials, curves))[1][0][1:3] == ["grid", "sgd"]
+    assert trainings.cells(ablation.ablation(trials, curves))[1][0][1:3] == ["grid", "sgd"]
 
 
 def test_a_trial_of_outdated_code_does_not_count_as_a_seed():
@@ -97,10 +98,10 @@ def test_a_trial_of_outdated_code_does_not_count_as_a_seed():
 
 def test_widths_are_told_apart_in_the_table_and_the_figure():
     trials, curves = tables([0.5, 0.7])
-    one, _ = ablation.cells(ablation.ablation(trials, curves))
+    one, _ = trainings.cells(ablation.ablation(trials, curves))
     assert "width" not in one
     trials = trials.assign(width=[8, 16])
-    columns, rows = ablation.cells(ablation.ablation(trials, curves))
+    columns, rows = trainings.cells(ablation.ablation(trials, curves))
     assert [row[columns.index("width")] for row in rows] == ["8", "16"]
     _, _, accuracies = ablation.figure(trials, curves).axes
     assert [line.get_ydata()[-1] for line in accuracies.lines] == [0.5, 0.7]
@@ -119,12 +120,12 @@ def test_a_simulation_of_learners_has_no_seconds_of_theirs():
     trials, curves = tables([0.5, 0.7])
     table = ablation.ablation(trials, curves)
     assert table["seconds"].tolist() == [1.0]
-    assert len(ablation.remarks(table)) == 1
+    assert len(trainings.remarks(table)) == 1
     trials = trials.assign(learners=[1, 4], training=["sgd", "4 learners random"])
     table = ablation.ablation(trials, curves).set_index("learners")
     assert table.at[1, "seconds"] == 1.0
     assert np.isnan(table.at[4, "seconds"])
-    assert any(said.startswith("seconds: left out for asynchronous") for said in ablation.remarks(table.reset_index()))
+    assert any(said.startswith("seconds: left out for asynchronous") for said in trainings.remarks(table.reset_index()))
     distances, losses, _ = ablation.figure(trials, curves).axes
     assert (distances.get_xlabel(), losses.get_xlabel()) == ("iteration t", "samples")
     assert losses.lines[1].get_xdata().tolist() == [4, 12, 40, 400]
@@ -152,7 +153,7 @@ def test_from_a_sweep_to_the_table(tmp_path, capsys, monkeypatch):
     table = pd.read_parquet(results / "ways" / "ablation.parquet")
     assert len(table) == 2 * 2 * 3
     assert (table["seeds"] == 2).all()
-    known = table[list(ablation.QUANTITIES)].notna()
+    known = table[list(trainings.QUANTITIES)].notna()
     assert known.drop(columns="seconds").all(axis=None)
     assert (known["seconds"] == (table["learners"] == 1)).all()
     assert (results / "ways" / "figures" / "ablation.png").stat().st_size > 0

@@ -10,11 +10,13 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from test_analysis import full, printed, tables
 
-from raysat import adaptive, fits, plots, progress, recursion, widths
-from raysat.analysis import analyze, number, scatter
+from raysat import plots
+from raysat.analysis import analyze, number, scatter, widths
 from raysat.analysis.words import bounds
-from raysat.stepsizes import fixed, fixed_fraction, grid, theory
-from raysat.theory import b_star, exponent, h_interpolated, stepsize
+from raysat.driver import adaptive, progress
+from raysat.saturation import fits, recursion
+from raysat.saturation.formulas import b_star, exponent, h_interpolated, stepsize
+from raysat.spec.stepsizes import fixed, fixed_fraction, grid, theory
 
 WRONG = re.compile(r"\bnan\b|\binf\b|None|NaN")
 """What Python makes of a number that there is none of."""

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysat import Sweep, grid, linear, powers_of_two, theory
-from raysat.adaptive import Finding, estimate, missing_neighbours
-from raysat.agenda import Agenda, groups
-from raysat.cost import Flops
-from raysat.fits import steps_to_target
+from raysat.driver.adaptive import Finding, estimate, missing_neighbours
+from raysat.driver.queue import Agenda, groups
+from raysat.saturation.fits import steps_to_target
+from raysat.sgd.cost import Flops
 from raysat.sweep import main
 
 WEIGHT = Flops(forward=1, step=3).weight

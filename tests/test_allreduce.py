@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysat import InputError, allreduce
-from raysat.allreduce import Link, Measurement, fit, measure
+from raysat import InputError
+from raysat.allreduce import main
+from raysat.sgd import allreduce
+from raysat.sgd.allreduce import Link, Measurement, fit, measure
 
 
 def test_an_all_reduce_is_a_ring():
@@ -54,16 +56,16 @@ def test_the_model_says_what_a_real_all_reduce_takes_that_it_was_not_fitted_to()
 def test_the_command_measures_several_numbers_of_ranks(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(allreduce, "measure", lambda ranks, backend: [Measurement(8, ranks, 0.1 * ranks)])
     path = tmp_path / "times.json"
-    assert allreduce.main([str(path), "--ranks", "2", "4"]) == 0
+    assert main([str(path), "--ranks", "2", "4"]) == 0
     assert str(path) in capsys.readouterr().out
     assert allreduce.read(path) == [Measurement(8, 2, 0.2), Measurement(8, 4, 0.4)]
-    assert allreduce.main([str(path), "--backend", "nccl", "--ranks", "2"]) == 0
+    assert main([str(path), "--backend", "nccl", "--ranks", "2"]) == 0
 
 
 def test_under_torchrun_the_first_rank_writes_what_all_have_measured(tmp_path):
     path = tmp_path / "times.json"
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*run, "-m", "raysat.allreduce", str(path)], check=True, capture_output=True, timeout=120)
+    subprocess.run([*run, "-m", "raysat.sgd.allreduce", str(path)], check=True, capture_output=True, timeout=120)
     measured = allreduce.read(path)
     assert [(one.size, one.ranks) for one in measured] == [(size, 2) for size in allreduce.SIZES]
     assert fit(measured).alpha > 0

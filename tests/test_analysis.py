@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from raysat.analysis import THEORY_CAVEAT, analyze, main, print_summary, scatter, setting, summary
-from raysat.cells import Model
-from raysat.schema import CURVES, TRIALS, arrow_schema
-from raysat.spec import Sweep
-from raysat.stepsizes import theory
-from raysat.store import Store
+from raysat.spec.cells import Model
+from raysat.spec.stepsizes import theory
+from raysat.spec.sweep import Sweep
+from raysat.storage.schema import CURVES, TRIALS, arrow_schema
+from raysat.storage.store import Store
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 GAMMA, K_OP, LOSS_INIT = 6.0, 0.5, 1.0

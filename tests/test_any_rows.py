@@ -17,13 +17,13 @@ from test_report import Page
 import raysat
 from raysat import ablation, plots
 from raysat.analysis import print_summary
-from raysat.attempts import Attempts, once
+from raysat.analysis.widths import sentences
 from raysat.plots import drawing
+from raysat.plots.attempts import Attempts, once
 from raysat.report import compare, finish, render, sections
 from raysat.report.material import Material
-from raysat.schema import DIVERGED, FAILED, REFUSED
-from raysat.store import Store
-from raysat.widths import sentences
+from raysat.storage.schema import DIVERGED, FAILED, REFUSED
+from raysat.storage.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

@@ -13,14 +13,15 @@ import pytest
 import torch
 from scipy.stats import t as student
 
-from raysat import InputError, asgd, asynchronous, fixed, mlp, sweepfile
+from raysat import InputError, asgd, asynchronous, fixed, mlp
 from raysat.asgd import Learner, Server
+from raysat.driver import sweepfile
 from raysat.executor import OnRay
-from raysat.files import location
-from raysat.initial import compute_statistics
-from raysat.job import Job, prepare
 from raysat.sgd.asynchronous import mean_staleness
-from raysat.trial import run_trial
+from raysat.storage.files import location
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job, prepare
+from raysat.trial.train import run_trial
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from raysat.base_stepsize import HALVINGS, base_stepsize
 from raysat.losses import LOSSES
+from raysat.ntk.base_stepsize import HALVINGS, base_stepsize
 
 FINE = 2 ** (1 / 2**HALVINGS)
 

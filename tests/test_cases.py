@@ -16,9 +16,9 @@ from zoo.recurrent import Recurrent
 from zoo.shapes import Placed
 
 from raysat import ntk_statistics
+from raysat.errors import InputError
 from raysat.ntk import dense_kernel
 from raysat.sweep import main
-from raysat.validation import InputError
 
 QUANTITIES = ("gamma", "gamma_mean", "k_op", "b_star", "noise_scale")
 

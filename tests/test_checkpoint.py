@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from raysat.checkpoint import Checkpoint, Progress
-from raysat.retry import PAUSES, Patience
+from raysat.storage.checkpoint import Checkpoint, Progress
+from raysat.storage.retry import PAUSES, Patience
 
 
 def progress(iteration):

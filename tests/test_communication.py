@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysat import InputError, allreduce, communication, sweep
-from raysat.allreduce import Link, Measurement
+from raysat import InputError, communication, sweep
 from raysat.analysis import analyze, load
 from raysat.communication import Verdict, Work, prediction, verdict, work_of
+from raysat.sgd import allreduce
+from raysat.sgd.allreduce import Link, Measurement
 
 WORK = Work(n_inf=100, b_n=64, launch=1e-3, sample=1e-4, size=4_000_000, largest=60_000)
 FAST, SLOW = Link(alpha=1e-5, bandwidth=1e10), Link(alpha=1e-3, bandwidth=1e8)

@@ -9,14 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from raysat import Sweep, cost, gpt, mlp, models, resnet, theory
-from raysat.cost import Flops, count, evaluated_samples
+from raysat import Sweep, gpt, mlp, models, resnet, theory
+from raysat.driver.plan import plan
+from raysat.errors import InputError
 from raysat.losses import LOSSES
-from raysat.plan import plan
+from raysat.sgd import cost
+from raysat.sgd.cost import Flops, count, evaluated_samples
 from raysat.sgd.engine import build
 from raysat.sgd.schedule import evaluation_iterations
-from raysat.spec import FEWEST_EVALUATIONS
-from raysat.validation import InputError
+from raysat.spec.sweep import FEWEST_EVALUATIONS
 
 SWEEP = {"name": "s", "dataset": "digits", "models": [mlp(1)], "widths": [16], "stepsizes": [theory()], "n_train": 100}
 
@@ -112,7 +113,7 @@ def test_a_calibration_makes_updates_and_leaves_the_network_as_it_is(monkeypatch
 
 def test_counting_loads_nothing_to_be_compiled():
     code = (
-        "import sys, torch; from raysat import cost, losses\n"
+        "import sys, torch; from raysat import losses; from raysat.sgd import cost\n"
         "network = torch.nn.Linear(3, 2)\n"
         "assert cost.count(network, torch.ones(4, 3), torch.ones(4, 2), losses.LOSSES['mse']).forward == 12\n"
         "print('torch._dynamo' in sys.modules)"

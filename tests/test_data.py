@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from raysat.data import NAMES, Dataset, checks, linear_problem, load, loading, preprocess, preprocessing, sources
-from raysat.validation import InputError
+from raysat.errors import InputError
 
 DATA = os.environ.get("RAYSAT_DATA")
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from raysat import Sweep, asynchronous, mlp, theory
-from raysat.checkpoint import Checkpoint, Progress
-from raysat.checkup import findings
 from raysat.doctor import look, main
-from raysat.recall import sweep_of
-from raysat.schema import arrow_schema
-from raysat.store import Store
+from raysat.storage.checkpoint import Checkpoint, Progress
+from raysat.storage.checkup import findings
+from raysat.storage.recall import sweep_of
+from raysat.storage.schema import arrow_schema
+from raysat.storage.store import Store
 from raysat.sweep import main as sweep_main
 
 TINY = """

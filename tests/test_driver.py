@@ -9,13 +9,13 @@ import pytest
 from rich.console import Console
 
 from raysat import Sweep, fixed, mlp, theory
-from raysat.agenda import Agenda, groups
-from raysat.driver import run
+from raysat.driver.loop import run
+from raysat.driver.plan import plan
+from raysat.driver.queue import Agenda, groups
 from raysat.executor import Outcome
 from raysat.executor.jobs import attempt
-from raysat.plan import plan
-from raysat.rows import known
-from raysat.store import Store
+from raysat.storage.rows import known
+from raysat.storage.store import Store
 
 
 class Scripted:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from raysat import driver, ending
+from raysat.driver import ending
+from raysat.driver import loop as driver
 from raysat.executor import ExecutorDied, OnRay
-from raysat.store import Store
+from raysat.storage.store import Store
 from raysat.sweep import main
 
 OWN = """

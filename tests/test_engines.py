@@ -12,20 +12,21 @@ import torch
 from torch import nn
 
 from raysat import Sweep, fixed, gpt, mlp, models, resnet
-from raysat import trial as trial_module
-from raysat.initial import compute_statistics
-from raysat.job import Job
+from raysat.compute import matmul
+from raysat.compute.matmul import VARIABLE, Matmul, Products, by_processor
+from raysat.errors import InputError
 from raysat.losses import LOSSES
 from raysat.models.layers import NTKLinear
 from raysat.models.linearized import Linearized
 from raysat.models.mlp import ACTIVATIONS
-from raysat.sgd import fused, matmul
+from raysat.sgd import fused
 from raysat.sgd.engine import AutogradEngine, Engine, FusedEngine, GraphEngine, build, choose
-from raysat.sgd.matmul import VARIABLE, Matmul, Products, by_processor
 from raysat.sgd.sampler import batches
-from raysat.spec import ENGINES
-from raysat.trial import run_trial
-from raysat.validation import InputError
+from raysat.spec.sweep import ENGINES
+from raysat.trial import train as trial_module
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job
+from raysat.trial.train import run_trial
 
 N, INPUTS, OUTPUTS = 20, 12, 6
 

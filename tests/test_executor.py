@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from raysat.executor import InProcess, OnRay, cluster, trials
-from raysat.job import Job
+from raysat.trial.job import Job
 
 
 class Work:

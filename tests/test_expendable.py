@@ -12,8 +12,8 @@ from test_failures import SMALL, filled_after_a_trial, small_disk  # noqa: F401
 
 from raysat import report, status
 from raysat import sweep as command
-from raysat.expendable import Expendable, expendable
-from raysat.retry import PatientWriter
+from raysat.messages.expendable import Expendable, expendable
+from raysat.storage.retry import PatientWriter
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from contextlib import suppress
 import pandas as pd
 import pytest
 
-from raysat import driver
 from raysat import sweep as command
-from raysat.checkpoint import Checkpoint, Progress
-from raysat.files import location
-from raysat.retry import PatientWriter
-from raysat.store import Store
+from raysat.driver import loop as driver
+from raysat.storage.checkpoint import Checkpoint, Progress
+from raysat.storage.files import location
+from raysat.storage.retry import PatientWriter
+from raysat.storage.store import Store
 
 SMALL = """
 from raysat import Sweep, mlp, theory
@@ -155,7 +155,9 @@ def test_storage_that_is_away_while_results_come(sweep_file, bucket, monkeypatch
 
     make, said = mending(back)
     monkeypatch.setattr(driver, "PatientWriter", make)
-    monkeypatch.setattr("raysat.retry.PAUSES", ())  # trials that start meanwhile would wait a minute for checkpoints
+    monkeypatch.setattr(
+        "raysat.storage.retry.PAUSES", ()
+    )  # trials that start meanwhile would wait a minute for checkpoints
     count = iter(range(100))
 
     def run_trials(job, run_trials=driver.run_trials):

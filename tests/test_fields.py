@@ -11,23 +11,23 @@ from torch import nn
 from torch.nn import functional as F
 
 from raysat import ntk_statistics
-from raysat.cells import Model
-from raysat.cost import calibrate, count
+from raysat.compute.micro_batch import sample_bytes, samples_at_once
 from raysat.data import Dataset, Fields
 from raysat.data.loading import _cast, _subset
 from raysat.data.preprocessing import preprocess
+from raysat.errors import InputError
 from raysat.losses import LOSSES, resolve
 from raysat.models import Unpacked, adapt, build
 from raysat.models.linearized import Linearized
 from raysat.models.mlp import MLP
 from raysat.sgd.asynchronous import AsynchronousEngine
+from raysat.sgd.cost import calibrate, count
 from raysat.sgd.engine import build as engine_of
-from raysat.sgd.memory import sample_bytes, samples_at_once
 from raysat.sgd.optimizers import OptimizerEngine, optimizer_of
 from raysat.sgd.parallel import ParallelEngine
 from raysat.sgd.sampler import batches
-from raysat.training import Training
-from raysat.validation import InputError
+from raysat.spec.cells import Model
+from raysat.spec.training import Training
 
 CROSS, N, INPUTS, C = LOSSES["cross_entropy"], 12, 4, 3
 LABELS = torch.arange(N) % C

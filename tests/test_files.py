@@ -6,9 +6,9 @@ from urllib.parse import quote
 
 import pytest
 
-from raysat import files
-from raysat.files import Remote, location, remove, write_aside
-from raysat.validation import InputError
+from raysat.errors import InputError
+from raysat.storage import files
+from raysat.storage.files import Remote, location, remove, write_aside
 
 SECRET = "s3://AKIAHIDDEN:hush@bucket/some/folder?region=us-east-1"
 

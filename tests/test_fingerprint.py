@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from raysat import InputError, mlp, models
-from raysat.cells import Model
 from raysat.models.fingerprint import digest, fingerprint, has
-from raysat.models.seeding import seeded
+from raysat.spec.cells import Model
+from raysat.user_code.seeding import seeded
 
 
 def made(seed=0, dtype=torch.float32):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysat.fits import (
+from raysat.saturation.fits import (
     choose_targets,
     critical_batch,
     fit_saturation,
@@ -16,7 +16,7 @@ from raysat.fits import (
     resample_seeds,
     steps_to_target,
 )
-from raysat.theory import beta
+from raysat.saturation.formulas import beta
 
 SIZES = np.array([1, 2, 4, 8, 16, 32, 64, 256])
 MEASURED = np.array([410.0, 220, 135, 85, 60, 50, 45, 40])

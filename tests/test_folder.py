@@ -11,11 +11,11 @@ import pytest
 
 from raysat import report
 from raysat.analysis import main as analysis_main
-from raysat.belongings import strangers, unfinished
-from raysat.files import walk
 from raysat.report.__main__ import main as report_main
 from raysat.status import main as status_main
-from raysat.store import Store
+from raysat.storage.belongings import strangers, unfinished
+from raysat.storage.files import walk
+from raysat.storage.store import Store
 from raysat.sweep import main
 
 TINY = """
@@ -29,7 +29,10 @@ import os, sys
 from pathlib import Path
 import pyarrow.parquet as pq
 import raysat.report
-from raysat import store, files, partfiles, sweep
+from raysat import sweep
+from raysat.storage import store
+from raysat.storage import files
+from raysat.storage import partfiles
 
 raysat.report.finish = lambda *_: None
 file, results, *names = sys.argv[1:]

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from raysat import InputError, data, linearized, mlp, models, ntk_statistics
-from raysat.fits import fit_saturation, steps_to_target
 from raysat.forecast import GRID, forecast, main, tuned_steps
-from raysat.initial import compute_statistics
-from raysat.job import Job
 from raysat.losses import LOSSES
-from raysat.recursion import Spectrum, largest_stable, loss_curves, noise_factor, stable_below
+from raysat.saturation.fits import fit_saturation, steps_to_target
+from raysat.saturation.formulas import beta
+from raysat.saturation.recursion import Spectrum, largest_stable, loss_curves, noise_factor, stable_below
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.sampler import batches
-from raysat.theory import beta
-from raysat.trial import run_trial
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job
+from raysat.trial.train import run_trial
 
 MODEL = mlp(2, "relu", 2**0.5)
 

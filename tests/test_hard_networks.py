@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from zoo.case import Wired
 
+from raysat.errors import InputError
 from raysat.ntk import NoStatistics, ntk_statistics, reason_against
 from raysat.ntk.dense import dense_kernel
-from raysat.validation import InputError
 
 torch.set_num_threads(1)
 

@@ -7,10 +7,10 @@ import sys
 import pandas as pd
 import pytest
 
-from raysat import plugins
-from raysat.partfiles import KEYS
-from raysat.store import Store
+from raysat.storage.partfiles import KEYS
+from raysat.storage.store import Store
 from raysat.sweep import main
+from raysat.user_code import plugins
 
 SWEEP = """
 from raysat import Sweep, fixed, mlp
@@ -243,8 +243,8 @@ def test_results_of_an_earlier_raysat_stay_where_their_text_does(project, run, m
     store.clear()
     store.root.mkdir(parents=True)
     store.sweep_file.write_text(json.dumps(old))
-    monkeypatch.setattr("raysat.trial.where", lambda device, _: _unnamed(device))
-    monkeypatch.setattr("raysat.initial.where", lambda device, _: _unnamed(device))
+    monkeypatch.setattr("raysat.trial.train.where", lambda device, _: _unnamed(device))
+    monkeypatch.setattr("raysat.trial.initial.where", lambda device, _: _unnamed(device))
     assert run()[0] == 0  # with the ids that it gave
     before = trials(project)
     assert before["user_files"].isna().all()
@@ -262,7 +262,7 @@ def test_results_of_an_earlier_raysat_stay_where_their_text_does(project, run, m
 
 
 def _unnamed(device):
-    from raysat.rows import where
+    from raysat.storage.rows import where
 
     return where(device)
 
@@ -288,7 +288,7 @@ def test_on_ray_as_in_process(project, monkeypatch):
 
 def test_a_checkpoint_of_other_code_is_left(project, run, monkeypatch):
     """A trial that goes on after its helper has changed starts over."""
-    from raysat import trial
+    from raysat.trial import train as trial
 
     def interrupted(*arguments, advance=trial._advance):
         _, (one,), *_ = arguments

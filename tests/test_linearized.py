@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from raysat import InputError, linearized, mlp, models
-from raysat.initial import compute_statistics
-from raysat.job import Job
-from raysat.trial import run_trial
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job
+from raysat.trial.train import run_trial
 
 
 def pair(**options):

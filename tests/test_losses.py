@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from raysat.errors import InputError, NoStatistics
 from raysat.losses import LOSSES, Custom, hits, resolve
 from raysat.losses import custom as custom_module
-from raysat.validation import InputError, NoStatistics
 
 
 def double(*shape):

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from raysat import mlp, models
+from raysat.compute import micro_batch as memory
+from raysat.compute.micro_batch import in_parts, kept_bytes, out_of_memory, samples_at_once
 from raysat.losses import LOSSES
-from raysat.sgd import fused, memory
+from raysat.sgd import fused
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.engine import build
 from raysat.sgd.evaluate import evaluate
-from raysat.sgd.memory import in_parts, kept_bytes, out_of_memory, samples_at_once
 from raysat.sgd.sampler import batches
 
 MSE = LOSSES["mse"]

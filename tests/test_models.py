@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from raysat import InputError, linear, mlp, models
-from raysat.cells import Model
 from raysat.models.layers import NTKConv2d, NTKEmbedding, NTKLinear, NTKUnembedding
 from raysat.models.mlp import ACTIVATIONS
+from raysat.spec.cells import Model
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
@@ -65,7 +65,7 @@ def test_layers_say_their_sizes():
     [
         ("resnet50", "unknown: use mlp, linear"),
         ("nowhere:build", "put nowhere.py beside the sweep file"),
-        ("raysat.spec:nothing", "define it there"),
+        ("raysat.spec.sweep:nothing", "define it there"),
         ("builtins:print", "return a torch.nn.Module"),
     ],
 )

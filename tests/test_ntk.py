@@ -14,7 +14,7 @@ from raysat import InputError, data, gpt, linear, mlp, models, ntk_statistics, r
 from raysat.ntk import KernelOperator, certificate, dense_kernel, grams, largest_eigenpairs, plain, top
 from raysat.ntk import statistics as statistics_module
 from raysat.ntk.survey import survey
-from raysat.recursion import Spectrum, largest_stable, noise_factor
+from raysat.saturation.recursion import Spectrum, largest_stable, noise_factor
 
 
 class Tied(nn.Module):

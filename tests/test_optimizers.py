@@ -9,7 +9,7 @@ from raysat.losses import LOSSES
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.optimizers import OptimizerEngine
 from raysat.sgd.sampler import batches, normal
-from raysat.training import Training, factor
+from raysat.spec.training import Training, factor
 
 LOSS, ETA, B, N, T = LOSSES["mse"], 0.05, 4, 30, 50
 

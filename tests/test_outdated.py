@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysat.outdated import CERTIFICATES, Consequences, is_certified
-from raysat.schema import arrow_schema
-from raysat.store import Store
+from raysat.driver.outdated import CERTIFICATES, Consequences, is_certified
+from raysat.storage.schema import arrow_schema
+from raysat.storage.store import Store
 from raysat.sweep import main
 
 SWEEP = """

@@ -8,9 +8,9 @@ from ray.cluster_utils import Cluster
 
 from raysat import data, mlp, models
 from raysat.executor import OnRay
-from raysat.job import Job
 from raysat.losses import LOSSES
-from raysat.packing import CONTEXT, FILLED, MOST, measure, share, trials_at_once
+from raysat.trial.job import Job
+from raysat.trial.packing import CONTEXT, FILLED, MOST, measure, share, trials_at_once
 
 GIB = 1 << 30
 MEASURED = {

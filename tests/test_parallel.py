@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import nn
 
-from raysat.cells import Model
-from raysat.initial import compute_statistics
-from raysat.job import Job
+from raysat.errors import InputError
 from raysat.losses import LOSSES
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.parallel import ParallelEngine
 from raysat.sgd.sampler import batches
-from raysat.trial import run_trial
-from raysat.validation import InputError
+from raysat.spec.cells import Model
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job
+from raysat.trial.train import run_trial
 
 N = 20
 LOSS = LOSSES["mse"]

@@ -2,8 +2,9 @@ import sys
 
 import pytest
 
-from raysat import InputError, plugins
-from raysat.plugins import Source
+from raysat import InputError
+from raysat.user_code import plugins
+from raysat.user_code.plugins import Source
 
 
 @pytest.fixture

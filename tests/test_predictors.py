@@ -9,12 +9,12 @@ from test_analysis import SIZES, analyzed, full, refused_ntk, tables, trial, wit
 from raysat import Sweep, data, linear, models, theory
 from raysat.analysis import READING, analyze
 from raysat.analysis.predictors import BY_CONSTRUCTION, COMPARISON, HORIZON
-from raysat.fits import fit_saturation, steps_to_target
-from raysat.initial import compute_statistics
-from raysat.job import Job
-from raysat.schema import ANALYSIS, arrow_schema
-from raysat.theory import beta
-from raysat.trial import run_trial
+from raysat.saturation.fits import fit_saturation, steps_to_target
+from raysat.saturation.formulas import beta
+from raysat.storage.schema import ANALYSIS, arrow_schema
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job
+from raysat.trial.train import run_trial
 
 EIGENVALUES = np.geomspace(0.5, 0.01, 12)
 MASSES = np.geomspace(3.0, 1.0, 12)

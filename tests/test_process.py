@@ -8,13 +8,14 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from raysat import Sweep, fixed, mlp, process
+from raysat import Sweep, fixed, mlp
+from raysat.driver.plan import plan
 from raysat.executor import OnRay
-from raysat.initial import compute_statistics
-from raysat.job import Job
-from raysat.plan import plan
-from raysat.states import states
-from raysat.trial import run_trials
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job
+from raysat.trial.train import run_trials
+from raysat.user_code import process
+from raysat.user_code.states import states
 
 SWEEP = Sweep(
     name="s",
@@ -147,8 +148,8 @@ def test_each_network_of_a_plan_is_tried_in_the_same_process(disturbing, tmp_pat
 def test_each_network_of_a_job_begins_as_the_first(disturbing, tmp_path):
     """The second of two has the same weights, although the first has already imported what it needs."""
     from raysat import models
-    from raysat.job import begun
     from raysat.models.fingerprint import digest
+    from raysat.trial.job import begun
 
     (tmp_path / "my_lazy.py").write_text("import torch\ntorch.set_default_dtype(torch.float64)\ntorch.rand(5)\n")
     laid_out = disturbing("import my_lazy; torch.set_default_dtype(torch.bfloat16)", "build")
@@ -249,7 +250,7 @@ def lasting(job):
 
     import torch
 
-    from raysat import process
+    from raysat.user_code import process
 
     with process.undisturbed():
         torch.set_num_interop_threads(torch.get_num_interop_threads() + 1)

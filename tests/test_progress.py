@@ -6,9 +6,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from rich.console import Console
 
-from raysat import progress, status
-from raysat.progress import View
-from raysat.store import Store
+from raysat import status
+from raysat.driver import progress
+from raysat.driver.progress import View
+from raysat.storage.store import Store
 from raysat.sweep import main
 from raysat.text import duration
 

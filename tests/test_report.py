@@ -22,17 +22,17 @@ from test_analysis import (
 from test_efficiency import timed
 
 from raysat.analysis import THEORY_CAVEAT, number, setting, summary, what_to_use
-from raysat.cells import Model
+from raysat.errors import InputError
 from raysat.report import compare, finish
 from raysat.report.__main__ import main
 from raysat.report.answer import answers
 from raysat.report.figures import CHOICES, INFINITE, NO_INTERVALS, numbers, payload
 from raysat.report.predictions import LATER, predictions
 from raysat.report.sections import LISTED, SYMBOLS, advice, progress
-from raysat.stepsizes import fixed, grid, theory
-from raysat.store import Store
-from raysat.training import PLAIN, Training
-from raysat.validation import InputError
+from raysat.spec.cells import Model
+from raysat.spec.stepsizes import fixed, grid, theory
+from raysat.spec.training import PLAIN, Training
+from raysat.storage.store import Store
 
 
 class Page(HTMLParser):
@@ -209,7 +209,7 @@ def test_a_long_list_of_lost_cells_is_cut_and_counted(tmp_path):
 
 def test_failed_cells_are_grouped_by_error_and_each_traceback_is_there_once(tmp_path):
     trace = "Traceback (most recent call last):\n  File 'nets.py', line {}\nRuntimeError: {}\n"
-    errors = [trace.format(7, "a < b"), "raysat.validation.InputError: model x draws other weights: mend it.\n"]
+    errors = [trace.format(7, "a < b"), "raysat.errors.InputError: model x draws other weights: mend it.\n"]
     made = [trial(b, seed, status="failed", error=errors[b == 1]) for seed in range(3) for b in SIZES]
     html, _page, _ = finished(results(tmp_path / "toy", made, seeds=3))
     (lost,) = re.findall(r'<section id="lost".*?</section>', html, re.DOTALL)

@@ -19,7 +19,7 @@ from test_analysis import full, grid_of, results, trial
 from test_efficiency import timed
 
 from raysat.report import compare, finish
-from raysat.stepsizes import grid, theory
+from raysat.spec.stepsizes import grid, theory
 
 pytestmark = pytest.mark.skipif(chromium.PATH is None, reason="no Chromium on this machine")
 

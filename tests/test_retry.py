@@ -2,7 +2,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from raysat.retry import LONGEST, PAUSES, Patience, PatientWriter
+from raysat.storage.retry import LONGEST, PAUSES, Patience, PatientWriter
 
 
 class Clock:

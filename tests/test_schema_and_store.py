@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysat import InputError, Sweep, mlp, partfiles, theory
-from raysat.files import write_aside
-from raysat.schema import SCHEMA_VERSION, TABLES, arrow_schema, as_markdown
+from raysat import InputError, Sweep, mlp, theory
 from raysat.status import SILENCE, other_driver
 from raysat.status import main as status_main
-from raysat.store import Store
+from raysat.storage import partfiles
+from raysat.storage.files import write_aside
+from raysat.storage.schema import SCHEMA_VERSION, TABLES, arrow_schema, as_markdown
+from raysat.storage.store import Store
 
 SWEEP = Sweep(
     name="s", dataset="digits", models=[mlp()], widths=[8], batch_sizes=[1], stepsizes=[theory()], iterations=10
@@ -124,7 +125,7 @@ def holes(content, size=8):
 
 @pytest.mark.parametrize("part", ["loose", "merged"])
 def test_a_damaged_part_file_is_never_read_as_something_else(store, monkeypatch, caplog, part):
-    monkeypatch.setattr("raysat.store.LOOSE", 2 if part == "merged" else 9)
+    monkeypatch.setattr("raysat.storage.store.LOOSE", 2 if part == "merged" else 9)
     for cell_id in ("a", "b"):
         store.write_trial(trial(cell_id, h=0.1), [point | {"seconds": 0.1} for point in curve(cell_id) * 9])
     path = next(store.root.glob("curves/merged-*" if part == "merged" else "curves/b.parquet"))
@@ -227,7 +228,7 @@ def files(store, table="trials"):
 
 @pytest.fixture
 def merges_four(monkeypatch):
-    monkeypatch.setattr("raysat.store.LOOSE", 4)
+    monkeypatch.setattr("raysat.storage.store.LOOSE", 4)
 
 
 def test_part_files_of_finished_cells_are_merged_and_nothing_changes_for_readers(store, merges_four):
@@ -272,7 +273,7 @@ def test_a_crash_anywhere_in_a_merge_loses_and_doubles_nothing(store, merges_fou
         return mortal
 
     with monkeypatch.context() as patch:
-        patch.setattr("raysat.partfiles.ThreadPoolExecutor", OneByOne)
+        patch.setattr("raysat.storage.partfiles.ThreadPoolExecutor", OneByOne)
         patch.setattr(partfiles, "write_aside", until_death(write_aside))
         patch.setattr(Path, "unlink", until_death(Path.unlink))
         with suppress(KeyboardInterrupt):
@@ -383,7 +384,7 @@ def test_cells_whose_statistics_along_the_run_are_damaged_are_run_again(along, p
 
 
 def test_cells_that_two_drivers_have_merged_are_kept_once(store, monkeypatch):
-    monkeypatch.setattr("raysat.store.LOOSE", 99)
+    monkeypatch.setattr("raysat.storage.store.LOOSE", 99)
     fill(store, range(6))
     loose = {path: path.read_bytes() for path in store.root.glob("*/00?.parquet")}
     for numbers in ([0, 1, 2, 3], [2, 3, 4], [4], [0, 1, 2, 3, 4]):  # each put back and merged by another

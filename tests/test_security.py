@@ -21,20 +21,20 @@ from test_any_rows import few, whole  # noqa: F401  fixtures
 import raysat
 from raysat import data
 from raysat.analysis import print_summary
-from raysat.attempts import Attempts
-from raysat.checkpoint import Checkpoint
-from raysat.credentials import hidden
 from raysat.data import formats, sharing
 from raysat.doctor import main as doctor_main
+from raysat.errors import InputError
+from raysat.messages.credentials import hidden
+from raysat.messages.terminal import Terminal
 from raysat.plots import drawing, plates, save
+from raysat.plots.attempts import Attempts
 from raysat.report import render
 from raysat.report.material import Material
-from raysat.schema import FAILED, REFUSED, arrow_schema
 from raysat.status import main as status_main
-from raysat.store import Store
+from raysat.storage.checkpoint import Checkpoint
+from raysat.storage.schema import FAILED, REFUSED, arrow_schema
+from raysat.storage.store import Store
 from raysat.sweep import main
-from raysat.terminal import Terminal
-from raysat.validation import InputError
 
 SOURCES = sorted(Path(raysat.__file__).parent.rglob("*.py"))
 
@@ -286,7 +286,7 @@ def test_no_file_and_no_line_of_a_sweep_has_a_credential(tmp_path, capsys, monke
     (tmp_path / "leaking.py").write_text(LEAKING)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", lambda path, **_: None)  # checkpoints stay, to be looked at
-        patch.setattr("raysat.trial.STEPS_AT_ONCE", 1)
+        patch.setattr("raysat.trial.train.STEPS_AT_ONCE", 1)
         assert main([str(tmp_path / "leaking.py"), "--results", str(tmp_path / "results"), "--inline"]) == 1
     root = tmp_path / "results" / "leaking"
     captured = capsys.readouterr()

@@ -24,8 +24,8 @@ from raysat import (
     resnet,
     theory,
 )
-from raysat.cells import Model, is_reference
-from raysat.spec import AXES, EXECUTION, SHARED
+from raysat.spec.cells import Model, is_reference
+from raysat.spec.sweep import AXES, EXECUTION, SHARED
 
 VALID = {
     "name": "s",

@@ -15,25 +15,25 @@ from test_engines import OUTPUTS, N, problem
 from torch import nn
 
 from raysat import Sweep, Training, fixed, linear, mlp, models, resnet, theory
-from raysat import trial as trial_module
-from raysat.agenda import Agenda, groups
-from raysat.checkpoint import Checkpoint
-from raysat.driver import run
+from raysat.driver.loop import run
+from raysat.driver.plan import plan
+from raysat.driver.queue import Agenda, groups
+from raysat.errors import InputError
 from raysat.executor import Outcome
 from raysat.executor.jobs import attempt
-from raysat.initial import compute_statistics
-from raysat.job import Job
 from raysat.losses import LOSSES
 from raysat.models.mlp import ACTIVATIONS
-from raysat.plan import plan
 from raysat.sgd import stacked
 from raysat.sgd.engine import AutogradEngine, StackedEngine
 from raysat.sgd.sampler import batches
 from raysat.sgd.stacked import LARGEST_BATCH, MOST, stackable
-from raysat.store import Store
+from raysat.storage.checkpoint import Checkpoint
+from raysat.storage.store import Store
 from raysat.sweep import main
-from raysat.trial import run_trial, run_trials
-from raysat.validation import InputError
+from raysat.trial import train as trial_module
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job
+from raysat.trial.train import run_trial, run_trials
 
 
 def networks_of(seeds, depth=2, activation="relu", width=24, dtype=torch.float64):

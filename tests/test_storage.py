@@ -11,21 +11,22 @@ import pooch
 import pytest
 from cluster.nodes import ray_nodes
 
-from raysat import analysis, report, retry
-from raysat import trial as trial_module
-from raysat.checkpoint import Checkpoint
+from raysat import analysis, report
 from raysat.data import sources
-from raysat.driver import _warn_where_unshared
+from raysat.driver.loop import _warn_where_unshared
+from raysat.errors import InputError
 from raysat.executor import OnRay
-from raysat.files import location
-from raysat.initial import compute_statistics
-from raysat.job import Job
 from raysat.report.__main__ import main as report_main
 from raysat.sgd.engine import FusedEngine
-from raysat.store import Store
+from raysat.storage import retry
+from raysat.storage.checkpoint import Checkpoint
+from raysat.storage.files import location
+from raysat.storage.store import Store
 from raysat.sweep import main
-from raysat.trial import run_trial
-from raysat.validation import InputError
+from raysat.trial import train as trial_module
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job
+from raysat.trial.train import run_trial
 
 SMALL = """
 from raysat import Sweep, mlp, theory

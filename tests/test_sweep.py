@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 import torch
 
-from raysat import driver
-from raysat.schema import arrow_schema
+from raysat.driver import loop as driver
+from raysat.errors import InputError
+from raysat.storage.schema import arrow_schema
 from raysat.sweep import main
-from raysat.validation import InputError
 
 SMALL = """
 from raysat import Sweep, fixed_fraction, mlp, theory

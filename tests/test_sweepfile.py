@@ -1,6 +1,7 @@
 import pytest
 
-from raysat import InputError, Sweep, fixed, grid, mlp, sweepfile, theory
+from raysat import InputError, Sweep, fixed, grid, mlp, theory
+from raysat.driver import sweepfile
 
 GOOD = """
 from raysat import Sweep, mlp, theory

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from raysat import sweepfile
+from raysat.driver import sweepfile
 from raysat.sweep import main
 
 FOLDER = Path(__file__).parents[1] / "sweeps"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from raysat.syntax import digest, digests
+from raysat.user_code.syntax import digest, digests
 
 MAIN = '''
 """A module."""

@@ -6,13 +6,13 @@ import pandas as pd
 import pytest
 import torch
 
-from raysat import trial as trial_module
-from raysat.cells import Model
 from raysat.data import load
-from raysat.initial import compute_statistics
-from raysat.job import Job
 from raysat.models import build
+from raysat.spec.cells import Model
 from raysat.sweep import main
+from raysat.trial import train as trial_module
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job
 
 HEAD = "import torch\nfrom torch import nn\nfrom torch.nn import functional as F\nfrom raysat.data import Dataset\n"
 

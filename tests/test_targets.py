@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from raysat import ntk_statistics
 from raysat.data import Dataset
 from raysat.data.loading import _subset
+from raysat.errors import InputError, NoStatistics
 from raysat.losses import LOSSES, as_targets, resolve
 from raysat.sgd.evaluate import evaluate
-from raysat.validation import InputError, NoStatistics
 
 CROSS, SQUARED = LOSSES["cross_entropy"], LOSSES["mse"]
 N, INPUTS, C = 12, 4, 3

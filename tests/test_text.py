@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysat.expendable import expendable
-from raysat.failures import by_cause, cause, named, said, traced
+from raysat.messages.expendable import expendable
+from raysat.messages.failures import by_cause, cause, named, said, traced
 from raysat.text import LINE, LONGEST, STORED, duration, line, number, percent, plain, shown
 
 ANY_TEXT = st.text(st.characters(), max_size=60)  # lone surrogates, NUL and all

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from raysat import fixed, fixed_fraction, grid
 from raysat import theory as theory_policy
-from raysat.theory import b_star, b_star_thm33, beta, beta_thm33, exponent, h_interpolated, stepsize
+from raysat.saturation.formulas import b_star, b_star_thm33, beta, beta_thm33, exponent, h_interpolated, stepsize
 
 sizes = st.integers(2, 10_000)
 numbers = st.floats(1e-3, 1e3)

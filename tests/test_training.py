@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysat import InputError
-from raysat.cells import identity
-from raysat.training import SCHEDULES, Training, asynchronous, factor, iterations_of
+from raysat.spec.cells import identity
+from raysat.spec.training import SCHEDULES, Training, asynchronous, factor, iterations_of
 
 
 def test_the_default_is_plain_sgd():

@@ -6,19 +6,20 @@ import oracles
 import pytest
 import torch
 
-from raysat import Training, asynchronous, data, fixed, fixed_fraction, initial, linear, mlp, models, theory
-from raysat import trial as trial_module
-from raysat.cells import Model
-from raysat.checkpoint import Checkpoint, Progress
-from raysat.initial import compute_statistics
-from raysat.job import Job, load_dataset, prepare
+from raysat import Training, asynchronous, data, fixed, fixed_fraction, linear, mlp, models, theory
 from raysat.ntk import NoStatistics
-from raysat.schema import arrow_schema
+from raysat.saturation.formulas import beta
 from raysat.sgd import sampler
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.fused import RANK, FusedEngine
-from raysat.theory import beta
-from raysat.trial import failed_row, run_trial
+from raysat.spec.cells import Model
+from raysat.storage.checkpoint import Checkpoint, Progress
+from raysat.storage.schema import arrow_schema
+from raysat.trial import initial
+from raysat.trial import train as trial_module
+from raysat.trial.initial import compute_statistics
+from raysat.trial.job import Job, load_dataset, prepare
+from raysat.trial.train import failed_row, run_trial
 
 
 def job_of(cell, **changes):
@@ -343,7 +344,7 @@ def test_the_drift_is_that_of_the_dense_kernel(make_cell):
 def test_cross_entropy_on_sequences(make_cell, monkeypatch):
     tokens = torch.randint(5, (40, 7))
     small = data.Dataset(tokens[:30, :-1], tokens[:30, 1:], tokens[30:, :-1], tokens[30:, 1:], vocabulary=5)
-    monkeypatch.setattr("raysat.job.load_dataset", lambda init: small)
+    monkeypatch.setattr("raysat.trial.job.load_dataset", lambda init: small)
     model = Model("gpt", (("heads", 2), ("layers", 1)))
     cell = make_cell(dataset="x", model=model, width=8, n=30, n_test=10, loss="cross_entropy", k_samples=30)
     row, curve, _ = run_trial(job_of(cell))
@@ -409,7 +410,7 @@ def test_statistics_along_a_run_that_fail_are_rows_and_the_trial_goes_on(make_ce
     def fail(*_, **__):
         raise RuntimeError("no second derivative")
 
-    monkeypatch.setattr("raysat.initial.ntk_statistics", fail)
+    monkeypatch.setattr("raysat.trial.initial.ntk_statistics", fail)
     row, _, ntk = run_trial(job)
     assert row["status"] == "completed"
     found = [(one["iteration"], one["method"], one["gamma"]) for one in ntk]

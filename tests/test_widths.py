@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysat.widths import by_width, sentences
+from raysat.analysis.widths import by_width, sentences
 
 
 @pytest.fixture

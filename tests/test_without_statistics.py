@@ -10,17 +10,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysat import analysis, initial, plugins
-from raysat.adaptive import Finding, missing_neighbours
+from raysat import analysis
 from raysat.analysis.command import main as analysis_main
-from raysat.cells import Model
-from raysat.files import location
-from raysat.job import Job
+from raysat.driver.adaptive import Finding, missing_neighbours
 from raysat.models import BUILDERS
+from raysat.spec.cells import Model
+from raysat.spec.stepsizes import Stepsize
 from raysat.status import main as status_main
-from raysat.stepsizes import Stepsize
+from raysat.storage.files import location
 from raysat.sweep import main
-from raysat.trial import run_trial
+from raysat.trial import initial
+from raysat.trial.job import Job
+from raysat.trial.train import run_trial
+from raysat.user_code import plugins
 
 SWEEP = """
 from raysat import Sweep, fixed, grid, theory, fixed_fraction
@@ -293,7 +295,9 @@ def test_what_random_layers_draw_is_the_cells_own(make_cell, tmp_path, monkeypat
     torch.rand(3)
     first = run_trial(replace(job, checkpoints=None))[0]
     state = torch.get_rng_state()
-    monkeypatch.setattr("raysat.trial.AT_ONCE_SECONDS", 1e-9)  # a few steps at a time, and a checkpoint after each
+    monkeypatch.setattr(
+        "raysat.trial.train.AT_ONCE_SECONDS", 1e-9
+    )  # a few steps at a time, and a checkpoint after each
 
     class Enough(Exception):
         pass
@@ -302,7 +306,7 @@ def test_what_random_layers_draw_is_the_cells_own(make_cell, tmp_path, monkeypat
         if iteration >= 20:
             raise Enough
 
-    monkeypatch.setattr("raysat.trial.TELL_SECONDS", -1.0)
+    monkeypatch.setattr("raysat.trial.train.TELL_SECONDS", -1.0)
     with pytest.raises(Enough):
         run_trial(replace(job, tell=stop))
     second = run_trial(job)[0]
@@ -325,8 +329,8 @@ def test_a_checkpoint_of_another_stepsize_is_not_gone_on_with(make_cell, tmp_pat
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raysat.trial.TELL_SECONDS", -1.0)
-        patch.setattr("raysat.trial.AT_ONCE_SECONDS", 1e-9)
+        patch.setattr("raysat.trial.train.TELL_SECONDS", -1.0)
+        patch.setattr("raysat.trial.train.AT_ONCE_SECONDS", 1e-9)
         with pytest.raises(KeyboardInterrupt):
             run_trial(replace(job, statistics=wrong, tell=stop))
     assert list(tmp_path.iterdir())

@@ -19,8 +19,8 @@ from zoo.case import cast
 from zoo.refused import REFUSED
 
 from raysat.data.fields import Fields
+from raysat.errors import InputError
 from raysat.ntk import NoStatistics, ntk_statistics, reason_against
-from raysat.validation import InputError
 
 QUANTITIES = ("loss_init", "gamma", "gamma_mean", "k_op", "b_star", "noise_scale")
 EXACT = 1e-9

@@ -9,9 +9,9 @@ from rich.text import Text
 
 from raysat.analysis.summary import print_summary
 from raysat.analysis.tables import analyze_folder, load, save
-from raysat.files import location, output_option, written
-from raysat.terminal import Terminal
-from raysat.validation import command
+from raysat.messages.command import command
+from raysat.messages.terminal import Terminal
+from raysat.storage.files import location, output_option, written
 
 
 @command

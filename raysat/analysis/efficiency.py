@@ -22,7 +22,7 @@ from jaxtyping import Float, Real
 from raysat.analysis.measure import Measurement, by_seed
 from raysat.analysis.readings import READING, SETTING, by_evidence, devices
 from raysat.analysis.words import bounds, method, number
-from raysat.fits import geometric_mean, interval, resample_seeds
+from raysat.saturation.fits import geometric_mean, interval, resample_seeds
 
 WASTE = 0.2
 """The share of samples above the least that may be wasted. Default: 0.2, from Zhang et al. (2024)."""

@@ -15,8 +15,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from raysat.analysis.readings import READING, best_of, policy, usable
-from raysat.analysis.words import approximations
-from raysat.fits import (
+from raysat.ntk.words import approximations
+from raysat.saturation.fits import (
     CriticalBatch,
     choose_targets,
     critical_batch,
@@ -27,9 +27,9 @@ from raysat.fits import (
     resample_seeds,
     steps_to_target,
 )
-from raysat.schema import DIVERGED, FAILED, TARGET_REACHED
+from raysat.saturation.formulas import h_interpolated
+from raysat.storage.schema import DIVERGED, FAILED, TARGET_REACHED
 from raysat.text import number, percent
-from raysat.theory import h_interpolated
 
 STATISTICS = ("gamma", "k_op", "b_star", "b_star_thm33", "noise_scale")
 """The columns of `trials` that a fit carries: means over seeds, and with `_min` and `_max` their ends."""
@@ -86,7 +86,7 @@ def measure(
         reading: The trials of a reading.
         group: All trials of its group.
         paths: Their losses.
-        targets: Loss levels. Where there are none they are chosen (`raysat.fits.choose_targets`).
+        targets: Loss levels. Where there are none they are chosen (`raysat.saturation.fits.choose_targets`).
     """
     head = reading[list(READING)].iloc[0].to_dict()
     trials = usable(reading)

@@ -1,8 +1,9 @@
 """What was predicted before a step was trained, beside what was measured: one row for each predictor of each fit.
 
 Three predictors are numbers of the initialization: `b_star`, `b_star_thm33` and `noise_scale`. The fourth, `forecast`,
-is the same experiment by the recursion of `raysat.recursion`: the same trials, with the same stepsizes, tuned in the
-same way and fitted by the same law, only that each trial's loss curve is the expected one of the linearized network.
+is the same experiment by the recursion of `raysat.saturation.recursion`: the same trials, with the same stepsizes,
+tuned in the same way and fitted by the same law, only that each trial's loss curve is the expected one of the
+linearized network.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import pandas as pd
 
 from raysat.analysis.measure import FITS, Measurement, Paths, at_edges, best_by_h, best_by_steps, by_seed
 from raysat.analysis.readings import policy
-from raysat.fits import critical_batch, fit_saturation
-from raysat.recursion import Spectrum, loss_curves, noise_factor
-from raysat.schema import DIVERGED, FAILED
-from raysat.theory import exponent
+from raysat.saturation.fits import critical_batch, fit_saturation
+from raysat.saturation.formulas import exponent
+from raysat.saturation.recursion import Spectrum, loss_curves, noise_factor
+from raysat.storage.schema import DIVERGED, FAILED
 
 PREDICTORS = ("b_star", "b_star_thm33", "noise_scale", "forecast")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from raysat.schema import COMPLETED, TARGET_REACHED
+from raysat.storage.schema import COMPLETED, TARGET_REACHED
 
 SETTING = (
     *("dataset", "preprocessing", "n", "model", "model_options", "depth", "activation", "loss", "dtype", "sampling"),

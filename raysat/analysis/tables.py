@@ -14,9 +14,9 @@ from raysat.analysis.efficiency import CHOICES, COSTS, trials_at_once, weigh
 from raysat.analysis.measure import FITS, POINTS, measure
 from raysat.analysis.predictors import COMPARISON, Foreseen, compare, foresee
 from raysat.analysis.readings import GROUP, comparable, readings
-from raysat.files import Location, write_aside
-from raysat.schema import FAILED, REFUSED, arrow_schema
-from raysat.store import Store
+from raysat.storage.files import Location, write_aside
+from raysat.storage.schema import FAILED, REFUSED, arrow_schema
+from raysat.storage.store import Store
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def analyze(
     Args:
         trials: The `trials` table.
         curves: The `curves` table.
-        targets: Loss levels for N(b). Default: chosen for each reading by `raysat.fits.choose_targets`.
+        targets: Loss levels for N(b). Default: chosen for each reading by `raysat.saturation.fits.choose_targets`.
         ntk: The `ntk` table, for the forecast. Default: there is no forecast.
     """
     trials = comparable(trials).sort_values("finished_at", kind="stable")

@@ -16,14 +16,6 @@ THEORY_CAVEAT = (
     "b_star checks the code, not the theory."
 )
 
-WAYS = {
-    "gram": "layer rules",
-    "jacobian": "per-sample Jacobians",
-    "iteration": "products with each sample's own kernel",
-    "plain": "one sample at a time, in reverse mode",
-}
-"""How per-sample quantities were computed, the column `method` of `ntk`, in words."""
-
 NOTHING = "No trial has ended yet: there is nothing to analyze."
 
 
@@ -55,35 +47,6 @@ def iterations(row: Mapping) -> str:
 def method(row: Mapping) -> str:
     """The stepsize policy and, of a grid, how it was tuned: `theory(1)`, `grid (stable)`."""
     return f"{row['stepsize']} ({row['tuning']})" if row["tuning"] else row["stepsize"]
-
-
-def approximations(row: Mapping) -> list[str]:
-    """What must be said of statistics that are not those of the network as it trains, from their columns.
-
-    Example:
-        >>> approximations({"off": "drop", "frozen_norms": "", "dtype": "float32"})
-        ['statistics with random layers turned off: drop']
-    """
-    norms, off, computed = (_text(row.get(name)) for name in ("frozen_norms", "off", "statistics_dtype"))
-    said = []
-    if norms:
-        said.append(f"statistics with the batch statistics of the training set held constant: {_few(norms)}")
-    if off:
-        said.append(f"statistics with random layers turned off: {_few(off)}")
-    if computed and computed != row.get("dtype"):
-        said.append(f"statistics in {computed} of {row.get('dtype')} weights")
-    return said
-
-
-def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _few(names: str, most: int = 3) -> str:
-    """Some of many names: `a, b, c and 27 more`."""
-    several = [name.strip() for name in names.split(",")]
-    more = len(several) - most
-    return ", ".join(several[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def bounds(low: float, high: float) -> str:

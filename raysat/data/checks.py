@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from raysat.data.fields import Fields, Inputs, fields_of, tensors_of
+from raysat.errors import InputError
 from raysat.losses.targets import check_range, whole_or_finite
-from raysat.validation import InputError
 
 
 def split(name: str, x: object, y: object, vocabulary: int | None, *, positions: bool) -> tuple[Inputs, Tensor]:

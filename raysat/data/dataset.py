@@ -10,7 +10,7 @@ from torch import Tensor
 
 from raysat.data import checks
 from raysat.data.fields import Fields, Inputs, each, tensors_of
-from raysat.validation import InputError
+from raysat.errors import InputError
 
 _TENSORS = ("x", "y", "x_test", "y_test")
 

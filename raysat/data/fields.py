@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from raysat.validation import InputError
+from raysat.errors import InputError
 
 
 class Fields:

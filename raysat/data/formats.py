@@ -10,7 +10,7 @@ import struct
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from raysat.validation import InputError
+from raysat.errors import InputError
 
 Bytes = UInt8[np.ndarray, "..."]
 Images = UInt8[np.ndarray, "n channels height width"]

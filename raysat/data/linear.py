@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-from raysat.validation import InputError
+from raysat.errors import InputError
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,14 +13,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from raysat import identity, plugins, process
-from raysat.cells import DTYPES, is_reference
 from raysat.data.builtin import BUILTIN, fixed_subset
 from raysat.data.dataset import Dataset
 from raysat.data.preprocessing import preprocess
-from raysat.models.seeding import seeded
-from raysat.plugins import explained, resolve
-from raysat.validation import InputError
+from raysat.errors import InputError
+from raysat.spec.cells import DTYPES, is_reference
+from raysat.user_code import identity, plugins, process
+from raysat.user_code.plugins import explained, resolve
+from raysat.user_code.seeding import seeded
 
 NAMES = tuple(BUILTIN)
 """The built-in data sets."""

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from raysat.cells import PREPROCESSINGS
 from raysat.data.dataset import Dataset
 from raysat.data.fields import Fields, tensors_of
-from raysat.validation import InputError
+from raysat.errors import InputError
+from raysat.spec.cells import PREPROCESSINGS
 
 Samples = Float[Tensor, "n *shape"]
 Change = Callable[[Samples], Samples]

@@ -20,10 +20,10 @@ from tempfile import TemporaryDirectory, gettempdir
 import numpy as np
 import torch
 
-from raysat.cells import is_reference
 from raysat.data.dataset import Dataset
 from raysat.data.loading import load
 from raysat.data.sources import user
+from raysat.spec.cells import is_reference
 
 try:
     import fcntl

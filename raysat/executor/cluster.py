@@ -16,14 +16,14 @@ from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 
-from raysat import packing
 from raysat.data import sharing
+from raysat.errors import InputError
 from raysat.executor.jobs import ExecutorDied, Function, Listener, Source
 from raysat.executor.trials import run_on_tune
 from raysat.executor.vigil import Vigil
-from raysat.failures import said
-from raysat.job import Job
-from raysat.validation import InputError
+from raysat.messages.failures import said
+from raysat.trial import packing
+from raysat.trial.job import Job
 
 _RAY_ENVIRONMENT = {
     "RAY_prestart_worker_first_driver": "0",  # Tune's processes have an environment of their own: nobody would use them
@@ -46,7 +46,7 @@ class OnRay:
         storage: Folder for what Tune itself writes; emptied at the start and removed at the end.
         cpus: CPUs of a job.
         gpus: GPUs of a trial; None for one for each rank where the cluster has any, or can launch machines that do, and
-            for a share of one where several trials fit (`raysat.packing`).
+            for a share of one where several trials fit (`raysat.trial.packing`).
         address: A running cluster's address; None starts one on this machine, unless `RAY_ADDRESS` names one.
         ranks: Processes of a trial.
     """

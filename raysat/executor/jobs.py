@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from raysat.credentials import hidden
-from raysat.failures import traced
-from raysat.job import Job
+from raysat.messages.credentials import hidden
+from raysat.messages.failures import traced
+from raysat.trial.job import Job
 
 Function = Callable[[Job], object]
 

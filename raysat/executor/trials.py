@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from raysat import process
-from raysat.cells import Cell, Initialization
 from raysat.executor.jobs import Function, Listener, Outcome, Source, attempt
-from raysat.job import Job
+from raysat.spec.cells import Cell, Initialization
 from raysat.text import plain
+from raysat.trial.job import Job
+from raysat.user_code import process
 
 RETRIES = 3
 """How often a job whose process or node died is tried again without having come further than before. Default: 3; a

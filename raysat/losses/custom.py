@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from raysat.errors import InputError, NoStatistics
 from raysat.losses.builtin import Outputs
-from raysat.validation import InputError, NoStatistics
 
 LARGEST = 256
 """Outputs of a sample, at most, for the statistics: a product with S takes the Hessian of each sample anew, 256^3

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from raysat import plugins
-from raysat.cells import is_reference
+from raysat.errors import InputError
 from raysat.losses.builtin import CrossEntropy, SquaredError
 from raysat.losses.custom import Custom
-from raysat.validation import InputError
+from raysat.spec.cells import is_reference
+from raysat.user_code import plugins
 
 Loss = SquaredError | CrossEntropy | Custom
 LOSSES: dict[str, Loss] = {loss.name: loss for loss in (SquaredError(), CrossEntropy())}

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from raysat.errors import InputError
 from raysat.losses.builtin import CrossEntropy, SquaredError
 from raysat.losses.names import Loss
-from raysat.validation import InputError
 
 
 def as_targets(

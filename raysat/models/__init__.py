@@ -9,14 +9,14 @@ from contextlib import nullcontext
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from raysat.cells import Model, is_reference
+from raysat.errors import InputError
 from raysat.models import gpt, linear, mlp, resnet
 from raysat.models.linearized import Linearized
-from raysat.models.seeding import seeded
 from raysat.models.unpacked import Unpacked, adapt
-from raysat.plugins import explained, resolve
-from raysat.process import LASTING, undisturbed
-from raysat.validation import InputError
+from raysat.spec.cells import Model, is_reference
+from raysat.user_code.plugins import explained, resolve
+from raysat.user_code.process import LASTING, undisturbed
+from raysat.user_code.seeding import seeded
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp.build,

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from raysat.cells import Model
+from raysat.errors import InputError, positive, whole
 from raysat.models.layers import NTKEmbedding, NTKLinear, NTKUnembedding
-from raysat.validation import InputError, positive, whole
+from raysat.spec.cells import Model
 
 
 def gpt(layers: int = 6, heads: int = 6, tied: bool = False, output_gain: float = 1.0) -> Model:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from raysat.cells import Model
 from raysat.models.mlp import MLP
+from raysat.spec.cells import Model
 
 
 def linear() -> Model:

@@ -10,9 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from raysat.cells import Model
+from raysat.errors import InputError
 from raysat.models.functional import call
-from raysat.validation import InputError
+from raysat.spec.cells import Model
 
 
 def linearized(model: Model) -> Model:

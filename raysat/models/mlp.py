@@ -8,10 +8,10 @@ from itertools import pairwise
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raysat.cells import Model
+from raysat.errors import InputError, among, positive, whole
 from raysat.models.ghost import GhostBatchNorm
 from raysat.models.layers import NTKLinear
-from raysat.validation import InputError, among, positive, whole
+from raysat.spec.cells import Model
 
 
 class Erf(nn.Module):

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from raysat.cells import Model
+from raysat.errors import InputError, among, is_whole, positive
 from raysat.models.ghost import GhostBatchNorm
 from raysat.models.layers import NTKConv2d, NTKLinear
 from raysat.models.mlp import ACTIVATIONS, ghost_options
-from raysat.validation import InputError, among, is_whole, positive
+from raysat.spec.cells import Model
 
 
 def group_norm(channels: int) -> nn.GroupNorm:

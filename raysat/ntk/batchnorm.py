@@ -32,8 +32,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from raysat.compute.memory import in_parts
 from raysat.data.fields import Inputs
-from raysat.memory import in_parts
 from raysat.models.ghost import GhostBatchNorm
 from raysat.ntk.refusal import NoStatistics
 

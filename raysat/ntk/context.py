@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from raysat.ntk.recurrent import unrolled
-from raysat.process import generators_kept
+from raysat.user_code.process import generators_kept
 
 HALVES = (torch.bfloat16, torch.float16)
 """The dtypes in which no statistic is computed: their rounding, 1 in 256 and 1 in 2048, is larger than tolerances."""

@@ -11,8 +11,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
-from raysat.failures import first_sentence
+from raysat.errors import InputError
 from raysat.losses import LOSSES
+from raysat.messages.failures import first_sentence
 from raysat.models.unpacked import adapt
 from raysat.ntk import grams, plain
 from raysat.ntk.certificate import TOLERANCE, check_kernel
@@ -21,7 +22,6 @@ from raysat.ntk.grams import Parts, without_rules
 from raysat.ntk.look import check_weights, floating_to, looked_at
 from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.survey import Survey, survey
-from raysat.validation import InputError
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysat.compute.memory import saved_per_sample
 from raysat.data.fields import Inputs
-from raysat.memory import saved_per_sample
 from raysat.models.functional import call
 from raysat.ntk.plain import trained
 from raysat.ntk.rules import Outer

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysat.compute.memory import saved_per_sample
 from raysat.data.fields import Inputs
 from raysat.losses import LOSSES, Loss
-from raysat.memory import saved_per_sample
 from raysat.models.functional import call
 from raysat.ntk import plain
 from raysat.ntk.plain import trained

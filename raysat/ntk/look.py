@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from raysat.compute.memory import saved_per_sample
 from raysat.data.fields import Fields, Inputs
-from raysat.failures import named
+from raysat.errors import InputError
 from raysat.losses import Loss, as_targets
-from raysat.memory import saved_per_sample
+from raysat.messages.failures import named
 from raysat.ntk.batchnorm import frozen_batch_norm
 from raysat.ntk.context import HALVES, cast, differentiable, undisturbed
 from raysat.ntk.plain import gradients, sample_gradient, trained
 from raysat.ntk.random_layers import turn_off_random_layers
 from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.stateful import State, restarted
-from raysat.validation import InputError
 
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-7}
 """Relative differences of outputs and gradients that rounding explains when a sample is computed among others or alone:

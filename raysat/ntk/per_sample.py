@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
+from raysat.compute.memory import give_back, out_of_memory
 from raysat.data.fields import Inputs
 from raysat.losses import Loss
-from raysat.memory import give_back, out_of_memory
 from raysat.ntk import grams, plain
 from raysat.ntk.grams import Parts, without_rules
 from raysat.ntk.lanczos import largest_eigenpairs

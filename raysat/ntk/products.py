@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
+from raysat.errors import InputError
 from raysat.losses import Loss
 from raysat.models.functional import call
 from raysat.ntk import plain
@@ -22,7 +23,6 @@ from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.rules import Outer
 from raysat.ntk.survey import Survey
 from raysat.ntk.uses import Use, record, rows_of
-from raysat.validation import InputError
 
 log = logging.getLogger(__name__)
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from raysat.validation import NoStatistics
+from raysat.errors import NoStatistics
 
 __all__ = ["NoStatistics"]

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
-from raysat.failures import first_sentence
+from raysat.errors import InputError, positive, whole
 from raysat.losses import Loss, resolve
+from raysat.messages.failures import first_sentence
 from raysat.models.unpacked import adapt
 from raysat.ntk.certificate import TOLERANCE, check_samples
 from raysat.ntk.context import differentiable
@@ -29,8 +30,7 @@ from raysat.ntk.spectrum import converged, smallest_eigenvalue, spectral_density
 from raysat.ntk.survey import Survey, survey
 from raysat.ntk.top import TopEigenvalue, top_eigenvalue
 from raysat.ntk.values import NTKStatistics
-from raysat.theory import b_star, b_star_thm33
-from raysat.validation import InputError, positive, whole
+from raysat.saturation.formulas import b_star, b_star_thm33
 
 DENSITY_SHARE = 4
 """A probe of the density takes one in so many of the residual's products with K. Default: 4. The density says how noise

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from raysat.data.fields import Inputs
-from raysat.failures import first_sentence
+from raysat.messages.failures import first_sentence
 from raysat.ntk.look import ROUNDING
 from raysat.ntk.plain import gradients, sample_gradient, trained
 from raysat.ntk.rules import Outer, rule_for

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raysat.failures import first_sentence
+from raysat.errors import InputError
 from raysat.losses import Loss
+from raysat.messages.failures import first_sentence
 from raysat.ntk.certificate import TOLERANCE, check_products, second_start
 from raysat.ntk.context import differentiable
 from raysat.ntk.kernel import GRAPHS, KernelOperator, Products
@@ -18,7 +19,6 @@ from raysat.ntk.lanczos import Tridiagonal, excess, largest_eigenpairs
 from raysat.ntk.look import Look
 from raysat.ntk.plain import trained
 from raysat.ntk.refusal import NoStatistics
-from raysat.validation import InputError
 
 HEAD_START = 512
 """Samples from which on Lanczos begins near the eigenvector of an eighth of them."""

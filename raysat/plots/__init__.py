@@ -17,10 +17,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from raysat.analysis import SETTING, Analysis, comparable, policy, setting
-from raysat.attempts import Attempt, plainly
-from raysat.files import Location, write_aside
+from raysat.plots.attempts import Attempt, plainly
 from raysat.plots.drawing import draw
 from raysat.plots.figures import costs, exponents, loss_curves, steps
+from raysat.storage.files import Location, write_aside
 
 __all__ = ["CAPTIONS", "Plate", "costs", "exponents", "loss_curves", "plates", "save", "steps"]
 

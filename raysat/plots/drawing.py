@@ -13,7 +13,7 @@ from pathlib import Path
 from matplotlib.backends import backend_agg, backend_pdf  # noqa: F401  else loaded by the first drawing of each process
 from matplotlib.figure import Figure
 
-from raysat.attempts import Attempt, plainly
+from raysat.plots.attempts import Attempt, plainly
 
 DPI = 150
 

@@ -30,7 +30,7 @@ from raysat.plots.panels import (
     panels_of,
     say,
 )
-from raysat.theory import h_interpolated
+from raysat.saturation.formulas import h_interpolated
 
 COSTS = {
     "samples": ("samples", {"color": INK, "marker": "o", "linestyle": "-"}),

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from raysat import plots
 from raysat.analysis import print_summary, save
-from raysat.attempts import Attempts
-from raysat.files import Location, location, write_aside, written
+from raysat.analysis.widths import sentences
+from raysat.plots.attempts import Attempts
 from raysat.report import sections
 from raysat.report.certificates import certificates
 from raysat.report.compare import compare
@@ -26,8 +26,8 @@ from raysat.report.figures import payload
 from raysat.report.material import Material
 from raysat.report.page import page, parts
 from raysat.report.predictions import predictions
-from raysat.store import Store
-from raysat.widths import sentences
+from raysat.storage.files import Location, location, write_aside, written
+from raysat.storage.store import Store
 
 __all__ = ["compare", "finish", "render"]
 

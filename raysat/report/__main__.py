@@ -6,11 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from raysat.files import location, output_option
+from raysat.messages.command import command
+from raysat.messages.terminal import Terminal
 from raysat.report import compare, finish
-from raysat.store import Store, reached
-from raysat.terminal import Terminal
-from raysat.validation import command
+from raysat.storage.files import location, output_option
+from raysat.storage.store import Store, reached
 
 
 @command

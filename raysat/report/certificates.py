@@ -7,11 +7,11 @@ from html import escape
 import pandas as pd
 
 from raysat.analysis import network, number
-from raysat.analysis.words import WAYS, approximations
-from raysat.failures import by_cause
+from raysat.messages.failures import by_cause
+from raysat.ntk.words import WAYS, approximations
 from raysat.report.page import Section, footnoted, paragraphs, traceback
 from raysat.report.predictions import NETWORK
-from raysat.schema import FAILED, REFUSED
+from raysat.storage.schema import FAILED, REFUSED
 
 CHECKS = {"gamma": "gamma_check", "k_op": "k_op_check", "noise scale": "noise_check", "kernel": "kernel_check"}
 """The certificates by what they are of: columns of `ntk`."""

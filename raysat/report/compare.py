@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.text import Text
 
 from raysat.analysis import SETTING, analyze_folder, load, method, number, policy, summary
-from raysat.attempts import Attempts
-from raysat.files import Location, location, write_aside, written
+from raysat.errors import InputError
+from raysat.plots.attempts import Attempts
 from raysat.report.answer import EVIDENCE, answers, spelled
 from raysat.report.figures import TONES, Json, key_of, numbers, short_settings
 from raysat.report.page import AT, Section, failures, figure, listing, page, paragraphs, parts, table
-from raysat.store import reached
-from raysat.validation import InputError
+from raysat.storage.files import Location, location, write_aside, written
+from raysat.storage.store import reached
 
 _WIDTH = [{"key": "width", "label": "width", "short": "width", "log": True}]
 _STAR = [{"key": "b_star", "label": "predicted b_star (samples)", "short": "b_star", "log": True}]

@@ -36,9 +36,9 @@ from raysat.analysis import (
 )
 from raysat.analysis.efficiency import RULES
 from raysat.analysis.words import bounds
-from raysat.attempts import Attempt, plainly
 from raysat.plots import CAPTIONS as STATIC_CAPTIONS
-from raysat.theory import h_interpolated
+from raysat.plots.attempts import Attempt, plainly
+from raysat.saturation.formulas import h_interpolated
 
 Json = dict[str, object]
 

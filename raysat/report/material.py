@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from raysat import widths
-from raysat.analysis import Analysis, analyze, summary
-from raysat.attempts import once
+from raysat.analysis import Analysis, analyze, summary, widths
+from raysat.plots.attempts import once
 from raysat.report.answer import Answer, answers
-from raysat.store import Store
+from raysat.storage.store import Store
 
 
 @dataclass

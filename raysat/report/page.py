@@ -10,7 +10,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-from raysat.attempts import Attempts
+from raysat.plots.attempts import Attempts
 
 SCRIPTS = ("scale.js", "chart.js", "figure.js")
 """The files of `assets/` that draw the figures, in the order in which they need each other."""

@@ -10,11 +10,11 @@ from html import escape
 
 import pandas as pd
 
-from raysat import ablation
 from raysat.analysis import (
     ABOUT_SCATTER,
     NOTHING,
     SETTING,
+    ablation,
     about_h,
     about_intervals,
     estimate,
@@ -25,14 +25,14 @@ from raysat.analysis import (
     usable,
     what_to_use,
 )
+from raysat.analysis.widths import sentences
 from raysat.analysis.words import bounds
-from raysat.attempts import Attempts
-from raysat.failures import cause
+from raysat.messages.failures import cause
 from raysat.plots import Plate
+from raysat.plots.attempts import Attempts
 from raysat.report.answer import answers
 from raysat.report.page import AT, Section, failures, figure, footnoted, listing, paragraphs, table, traceback
-from raysat.schema import DIVERGED, FAILED, FINISHED
-from raysat.widths import sentences
+from raysat.storage.schema import DIVERGED, FAILED, FINISHED
 
 LISTED = 50
 """Diverged cells that are listed one by one. Default: 50; the rest are counted, and are all in `trials`."""
@@ -229,7 +229,7 @@ def widths(by_width: pd.DataFrame) -> Section:
     """What becomes exact with width, of a sweep that shows it.
 
     Args:
-        by_width: The result of `raysat.widths.by_width`.
+        by_width: The result of `raysat.analysis.widths.by_width`.
     """
     title = "What becomes exact with width"
     if by_width.empty:

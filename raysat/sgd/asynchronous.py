@@ -19,7 +19,7 @@ from raysat.data.fields import Inputs
 from raysat.losses import Loss
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
 from raysat.sgd.sampler import uniform
-from raysat.training import RANDOM, ROUND_ROBIN, Staleness
+from raysat.spec.training import RANDOM, ROUND_ROBIN, Staleness
 
 PLACES = 8
 """Past weights kept for each learner where staleness was measured. Default: 8; of p learners that arrive at random,
@@ -84,7 +84,7 @@ class AsynchronousEngine(OverAutograd):
         learners: p.
         staleness: `round_robin`, `random`, or how often tau = 0, 1, 2, ... was measured.
         seed: The trial's seed.
-        at_once: Samples whose gradient is computed at a time (`raysat.sgd.memory`). Default: all.
+        at_once: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
 
     Attributes:
         counts: How often each staleness has occurred so far, from 0 on.

@@ -10,11 +10,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from raysat.compute.micro_batch import in_parts, together
 from raysat.data.fields import Inputs
+from raysat.errors import InputError
 from raysat.losses import Loss
 from raysat.ntk.plain import gradients, is_reentrant
-from raysat.sgd.memory import in_parts, together
-from raysat.validation import InputError
 
 
 class AutogradEngine:
@@ -28,7 +28,7 @@ class AutogradEngine:
         loss: The loss of a sample.
         eta: Stepsize.
         at_once: Samples whose gradient is computed at a time; a larger batch is taken in parts. Where memory runs out
-            it is halved. Samples that must stay together do (`raysat.sgd.memory.together`). Default: all.
+            it is halved. Samples that must stay together do (`raysat.compute.micro_batch.together`). Default: all.
         bfloat16: Whether the passes are computed in bfloat16 (`torch.autocast`), the weights and their updates not.
         compiled: Whether the network's passes are compiled (`torch.compile`), anew for each size of a part.
 

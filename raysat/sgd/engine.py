@@ -2,7 +2,7 @@
 
 Those of plain SGD, which `Engine` names, take `(network, x, y, loss, eta)`, hold no state but the network's own
 parameters, which `run` changes in place, and see the same batches. They differ by rounding alone, and a test makes them
-agree. Other trainings (`raysat.training`) have one engine each, which are `Stateful`.
+agree. Other trainings (`raysat.spec.training`) have one engine each, which are `Stateful`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from raysat.cells import Cell
+from raysat.compute.matmul import keep_memory
 from raysat.data.fields import Inputs
+from raysat.errors import InputError
 from raysat.losses import Loss
 from raysat.sgd.asynchronous import AsynchronousEngine
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.fused import FusedEngine, layers_of
 from raysat.sgd.graph import GraphEngine
-from raysat.sgd.matmul import keep_memory
 from raysat.sgd.optimizers import OptimizerEngine
 from raysat.sgd.parallel import ParallelEngine
 from raysat.sgd.stacked import StackedEngine
-from raysat.validation import InputError
+from raysat.spec.cells import Cell
 
 __all__ = [
     "AutogradEngine",
@@ -67,7 +67,7 @@ class StepEngine(Protocol):
 
     Attributes:
         name: As it stands in the trial's row.
-        matmul: Where its matrix products are computed, one of `raysat.sgd.matmul.Matmul`.
+        matmul: Where its matrix products are computed, one of `raysat.compute.matmul.Matmul`.
         at_once: Samples whose gradient is computed at a time, halved as memory runs out.
     """
 
@@ -149,7 +149,7 @@ def build(
         y: Targets of all samples.
         loss: The loss of a sample.
         eta: Stepsize.
-        at_once: Samples whose gradient is computed at a time (`raysat.sgd.memory`). Default: all.
+        at_once: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
         ranks: Processes among which each batch is split. Default: this one alone.
         bfloat16: Whether forward and backward passes are computed in bfloat16, by `AutogradEngine`.
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from raysat.compute.micro_batch import in_parts
 from raysat.data.fields import Inputs
 from raysat.losses import Loss, hits
-from raysat.sgd.memory import in_parts
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from raysat.compute.matmul import Call, Products, choose
+from raysat.compute.micro_batch import out_of_memory
+from raysat.errors import InputError
 from raysat.losses import Loss, SquaredError
 from raysat.models.layers import NTKLinear
 from raysat.models.mlp import MLP, Erf
 from raysat.sgd.autograd import AutogradEngine
-from raysat.sgd.matmul import Call, Products, choose
-from raysat.sgd.memory import out_of_memory
-from raysat.validation import InputError
 
 RANK = 32
 """Rows that may be pending: k = RANK / b steps make a block. Measured against 16 at widths 256 to 2048, Intel Xeon, one

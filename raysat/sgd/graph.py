@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from raysat.errors import InputError
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.fused import FusedEngine
-from raysat.validation import InputError
 
 STEPS = 32
 """Iterations of a graph. A launch costs some 10 microseconds, which 32 iterations share; more would only make the

@@ -10,7 +10,7 @@ from raysat.data.fields import Inputs
 from raysat.losses import Loss
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
 from raysat.sgd.sampler import normal
-from raysat.training import Training, factor
+from raysat.spec.training import Training, factor
 
 
 def optimizer_of(training: Training, parameters: list[Tensor], eta: float) -> torch.optim.Optimizer:
@@ -33,7 +33,7 @@ class OptimizerEngine(OverAutograd):
         training: Optimizer, schedule and noise.
         iterations: T, over which the schedule runs.
         seed: The trial's seed, of the noise.
-        at_once: Samples whose gradient is computed at a time (`raysat.sgd.memory`). Default: all.
+        at_once: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
     """
 
     name = "optimizer"

@@ -22,11 +22,11 @@ import torch.distributed
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from raysat import plugins
 from raysat.data.fields import Inputs
+from raysat.errors import InputError
 from raysat.losses import Loss
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
-from raysat.validation import InputError
+from raysat.user_code import plugins
 
 _HOST = "127.0.0.1"
 

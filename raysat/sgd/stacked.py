@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from raysat.compute.matmul import Call, Matmul
+from raysat.compute.micro_batch import out_of_memory
 from raysat.losses import Loss, SquaredError
 from raysat.sgd.fused import (
     BACKWARD,
@@ -32,8 +34,6 @@ from raysat.sgd.fused import (
     layers_of,
     residual,
 )
-from raysat.sgd.matmul import Call, Matmul
-from raysat.sgd.memory import out_of_memory
 
 MOST = 8
 """Networks at once, at most. Of 2, 3 and 8, the numbers measured, 8 gain the most wherever stacking gains."""

@@ -12,10 +12,10 @@ import pytest
 from cluster.nodes import ray_nodes
 from ray._private.node import Node
 
-from raysat.checkpoint import Checkpoint
-from raysat.files import location
-from raysat.progress import View
-from raysat.store import Store
+from raysat.driver.progress import View
+from raysat.storage.checkpoint import Checkpoint
+from raysat.storage.files import location
+from raysat.storage.store import Store
 from raysat.sweep import main
 
 SWEEP = """
@@ -106,7 +106,7 @@ def lose(cluster, monkeypatch, tmp_path):
                 (tmp_path / ".lost").rename(lost)
 
         monkeypatch.setattr(View, "tick", tick_and_lose)
-        monkeypatch.setattr("raysat.driver.HEARTBEAT", 0.0)
+        monkeypatch.setattr("raysat.driver.loop.HEARTBEAT", 0.0)
         return lost
 
     return lose

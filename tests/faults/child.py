@@ -76,7 +76,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         run(json.loads(Path(sys.argv[1]).read_text()))
     else:
-        import raysat.driver
+        import raysat.driver.loop
         import raysat.report  # noqa: F401
 
         if request := serve():

@@ -275,7 +275,7 @@ def _wrap_writers() -> None:
 
 def simulate_time() -> None:
     """Let nobody sleep: the clock of this process jumps instead."""
-    from raysat import retry
+    from raysat.storage import retry
 
     real = {name: getattr(time, name) for name in ("monotonic", "perf_counter", "time")}
 
@@ -296,7 +296,8 @@ def simulate_time() -> None:
 
 def small_steps() -> None:
     """Let a tiny trial have many checkpoints, and a few part-files be merged."""
-    from raysat import store, trial
+    from raysat.storage import store
+    from raysat.trial import train as trial
 
     store.LOOSE = 3
     trial.STEPS_AT_ONCE, trial.CHECKPOINT_SHARE = 1, float("inf")
@@ -318,7 +319,7 @@ def light_figures() -> None:
 
 def traced(job: object) -> object:
     """`run_trials`, the start of which is an event; in a worker of Ray's it first wraps what that process calls."""
-    from raysat.trial import run_trials
+    from raysat.trial.train import run_trials
 
     if hook is None:
         request = json.loads(Path(os.environ["FAULTS_REQUEST"]).read_text())
@@ -351,7 +352,7 @@ def _wrap_ray() -> None:
 def prepare(fault: Fault | None, work: str, root: str, plant: str = "", *, inline: bool) -> None:
     """All of it, in the process of the command."""
     from faults import planted
-    from raysat import driver
+    from raysat.driver import loop as driver
 
     small_steps()
     light_figures()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 def write_without_rename() -> None:
     """Files are written in their place."""
-    from raysat import checkpoint, files, partfiles, store
+    from raysat.storage import checkpoint, files, partfiles, store
 
     def write(path: Path, write: Callable[[Path], object]) -> None:
         write(path)
@@ -21,7 +21,7 @@ def write_without_rename() -> None:
 def print_that_raises() -> None:
     """The line of a cell that has ended is printed past all that keeps a print from raising."""
     from faults import inject
-    from raysat.progress import View
+    from raysat.driver.progress import View
 
     ended = View.job_ended
 

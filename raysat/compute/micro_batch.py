@@ -1,0 +1,96 @@
+"""How many samples may pass through a network at a time: measured, so that a user need not know.
+
+A batch above that is taken in parts, whose gradients are added before the step. Where memory runs out all the same,
+the parts are halved and the step is taken anew: no weight has changed before its gradient is whole.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from raysat.compute.memory import in_parts, out_of_memory, output_bytes, saved_bytes
+from raysat.data.fields import Inputs, repeated, tensors_of
+from raysat.losses import Loss
+
+__all__ = ["couples_samples", "in_parts", "out_of_memory", "sample_bytes", "samples_at_once", "together"]
+
+SHARE = 0.25
+"""Of the free memory, what the tensors kept for the backward pass may take. The backward pass's own tensors and the
+libraries' workspaces come on top: the peak was 1.1 to 1.7 times as much (ResNet-28,
+NanoGPT and three layers of 1000, on one thread), and half of what is free is left for what else runs."""
+
+
+def samples_at_once(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, *, threads: int = 0) -> int:
+    """The number of samples whose forward and backward passes fit in the memory that is free.
+
+    It is a power of two, so that it hardly ever differs between two runs on one machine, whose rounding depends on it;
+    where samples must stay together, a multiple of their number near one.
+
+    Args:
+        network: At the weights at which it will be trained.
+        x: Inputs, where they will be used.
+        y: Targets.
+        loss: The loss of a sample.
+        threads: CPU threads of the trial: beside it run as many others as the processor has room for. 0 for all.
+    """
+    if (unit := together(network)) == 0:
+        return len(x)
+    share = SHARE * min(1.0, (threads or 1e9) / (os.cpu_count() or 1)) if x.device.type == "cpu" else SHARE
+    fitting = int(share * free_bytes(x.device) / max(sample_bytes(network, x, y, loss), 1))
+    return max(1, (1 << max(0, fitting.bit_length() - 1)) // unit) * unit
+
+
+def sample_bytes(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> int:
+    """Bytes that one sample more makes the forward pass keep for the backward pass; running averages stay."""
+    before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    two, four = (kept_bytes(network, repeated(x, count), repeated(y, count), loss) for count in (2, 4))
+    for buffer, value in before:
+        buffer.copy_(value)
+    return (four - two) // 2
+
+
+def together(network: nn.Module) -> int:
+    """Samples of a batch that must pass through a network together: 1, a ghost batch, or 0 for the whole batch."""
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    sizes = [getattr(norm, "ghost", 0) for norm in norms]
+    return math.lcm(*sizes) if all(sizes) else 0
+
+
+def couples_samples(network: nn.Module) -> bool:
+    """Whether a sample's output depends on what else is in its batch."""
+    return together(network) != 1
+
+
+def kept_bytes(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> int:
+    """Bytes that the forward pass keeps for the backward pass, beyond parameters and inputs."""
+    try:
+        return saved_bytes(lambda: loss.total(network(x), y), (*network.parameters(), *tensors_of(x), y))
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        return 4 * output_bytes(network, x)  # it differentiates within its forward pass
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that this process may still take: of the GPU, or of the machine or its control group."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        allocated = torch.cuda.memory_allocated(device)
+        promised = int(torch.cuda.get_per_process_memory_fraction(device) * total) - allocated
+        return max(0, min(free + torch.cuda.memory_reserved(device) - allocated, promised))
+    try:
+        entries = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(entries["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError):
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # no control group, or one without a limit
+        return free
+    return max(0, min(free, limit))

@@ -1,0 +1,350 @@
+"""Which cells to run next, from what the finished ones found. Pure: it runs nothing, and knows nothing of Ray.
+
+A *group* is what one b_N is measured in: cells that differ only in batch size, seed and, under a grid, stepsize. Three
+rules decide what is run of it. All of them are functions of what was found, whoever found it and when, so that a sweep
+that is run again goes on where it was.
+
+**All of it.** Batch sizes and stepsizes as they stand in the sweep file.
+
+**The stepsize** (`grid(auto=True)`). Stepsizes are powers of sqrt 2 times 1/beta(b). At each batch size the range grows
+until, for every seed, the best one has a worse one below it, and above it two, or one that diverged: N(eta) may have a
+plateau where the linearized dynamics become unstable, and fall beyond it. That holds both among all stepsizes and among
+those below `eta_limit`, as far as that limit; of a network without statistics, which has no such limit, among all.
+The best is that of the fewest iterations to the target, or of the smallest final loss where there is no target. Without
+statistics `base_stepsize` stands for 1/beta(b), and the range goes as far from there as it takes.
+
+**The batch size** (`Sweep(adaptive=True)`). With one offset a_i for each seed i, the law is
+
+    log N_i(b) = a_i + log(1 + b_N/b) + noise,
+
+whose derivative by log b_N is `s(b) = b_N / (b + b_N)`, so that by the delta method, over all measurements,
+
+    var(log b_N) = sigma^2 / sum (s - mean s)^2,
+
+sigma^2 being the scatter about the fit. From it follows an interval, by Student's t. Batch sizes are run in rising
+order, by factors of four, until the interval lies below the largest of them: until N is seen to be within twice its
+limit. Then, one at a time, the batch size that narrows the interval most for its floating-point operations (the
+D-optimal one, for a line in s), until the interval is as narrow as was asked. Where the batch sizes end within the
+interval those between are run in the same way; where it lies beyond them all there is nothing to find.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float, Real
+
+from raysat.saturation.fits import (
+    LEAST_BATCH_SIZES,
+    choose_targets,
+    fit_saturation,
+    geometric_mean,
+    steps_to_target,
+    student_t,
+)
+from raysat.spec.cells import Cell
+from raysat.spec.stepsizes import AUTO_START, half_octave
+from raysat.storage.schema import COMPLETED, FAILED, TARGET_REACHED
+from raysat.text import number
+
+STRIDE = 4
+"""Factor between batch sizes while they rise. Default: 4; the three that a fit needs then span a factor of 16, over
+which N(b) falls to a third or less unless b_N lies outside."""
+
+REACH = 40
+"""The range of stepsizes ends at 2^(-REACH/2) and 2^(REACH/2), whatever is found."""
+
+
+@dataclass(frozen=True, eq=False)  # hashed as the object it is, for its N are kept
+class Finding:
+    """What a trial that has ended tells of its cell.
+
+    Attributes:
+        status: As in `trials`.
+        iterations: Iterations of its evaluations.
+        losses: The training loss at each.
+        of_limit: Its stepsize over `eta_limit`, up to which linearized SGD is stable; nan where that is not known,
+            for the network has no statistics or the trial failed.
+    """
+
+    status: str
+    iterations: Sequence[int] = ()
+    losses: Sequence[float] = ()
+    of_limit: float = math.nan
+
+    @classmethod
+    def of(cls, row: Mapping[str, object], iterations: Sequence[int], losses: Sequence[float]) -> Finding:
+        """From a row of `trials`, and the columns `iteration` and `train_loss` of its rows of `curves`."""
+        eta, limit = (math.nan if row.get(name) is None else float(row[name]) for name in ("eta", "eta_limit"))
+        of_limit = eta / limit if limit > 0 else math.nan
+        return cls(row["status"], iterations, losses, of_limit)
+
+    def below(self, limit: float) -> bool:
+        """Whether its stepsize is below a share of `eta_limit`: below an infinite one it always is."""
+        return limit == math.inf or self.of_limit < limit
+
+    @property
+    def usable(self) -> bool:
+        """Whether the trial neither diverged nor failed."""
+        return self.status in (COMPLETED, TARGET_REACHED)
+
+    def steps(self, target: float | None) -> float:
+        """N to the target; nan where it is not reached."""
+        return _steps(self, target) if target is not None and self.usable else math.nan
+
+    def score(self, target: float | None) -> tuple[float, float]:
+        """The smaller the better: iterations to the target, then the final loss."""
+        if not self.usable:
+            return math.inf, math.inf
+        steps = self.steps(target)
+        return math.inf if math.isnan(steps) else steps, self.losses[-1]
+
+
+@lru_cache(maxsize=1 << 14)
+def _steps(finding: Finding, target: float) -> float:
+    return steps_to_target(np.asarray(finding.iterations), np.asarray(finding.losses, dtype=float), target)
+
+
+Findings = Mapping[str, Finding]
+"""What was found of the cells that have ended, by cell_id."""
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What is wanted, given what was found.
+
+    Attributes:
+        cells: All cells that are wanted, finished or not.
+        done: Of each adaptive group that wants no more, why.
+    """
+
+    cells: list[Cell] = field(default_factory=list)
+    done: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """b_N and its 95 % interval by the delta method; see the head of the module."""
+
+    value: float
+    low: float
+    high: float
+
+
+def estimate(b: Real[np.ndarray, " b"], steps: Float[np.ndarray, "seeds b"]) -> Estimate:
+    """Estimate b_N from N(b) of several seeds.
+
+    Args:
+        b: At least three batch sizes.
+        steps: N(b) of each seed, every one of them positive.
+
+    Returns:
+        The estimate; 0 where N does not fall with b, inf where it falls like 1/b or faster.
+    """
+    fit = fit_saturation(b, geometric_mean(steps))
+    if fit.edge:
+        return Estimate(*[0.0 if fit.edge < 0 else math.inf] * 3)
+    b_N = float(fit.b_c)
+    left = np.log(steps) - np.log1p(b_N / b)
+    left -= left.mean(axis=1, keepdims=True)
+    freedom = left.size - len(left) - 1
+    spread = len(steps) * _sum_of_squares(b_N / (b + b_N))
+    error = math.sqrt((left**2).sum() / freedom / spread)
+    factor = math.exp(min(student_t(freedom) * error, 500.0))
+    return Estimate(b_N, b_N / factor, b_N * factor)
+
+
+def _sum_of_squares(values: Float[np.ndarray, " k"]) -> float:
+    return float(((values - values.mean()) ** 2).sum())
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cells in which one b_N is measured.
+
+    Attributes:
+        name: For messages to a person.
+        cells: Its cells by batch size, ascending, each list with all seeds and the stepsizes known ahead.
+        tuned: Whether of several stepsizes the best counts.
+        auto: Whether stepsizes are added until the best lies inside.
+        adaptive: Whether the batch sizes are candidates.
+        target: The loss to which N counts; None for the deepest that all trials reach.
+        ratio: Upper over lower end of the interval at which an adaptive group is done.
+        weight: The cost of a cell.
+    """
+
+    name: str
+    cells: Mapping[int, list[Cell]]
+    tuned: bool
+    auto: bool
+    adaptive: bool
+    target: float | None
+    ratio: float
+    weight: Callable[[Cell], float]
+
+    def propose(self, findings: Findings) -> Proposal:
+        """What is wanted of this group."""
+        if not self.adaptive:
+            return Proposal([cell for b in self.cells for cell in self._tune(b, AUTO_START, findings)])
+        wanted: dict[int, list[Cell]] = {}
+        b, why = min(self.cells), ""
+        while b is not None:
+            wanted[b] = self._tune(b, self._around(b, wanted, findings), findings)
+            if any(cell.cell_id not in findings for cell in wanted[b]):
+                break
+            b, why = self._next_size(wanted, findings)
+        done = (f"{self.name}: {why}; run at b = {', '.join(map(str, sorted(wanted)))}",) if b is None else ()
+        return Proposal([cell for cells in wanted.values() for cell in cells], done)
+
+    @property
+    def _limits(self) -> tuple[float, ...]:
+        """The readings: below which share of `eta_limit` a stepsize counts."""
+        return (math.inf, 1.0) if self.tuned else (math.inf,)
+
+    # Stepsizes ------------------------------------------------------------------------------------------------------
+
+    def _tune(self, b: int, start: Sequence[int], findings: Findings) -> list[Cell]:
+        """The cells of a batch size: those known ahead, or those of a range that grows from `start`."""
+        if not self.auto:
+            return self.cells[b]
+        firsts = {cell.init.seed: cell for cell in self.cells[b]}
+        tried = set(start)
+        while True:
+            cells = [with_exponent(cell, k) for k in sorted(tried) for cell in firsts.values()]
+            if any(cell.cell_id not in findings for cell in cells):
+                return cells
+            found = [{k: findings[with_exponent(cell, k).cell_id] for k in tried} for cell in firsts.values()]
+            missing = {k for one in found for k in missing_neighbours(one, self.target)} - tried
+            if not missing:
+                return cells
+            tried |= missing
+
+    def _around(self, b: int, wanted: Mapping[int, list[Cell]], findings: Findings) -> tuple[int, ...]:
+        """Where the range of a batch size starts: at the best stepsizes of the nearest one that was run."""
+        if not wanted:
+            return AUTO_START
+        nearest = min(wanted, key=lambda size: abs(math.log(size / b)))
+        best = {round(2 * math.log2(cell.stepsize.value)) for _, cell in self._best(wanted[nearest], findings)}
+        return tuple(best) if self.auto and best else AUTO_START
+
+    def _best(self, cells: Sequence[Cell], findings: Findings, limit: float = math.inf) -> list[tuple[Finding, Cell]]:
+        """Each seed's best usable trial of a batch size, if any, among those below a share of `eta_limit`."""
+        best: dict[int, tuple[Finding, Cell]] = {}
+        for cell in cells:
+            found = findings[cell.cell_id]
+            if not (found.usable and found.below(limit)):
+                continue
+            seed = cell.init.seed
+            if seed not in best or found.score(self.target) < best[seed][0].score(self.target):
+                best[seed] = found, cell
+        return list(best.values())
+
+    # Batch sizes ----------------------------------------------------------------------------------------------------
+
+    def _next_size(self, wanted: Mapping[int, list[Cell]], findings: Findings) -> tuple[int | None, str]:
+        """The batch size to run next, or None and why no more is wanted."""
+        ends = []
+        known = any(findings[cell.cell_id].of_limit < math.inf for cells in wanted.values() for cell in cells)
+        for limit in self._limits if known else (math.inf,):
+            b, why = self._next_of_reading(wanted, findings, limit)
+            if b is not None:
+                return b, ""
+            ends.append(("" if limit == math.inf else "among stable stepsizes ") + why)
+        return None, ", ".join(ends)
+
+    def _next_of_reading(
+        self, wanted: Mapping[int, list[Cell]], findings: Findings, limit: float
+    ) -> tuple[int | None, str]:
+        run = sorted(wanted)
+        left = [b for b in self.cells if b not in wanted]
+        above = [b for b in left if b > run[-1]]
+        higher = next((b for b in above if b >= STRIDE * run[-1]), above[-1] if above else None)
+        steps = self._steps(run, wanted, findings, limit)
+        if lost := [b for b, column in zip(run, steps.T, strict=True) if not (column > 0).all()]:
+            return None, f"b_N is not known, for the target is not reached at b = {', '.join(map(str, lost))}"
+        if len(run) < LEAST_BATCH_SIZES:
+            return (higher or left[0], "") if left else (None, "b_N is not known, with so few batch sizes")
+        b = np.array(run)
+        made = estimate(b, steps)
+        if made.high < run[0]:
+            return None, f"N(b) does not fall from b = {run[0]} on"
+        text = f"b_N = {number(made.value)} [{number(made.low)}, {number(made.high)}]"
+        beyond = made.high > run[-1]
+        if beyond and higher:
+            return higher, ""
+        if not beyond and made.high <= self.ratio * made.low:
+            return None, text
+        if left and made.low <= run[-1] and math.isfinite(made.value):
+            return self._narrowing(b, made.value, steps, left), ""
+        return None, f"{text}, {'not below the largest batch size' if beyond else 'no batch size is left'}"
+
+    def _steps(
+        self, run: Sequence[int], wanted: Mapping[int, list[Cell]], findings: Findings, limit: float
+    ) -> Float[np.ndarray, "seeds b"]:
+        """N(b) of each seed with its best stepsize; nan where the target is not reached."""
+        seeds = sorted({cell.init.seed for cell in wanted[run[0]]})
+        best = {(cell.init.seed, b): found for b in run for found, cell in self._best(wanted[b], findings, limit)}
+        target = self.target
+        if target is None:
+            initial = np.array([found.losses[0] for found in best.values()], dtype=float)
+            deepest = np.array([min(found.losses) for found in best.values()], dtype=float)
+            target = min(choose_targets(initial, deepest), default=None)
+        missing = Finding("")
+        return np.array([[best.get((seed, b), missing).steps(target) for b in run] for seed in seeds])
+
+    def _narrowing(
+        self, b: Real[np.ndarray, " b"], b_N: float, steps: Float[np.ndarray, "seeds b"], left: Sequence[int]
+    ) -> int:
+        """Of the batch sizes left, the one that narrows the interval most for its cost."""
+        share = b_N / (b + b_N)
+        asymptote = float(np.exp((np.log(steps) - np.log1p(b_N / b)).mean()))
+
+        def worth(size: int) -> float:
+            gain = math.log(_sum_of_squares(np.append(share, b_N / (size + b_N))) / _sum_of_squares(share))
+            cell = self.cells[size][0]
+            if cell.target_loss is not None:
+                cell = replace(cell, iterations=min(cell.iterations, math.ceil(asymptote * (1 + b_N / size))))
+            return gain / self.weight(cell)
+
+        return max(left, key=worth)
+
+
+@lru_cache(maxsize=4096)  # a cell's id is a hash, which is made once for each cell
+def with_exponent(cell: Cell, k: int) -> Cell:
+    """The cell with the stepsize `2^(k/2) / beta(b)`."""
+    return replace(cell, stepsize=half_octave(k))
+
+
+def missing_neighbours(found: Mapping[int, Finding], target: float | None) -> set[int]:
+    """The exponents k that are yet to be tried before a seed's best stepsize is known to lie inside the range.
+
+    Args:
+        found: What was found at each k that was tried.
+        target: The loss to which N counts, if any.
+    """
+    known = {k: one for k, one in found.items() if one.status != FAILED}
+    if not known:  # every trial failed: that says nothing of stepsizes
+        return set()
+    missing = set()
+    limited = not any(math.isnan(one.of_limit) for one in known.values())
+    for limit in (math.inf, 1.0) if limited else (math.inf,):
+        allowed = {k: one for k, one in known.items() if one.below(limit)}
+        if not allowed:
+            k, one = next(iter(known.items()))
+            missing.add(math.ceil(k + 2 * math.log2(limit / one.of_limit)) - 1)  # the largest stable one
+        elif not any(one.usable for one in allowed.values()):
+            missing.add(min(allowed) - 1)
+        else:
+            best = min(allowed, key=lambda k: (allowed[k].score(target), k))
+            missing.add(best - 1)
+            for k in (best + 1, best + 2):
+                if 2 ** ((k - best) / 2) * allowed[best].of_limit >= limit:
+                    break
+                missing.add(k)
+                if k not in found or not found[k].usable:
+                    break
+    return {k for k in missing if abs(k) <= REACH} - set(found)

@@ -1,0 +1,125 @@
+"""Statistics of an earlier run that no certificate vouches for: taken again, as are the trials made of wrong ones.
+
+A cell whose stepsize was made of gamma and k_op is another trial where these were wrong: its rows are set aside, and it
+runs again. All other cells stay, those of `fixed` and `grid` stepsizes whatever the statistics say; what their rows
+have of statistics is brought up to date.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from raysat.ntk import NTKStatistics
+from raysat.saturation.formulas import beta
+from raysat.saturation.recursion import stable_below
+from raysat.spec.cells import Cell
+from raysat.spec.stepsizes import OF_STATISTICS
+from raysat.storage.rows import INHERITED, Row, inherited, known
+from raysat.storage.schema import FAILED, FINISHED, REFUSED
+from raysat.text import number
+
+AGREEMENT = 5.0
+"""How far gamma and k_op may be apart, in units of the relative residual at which k_op was left. Default: 5; the error
+of an eigenvalue is of the order of the residual's square, and rarely as large as the residual."""
+
+CERTIFICATES = tuple({"gamma_check", "k_op_check"} & set(NTKStatistics.__dataclass_fields__))
+"""The columns without which statistics are not certified."""
+
+_VALUES = ("gamma", "k_op", "base_stepsize")
+
+
+def is_certified(row: Mapping[str, object]) -> bool:
+    """Whether a row of `ntk` is of this raysat: it names its w_0, and has certificates if it has statistics."""
+    names = ("w0_digest",) if row["method"] in (REFUSED, FAILED) else ("w0_digest", *CERTIFICATES)
+    return not any(_missing(row.get(name)) for name in names)
+
+
+def to_compute(known: Mapping[str, Row], cells: Iterable[Cell], finished: Iterable[str]) -> dict[str, Row]:
+    """The rows of `ntk` that are to be computed again, by init_id.
+
+    Those without certificates; and those that an error ended, where cells are left that have a use for them.
+
+    Args:
+        known: The stored rows, by init_id.
+        cells: The cells that are wanted.
+        finished: Those that have ended, by cell_id.
+    """
+    wanted = {cell.init.init_id for cell in cells}
+    waiting = {cell.init.init_id for cell in cells if cell.cell_id not in set(finished)}
+    return {
+        key: row
+        for key, row in known.items()
+        if key in wanted and (not is_certified(row) or (row["method"] == FAILED and key in waiting))
+    }
+
+
+@dataclass(frozen=True)
+class Consequences:
+    """What new statistics mean for the trials of their initialization.
+
+    Attributes:
+        again: The cells that run again, by cell_id.
+        rows: What the rows of the others are to say of the statistics, by cell_id.
+        line: What is said of it; empty where both agree.
+    """
+
+    again: frozenset[str]
+    rows: dict[str, Row]
+    line: str = ""
+
+    @classmethod
+    def of(cls, before: Row, now: Row, trials: pd.DataFrame, k_tolerance: float) -> Consequences:
+        """From the stored row of `ntk` and the new one.
+
+        Args:
+            before: The stored one.
+            now: The new one.
+            trials: The rows of `trials` of this initialization.
+            k_tolerance: The relative residual of k_op that was asked for.
+        """
+        residuals = [row.get("k_op_residual") for row in (before, now)]
+        tolerance = AGREEMENT * max([k_tolerance, *(float(one) for one in residuals if not _missing(one))])
+        agree = all(_agree(before.get(name), now.get(name), tolerance) for name in _VALUES)
+        made = trials["stepsize"].str.startswith(OF_STATISTICS) & trials["status"].isin(FINISHED)
+        again = frozenset() if agree else frozenset(trials.loc[made, "cell_id"])
+        stay = trials[~trials["cell_id"].isin(again)].to_dict("records")
+        return cls(again, {row["cell_id"]: _brought_up(row, now) for row in stay}, "" if agree else _line(before, now))
+
+
+def _line(before: Row, now: Row) -> str:
+    """What differs, in words."""
+    (gamma, k_op), (new_gamma, new_k_op) = (
+        ["none" if _missing(row.get(name)) else number(float(row[name])) for name in ("gamma", "k_op")]
+        for row in (before, now)
+    )
+    name = f"{now['dataset']}, {now['model']}, width {now['width']}, seed {now['seed']}"
+    return f"{name}: an earlier run stored gamma {gamma} and k_op {k_op}; they are {new_gamma} and {new_k_op}"
+
+
+def _agree(before: object, now: object, tolerance: float) -> bool:
+    if _missing(before) or _missing(now):
+        return _missing(before) and _missing(now)
+    return abs(float(before) - float(now)) <= tolerance * abs(float(now))
+
+
+def _missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _brought_up(trial: Row, statistics: Row) -> Row:
+    """What a trial's row is to say of the statistics; its loss at w_0 is its own."""
+    row = {name: None for name in INHERITED} | inherited(statistics)
+    del row["loss_init"]
+    made = dict.fromkeys(("beta", "eta_beta", "eta_limit"))
+    if not _missing(statistics.get("gamma")):
+        b, n, eta = int(trial["batch_size"]), int(trial["n"]), trial["eta"]
+        replacement = trial["sampling"] == "with_replacement"
+        made["beta"] = beta(b, n, statistics["gamma"], statistics["k_op"], replacement=replacement)
+        if not _missing(eta):
+            made["eta_beta"] = float(eta) * made["beta"]
+        made["eta_limit"] = known(stable_below(statistics, b, trial["sampling"]))
+    return row | made

@@ -1,0 +1,245 @@
+"""A sweep checked against its data and its models, before any work starts: what can be wrong shows here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from raysat import data
+from raysat.errors import InputError
+from raysat.losses import as_targets, resolve
+from raysat.messages.failures import cause, named
+from raysat.ntk import reason_against
+from raysat.sgd import cost
+from raysat.sgd.fused import known_layers
+from raysat.sgd.stacked import LARGEST_BATCH
+from raysat.spec.cells import Cell, Initialization, Model
+from raysat.spec.stepsizes import OF_STATISTICS
+from raysat.spec.sweep import Sweep
+from raysat.trial.job import initial_network
+from raysat.user_code import plugins, process
+from raysat.user_code.identity import Code, Present, folders, recorded, references_of
+
+FEW = 4
+"""Samples on which a plan looks whether a network has statistics."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep that has been checked against its data and its models.
+
+    Attributes:
+        sweep: The sweep.
+        cells: Its cells, those that take longest first, so that none of them starts last.
+        flops: Floating-point operations of one sample, by (model, width).
+        sources: The user's own modules.
+        data: What was resolved: sizes of the data set, and the user's code (`raysat.user_code.identity.Code`).
+        codes: What stands for the user's code in the identity of a model's initializations.
+        present: The user's files, with which those of results are compared.
+    """
+
+    sweep: Sweep
+    cells: list[Cell]
+    flops: dict[tuple[Model, int], cost.Flops]
+    sources: plugins.Sources
+    data: dict[str, object]
+    codes: dict[Model, str]
+    present: Present
+
+    def weight(self, cell: Cell) -> float:
+        """The cell's share of the time."""
+        return self.flops[cell.init.model, cell.init.width].weight(cell)
+
+    def stacks(self, cell: Cell, gpus: float | None) -> bool:
+        """Whether a cell's seeds are trained by the stacked engine, in jobs with so many GPUs.
+
+        What decides is what was measured (`raysat.sgd.stacked`) or asked for, and never which seeds are left to run: a
+        cell's result depends on it in its last bits.
+        """
+        sweep = self.sweep
+        on_cpu = not (torch.cuda.is_available() if gpus is None else gpus)
+        if not on_cpu or sweep.ranks_per_trial > 1 or not cell.training.is_plain:
+            return False
+        if sweep.engine != "auto":
+            return sweep.engine == "stacked"
+        measured = sweep.cpus_per_trial == 1 and cell.batch_size <= LARGEST_BATCH
+        wanted = len(sweep.seeds) > 1 and cell.precision == "full"
+        return measured and wanted and self.flops[cell.init.model, cell.init.width].stackable
+
+
+def plan(sweep: Sweep, folder: Path, code: object = None) -> Plan:
+    """Load the data, build each network once, and lay out the cells: all that can be wrong shows here.
+
+    What the user's code does to this process meanwhile is undone.
+
+    Args:
+        sweep: The sweep.
+        folder: Where the sweep file lies.
+        code: The code that the results folder has of it (`raysat.user_code.identity.Code`), if any.
+
+    Raises:
+        InputError: Something that the user wrote cannot be run.
+    """
+    with process.undisturbed(), plugins.forgotten():
+        return _plan(sweep, folder, code)
+
+
+def _plan(sweep: Sweep, folder: Path, before: object) -> Plan:
+    references = references_of(sweep.dataset, sweep.loss, *(model.builder for model in sweep.models))
+    sources = plugins.gather(folder, references)
+    earlier = plugins.earlier_digest(folder, references) if before and isinstance(before, str) else ""
+    if not references:
+        plugins.install(sources)
+        return _laid_out(sweep, sources, before, earlier)
+    data.forget_own()  # what is loaded shows what its loader imports
+    with plugins.anew(sources), recorded() as executed:
+        laid_out = _laid_out(sweep, sources, before, earlier)
+        sources |= plugins.imported_from(executed)  # under a name that was made up, say
+    return replace(laid_out, sources=sources, present=Present(sources, folders(sources), references))
+
+
+def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: str) -> Plan:
+    dataset = _dataset_of(sweep)
+    _check_targets(sweep, dataset)
+    groups = {model: references_of(sweep.dataset, sweep.loss, model.builder) for model in sweep.models}
+    code = Code.of(sources, groups.values(), before, earlier)
+    codes = {model: code.ids[" ".join(group)] for model, group in groups.items()}
+    cells = sweep.cells(dataset.n, dataset.n_test, codes.__getitem__)
+    flops = {}
+    for cell in cells:
+        key = cell.init.model, cell.init.width
+        if key not in flops:
+            with process.undisturbed():  # as in a job of its own, whichever networks come before it
+                flops[key] = _tried(sweep, cell.init, dataset)
+    cells = [flops[cell.init.model, cell.init.width].within_budget(cell, sweep.evaluation_budget) for cell in cells]
+    resolved = {"n": dataset.n, "n_test": dataset.n_test, "code": code.plain(before)}
+    laid_out = Plan(sweep, cells, flops, sources, resolved, codes, Present(sources, (), ()))
+    cells.sort(key=laid_out.weight, reverse=True)
+    return laid_out
+
+
+def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Flops:
+    """What a network takes, once it has done all that a trial asks of it."""
+    network = network_of(init, dataset)
+    if sweep.engine in ("fused", "stacked"):
+        known_layers(network, sweep.engine)
+    _check_batch_of_one(sweep, network, dataset)
+    _check_statistics(sweep, network, dataset)
+    try:
+        return cost.count(network, dataset.x, dataset.y, resolve(sweep.loss))
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
+        raise InputError(
+            f"model {init.model.label} at width {init.width} has no gradient on {init.dataset} ({named(error)}): "
+            "mend the model or the loss."
+        ) from error
+
+
+def _dataset_of(sweep: Sweep) -> data.Dataset:
+    """The sweep's data, which a user's function may have made."""
+    try:
+        return data.load_shared(
+            sweep.dataset,
+            n_train=sweep.n_train,
+            n_test=sweep.n_test,
+            preprocessing=sweep.preprocessing,
+            dtype=sweep.dtype,
+        )
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
+        raise InputError(f"dataset={sweep.dataset!r} cannot be loaded ({named(error)}): mend it.") from error
+
+
+def _check_targets(sweep: Sweep, dataset: data.Dataset) -> None:
+    """Raise `InputError` where the loss cannot use the data set's targets."""
+    if sweep.loss == "cross_entropy" and dataset.y.is_floating_point() and not dataset.classes:
+        raise InputError(
+            f"loss='cross_entropy' needs classes, {sweep.dataset!r} has numbers for targets: set loss='mse', or say "
+            "classes=True in the Dataset where a row weighs the classes."
+        )
+    for name, y in (("y", dataset.y), ("y_test", dataset.y_test)):
+        if y is not None:
+            as_targets(y, _outputs_shape(y, dataset), resolve(sweep.loss), name=f"dataset={sweep.dataset!r}: {name}")
+
+
+def _outputs_shape(y: torch.Tensor, dataset: data.Dataset) -> tuple[int, ...]:
+    """The shape that a network's outputs have for the samples of some targets."""
+    return (*(y.shape[:-1] if y.is_floating_point() else y.shape), dataset.outputs)
+
+
+def _check_statistics(sweep: Sweep, network: torch.nn.Module, dataset: data.Dataset) -> None:
+    """Raise `InputError` where the sweep asks for statistics that the network cannot have, from a few samples."""
+    made = [stepsize.name for stepsize in sweep.stepsizes if stepsize.policy in OF_STATISTICS]
+    asked = [name for name in ("ntk_at", "spectrum", "dense_samples") if getattr(sweep, name)]
+    if not (made or asked):
+        return
+    if not (reason := reason_against(network, dataset.x[:FEW], dataset.y[:FEW], loss=sweep.loss)):
+        return
+    if made:
+        raise InputError(
+            f"stepsizes has {made[0]}, made of gamma and k_op, which this network does not have ({cause(reason)}): "
+            "use fixed(), grid([...]) or grid(auto=True), or mend the network."
+        )
+    raise InputError(
+        f"{asked[0]} asks for statistics, which this network does not have ({cause(reason)}): leave it out, or mend "
+        "the network."
+    )
+
+
+def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
+    """The network of an initialization, tried with its loss on two samples."""
+    try:
+        network = initial_network(init, dataset, torch.device("cpu"))
+        with torch.no_grad():
+            outputs = network(dataset.x[:2])
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
+        raise InputError(
+            f"model {init.model.label} at width {init.width} does not run on {init.dataset} "
+            f"({named(error)}): mend the model or choose other data."
+        ) from error
+    if not isinstance(outputs, torch.Tensor):
+        raise InputError(
+            f"model {init.model.label} returns {type(outputs).__name__}: wrap it in a module that returns one tensor."
+        )
+    wanted = _outputs_shape(dataset.y[:2], dataset)
+    if outputs.shape != wanted:
+        raise InputError(
+            f"model {init.model.label} returns shape {list(outputs.shape)} for two samples: return {list(wanted)}."
+        )
+    _check_loss(init, outputs, dataset.y[:2])
+    return network
+
+
+def _check_batch_of_one(sweep: Sweep, network: torch.nn.Module, dataset: data.Dataset) -> None:
+    """Raise `InputError` where a batch of one sample is asked of a network that needs more, such as `BatchNorm1d`."""
+    if 1 not in sweep.batch_sizes:
+        return
+    try:
+        with torch.no_grad():
+            network(dataset.x[:1])
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
+        raise InputError(
+            f"batch_sizes has 1, and the network runs on two samples but not on one ({named(error)}): "
+            f"leave 1 out, or use GroupNorm or LayerNorm where it normalizes by the batch."
+        ) from error
+
+
+def _check_loss(init: Initialization, outputs: torch.Tensor, y: torch.Tensor) -> None:
+    """Raise `InputError` where a loss of the user's own does not give each sample its loss."""
+    try:
+        resolve(init.loss).check(outputs, y)
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
+        raise InputError(
+            f"loss={init.loss!r} fails for outputs of shape {list(outputs.shape)} and targets of shape "
+            f"{list(y.shape)} ({named(error)}): mend the function."
+        ) from error

@@ -1,0 +1,144 @@
+"""Reading a sweep file and `--set`: from what a user typed to a validated `Sweep`."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import operator
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import ModuleType
+
+from raysat.errors import InputError
+from raysat.messages.failures import named
+from raysat.models.gpt import gpt
+from raysat.models.linear import linear
+from raysat.models.linearized import linearized
+from raysat.models.mlp import mlp
+from raysat.models.resnet import resnet
+from raysat.spec.stepsizes import fixed, fixed_fraction, grid, theory
+from raysat.spec.sweep import Sweep, powers_of_two
+from raysat.spec.training import Training, asynchronous
+from raysat.user_code import process
+
+VOCABULARY: dict[str, Callable[..., object]] = {
+    "fixed": fixed,
+    "fixed_fraction": fixed_fraction,
+    "theory": theory,
+    "grid": grid,
+    "powers_of_two": powers_of_two,
+    "mlp": mlp,
+    "linear": linear,
+    "linearized": linearized,
+    "resnet": resnet,
+    "gpt": gpt,
+    "Training": Training,
+    "asynchronous": asynchronous,
+    "range": range,
+}
+"""The functions that `--set` knows."""
+
+_OPERATORS: dict[type[ast.AST], Callable] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Pow: operator.pow,
+    ast.USub: operator.neg,
+}
+
+
+def load(path: Path) -> Sweep:
+    """The `Sweep` named `sweep` of a sweep file.
+
+    What the file sets of this process is put back, but for where modules are found and the environment of the workers.
+
+    Raises:
+        InputError: There is no such file, it does not run, or it has no `sweep`.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; give the path of a sweep file, such as sweeps/quickstart.py.")
+    module = ModuleType("__sweep__")
+    module.__file__ = str(path)
+    sys.path.insert(0, str(path.resolve().parent))
+    try:
+        with process.undisturbed(but=process.LASTING):
+            exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
+        raise InputError(f"{path}, line {line}: {named(error)}; mend the sweep file.") from error
+    sweep = getattr(module, "sweep", None)
+    if not isinstance(sweep, Sweep):
+        raise InputError(f"{path} has no Sweep: end it with 'sweep = Sweep(...)'.")
+    return sweep
+
+
+def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
+    """The sweep with fields replaced by `--set KEY=VALUE`.
+
+    Raises:
+        InputError: A field is unknown, or a value cannot be read or is not valid.
+    """
+    values = {}
+    names = [field.name for field in fields(Sweep)]
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        key = key.strip()
+        if not equals:
+            raise InputError(f"--set {setting}: write --set KEY=VALUE, such as --set iterations=300.")
+        if key not in names:
+            close = difflib.get_close_matches(key, names, 1)
+            hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(names)}."
+            raise InputError(f"--set {key}: a Sweep has no such field; {hint}")
+        plain = isinstance(getattr(sweep, key), str)  # a text, such as dataset=linear(n=64), needs no quotes
+        values[key] = text.strip(" '\"") if plain else value(text, f"--set {setting}")
+    try:
+        return replace(sweep, **values)
+    except InputError as error:
+        raise InputError(f"--set: {error}") from None
+
+
+def value(text: str, where: str) -> object:
+    """The value of a small expression: literals, lists, arithmetic and the functions of `VOCABULARY`.
+
+    Example:
+        >>> value("[64, 2**7]", "--set widths=...")
+        [64, 128]
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError:
+        raise InputError(f"{where}: this is no value; quote it for the shell, as in --set 'widths=[64]'.") from None
+    try:
+        return _evaluate(tree)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{where}: {error}; use numbers, lists and {', '.join(VOCABULARY)}.") from None
+
+
+def _evaluate(tree: ast.expr) -> object:
+    match tree:
+        case ast.Constant(value=constant):
+            return constant
+        case ast.List(elts=elements):
+            return [_evaluate(element) for element in elements]
+        case ast.Tuple(elts=elements):
+            return tuple(_evaluate(element) for element in elements)
+        case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_evaluate(operand))
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_evaluate(left), _evaluate(right))
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords) if name in VOCABULARY:
+            named = {keyword.arg: _evaluate(keyword.value) for keyword in keywords if keyword.arg}
+            return VOCABULARY[name](*map(_evaluate, arguments), **named)
+    raise ValueError(f"{ast.unparse(tree)} is not known here")

@@ -1,0 +1,63 @@
+"""Checks of what a user wrote: each refusal is one sentence that names the field and ends in the remedy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+
+import numpy as np
+
+from raysat.text import shown
+
+LARGEST = 2**63 - 1
+"""The largest whole number that a column of a table can hold."""
+
+
+class InputError(ValueError):
+    """Something a user wrote cannot be run. The message is one sentence that ends in the remedy."""
+
+
+class NoStatistics(InputError):
+    """A network has no NTK statistics. The message says why, names the module where it is known, and the remedy."""
+
+
+def listed(name: str, value: object, single: tuple[type, ...] = (str,)) -> list:
+    """The value, such as an array, as a list; a `single` thing is none, although Python could iterate over it."""
+    if isinstance(value, single) or not isinstance(value, Iterable) or getattr(value, "shape", None) == ():
+        raise InputError(f"{name}={shown(value)}: give a list.")
+    return list(value)
+
+
+def whole(name: str, value: object, least: int) -> int:
+    """The value, a whole number of at least `least`, NumPy's among them, as Python's: a cell's id is made of it."""
+    if not is_whole(value) or value < least:
+        raise InputError(f"{name} has {shown(value)}: give whole numbers of at least {least}.")
+    if value > LARGEST:
+        raise InputError(f"{name} has {shown(value)}: give whole numbers below 2^63.")
+    return int(value)
+
+
+def plain(value: object) -> object:
+    """The value; of a number of NumPy's the same number of Python's, for a cell's id is made of its text."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def is_whole(value: object) -> bool:
+    """Whether the value is a whole number, Python's or NumPy's; True is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def positive(name: str, value: object) -> float:
+    """The value, a positive and finite number, Python's or NumPy's, as Python's."""
+    as_float = isinstance(value, Real) and not (isinstance(value, Integral) and value > LARGEST)
+    if isinstance(value, bool) or not as_float or not 0 < value < math.inf:
+        raise InputError(f"{name} has {shown(value)}: give positive, finite numbers.")
+    return float(value)
+
+
+def among(name: str, value: object, names: Iterable[str]) -> str:
+    """The value, one of some names."""
+    if not isinstance(value, str) or value not in list(names):
+        raise InputError(f"{name}={shown(value)}: use one of {', '.join(names)}.")
+    return value

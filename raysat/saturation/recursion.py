@@ -1,0 +1,162 @@
+"""The expected loss of SGD on the linearized network: a recursion in a few dozen numbers, and where it is stable.
+
+**Derivation.** Linearize the network at w_0. With `P_S` the projection on the outputs of a batch S of b of n samples,
+one step takes the residual to `r - eta (n/b) K P_S r`. In K's eigenbasis (`lambda_j`, `u_j`) let `v_j = E (u_j^T r)^2`,
+so that `L = 1/(2n) sum_j v_j`. The mean over S of the new coefficient is `(1 - eta lambda_j) u_j^T r`, and its variance
+is that of a sum of b of the n numbers `z_i = u_ji^T r_i`, scaled by `eta lambda_j n/b`:
+
+    v_j <- (1 - eta lambda_j)^2 v_j + eta^2 phi lambda_j^2 (n sum_i z_i^2 - (u_j^T r)^2),
+
+`phi = (n-b)/(b(n-1))` for b distinct samples, `1/b` for independent draws. This is exact. What is not is the step
+
+    n sum_i z_i^2  ~  (1/C) sum_k v_k,
+
+**delocalization**: the mass of an eigenvector is spread evenly over the samples, and within a sample its direction is
+independent of the residual's. The two approximations fail where the kernel moves (narrow networks, stepsizes near or
+beyond 2/k_op, long runs) and where single samples have eigenvectors of their own (outliers, whose mass is not spread:
+then small batches are noisier than forecast). At b = n, phi = 0, and the recursion is gradient descent on the
+linearized network exactly.
+
+**Matrix-free.** What noise has put into direction j is a function of lambda_j alone. So the sum over j splits into the
+initial residual, `sum_j v_j(0) f(lambda_j)^t` with `f(lambda) = (1 - eta lambda)^2 - eta^2 phi lambda^2`, an integral
+over the spectral measure of K and r, and an integral over the density of eigenvalues: a few dozen nodes each
+(`raysat.ntk.spectrum`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from raysat.errors import InputError
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What of a network at initialization decides its linearized training.
+
+    Attributes:
+        n: Training samples.
+        samples: Samples over which K was taken.
+        nodes: Eigenvalues: of the residual's measure, then of the density. Shape: [q].
+        residual: Mass of the residual at each node, by sample: its sum is `2 L(w_0)`; 0 at the density's nodes.
+        density: Share of K's eigenvalues at each node, of sum 1; 0 at the residual's nodes.
+        outputs: C.
+    """
+
+    n: int
+    samples: int
+    nodes: Float[np.ndarray, " q"]
+    residual: Float[np.ndarray, " q"]
+    density: Float[np.ndarray, " q"]
+    outputs: int
+
+    @classmethod
+    def of(cls, row: Mapping[str, object]) -> Spectrum:
+        """From a row of `ntk` (or the fields of `NTKStatistics`) that has the spectral measures.
+
+        Raises:
+            InputError: It has none.
+        """
+        if row.get("residual_nodes") is None or len(row["residual_nodes"]) == 0:
+            raise InputError("the statistics have no spectral measures: set spectrum=64 (and loss='mse').")
+        own, all_ = (np.asarray(row[f"{name}_nodes"], float) for name in ("residual", "density"))
+        masses = np.asarray(row["residual_weights"], float) / int(row["k_samples"])
+        shares = np.asarray(row["density_weights"], float)
+        return cls(
+            n=int(row["n"]),
+            samples=int(row["k_samples"]),
+            nodes=np.concatenate([own, all_]).clip(0),
+            residual=np.concatenate([masses, np.zeros(len(all_))]),
+            density=np.concatenate([np.zeros(len(own)), shares]),
+            outputs=int(row["n_outputs"]),
+        )
+
+
+def noise_factor(b: int, n: int, *, replacement: bool = False) -> float:
+    """phi: the variance of a batch's mean in units of one sample's, times `n/(n-1)` without replacement."""
+    if replacement:
+        return 1 / b
+    return (n - b) / (b * (n - 1)) if n > 1 else 0.0
+
+
+def loss_curves(
+    spectrum: Spectrum, eta: Float[np.ndarray, " k"], phi: Float[np.ndarray, " k"], iterations: int
+) -> Float[np.ndarray, "k t"]:
+    """The expected losses L(w_0), ..., L(w_T) for several stepsizes and noise factors side by side.
+
+    A curve that diverges is cut off at infinity.
+
+    Args:
+        spectrum: The spectrum.
+        eta: Stepsizes.
+        phi: Noise factors, from `noise_factor`.
+        iterations: T.
+    """
+    step = eta[:, None] * spectrum.nodes  # (k, q)
+    noise = phi[:, None] * step**2
+    keep = (1 - step) ** 2 - noise
+    put = noise * spectrum.density * spectrum.samples
+    mass = np.tile(spectrum.residual, (len(eta), 1))
+    losses = np.empty((len(eta), iterations + 1))
+    with np.errstate(over="ignore", invalid="ignore"):
+        for t in range(iterations + 1):
+            total = mass.sum(1)
+            losses[:, t] = total / 2
+            mass = keep * mass + put * total[:, None]
+    return np.where(np.isfinite(losses) & (losses >= 0), losses, math.inf)
+
+
+def largest_stable(spectrum: Spectrum, phi: float) -> float:
+    """The largest eta at which the expected loss does not grow without bound.
+
+    With `1 - f = eta lambda (2 - eta lambda (1 - phi))` for each eigenvalue, what noise puts in and what decays balance
+    where `(1/C) sum_j eta phi lambda_j / (2 - eta lambda_j (1 - phi)) = 1`; the left side rises with eta. The mean of
+    SGD is gradient descent, so that it is never above 2/k_op.
+    """
+    largest = float(spectrum.nodes.max(initial=0.0))
+    if not largest > 0:
+        return math.inf
+    limit = 2 / largest
+    shares = spectrum.samples * spectrum.density
+
+    def gain(eta: float) -> float:
+        return float((shares * eta * phi * spectrum.nodes / (2 - eta * spectrum.nodes * (1 - phi))).sum())
+
+    if gain(limit * (1 - 1e-12)) < 1:
+        return limit
+    low, high = 0.0, limit
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if gain(middle) < 1 else (low, middle)
+    return low
+
+
+def stable_below(row: Mapping[str, object], b: int, sampling: str) -> float:
+    """The stepsize up to which SGD on the linearized network is stable: `largest_stable`, or an upper bound of it.
+
+    `largest_stable` is as good as delocalization is: where the residual keeps to few directions, SGD is unstable from
+    somewhat smaller stepsizes on, though never below 2/beta(b), up to which Lemma 3.1 guarantees it.
+
+    Args:
+        row: A row of `ntk`. Without spectral measures the limit is 2/k_op, which is necessary at every b, and exact at
+            b = n; so it is for `epochs`, whose batches are not independent.
+        b: Batch size.
+        sampling: How batches are drawn.
+
+    Returns:
+        It; nan where k_op is not positive, and there is nothing that could be unstable.
+    """
+    if not float(row["k_op"]) > 0:
+        return math.nan
+    try:
+        spectrum = Spectrum.of(row)
+    except InputError:
+        spectrum = None
+    if spectrum is None or sampling == "epochs":
+        return 2 / float(row["k_op"])
+    return largest_stable(spectrum, noise_factor(b, spectrum.n, replacement=sampling == "with_replacement"))

@@ -1,0 +1,168 @@
+"""What is run: a `Cell` is one trial, and cells share an `Initialization`, whose NTK statistics are computed once.
+
+An identity is the hash of everything that can change a result, and of nothing else: the sweep's name, the number of
+CPUs a trial gets or the interval between checkpoints are not part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
+
+from raysat.errors import plain
+from raysat.spec.stepsizes import Stepsize
+from raysat.spec.training import PLAIN, Training
+
+RESULTS_VERSION = 2
+"""Part of every identity. Raise it when a change to the code changes what a cell's result would be."""
+
+PREPROCESSINGS = ("none", "center", "standardize", "unit_norm")
+SAMPLINGS = ("without_replacement", "with_replacement", "epochs")
+DTYPES = ("float32", "float64")
+LOSS_NAMES = ("mse", "cross_entropy")
+PRECISIONS = ("full", "tf32", "bfloat16")
+
+_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def is_reference(name: str) -> bool:
+    """Whether `name` is an import path, `module:function`, rather than a built-in name."""
+    return _REFERENCE.fullmatch(name) is not None
+
+
+def identity(*parts: object) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of dataclasses and plain values.
+
+    A field at its default is left out, so that a field that is added later, with today's behaviour for its default,
+    changes no identity.
+    """
+    text = json.dumps([RESULTS_VERSION, *map(_plain, parts)], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _plain(part: object) -> object:
+    if not is_dataclass(part):
+        return part
+    values = {field.name: (getattr(part, field.name), field.default) for field in fields(part)}
+    return {name: _plain(value) for name, (value, default) in values.items() if value != default}
+
+
+@dataclass(frozen=True)
+class Model:
+    """An architecture as plain data: a built-in name or an import path, and the builder's options.
+
+    Attributes:
+        builder: A built-in architecture's name, or `module:function`.
+        options: The builder's options, as sorted pairs.
+        has_width: False for an architecture that a width does not change; it is run once for all widths.
+    """
+
+    builder: str
+    options: tuple[tuple[str, float | int | str | bool], ...] = ()
+    has_width: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple((name, plain(value)) for name, value in self.options))
+
+    def option(self, name: str) -> float | int | str | bool | None:
+        """The value of one option, or None where the architecture does not have it."""
+        return dict(self.options).get(name)
+
+    @property
+    def label(self) -> str:
+        """How the model is named in rows and figures: `mlp`, or the function's import path."""
+        return self.builder
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """All of a cell on which the statistics at initialization depend.
+
+    Attributes:
+        dataset: A built-in name, or `module:function`.
+        preprocessing: One of `PREPROCESSINGS`.
+        n: Number of training samples used.
+        n_test: Number of test samples used.
+        model: The architecture.
+        width: Its width; 0 where the architecture has none.
+        seed: Seed of the weights and of the batches.
+        loss: `mse`, `cross_entropy`, or `module:function`.
+        dtype: `float32` or `float64`.
+        k_samples: Number of samples from which k_op is computed; at most n.
+        k_tolerance: Relative residual at which the computation of k_op stops.
+        spectrum: Products with K for each spectral measure; 0 for none.
+        dense_samples: Samples of the dense kernel; 0 for none.
+        evaluation_samples: Training samples over which the loss is evaluated; 0 for all n.
+        code: Digest of what the data set, the model and the loss reach of the user's own code
+            (`raysat.user_code.identity`); empty for built-in ones.
+    """
+
+    dataset: str
+    preprocessing: str
+    n: int
+    n_test: int
+    model: Model
+    width: int
+    seed: int
+    dtype: str
+    k_samples: int
+    k_tolerance: float
+    loss: str = "mse"
+    spectrum: int = 0
+    dense_samples: int = 0
+    evaluation_samples: int = 0
+    code: str = ""
+
+    @property
+    def init_id(self) -> str:
+        """The key of the statistics."""
+        return identity("init", self)
+
+    @property
+    def name(self) -> str:
+        """For messages to a person."""
+        return f"{self.dataset}, {self.model.label}, width {self.width}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One trial to be run, as plain data.
+
+    Attributes:
+        init: What its statistics at initialization depend on.
+        batch_size: b, between 1 and n.
+        stepsize: The policy from which eta follows.
+        iterations: T.
+        sampling: One of `SAMPLINGS`.
+        evaluations: About how many times the loss is evaluated after w_0, log-spaced.
+        target_loss: The trial ends where the full training loss is at most this; None to run all iterations.
+        ntk_at: Iterations at which the NTK statistics are taken again.
+        training: How it is trained where not by plain SGD.
+        gradient_norm: Whether evaluations measure the norm of the full gradient.
+        precision: One of `PRECISIONS`.
+    """
+
+    init: Initialization
+    batch_size: int
+    stepsize: Stepsize
+    iterations: int
+    sampling: str
+    evaluations: int
+    target_loss: float | None
+    ntk_at: tuple[int, ...] = ()
+    training: Training = PLAIN
+    gradient_norm: bool = False
+    precision: str = "full"
+
+    @cached_property
+    def cell_id(self) -> str:
+        """The only key of the cell: of its row, its part-files, its checkpoint."""
+        return identity("cell", self)
+
+    @property
+    def name(self) -> str:
+        """For messages to a person."""
+        return f"{self.init.name}, b = {self.batch_size}, {self.stepsize.name}{self.training.suffix}"

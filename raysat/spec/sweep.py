@@ -1,0 +1,363 @@
+"""What a user asks for: a `Sweep`, plain and immutable data, is the product of its axes.
+
+Each point of the product is a `Cell`; all cells that differ only in batch size, stepsize and what else concerns
+training share one `Initialization` (`raysat.spec.cells`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+
+from raysat.errors import InputError, among, listed, plain, positive, whole
+from raysat.spec.cells import (
+    DTYPES,
+    LOSS_NAMES,
+    PRECISIONS,
+    PREPROCESSINGS,
+    SAMPLINGS,
+    Cell,
+    Initialization,
+    Model,
+    is_reference,
+)
+from raysat.spec.stepsizes import AUTO_START, Stepsize, half_octave
+from raysat.spec.training import PLAIN, Training, iterations_of
+
+ENGINES = ("auto", "autograd", "fused", "stacked", "compiled", "graph")
+
+FEWEST_EVALUATIONS = 7
+"""L(w_T) and six log-spaced points before it: what remains of the curve however little the steps cost beside it."""
+
+
+def powers_of_two(n: int) -> tuple[int, ...]:
+    """The powers of two below n, and n itself: `powers_of_two(10) == (1, 2, 4, 8, 10)`."""
+    n = whole("powers_of_two", n, 1)
+    return (*(1 << k for k in range(n.bit_length()) if 1 << k < n), n)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep: the product of its axes, and what holds for all of it.
+
+    Axes:
+        models: Architectures: `mlp(...)`, `linear()`, or an import path `module:function`.
+        widths: Hidden widths. An architecture without a width is run once.
+        batch_sizes: Batch sizes, each between 1 and the number of training samples.
+        stepsizes: Policies: `fixed`, `fixed_fraction`, `theory`, `grid`.
+        seeds: Number of seeds (0, 1, ...), or the seeds themselves. A seed draws the weights and the batches.
+        trainings: Ways of training: `Training(...)`, `asynchronous(...)` (see `raysat.spec.training`). Default: plain
+            SGD.
+
+    Attributes that are part of every cell's identity:
+        dataset: A built-in name, or an import path `module:function`.
+        iterations: T. One of `iterations`, `samples` and `epochs` is given.
+        samples: A budget of samples instead: `T = samples / b`, rounded, at least 1.
+        epochs: The same in passes over the n training samples: `T = epochs n / b`.
+        n_train: Training samples used, a fixed random subset. Default: all.
+        n_test: Test samples used. Default: all, or `n_train` of them where that is fewer, so that a sweep made small
+            by `n_train` does not spend its time on evaluating the test loss.
+        preprocessing: `none`, `center`, `standardize` or `unit_norm` (see `raysat.data.preprocess`). Default: center;
+            the paper does not say. The mean of uncentred data is a direction of its own in the kernel, which then
+            sets k_op.
+        sampling: `without_replacement` (the paper's section 2: a uniform subset of fixed size, anew each iteration;
+            default), `with_replacement`, or `epochs` (shuffled passes).
+        evaluations: About how many log-spaced evaluations of the full loss, at most. Default: 30, which resolves N(b)
+            to about a third at T = 4,000 before interpolation.
+        evaluation_budget: What a trial's evaluations may cost, as a share of what its iterations cost; in operations,
+            so that it does not depend on the machine. Where `evaluations` would cost more there are fewer of them, but
+            never fewer than `FEWEST_EVALUATIONS`. Default: 0.5.
+        evaluation_samples: Training samples over which the loss is evaluated: the first so many of them, which are
+            in random order. All that is said of the training loss, h and N(b) included, is then said of these.
+            Default: all.
+        loss: `mse` (eq. 2.1; default), `cross_entropy`, or the import path of a function `(outputs, y) -> losses [n]`
+            (see `raysat.losses.Custom`). For other losses than `mse` the statistics are those of the generalized
+            Gauss-Newton kernel, beyond the paper's theorem; a loss that is not convex in the outputs has none.
+        target_loss: Stop a trial once its full training loss is at most this. Default: run all iterations.
+        dtype: `float32` (default) or `float64`.
+        precision: In which the products of the steps are computed: `full` (default), that of `dtype`; `tf32`, on GPUs
+            that have it; or `bfloat16`, forward and backward passes under PyTorch's autocast, the weights and their
+            updates in float32. Statistics and evaluations are always in full precision.
+        k_samples: Samples from which k_op is computed. Default: 4096; the operator norm hardly moves with more, while
+            gamma, a maximum, is always taken over every sample.
+        k_tolerance: Relative residual ||Kv - lambda v|| / lambda of k_op. Default: 1e-3; the error of the eigenvalue
+            is of the order of its square.
+        spectrum: Products with K for the residual's spectral measure, which the forecast needs (64 serve). Default: 0.
+        dense_samples: Samples of a dense kernel, of which lambda_min and the tight gamma are. Default: 0, none.
+        ntk_at: Iterations at which the statistics are taken again, each a row of `ntk` with the drift of K. Default:
+            none; critical batch sizes measured along a run start small and grow (Merrill et al. 2025).
+        gradient_norm: Whether each evaluation also measures ||grad L(w_t)||^2 over all n samples, which costs about
+            three times as much as the loss. Default: False.
+
+    Attributes that are not:
+        name: The folder under the results. Letters, digits, `-`, `_` and `.`.
+        targets: Loss levels for the steps-to-target estimator. Default: chosen from the curves by the analysis.
+        checkpoint_seconds: Interval between a trial's checkpoints in seconds. Default: 60.
+        cpus_per_trial: CPU cores of a trial. Default: 1.
+        gpus_per_trial: GPUs, or the fraction of one, of a trial. Default: one for each rank where the cluster has
+            GPUs, else 0.
+        ranks_per_trial: Processes among which a trial's batches are split, on one node, each with a GPU of its own
+            where the trial has any. For batches that are large for one GPU. Default: 1.
+        engine: What computes the steps, one of `ENGINES` (see `raysat.sgd.engine`). Engines differ by rounding alone.
+            Default: auto, the fastest for the model and the device.
+        adaptive: Whether `batch_sizes` are candidates, of which only as many are run as it takes to know b_N (see
+            `raysat.driver.adaptive`). Default: all are run.
+        interval_ratio: Upper over lower end of b_N's 95 % interval at which an adaptive sweep stops. Default: 1.44,
+            1.2 either way: 20 % is the overhead at which Zhang et al. (2024) place the critical batch size.
+    """
+
+    name: str
+    dataset: str
+    models: tuple[Model, ...]
+    batch_sizes: tuple[int, ...]
+    stepsizes: tuple[Stepsize, ...]
+    iterations: int | None = None
+    samples: int | None = None
+    epochs: float | None = None
+    widths: tuple[int, ...] = ()
+    seeds: int | tuple[int, ...] = 1
+    trainings: tuple[Training, ...] = (PLAIN,)
+    n_train: int | None = None
+    n_test: int | None = None
+    preprocessing: str = "center"
+    sampling: str = "without_replacement"
+    evaluations: int = 30
+    evaluation_budget: float = 0.5
+    evaluation_samples: int | None = None
+    target_loss: float | None = None
+    loss: str = "mse"
+    dtype: str = "float32"
+    precision: str = "full"
+    k_samples: int = 4096
+    k_tolerance: float = 1e-3
+    spectrum: int = 0
+    dense_samples: int = 0
+    ntk_at: tuple[int, ...] = ()
+    gradient_norm: bool = False
+    targets: tuple[float, ...] = ()
+    checkpoint_seconds: float = 60.0
+    cpus_per_trial: int = 1
+    gpus_per_trial: float | None = None
+    ranks_per_trial: int = 1
+    engine: str = "auto"
+    adaptive: bool = False
+    interval_ratio: float = 1.44
+
+    def __post_init__(self) -> None:
+        freeze = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        for field in fields(self):
+            freeze(field.name, plain(getattr(self, field.name)))
+        freeze("models", tuple(_as_model(model) for model in listed("models", self.models, (str, Model))))
+        freeze("stepsizes", tuple(_flatten(listed("stepsizes", self.stepsizes, (str, Stepsize)))))
+        freeze("trainings", tuple(listed("trainings", self.trainings, (str, Training))))
+        for name in ("widths", "batch_sizes"):
+            freeze(name, tuple(whole(name, value, 1) for value in listed(name, getattr(self, name))))
+        freeze("ntk_at", tuple(sorted(whole("ntk_at", value, 0) for value in listed("ntk_at", self.ntk_at))))
+        freeze("targets", tuple(positive("targets", value) for value in listed("targets", self.targets)))
+        if isinstance(self.seeds, int) and not isinstance(self.seeds, bool):
+            freeze("seeds", tuple(range(whole("seeds", self.seeds, 1))))
+        else:
+            freeze("seeds", tuple(whole("seeds", value, 0) for value in listed("seeds", self.seeds)))
+        self._validate()
+
+    def _validate(self) -> None:
+        if not (isinstance(self.name, str) and re.fullmatch(r"\w[\w.-]*", self.name)):
+            raise InputError(f"name={self.name!r}: use letters, digits, '-', '_' and '.', for it names a folder.")
+        if not (isinstance(self.dataset, str) and self.dataset):
+            raise InputError(f"dataset={self.dataset!r}: give a data set's name or 'module:function'.")
+        for name in ("models", "batch_sizes", "stepsizes", "seeds", "trainings"):
+            if not getattr(self, name):
+                raise InputError(f"{name} is empty: give at least one.")
+        for stepsize in self.stepsizes:
+            if not isinstance(stepsize, Stepsize):
+                raise InputError(f"stepsizes has {stepsize!r}: use fixed(eta), fixed_fraction(c), theory(c) or grid().")
+        if not self.widths and any(model.has_width for model in self.models):
+            raise InputError("widths is empty: give at least one width for the models that have one.")
+        for name in ("models", "widths", "batch_sizes", "stepsizes", "seeds", "trainings"):
+            values = getattr(self, name)
+            for value in {value for value in values if values.count(value) > 1}:
+                raise InputError(f"{name} has {value!r} twice: name each value once.")
+        self._validate_budget()
+        whole("evaluations", self.evaluations, 2)
+        whole("k_samples", self.k_samples, 1)
+        whole("cpus_per_trial", self.cpus_per_trial, 1)
+        whole("ranks_per_trial", self.ranks_per_trial, 1)
+        for name in ("spectrum", "dense_samples"):
+            whole(name, getattr(self, name), 0)
+        if self.ntk_at and self.iterations is not None and self.ntk_at[-1] > self.iterations:
+            raise InputError(f"ntk_at has {self.ntk_at[-1]}, after the last of {self.iterations} iterations: lower it.")
+        for name, least in (("n_train", 1), ("n_test", 0), ("evaluation_samples", 1)):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), least)
+        for name in ("k_tolerance", "checkpoint_seconds", "evaluation_budget"):
+            object.__setattr__(self, name, positive(name, getattr(self, name)))
+        if self.target_loss is not None:
+            positive("target_loss", self.target_loss)
+        if self.gpus_per_trial is not None and not (
+            isinstance(self.gpus_per_trial, int | float) and 0 <= self.gpus_per_trial < math.inf
+        ):
+            raise InputError(f"gpus_per_trial={self.gpus_per_trial!r}: give 0, a fraction of a GPU, or whole GPUs.")
+        gpus, ranks = self.gpus_per_trial or 0, self.ranks_per_trial
+        if max(gpus, ranks) > 1 and gpus not in (0, ranks):
+            raise InputError(
+                f"gpus_per_trial={gpus!r} and ranks_per_trial={ranks}: a trial of several ranks has a GPU for each, "
+                "and one rank uses one GPU; set both to the same number."
+            )
+        among("preprocessing", self.preprocessing, PREPROCESSINGS)
+        among("sampling", self.sampling, SAMPLINGS)
+        among("dtype", self.dtype, DTYPES)
+        among("precision", self.precision, PRECISIONS)
+        if self.precision != "full" and self.dtype != "float32":
+            raise InputError(f"precision={self.precision!r} is of float32, and dtype={self.dtype!r}: set one of them.")
+        if self.precision == "bfloat16" and self.engine in ("fused", "stacked"):
+            raise InputError(
+                f"engine={self.engine!r} computes in full precision: set engine='auto' or precision='full'."
+            )
+        if not (isinstance(self.loss, str) and is_reference(self.loss)):
+            among("loss", self.loss, (*LOSS_NAMES, "'module:function'"))
+        among("engine", self.engine, ENGINES)
+        if self.engine not in ("auto", "autograd") and not all(training.is_plain for training in self.trainings):
+            raise InputError(f"engine={self.engine!r} takes the steps of plain SGD only: set engine='auto'.")
+        if self.ranks_per_trial > 1 and not all(training.is_plain for training in self.trainings):
+            raise InputError(f"ranks_per_trial={self.ranks_per_trial} splits plain SGD's batches only: set it to 1.")
+        if not isinstance(self.adaptive, bool):
+            raise InputError(f"adaptive={self.adaptive!r}: give True or False.")
+        if positive("interval_ratio", self.interval_ratio) <= 1:
+            raise InputError(f"interval_ratio={self.interval_ratio!r}: give a number above 1.")
+        policies = {stepsize.policy for stepsize in self.stepsizes}
+        if {"grid_auto", "grid_relative"} <= policies:
+            raise InputError("stepsizes has grid(auto=True) beside a relative grid, which are read as one: drop one.")
+
+    @property
+    def grows(self) -> bool:
+        """Whether which cells are run depends on results."""
+        return self.adaptive or any(stepsize.policy == "grid_auto" for stepsize in self.stepsizes)
+
+    def _validate_budget(self) -> None:
+        budgets = {name: getattr(self, name) for name in ("iterations", "samples", "epochs")}
+        if sum(value is not None for value in budgets.values()) != 1:
+            raise InputError(f"iterations, samples and epochs are {list(budgets.values())}: give exactly one of them.")
+        for name in ("iterations", "samples"):
+            if budgets[name] is not None:
+                whole(name, budgets[name], 1)
+        if self.epochs is not None:
+            positive("epochs", self.epochs)
+        for training in self.trainings:
+            if not isinstance(training, Training):
+                raise InputError(f"trainings has {training!r}: use Training(...) or asynchronous(learners=...).")
+            if training.adapt_regime and self.iterations is not None:
+                raise InputError(
+                    "adapt_regime gives every batch size the same iterations, and so does iterations=: give a budget "
+                    "of samples or epochs, or leave it out."
+                )
+
+    @property
+    def budget(self) -> str:
+        """What ends a trial, in words: `4000 iterations`."""
+        names = ("iterations", "samples", "epochs")
+        return next(f"{value:.12g} {name}" for name in names if (value := getattr(self, name)) is not None)
+
+    def iterations_at(self, batch_size: int, n: int, training: Training) -> int:
+        """T of a batch size under the sweep's budget."""
+        if self.iterations is not None:
+            return self.iterations
+        return iterations_of(self.samples if self.epochs is None else self.epochs * n, batch_size, training)
+
+    def initializations(
+        self, n: int, n_test: int, code: Callable[[Model], str] = lambda _: ""
+    ) -> Iterator[Initialization]:
+        """The sweep's initializations, given the sizes of the data set as it will be used.
+
+        Args:
+            n: Training samples, after `n_train`.
+            n_test: Test samples, after `n_test`.
+            code: The digest of the user's own code that initializations of a model name.
+        """
+        for model in self.models:
+            for width in self.widths if model.has_width else (0,):
+                for seed in self.seeds:
+                    yield Initialization(
+                        dataset=self.dataset,
+                        preprocessing=self.preprocessing,
+                        n=n,
+                        n_test=n_test,
+                        model=model,
+                        width=width,
+                        seed=seed,
+                        dtype=self.dtype,
+                        k_samples=min(self.k_samples, n),
+                        k_tolerance=float(self.k_tolerance),
+                        loss=self.loss,
+                        spectrum=self.spectrum,
+                        dense_samples=self.dense_samples,
+                        evaluation_samples=0 if (self.evaluation_samples or n) >= n else self.evaluation_samples,
+                        code=code(model),
+                    )
+
+    def cells(self, n: int, n_test: int, code: Callable[[Model], str] = lambda _: "") -> list[Cell]:
+        """All cells, given the sizes of the data set as it will be used; of `grid(auto=True)` those it starts with.
+
+        Raises:
+            InputError: A batch size is above n.
+        """
+        if (largest := max(self.batch_sizes)) > n:
+            raise InputError(
+                f"batch_sizes has {largest}, but {self.dataset} is used with {n} training samples: "
+                f"leave out what is above {n}, or write batch_sizes=powers_of_two({n})."
+            )
+        return [
+            Cell(
+                init=init,
+                batch_size=batch_size,
+                stepsize=stepsize,
+                iterations=(iterations := self.iterations_at(batch_size, n, training)),
+                sampling=self.sampling,
+                evaluations=self.evaluations,
+                target_loss=self.target_loss,
+                ntk_at=tuple(t for t in self.ntk_at if 0 < t <= iterations),  # at 0 they are the initialization's
+                training=training,
+                gradient_norm=self.gradient_norm,
+                precision=self.precision,
+            )
+            for init in self.initializations(n, n_test, code)
+            for training in self.trainings
+            for stepsize in self._first_stepsizes()
+            for batch_size in self.batch_sizes
+        ]
+
+    def _first_stepsizes(self) -> Iterator[Stepsize]:
+        for stepsize in self.stepsizes:
+            yield from map(half_octave, AUTO_START) if stepsize.policy == "grid_auto" else [stepsize]
+
+
+AXES = ("models", "widths", "batch_sizes", "stepsizes", "seeds", "trainings")
+"""The fields of a sweep along which a results folder may grow."""
+
+EXECUTION = (
+    *("name", "targets", "checkpoint_seconds", "cpus_per_trial", "gpus_per_trial", "ranks_per_trial", "engine"),
+    *("adaptive", "interval_ratio"),
+)
+"""The fields of a sweep that change no cell's result, rounding apart."""
+
+SHARED = tuple(field.name for field in fields(Sweep) if field.name not in (*AXES, *EXECUTION))
+"""The fields that all cells of one results folder have in common."""
+
+
+def _flatten(values: Iterable) -> Iterator:
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from _flatten(value)
+        else:
+            yield value
+
+
+def _as_model(value: object) -> Model:
+    if isinstance(value, Model):
+        return value
+    if isinstance(value, str) and is_reference(value):
+        return Model(value)
+    raise InputError(
+        f"models has {value!r}: use mlp(...), resnet(...), gpt(...), linear() or an import path 'module:function'."
+    )

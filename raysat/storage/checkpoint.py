@@ -1,0 +1,180 @@
+"""A trial's own checkpoint: weights, iteration, and the curve so far, under its cell id."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from zipfile import BadZipFile, ZipFile
+
+import torch
+from torch import Tensor
+
+from raysat.storage.files import Location, write_aside
+from raysat.storage.retry import Patience, patiently
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far a trial has come: all that it needs to go on as if it had never stopped.
+
+    Attributes:
+        iteration: Steps done.
+        weights: The network's state, by parameter name; None before the first checkpoint.
+        curve: Rows of `curves` so far, without the cell's id.
+        ntk: Rows of `ntk` so far.
+        step_seconds: Time spent in steps.
+        seconds: Wall time in all.
+        engine: What the step engine holds beside the weights; None where it holds nothing.
+        at_once: Samples whose gradient is computed at a time, on which rounding depends; None where none was taken yet.
+        attempts: Processes that have worked on it, this one included.
+        eta: Its stepsize; None where an earlier raysat stored it.
+        user_files: The user's files that had been imported, as in `trials`; None where there were none.
+        draws: Where the random generators of its layers are; None where they have drawn nothing yet.
+    """
+
+    iteration: int = 0
+    weights: dict[str, Tensor] | None = None
+    curve: list[dict[str, float | int | None]] = field(default_factory=list)
+    ntk: list[dict[str, object]] = field(default_factory=list)
+    step_seconds: float = 0.0
+    seconds: float = 0.0
+    engine: dict[str, object] | None = None
+    at_once: int | None = None
+    attempts: int = 1
+    eta: float | None = None
+    draws: list[Tensor] | None = None
+    user_files: str | None = None
+
+
+class Checkpoint:
+    """One file that holds a trial's progress. Where its storage fails, the trial goes on without.
+
+    Args:
+        path: The file; None keeps nothing.
+        patience: Waits for the storage when the trial starts.
+    """
+
+    def __init__(self, path: Location | None = None, patience: Patience = patiently) -> None:
+        self.path, self.patience = path, patience
+        self._unseen = False  # whether there may be a file of which nothing is known
+
+    def load(self) -> Progress:
+        """The stored progress, with one more attempt.
+
+        A fresh one where there is none, where it is damaged, and where its storage stays away.
+        """
+        try:
+            progress = self.patience(self._stored)
+        except OSError as error:
+            log.warning("%s cannot be read, the trial starts over: %s", self.path, _first_line(error))
+            self._unseen = True
+            return Progress()
+        if progress is None:
+            return Progress()
+        progress.attempts += 1
+        return progress
+
+    def save(self, progress: Progress) -> bool:
+        """Store the progress, whole or not at all, and never in the place of one that is further.
+
+        Returns:
+            Whether it was stored.
+        """
+        if self.path is None:
+            return False
+        try:
+            if self._unseen:
+                stored = self._stored()
+                if stored is not None and stored.iteration >= progress.iteration:
+                    return False
+                self._unseen = False
+            content = {"cell_id": self.path.stem, **vars(progress)}
+            write_aside(self.path, lambda aside: _write(content, aside))
+        except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
+            log.warning("%s cannot be written, the trial goes on without: %s", self.path, _first_line(error))
+            return False
+        return True
+
+    def _stored(self) -> Progress | None:
+        """What is stored; None where there is nothing, or nothing whole. Raises `OSError` where that is not known."""
+        if self.path is None:
+            return None
+        try:
+            content = self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        try:
+            return read(content, self.path.stem)
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a damaged file makes the reader say, it costs a restart and no more
+            log.warning("%s is damaged, the trial starts over: %s", self.path, _first_line(error))
+            return None
+
+
+def read(content: bytes, cell_id: str) -> Progress:
+    """The progress that a file has. Nothing in it is run, whatever it is.
+
+    Args:
+        content: Of the file.
+        cell_id: The cell whose it is to be.
+
+    Raises:
+        Exception: The file is damaged, or has something else.
+    """
+    _check(content)
+    stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    if (of := stored.pop("cell_id", cell_id)) != cell_id:  # an earlier raysat did not say so
+        raise ValueError(f"it is of cell {of}")
+    progress = Progress(**stored)
+    for name, kind in _KINDS.items():
+        if not isinstance(value := getattr(progress, name), kind):
+            raise TypeError(f"its {name} is {value!r:.50}")
+    return progress
+
+
+_DIGITS = 64
+"""Of a SHA-256, which stands at the end of a checkpoint, as the comment that a zip archive may have."""
+
+
+def _write(content: dict[str, object], path: Path) -> None:
+    """Write a checkpoint with a digest of all its bytes.
+
+    `torch.load` passes over the checksums of the archive's members, and these say nothing of its list of members.
+    """
+    torch.save(content, path)
+    with open(path, "r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        file.write(_DIGITS.to_bytes(2, "little"))  # the length of the comment, the last that the archive has
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        file.write(digest.encode())
+
+
+def _check(content: bytes) -> None:
+    """Raise `BadZipFile` where a checkpoint is not as it was written."""
+    if content.endswith(b"\0\0"):  # the length of no comment: of an earlier raysat
+        if damaged := ZipFile(io.BytesIO(content)).testzip():
+            raise BadZipFile(f"{damaged} has another checksum")
+    elif hashlib.sha256(memoryview(content)[:-_DIGITS]).hexdigest().encode() != content[-_DIGITS:]:
+        raise BadZipFile("it has another checksum")
+
+
+_KINDS = {
+    **dict.fromkeys(("iteration", "attempts"), int),
+    **dict.fromkeys(("step_seconds", "seconds"), int | float),
+    **dict.fromkeys(("curve", "ntk"), list),
+    **dict.fromkeys(("weights", "engine"), dict | None),
+    **{"at_once": int | None, "eta": int | float | None, "draws": list | None, "user_files": str | None},
+}
+"""The type of each field of `Progress`, as far as it can be asked."""
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

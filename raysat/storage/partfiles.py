@@ -1,0 +1,303 @@
+"""The part-files of a results folder: immutable Parquet tables, written aside and renamed, readable at any moment.
+
+Many small files are slow to read, so those of finished cells are merged: the merged file appears whole, and the small
+ones are deleted right after. A crash between the two leaves rows twice; `PartFiles.read` takes each once, and the next
+run deletes what is double. Plain pandas sees them twice only in that time: milliseconds, or until the next run of a
+sweep that was killed in them.
+
+Every page of a part-file has a checksum, and a part-file is read whole whichever columns are asked for: one that is
+damaged anywhere is left out by every reader here, and its cells are not finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raysat.errors import InputError
+from raysat.messages.credentials import hidden
+from raysat.messages.failures import first_sentence
+from raysat.storage.files import Location, location, write_aside
+from raysat.storage.schema import TABLES, arrow_schema
+from raysat.text import STORED, plain
+
+log = logging.getLogger(__name__)
+
+Row = Mapping[str, object]
+
+KEYS = {"trials": ["cell_id"], "curves": ["cell_id", "iteration"], "ntk": ["init_id", "cell_id", "iteration"]}
+"""The columns that name a row."""
+
+SET_ASIDE = "set-aside"
+"""The folder of rows that are no longer part of the results, by table; nothing reads it."""
+
+MERGED = "merged-"
+"""What the names of part-files of many cells begin with."""
+
+
+class PartFiles:
+    """The tables of a results folder.
+
+    Args:
+        root: The folder, `RESULTS/<sweep>`, or its address.
+    """
+
+    def __init__(self, root: Location | str) -> None:
+        self.root = location(root)
+        self._damaged: set[Location] = set()
+        self._loose: set[str] = set()  # finished cells whose rows have part-files of their own
+        self._merged: dict[str, set[str]] = {table: set() for table in TABLES}  # those whose rows are in merged ones
+
+    def read(self, table: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """All rows of `trials`, `curves` or `ntk`; a part-file that is damaged is left out with a warning.
+
+        Args:
+            table: The table.
+            columns: Those to return, among them the columns that name a row. Default: all.
+
+        Raises:
+            InputError: The storage does not answer.
+        """
+        with reached(self.root):
+            for tries_left in reversed(range(10)):
+                try:
+                    parts = self._readable_parts(table, self._parts(table))
+                    break
+                except FileNotFoundError:  # merged by the driver after this listed the folder
+                    if not tries_left:
+                        raise
+        empty = arrow_schema(table).empty_table()
+        rows = pa.concat_tables([empty, *parts.values()], promote_options="default")
+        return rows.select(columns or rows.column_names).to_pandas().drop_duplicates(KEYS[table], ignore_index=True)
+
+    def update(self, rows: Mapping[str, Row]) -> None:
+        """Change what rows of `trials` say, each part-file at once.
+
+        Args:
+            rows: What they are to say, under the columns' names, by cell_id.
+        """
+        for path, part in self._with_cells("trials", rows).items():
+            changed = [{**row, **rows.get(row["cell_id"], {})} for row in part.to_pylist()]
+            self._put("trials", path.stem, pa.Table.from_pylist(changed, schema=arrow_schema("trials")))
+
+    def set_aside(self, cell_ids: Iterable[str], init_ids: Iterable[str] = ()) -> None:
+        """Take the rows of some cells out of all tables, into the folder `SET_ASIDE`: the cells are to run again.
+
+        Those of `trials` go last: where this ends in the middle, who has found a reason in them finds it again.
+
+        Args:
+            cell_ids: The cells.
+            init_ids: Initializations whose statistics are to be computed again.
+        """
+        cells, inits = set(cell_ids), set(init_ids)
+        self._loose -= cells
+        for table in ("ntk", "curves", "trials"):
+            for path, part in self._readable_parts(table, self._parts(table)).items():
+                theirs = pc.is_in(part["cell_id"], pa.array(sorted(cells), pa.string()))
+                if table == "ntk":
+                    initial = pc.and_(
+                        pc.is_in(part["init_id"], pa.array(sorted(inits), pa.string())), pc.is_null(part["cell_id"])
+                    )
+                    theirs = pc.or_(theirs, initial)
+                if pc.any(theirs).as_py():
+                    self.take_out(table, path, part, theirs)
+            self._merged[table] -= cells
+
+    def take_out(self, table: str, path: Location, part: pa.Table, rows: pa.Array) -> None:
+        """Take some rows out of a part-file, into the folder `SET_ASIDE`.
+
+        Args:
+            table: The table.
+            path: The part-file.
+            part: Its content.
+            rows: Whether each row is one of them.
+        """
+        aside = self.root / SET_ASIDE / table
+        aside.mkdir(parents=True, exist_ok=True)
+        name = hashlib.sha256(repr(part.filter(rows).to_pylist()).encode()).hexdigest()[:16]
+        self._put(table, name, part.filter(rows), aside)
+        if pc.all(rows).as_py():
+            path.unlink(missing_ok=True)
+        else:
+            self._put(table, path.stem, part.filter(pc.invert(rows)))
+
+    def _with_cells(self, table: str, cell_ids: Iterable[str]) -> dict[Location, pa.Table]:
+        """The part-files that have rows of some cells."""
+        parts, cells = self._readable_parts(table, self._parts(table)), set(cell_ids)
+        return {path: part for path, part in parts.items() if cells & _cells(part)}
+
+    def _write(self, table: str, key: str, rows: Sequence[Row]) -> None:
+        schema = arrow_schema(table)
+        if unknown := {name for row in rows for name in row} - set(schema.names):
+            raise ValueError(f"{table} has no column {', '.join(sorted(unknown))}")
+        storable = [{name: _storable(value) for name, value in row.items()} for row in rows]
+        shown = storable if table == "curves" else hidden(storable)  # curves have no texts but their keys
+        self._put(table, key, pa.Table.from_pylist(shown, schema=schema))
+
+    def _put(self, table: str, key: str, data: pa.Table, folder: Location | None = None) -> None:
+        path = (folder or self.root / table) / f"{key}.parquet"
+        write_aside(path, lambda aside: pq.write_table(data, aside, write_page_checksum=True))
+
+    def _put_merged(self, table: str, cell_ids: Iterable[str], parts: Iterable[pa.Table]) -> str:
+        """Write the rows of some cells as one part-file. Returns its name, which follows from the cells."""
+        key = MERGED + hashlib.sha256("".join(sorted(cell_ids)).encode()).hexdigest()[:16]
+        self._put(table, key, pa.concat_tables([arrow_schema(table).empty_table(), *parts], promote_options="default"))
+        return f"{key}.parquet"
+
+    def _merge(self) -> None:
+        """Merge the part-files of finished cells, which are never written again."""
+        for table in TABLES:
+            parts = self._readable_parts(table, [path for path in self._parts(table) if path.stem in self._loose])
+            new = [part for part in parts.values() if _cells(part) - self._merged[table]]
+            if new:
+                self._put_merged(table, self._loose, new)
+                self._merged[table].update(*map(_cells, new))
+            delete([path for path, part in parts.items() if _cells(part) & self._merged[table]])
+        self._loose.clear()
+
+    def _settle(self) -> None:
+        """Bring in order what earlier runs have left, and what else has become of the files: their content counts.
+
+        Set aside the part-files that cannot be read, and copies under other names; delete the rows that others have
+        already. What lies under another cell's name, which that one would write over, gets a name of its own.
+        """
+        for table in TABLES:
+            paths = self._parts(table)
+            parts = self._readable_parts(table, paths)
+            own = {path: part for path, part in parts.items() if _cells(part) <= {path.stem}}
+            for path in (set(paths) - set(parts)) | _copies(own):
+                path.rename(path.with_name(f"_{path.name}"))
+            merged = {path: part for path, part in parts.items() if path not in own}
+            self._merged[table] = self._single(table, merged, set().union(*map(_cells, own.values())))
+            delete([path for path, part in own.items() if _cells(part) & self._merged[table]])
+
+    def _single(self, table: str, merged: Mapping[Location, pa.Table], own: set[str]) -> set[str]:
+        """Let each cell be in one of the merged part-files only: two drivers may have merged the same.
+
+        Args:
+            table: The table.
+            merged: The part-files that are not those of one cell under its name.
+            own: The cells that have such a one: it counts more than a copy, and less than what raysat has merged.
+
+        Returns:
+            The cells that are in merged part-files.
+        """
+        cell_ids: set[str] = set()
+        parts, doubled = [], False
+        for path, part in merged.items():
+            is_merged = path.name.startswith(MERGED)
+            new = _cells(part) - cell_ids - (set() if is_merged else own)
+            doubled |= not is_merged or new != _cells(part)
+            parts.append(part.filter(pc.is_in(part["cell_id"], pa.array(sorted(new), pa.string()))))
+            cell_ids |= new
+        if doubled:
+            name = self._put_merged(table, cell_ids, parts)
+            delete([path for path in merged if path.name != name])
+        return cell_ids
+
+    def _parts(self, table: str) -> list[Location]:
+        return sorted((self.root / table).glob("[!._]*.parquet"))
+
+    def _readable_parts(self, table: str, paths: Sequence[Location]) -> dict[Location, pa.Table]:
+        """The content of part-files; one that is damaged is left out with a warning."""
+        schema = arrow_schema(table)
+
+        def read(path: Location) -> pa.Table | None:
+            content = _content(path)
+            try:
+                return checked(content, schema)
+            except (OSError, ValueError, pa.ArrowException) as error:
+                if path not in self._damaged:
+                    log.warning("%s cannot be read and is left out: %s", path, str(error).partition("\n")[0])
+                self._damaged.add(path)
+                return None
+
+        with ThreadPoolExecutor(8) as pool:
+            parts = zip(paths, pool.map(read, paths), strict=True)
+            return {path: part for path, part in parts if part is not None}
+
+
+def _storable(value: object) -> object:
+    """A value of a row; of a text what a table can hold, whoever has written it."""
+    return plain(value, STORED) if isinstance(value, str) else value
+
+
+def checked(content: bytes, schema: pa.Schema) -> pa.Table:
+    """The rows of a part-file, whose checksums are right.
+
+    Args:
+        content: Of the file.
+        schema: Of its table.
+
+    Raises:
+        OSError, ValueError, pyarrow.ArrowException: It is damaged, or something else.
+    """
+    file = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
+    part = _declared(file.read(), schema)
+    if len(part) != file.metadata.num_rows:
+        raise ValueError(f"it has {len(part)} rows instead of {file.metadata.num_rows}")
+    return part
+
+
+def _content(path: Location) -> bytes:
+    """What a file has; nothing, which is no Parquet, where a folder or a dangling link is in its place."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        if isinstance(path, Path) and (path.is_symlink() or path.is_dir()):
+            return b""
+        raise  # it was merged after the folder was listed
+
+
+def _cells(part: pa.Table) -> set[str]:
+    """The cells of which a part-file has rows: none in the schema's, and in those of statistics at initialization."""
+    return set(part["cell_id"].to_pylist()) - {None}
+
+
+def _copies(parts: Mapping[Location, pa.Table]) -> set[Location]:
+    """The part-files of statistics at initialization that lie under another name beside their own."""
+    of = {path: set(part["init_id"].to_pylist()) for path, part in parts.items() if len(part) and not _cells(part)}
+    named = {path.stem for path, its in of.items() if path.stem in its}
+    return {path for path, its in of.items() if path.stem not in its and its <= named}
+
+
+def _declared(part: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns that are declared: a newer raysat may have written more, and an older one fewer, but none does both.
+
+    Raises:
+        ValueError: There are others instead, or of another type.
+    """
+    unknown, missing = set(part.column_names) - set(schema.names), set(schema.names) - set(part.column_names)
+    part = part.drop_columns(sorted(unknown))
+    retyped = {field.name for field in part.schema if field.type != schema.field(field.name).type}
+    if retyped or (unknown and missing):
+        raise ValueError(f"it has columns of its own: {', '.join(sorted(retyped or unknown))}")
+    return part
+
+
+def delete(paths: Iterable[Location]) -> None:
+    """Delete files, those that are still there."""
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda path: path.unlink(missing_ok=True), paths))
+
+
+@contextmanager
+def reached(root: Location) -> Iterator[None]:
+    """Say in one sentence that the storage does not answer: `OSError` becomes `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{root} cannot be read and written ({first_sentence(error)}): mend the path, its rights, the network or "
+            "the credentials, or use another folder."
+        ) from None

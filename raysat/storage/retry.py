@@ -1,0 +1,131 @@
+"""What to do while a storage does not answer or is full: wait, say so, and lose nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from raysat.messages.failures import named, said, traced
+from raysat.text import duration
+
+T = TypeVar("T")
+
+PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Seconds before a read is tried again. Default: a minute in all, the outage that a sweep is to survive unharmed."""
+
+SHORTEST, LONGEST = 1.0, 60.0
+"""Seconds before a write is tried again: each time twice as long, up to the latter."""
+
+
+class Patience:
+    """Reads from a storage that may be away: waits a minute for it, and then not again before it has answered.
+
+    Trials that start one after the other in a long outage would otherwise all wait.
+
+    Args:
+        sleep: Waits for some seconds.
+    """
+
+    def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.sleep, self.spent = sleep, False
+
+    def __call__(self, read: Callable[[], T]) -> T:
+        """What `read` returns, tried again after each of `PAUSES`.
+
+        Raises:
+            OSError: The storage stays away; or there is no such file, or no right to it, which no waiting changes.
+        """
+        for pause in () if self.spent else PAUSES:
+            try:
+                return read()
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                raise
+            except OSError:
+                self.sleep(pause)
+        self.spent = True
+        value = read()
+        self.spent = False
+        return value
+
+
+patiently = Patience()
+"""The patience of this process."""
+
+
+class PatientWriter:
+    """Does writes in their order. Where one fails, it and the later ones wait in memory and are tried again.
+
+    Nobody waits for them before the end: a sweep goes on while its storage is away.
+
+    Args:
+        where: The storage, for messages.
+        say: Is told what happens.
+        clock: Seconds now.
+        sleep: Waits for some seconds.
+    """
+
+    def __init__(
+        self,
+        where: object,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.where, self.say, self.clock, self.sleep = where, say, clock, sleep
+        self._waiting: deque[tuple[Callable[[], object], Callable[[str], Callable[[], object]] | None]] = deque()
+        self._delay, self._again = 0.0, 0.0
+
+    def do(self, write: Callable[[], object], instead: Callable[[str], Callable[[], object]] | None = None) -> None:
+        """Do a write, now or later. It may be tried several times, and must leave the same.
+
+        Args:
+            write: The write.
+            instead: Makes another one of the reason, where what is to be written is at fault and not the storage.
+                Default: none, and a message says what is lost.
+        """
+        self._waiting.append((write, instead))
+        self.attempt()
+
+    def attempt(self) -> None:
+        """Do what waits, unless it failed a moment ago."""
+        failed_before = self._delay > 0
+        done = 0
+        while self._waiting and self.clock() >= self._again:
+            try:
+                self._waiting[0][0]()
+            except (OSError, MemoryError) as error:
+                self._delay = min(max(2 * self._delay, SHORTEST), LONGEST)
+                self._again = self.clock() + self._delay
+                self.say(
+                    f"{self.where} cannot be written ({said(error)}): {len(self._waiting)} results wait in "
+                    f"memory, the next try is in {duration(self._delay)}; mend it, the sweep goes on meanwhile."
+                )
+            except Exception as error:  # a value that no table can hold: no waiting changes that
+                _, instead = self._waiting.popleft()
+                if instead:
+                    self._waiting.appendleft((instead(traced(error)), None))
+                else:
+                    self.say(
+                        f"A result cannot be stored in {self.where} ({named(error)}): the next run computes it again."
+                    )
+            else:
+                self._waiting.popleft()
+                self._delay = 0.0
+                done += 1
+        if failed_before and not self._waiting:
+            self.say(f"{self.where} can be written again: {done} results that waited are stored.")
+
+    def finish(self) -> None:
+        """Wait until all is written, however long that takes."""
+        while self._waiting:
+            self.sleep(max(0.0, self._again - self.clock()))
+            self.attempt()
+
+    def abandon(self) -> None:
+        """Try once more, and say what is lost."""
+        self._again = 0.0
+        self.attempt()
+        if self._waiting:
+            self.say(f"{len(self._waiting)} results could not be written to {self.where}; their cells will run again.")

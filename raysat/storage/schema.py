@@ -1,0 +1,422 @@
+"""The columns of the tables, declared once: name, type, unit, and what each means.
+
+`docs/columns.md` is this file as a page: `python -m raysat.schema > docs/columns.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Stored in every part-file and in `sweep.json`. Raise it when a column's meaning changes or a column goes."""
+
+COMPLETED, TARGET_REACHED, DIVERGED, FAILED = "completed", "target_reached", "diverged", "failed"
+FINISHED = (COMPLETED, TARGET_REACHED, DIVERGED)
+"""The statuses of cells that are never run again. A failed cell is tried again by the next run of its sweep."""
+
+REFUSED = "refused"
+"""The `method` of statistics that the network does not have. Where computing them failed it is `FAILED`."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name, Arrow type, unit (empty where it has none) and meaning."""
+
+    name: str
+    type: pa.DataType
+    unit: str
+    doc: str
+
+
+_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+
+_INIT = (
+    Column("init_id", _TEXT, "", "Key of the initialization's statistics: a hash of everything they depend on."),
+    Column("sweep", _TEXT, "", "Name of the sweep."),
+    Column("dataset", _TEXT, "", "Data set, by name or import path."),
+    Column("preprocessing", _TEXT, "", "`none`, `center`, `standardize` or `unit_norm`."),
+    Column("n", _INT, "samples", "Training samples used."),
+    Column("n_test", _INT, "samples", "Test samples used."),
+    Column(
+        "evaluation_samples",
+        _INT,
+        "samples",
+        "Training samples over which the loss is evaluated along a run: n, or fewer where the sweep says so.",
+    ),
+    Column("n_outputs", _INT, "", "Outputs C of the network."),
+    Column("model", _TEXT, "", "Architecture, by name or import path."),
+    Column("model_options", _TEXT, "", "The architecture's options as JSON: gains, depth, activation."),
+    Column("depth", _INT, "layers", "Hidden layers; null where the architecture has no such option."),
+    Column("width", _INT, "", "Hidden width; 0 where the architecture has none."),
+    Column("activation", _TEXT, "", "Activation; null where the architecture has no such option."),
+    Column("parameters", _INT, "", "Trainable parameters p."),
+    Column("dtype", _TEXT, "", "Floating-point type of weights, data and statistics."),
+    Column("seed", _INT, "", "Seed of weights and batches."),
+    Column(
+        "loss",
+        _TEXT,
+        "",
+        "Loss of a sample: `mse` (eq. 2.1), `cross_entropy`, or the import path of one of the user's own.",
+    ),
+    Column(
+        "loss_init",
+        _REAL,
+        "loss",
+        "L(w_0): 1/(2n) sum_i ||f(w_0, x_i) - y_i||^2 (eq. 2.1) for `mse`, over all n samples in `ntk`, over "
+        "evaluation_samples of them in `trials`.",
+    ),
+    Column("gamma", _REAL, "1/eta", "max_i lambda_max(J_i J_i^T) over all n samples, at w_0 (Lemma 3.1)."),
+    Column("gamma_mean", _REAL, "1/eta", "The mean over i of lambda_max(J_i J_i^T), at w_0."),
+    Column("gamma_frobenius", _REAL, "1/eta", "max_i ||J_i||_F^2, up to C times larger than gamma; null by iteration."),
+    Column("k_op", _REAL, "1/eta", "lambda_max(K), K = (1/n) J J^T the NTK over k_samples samples, at w_0."),
+    Column("k_op_residual", _REAL, "", "Relative residual ||Kv - k_op v|| / k_op of the unit eigenvector found."),
+    Column("k_samples", _INT, "samples", "Samples over which K was taken: all n, or a fixed random subset of them."),
+    Column("b_star", _REAL, "samples", "Critical batch size gamma / k_op (Theorems 1.1, 4.2)."),
+    Column("b_star_thm33", _REAL, "samples", "Critical batch size 4 gamma / k_op with Theorem 3.3's constants."),
+    Column(
+        "noise_scale",
+        _REAL,
+        "samples",
+        "tr(Sigma) / ||grad L||^2 at w_0, Sigma the covariance of the per-sample gradients over all n samples "
+        "(B_simple of McCandlish et al. 2018).",
+    ),
+    Column("statistics_dtype", _TEXT, "", "Floating-point type in which the statistics were computed."),
+    Column(
+        "frozen_norms",
+        _TEXT,
+        "",
+        "Layers whose batch statistics, those of the training set, were held constant: the statistics are then an "
+        "approximation. Names with commas; empty where there are none.",
+    ),
+    Column(
+        "off",
+        _TEXT,
+        "",
+        "Random layers, such as Dropout, that were turned off for the statistics and not for the steps. Names with "
+        "commas; empty where there are none.",
+    ),
+)
+
+_WHERE = (
+    Column("device", _TEXT, "", "`cpu`, or the GPU's name."),
+    Column("hostname", _TEXT, "", "The machine that computed the row."),
+    Column("threads", _INT, "", "CPU threads PyTorch used, of all ranks together; rounding on a CPU depends on it."),
+    Column("raysat_version", _TEXT, "", "Version of raysat that computed the row; null where it is not installed."),
+    Column("finished_at", pa.timestamp("us", tz="UTC"), "", "When the row was computed."),
+    Column(
+        "user_files",
+        _TEXT,
+        "",
+        "The user's own files that were imported for the row, each with the digest of what it uses of them, as JSON "
+        "(`raysat.user_code.identity`); null where there are none. Where one has changed, the next run of the sweep "
+        "computes the row again.",
+    ),
+)
+
+EVALUATION = (
+    Column("train_loss", _REAL, "loss", "L(w_t) over evaluation_samples training samples."),
+    Column("train_accuracy", _REAL, "", "Share of these evaluation_samples classified rightly; null for regression."),
+    Column("test_loss", _REAL, "loss", "The loss over the n_test test samples; null without test samples."),
+    Column("test_accuracy", _REAL, "", "Share of test samples classified rightly; null for regression."),
+)
+
+_REALS = pa.list_(pa.float64())
+
+NTK = (
+    Column("cell_id", _TEXT, "", "The cell whose weights they are, for a row of `ntk_at`; null at initialization."),
+    Column("iteration", _INT, "iterations", "Iteration t whose w_t the statistics are of; 0 is the initialization."),
+    *_INIT,
+    *EVALUATION,
+    Column("gamma_tight", _REAL, "1/eta", "Smallest gamma of eq. 3.2, for C = 1, over dense_samples samples."),
+    Column("lambda_min", _REAL, "1/eta", "lambda_min(K) over dense_samples samples; null where there are none."),
+    Column("dense_samples", _INT, "samples", "Samples of the dense kernel."),
+    Column(
+        "kernel_drift",
+        _REAL,
+        "",
+        "||K(w_t) - K(w_0)||_F / ||K(w_0)||_F over a fixed random subset of samples whose outputs number about 1,000.",
+    ),
+    Column("top", _REALS, "1/eta", "Largest eigenvalues of K, descending, as far as they have converged."),
+    Column("residual_nodes", _REALS, "1/eta", "Spectral measure of K and the residual (Lanczos quadrature): nodes."),
+    Column("residual_weights", _REALS, "loss", "Its weights, of sum ||r||^2 over the k_samples samples."),
+    Column("density_nodes", _REALS, "1/eta", "Density of K's eigenvalues (stochastic Lanczos quadrature): nodes."),
+    Column("density_weights", _REALS, "", "Its weights, of sum 1."),
+    Column(
+        "method",
+        _TEXT,
+        "",
+        "How per-sample quantities were computed: by `gram` (layer rules), `jacobian`, `iteration` (many outputs) or "
+        "`plain` (reverse mode, one sample at a time); `refused` where the network has no statistics, `failed` where "
+        "an error ended them (tried again by the next run).",
+    ),
+    Column(
+        "method_reason",
+        _TEXT,
+        "",
+        "Why layer rules could not serve: the layer without a rule, or the tied weight; or why there are no "
+        "statistics.",
+    ),
+    Column("error", _TEXT, "", "The error that ended statistics that failed; null otherwise."),
+    Column("way", _TEXT, "", "How products with K were computed."),
+    Column(
+        "gamma_check",
+        _REAL,
+        "",
+        "Certificate of gamma: the largest relative deviation of a sample's lambda_max(J_i J_i^T) from the Rayleigh "
+        "quotient of its vector by plain autograd.",
+    ),
+    Column(
+        "k_op_check",
+        _REAL,
+        "",
+        "Certificate of k_op: the largest relative deviation of a product with K, and of k_op, from plain autograd.",
+    ),
+    Column(
+        "k_op_upper",
+        _REAL,
+        "1/eta",
+        "No eigenvalue of K lies above this, but for a probability of 1 %: from a second, random start.",
+    ),
+    Column(
+        "noise_check",
+        _REAL,
+        "",
+        "Certificate of noise_scale: the largest deviation of gradient squares from plain autograd, relative to their "
+        "mean.",
+    ),
+    Column(
+        "kernel_check",
+        _REAL,
+        "",
+        "Certificate of lambda_min and gamma_tight: relative deviation of the dense kernel from K on random vectors; "
+        "null without one.",
+    ),
+    Column(
+        "w0_digest",
+        _TEXT,
+        "",
+        "Fingerprint of w_0, of parameters and buffers: a hash of their bytes, and two numbers that survive rounding "
+        "(`raysat.models.fingerprint`). Each trial compares it with its own.",
+    ),
+    Column(
+        "base_stepsize",
+        _REAL,
+        "eta",
+        "Where there are no statistics, what stands for 1/beta(b) at every b under grid(auto=True): the inverse "
+        "curvature of the loss along its gradient (`raysat.ntk.base_stepsize`); null where there are some.",
+    ),
+    Column("sample_bytes", _INT, "bytes", "What the forward pass of one sample keeps for the backward pass."),
+    Column("data_bytes", _INT, "bytes", "The data set as it lies on the device."),
+    Column("device_bytes", _INT, "bytes", "Memory of the GPU; null on a CPU."),
+    Column("launch_seconds", _REAL, "s", "Of an SGD step on the GPU, whatever its batch; null on a CPU."),
+    Column("sample_seconds", _REAL, "s", "What each sample of its batch adds to a step on the GPU; null on a CPU."),
+    Column("k_iterations", _INT, "products", "Products with K that Lanczos used."),
+    Column("seconds", _REAL, "s", "Wall time of the statistics."),
+    *_WHERE,
+)
+
+TRIALS = (
+    Column("cell_id", _TEXT, "", "Key of the cell: a hash of everything that can change its result."),
+    Column(
+        "status",
+        _TEXT,
+        "",
+        "`completed`; `target_reached` (stopped at target_loss); `diverged` (loss not finite, or above 1000 times "
+        "loss_init); `failed` (an error; tried again by the next run).",
+    ),
+    Column("error", _TEXT, "", "The error of a failed cell; null otherwise."),
+    *_INIT,
+    Column("sampling", _TEXT, "", "`without_replacement`, `with_replacement` or `epochs`."),
+    Column(
+        "precision",
+        _TEXT,
+        "",
+        "In which the products of the steps were computed: `full`, that of dtype; `tf32`; or `bfloat16`.",
+    ),
+    Column("batch_size", _INT, "samples", "Batch size b."),
+    Column(
+        "stepsize",
+        _TEXT,
+        "",
+        "Stepsize policy: `fixed(eta)`, `fixed_fraction(c)`: c/beta(1), `theory(c)`: c/beta(b), `grid` and "
+        "`grid_relative`: one of several, of which the best counts, the latter multiples of 1/beta(b) (of "
+        "base_stepsize where there are no statistics).",
+    ),
+    Column(
+        "training",
+        _TEXT,
+        "",
+        "How it was trained, `sgd` or what differs from it: optimizer, schedule, scaling of the stepsize, noise, "
+        "learners (see `raysat.spec.training`). The NTK's prediction is for `sgd`.",
+    ),
+    Column("learners", _INT, "", "Learners p of asynchronous SGD; 1 for SGD."),
+    Column("staleness", _REAL, "iterations", "Mean staleness of the gradients; 0 for SGD."),
+    Column("eta", _REAL, "eta", "The stepsize used, scaled to the batch size where asked, before any schedule."),
+    Column("beta", _REAL, "1/eta", "beta(b) of eq. 2.2 by Lemma 3.1, exact for the sampling used."),
+    Column("eta_beta", _REAL, "", "eta beta(b): the stepsize in units of what the theory grants."),
+    Column(
+        "eta_limit",
+        _REAL,
+        "eta",
+        "Stepsize up to which SGD on the linearized network is stable at this b "
+        "(`raysat.saturation.recursion.largest_stable`); without spectral measures 2/k_op, which is necessary at every "
+        "b and exact at b = n.",
+    ),
+    Column("budget", _TEXT, "", "What ends a trial: `4000 iterations`, `60000 samples` or `10 epochs`."),
+    Column("iterations", _INT, "iterations", "T asked for: of a budget of samples, samples / b, rounded, at least 1."),
+    Column("iterations_done", _INT, "iterations", "T done; less than `iterations` where the trial ended early."),
+    Column("loss_final", _REAL, "loss", "L(w_T) over evaluation_samples samples, at T = iterations_done."),
+    Column(
+        "h",
+        _REAL,
+        "1/iterations",
+        "Convergence exponent log(L(w_0)/L(w_T)) / T (section 5), T = iterations_done; null for a diverged trial. "
+        "Depends on T.",
+    ),
+    Column(
+        "train_accuracy", _REAL, "", "Share of the evaluation_samples classified rightly at w_T; null for regression."
+    ),
+    Column("test_loss", _REAL, "loss", "The loss over the n_test test samples at w_T; null without test samples."),
+    Column("test_accuracy", _REAL, "", "Share of test samples classified rightly at w_T; null for regression."),
+    Column("distance_from_init", _REAL, "weights", "||w_T - w_0||, Euclidean over all parameters."),
+    Column(
+        "seconds",
+        _REAL,
+        "s",
+        "Wall time of the trial, evaluations included, over all attempts that counted; of seeds trained as one "
+        "computation (`stacked`), each one's share.",
+    ),
+    Column("gpus", _REAL, "", "GPUs of the trial, or its share of one; 0 on a CPU."),
+    Column("steps_per_second", _REAL, "1/s", "Iterations per second of the time spent in SGD steps."),
+    Column(
+        "engine",
+        _TEXT,
+        "",
+        "What computed the steps: `autograd`, `fused`, `stacked`, `compiled`, `graph`, `parallel`, `asynchronous` or "
+        "`optimizer` (see `raysat.sgd.engine`).",
+    ),
+    Column(
+        "matmul",
+        _TEXT,
+        "",
+        "Where the steps' matrix products were computed: `torch` (PyTorch's own), `mkl`, `onednn` or `onednn_all` "
+        "(see `raysat.compute.matmul`).",
+    ),
+    Column(
+        "micro_batch",
+        _INT,
+        "samples",
+        "Samples of a batch whose gradient was computed at a time; below b where memory was short of it.",
+    ),
+    Column("attempts", _INT, "", "Processes that worked on the cell: above 1 where it was retried or resumed."),
+    *_WHERE,
+)
+
+CURVES = (
+    Column("cell_id", _TEXT, "", "Key of the cell."),
+    Column("iteration", _INT, "iterations", "Iteration t; 0 is the initialization."),
+    Column("samples", _INT, "samples", "Samples used so far, t b."),
+    Column("seconds", _REAL, "s", "Time spent in SGD steps so far, evaluations excluded; a share, as in `trials`."),
+    *EVALUATION,
+    Column("distance_from_init", _REAL, "weights", "||w_t - w_0||, Euclidean over all parameters."),
+    Column(
+        "gradient_square",
+        _REAL,
+        "loss/eta",
+        "||grad L(w_t)||^2 over all n training samples; null unless the sweep has gradient_norm.",
+    ),
+    Column(
+        "gradient_square_mean",
+        _REAL,
+        "loss/eta",
+        "Its mean over the iterations 0..t-1, taken as linear between evaluations; at t = 0 itself.",
+    ),
+)
+
+TABLES = {"trials": TRIALS, "curves": CURVES, "ntk": NTK}
+
+_OF_TRIALS = {column.name: column for column in TRIALS}
+_SETTING = ("dataset", "preprocessing", "n", "model", "model_options", "depth", "activation", "loss", "dtype")
+
+ANALYSIS = (
+    *(_OF_TRIALS[name] for name in (*_SETTING, "sampling", "iterations", "training", "width", "stepsize")),
+    Column("tuning", _TEXT, "", "Of a grid: `free`, the best of all stepsizes, or `stable`, of those below eta_limit."),
+    Column("quantity", _TEXT, "", "What was measured: `b_h` or `b_N`."),
+    Column("target", _REAL, "loss", "The loss to which N belongs; null for b_h."),
+    Column("headline", pa.bool_(), "", "Whether it is the b_h, or the one b_N, that the summary shows."),
+    Column("value", _REAL, "samples", "The measured critical batch size; null where `reason` says why."),
+    Column("low", _REAL, "samples", "Lower end of its 95 % interval; 0 where it is below all that was sought."),
+    Column("high", _REAL, "samples", "Upper end; infinite where it is above all that was sought."),
+    Column("interval", _TEXT, "", "What was resampled: `seeds`, or of one seed the fit's `residuals`."),
+    Column("asymptote", _REAL, "", "h_inf (1/iterations) or N_inf (iterations) of the fit."),
+    Column("rms_log_residual", _REAL, "", "Root mean square of log y - log fit: 0.05 is a scatter of 5 %."),
+    Column("range", _REAL, "", "Largest over smallest mean of h or N over the batch sizes: how much it varies at all."),
+    Column("seeds", _INT, "", "Seeds with a value."),
+    Column("batch_sizes", _INT, "", "Batch sizes with a value."),
+    Column("n_diverged", _INT, "trials", "Diverged trials of the reading; they are in no fit."),
+    Column("n_failed", _INT, "trials", "Failed trials of the reading; they are in no fit."),
+    Column("eta_beta_min", _REAL, "", "Smallest eta beta(b) of the trials that counted."),
+    Column("eta_beta_max", _REAL, "", "Largest eta beta(b) of the trials that counted."),
+    Column("eta_k_op_max", _REAL, "", "Largest eta k_op of the trials that counted; the linearized model ends at 2."),
+    Column("reason", _TEXT, "", "Reservations about the measured value, in words."),
+    *(
+        Column(name + end, _REAL, "1/eta", f"{what} {name} over the seeds.")
+        for name in ("gamma", "k_op")
+        for end, what in (("", "Mean"), ("_min", "Smallest"), ("_max", "Largest"))
+    ),
+    Column(
+        "predictor",
+        _TEXT,
+        "",
+        "`b_star`; `b_star_thm33`, which is 4 gamma / k_op; `noise_scale`; `forecast`: the same trials by the "
+        "recursion of `raysat.saturation.recursion`, tuned and fitted in the same way.",
+    ),
+    Column("predicted", _REAL, "samples", "Its value: the mean over seeds, of the forecast the fit to all seeds."),
+    Column("predicted_min", _REAL, "samples", "The smallest of a seed."),
+    Column("predicted_max", _REAL, "samples", "The largest of a seed."),
+    Column("ratio", _REAL, "", "Predicted over measured value."),
+    Column("remark", _TEXT, "", "Why there is no prediction, or what its ratio does not show, in words."),
+)
+"""Of `analysis.parquet`, which is made anew from the tables at any time."""
+
+
+@cache
+def arrow_schema(table: str) -> pa.Schema:
+    """The Arrow schema of `trials`, `curves`, `ntk` or `analysis`, units and meanings in its fields' metadata."""
+    columns = ANALYSIS if table == "analysis" else TABLES[table]
+    return pa.schema(
+        [pa.field(c.name, c.type, metadata={"unit": c.unit, "doc": c.doc}) for c in columns],
+        metadata={"raysat_schema": str(SCHEMA_VERSION)},
+    )
+
+
+_TITLES = {
+    "trials": "One row a cell: what was asked, the statistics at initialization, and how training ended.",
+    "curves": "One row an evaluation of a cell: about 30 log-spaced iterations, the first and the last.",
+    "ntk": "One row an initialization: the statistics that its cells have in common; and one a cell and `ntk_at`.",
+    "analysis.parquet": "One file: one row for each measured critical batch size and each predictor of it.",
+}
+
+
+def as_markdown() -> str:
+    """The page `docs/columns.md`."""
+    lines = [
+        "# Columns",
+        "",
+        f"Schema version {SCHEMA_VERSION}. Made by `python -m raysat.schema > docs/columns.md`.",
+        "",
+        "Every table but the last is a folder of Parquet part-files, one a cell (or an initialization), merged as they",
+        'become many, that can be read at any moment of a sweep: `pd.read_parquet("results/mnist/trials")`. Units are',
+        "also in the metadata of the Arrow fields.",
+        "A statistic in units of 1/eta is one whose product with a stepsize is a pure number; losses are in the",
+        "squared units of the targets, halved (eq. 2.1).",
+    ]
+    for table, columns in {**TABLES, "analysis.parquet": ANALYSIS}.items():
+        lines += ["", f"## {table}", "", _TITLES[table], ""]
+        lines += ["| column | type | unit | meaning |", "| --- | --- | --- | --- |"]
+        cell = lambda text: text.replace("||", "‖").replace("|", "\\|")  # noqa: E731
+        lines += [f"| `{c.name}` | {c.type} | {c.unit} | {cell(c.doc)} |" for c in columns]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,294 @@
+"""A sweep's results folder: immutable Parquet part-files, written aside and renamed, readable at any moment.
+
+    RESULTS/<sweep>/
+        sweep.json                       what was asked, versions, machine
+        status.json                      what runs, as the driver saw it last (see `raysat.status`)
+        trials/<cell_id>.parquet         one row
+        curves/<cell_id>.parquet         one row an evaluation
+        ntk/<init_id>.parquet            one row
+        {trials,curves,ntk}/merged-*     the same rows of many finished cells
+        checkpoints/<cell_id>.pt         of unfinished trials only
+        data/<data set>/                 its files, where other nodes may need them
+        set-aside/{trials,curves,ntk}/   rows that are no longer part of the results, where their cells ran again
+
+The driver is the only writer. A cell's row is written after its curve, so that a cell with a row has everything. The
+folder is a local one, or an address of an object store (see `raysat.storage.files`); how rows lie in it:
+`raysat.storage.partfiles`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import MISSING, asdict, fields
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from raysat.errors import InputError
+from raysat.messages.credentials import hidden
+from raysat.spec.sweep import SHARED, Sweep
+from raysat.storage.belongings import strangers, unfinished
+from raysat.storage.files import Location, remove, walk, write_aside
+from raysat.storage.heard import heard
+from raysat.storage.partfiles import KEYS, SET_ASIDE, PartFiles, Row, delete, reached
+from raysat.storage.schema import FINISHED, SCHEMA_VERSION, TABLES
+from raysat.user_code.identity import differences
+
+__all__ = ["Store", "reached"]
+
+log = logging.getLogger(__name__)
+
+LOOSE = 256
+"""Part-files of single cells that are merged into one. Default: 256; reading as many takes a fraction of a second."""
+
+IN_ROWS = ("sweep", "dataset", "preprocessing", "n", "n_test", "loss", "dtype", "sampling", "precision", "budget")
+"""The columns of `trials` in which all rows of a folder agree: they stand in for a `sweep.json` that is lost."""
+
+_LINEARIZED = '"linearized": true'
+"""In `model_options`: the kernel never moves, and has no statistics along the run."""
+
+
+class Store(PartFiles):
+    """One sweep's results folder.
+
+    Args:
+        root: The folder, `RESULTS/<sweep>`, or its address.
+    """
+
+    @property
+    def checkpoints(self) -> Location:
+        """The folder of unfinished trials' checkpoints."""
+        return _absolute(self.root / "checkpoints")
+
+    @property
+    def data(self) -> Location:
+        """The data set's files, for workers without internet."""
+        return _absolute(self.root / "data")
+
+    @property
+    def sweep_file(self) -> Location:
+        """What was asked, as JSON."""
+        return self.root / "sweep.json"
+
+    def open(self, sweep: Sweep, about: Mapping[str, object], resolved: Mapping[str, object]) -> None:
+        """Make the folder, or take up the one that is there, and record the sweep in it.
+
+        Part-files that cannot be read are set aside under a name that Parquet readers pass over.
+
+        Args:
+            sweep: The sweep. Its axes may have grown since the last run; what all cells share may not have changed.
+            about: Versions, machine, commit.
+            resolved: Sizes of the data set as used.
+
+        Raises:
+            InputError: The folder holds another sweep, an older schema, or something else, or cannot be written.
+        """
+        self.check(sweep, resolved)
+        with reached(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            if self.record() is None and self.sweep_file.exists():
+                log.warning("%s cannot be read: it is set aside, and made anew.", self.sweep_file)
+                self.put_aside(self.sweep_file)
+            # First of all: whatever ends this process from here on leaves a results folder.
+            record = {"schema": SCHEMA_VERSION, "sweep": asdict(sweep), "resolved": dict(resolved), **about}
+            write_aside(self.sweep_file, lambda path: path.write_text(json.dumps(hidden(record), indent=2) + "\n"))
+            for folder in (*(self.root / table for table in TABLES), self.checkpoints):
+                folder.mkdir(exist_ok=True)
+                delete(path for path in folder.iterdir() if unfinished(path.name))
+            delete(path for path in self.root.iterdir() if unfinished(path.name))
+            finished = self.settle()
+            self.make_schemas()
+            self._loose = finished & {path.stem for path in self._parts("trials")}
+
+    def settle(self) -> set[str]:
+        """Bring in order what earlier runs have left, and set aside what merged part-files have of unfinished cells.
+
+        Returns:
+            The ids of the finished cells.
+        """
+        self._settle()
+        finished = self.finished()
+        if again := set().union(*self._merged.values()) - finished:
+            self.set_aside(again)
+        return finished
+
+    def make_schemas(self) -> None:
+        """Give each table an empty part-file with its schema: it can be read before the first cell is done."""
+        for table in TABLES:
+            (self.root / table).mkdir(exist_ok=True)
+            if not (self.root / table / "schema.parquet").exists():
+                self._write(table, "schema", [])
+
+    def check(self, sweep: Sweep, resolved: Mapping[str, object]) -> None:
+        """Raise `InputError` unless the folder is new or holds cells of this very sweep.
+
+        Where its `sweep.json` is not there or cannot be read, the rows say of which sweep they are.
+        """
+        with reached(self.root):
+            if not self.root.exists() or not any(self.root.iterdir()):
+                return
+        record = self.record()
+        if record is None and (strangers := self.strangers()):
+            raise self._of_others(f"is not a results folder of a sweep (it has {strangers[0]})")
+        if record is not None and record.get("schema") != SCHEMA_VERSION:
+            raise self._of_others(f"has schema version {record.get('schema')}, this raysat writes {SCHEMA_VERSION}")
+        now = {**json.loads(json.dumps(asdict(sweep))), **resolved}
+        if record is None:
+            now |= {"sweep": sweep.name, "budget": sweep.budget}
+            before = self._said_by_rows(now)
+        else:
+            defaults = {field.name: None if field.default is MISSING else field.default for field in fields(Sweep)}
+            before = {**json.loads(json.dumps(defaults, default=asdict)), **record["sweep"], **record["resolved"]}
+            before = {name: before.get(name) for name in ("name", *SHARED, *resolved)}
+        files = differences(before.pop("code", None), now.get("code"))
+        changed = [name for name, value in before.items() if value != now.get(name)]
+        different = [f"{name} {before[name]!r} there, {now.get(name)!r} here" for name in changed]
+        if files:
+            different.append(f"{', '.join(files)} changed since")
+        if different:
+            raise self._of_others(f"holds another sweep ({', '.join(different)})")
+
+    def _of_others(self, what: str) -> InputError:
+        """That the folder is not this sweep's, with what to do; --fresh is for one that has nothing of others."""
+        remedy = "use another --results or --set name=NAME" + ", or --fresh to start over" * (not self.strangers())
+        return InputError(f"{self.root} {what}: {remedy}.")
+
+    def strangers(self) -> list[str]:
+        """What the folder has that raysat did not make (`raysat.storage.belongings`), by paths from it."""
+        with reached(self.root):
+            return strangers(walk(self.root))
+
+    def _said_by_rows(self, now: Mapping[str, object]) -> dict[str, object]:
+        """What the rows say of their sweep, by name; where they disagree, the first value that is not that of `now`."""
+        trials, said = self.read("trials"), {}
+        for name in IN_ROWS:
+            values = trials[name].dropna().unique().tolist()
+            said[name] = next((value for value in values if value != now[name]), now[name])
+        return said
+
+    def put_aside(self, path: Location) -> Location:
+        """Move something of the folder into `SET_ASIDE`, under a name that nothing has there. Returns where it is."""
+        folder = self.root / SET_ASIDE
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = {entry.name for entry in folder.iterdir()}
+        target = folder / next(name for k in count(1) if (name := f"{path.name}-{k}") not in taken)
+        path.rename(target)
+        return target
+
+    def record(self) -> dict | None:
+        """The content of `sweep.json`; None where there is no such file, or something else in it.
+
+        Raises:
+            InputError: The storage does not answer.
+        """
+        record = self._json(self.sweep_file)
+        parts = (record.get("sweep"), record.get("resolved")) if isinstance(record, dict) else (None,)
+        return record if all(isinstance(part, dict) for part in parts) else None
+
+    def _json(self, path: Location) -> object:
+        """What a file of JSON has; None where it is not there, or nothing of the kind."""
+        with reached(self.root):
+            try:
+                return json.loads(path.read_bytes())
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+                return None
+
+    def write_status(self, status: Mapping[str, object]) -> None:
+        """Store what runs."""
+        write_aside(
+            self.root / "status.json", lambda path: path.write_text(json.dumps(hidden(status), indent=2) + "\n")
+        )
+
+    def status(self) -> dict | None:
+        """What the driver stored last (`raysat.storage.heard`); None where there is nothing that can be read."""
+        try:
+            return heard(self._json(self.root / "status.json"))
+        except InputError:
+            return None
+
+    def readable(self) -> dict:
+        """The content of `sweep.json`, of a folder that this raysat can read.
+
+        Raises:
+            InputError: The folder is not a results folder, or of another schema version.
+        """
+        record = self.record()
+        if record is None:
+            raise InputError(
+                f"{self.root} holds no sweep (no readable sweep.json): give a results folder, RESULTS/NAME, or "
+                "run its sweep again, which makes it anew."
+            )
+        if record.get("schema") != SCHEMA_VERSION:
+            raise InputError(
+                f"{self.root} has schema version {record.get('schema')}, this raysat reads {SCHEMA_VERSION}: "
+                "use the raysat that wrote it, or run the sweep anew."
+            )
+        return record
+
+    def set_aside(self, cell_ids: Iterable[str], init_ids: Iterable[str] = ()) -> None:
+        """As for all part-files, and drop the checkpoints of the cells."""
+        cells = set(cell_ids)
+        for cell_id in cells:
+            (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
+        super().set_aside(cells, init_ids)
+
+    def clear(self) -> None:
+        """Delete the folder."""
+        remove(self.root)
+
+    def write_trial(self, row: Row, curve: Sequence[Row], ntk: Sequence[Row] = ()) -> None:
+        """Store a finished cell: its curve first, then the row that makes it count, and drop its checkpoint."""
+        cell_id = str(row["cell_id"])
+        if ntk:
+            self._write("ntk", cell_id, ntk)
+        self._write("curves", cell_id, curve)
+        self._write("trials", cell_id, [row])
+        if row["status"] in FINISHED:
+            with suppress(OSError):  # what is left of it costs room, and the row nothing
+                (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
+            self._loose.add(cell_id)
+            if len(self._loose) >= LOOSE:
+                try:
+                    self._merge()
+                except OSError as error:  # tried again with the next cell; its rows are safe as they are
+                    log.warning("%s: merging part-files failed: %s", self.root, str(error).partition("\n")[0])
+
+    def write_ntk(self, row: Row) -> None:
+        """Store an initialization's statistics."""
+        self._write("ntk", str(row["init_id"]), [row])
+
+    def finished(self) -> set[str]:
+        """The ids of the cells that need not be run again.
+
+        Those with a finished row, a curve, and statistics at each iteration of `ntk_at` that they have reached.
+        """
+        trials = self.read("trials", ["cell_id", "status", "model_options"])
+        curves = self.read("curves", [*KEYS["curves"], "train_loss"])
+        ended = trials[trials["status"].isin(FINISHED)]
+        return set(ended["cell_id"]) & set(curves["cell_id"]) - self._without_statistics(ended, curves)
+
+    def _without_statistics(self, trials: pd.DataFrame, curves: pd.DataFrame) -> set[str]:
+        """The cells that have lost statistics of `ntk_at`; where the loss is not finite, there were none."""
+        ntk_at = ((self.record() or {}).get("sweep") or {}).get("ntk_at")
+        if not ntk_at:
+            return set()
+        moving = trials[~trials["model_options"].str.contains(_LINEARIZED, regex=False, na=False)]
+        due = curves[curves["iteration"].isin(ntk_at) & (curves["iteration"] > 0) & np.isfinite(curves["train_loss"])]
+        due = due[due["cell_id"].isin(moving["cell_id"])]
+        there = self.read("ntk", KEYS["ntk"])
+        missing = due.merge(there, "left", ["cell_id", "iteration"], indicator=True)
+        return set(missing.loc[missing["_merge"] == "left_only", "cell_id"])
+
+    def statistics(self) -> dict[str, dict[str, float]]:
+        """The rows of `ntk` at initialization, by init_id."""
+        rows = self.read("ntk")
+        return {row["init_id"]: row for row in rows[rows["iteration"] == 0].to_dict("records")}
+
+
+def _absolute(folder: Location) -> Location:
+    return folder.resolve() if isinstance(folder, Path) else folder

@@ -1,0 +1,95 @@
+"""What a trial measures of its network at an evaluation, as columns of `curves`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from raysat import data
+from raysat.compute.micro_batch import in_parts
+from raysat.data.fields import Inputs
+from raysat.losses import Loss, resolve
+from raysat.ntk import dense_kernel, gradient_square
+from raysat.sgd.evaluate import Evaluation, evaluate, evaluation_mode
+from raysat.spec.cells import Initialization
+from raysat.storage.rows import Row, known
+
+_EVALUATED_AT_ONCE = 4096
+
+
+class Evaluator:
+    """Finds the losses of a network as they stand in `curves`, over the samples that an initialization names.
+
+    Args:
+        init: Says over how many training samples, by which loss.
+        dataset: On the network's device.
+        at_once: Samples at a time, at most.
+    """
+
+    def __init__(self, init: Initialization, dataset: data.Dataset, at_once: int) -> None:
+        count = init.evaluation_samples or init.n
+        self.train = dataset.x[:count], dataset.y[:count]
+        self.test = None if dataset.x_test is None else (dataset.x_test, dataset.y_test)
+        self.loss, self.classes, self.threshold = resolve(init.loss), dataset.classes, dataset.threshold
+        self.chunk = min(_EVALUATED_AT_ONCE, at_once)
+
+    def __call__(self, network: nn.Module) -> dict[str, float | None]:
+        """The columns of `raysat.storage.schema.EVALUATION`."""
+        train = self._over(network, *self.train)
+        test = self._over(network, *self.test) if self.test else None
+        return {
+            "train_loss": train.loss,
+            "train_accuracy": known(train.accuracy),
+            "test_loss": test.loss if test else None,
+            "test_accuracy": known(test.accuracy) if test else None,
+        }
+
+    def _over(self, network: nn.Module, x: Inputs, y: Tensor) -> Evaluation:
+        accuracy = {"classes": self.classes, "threshold": self.threshold}
+        return evaluate(network, x, y, self.loss, **accuracy, chunk=self.chunk)
+
+
+class Drift:
+    """How far the kernel of a few samples has moved from where it was when this was made."""
+
+    def __init__(self, network: nn.Module, x: Inputs, outputs: int = 1000) -> None:
+        with torch.no_grad():
+            count = max(1, outputs // network(x[:1]).numel())
+        self.x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:count]]
+        self.before = dense_kernel(network, self.x)
+
+    def of(self, network: nn.Module) -> float:
+        """`||K - K_0||_F / ||K_0||_F`."""
+        return ((dense_kernel(network, self.x) - self.before).norm() / self.before.norm()).item()
+
+
+def gradient_squares(
+    network: nn.Module, dataset: data.Dataset, loss: Loss, chunk: int, t: int, curve: list[Row]
+) -> dict[str, float]:
+    """`||grad L(w_t)||^2` and its mean over the steps 0, ..., t - 1, as columns of `curves`.
+
+    Between two evaluations the square is taken as linear in t, so that the mean is exact where every step is evaluated.
+    Batch normalization is in evaluation mode meanwhile, as for the loss whose gradient this is.
+    """
+    with evaluation_mode(network):
+        square, _ = in_parts(lambda count: gradient_square(network, dataset.x, dataset.y, loss, count), chunk)
+    mean = square
+    if curve:
+        before = curve[-1]
+        span, left = t - before["iteration"], before["gradient_square"]
+        added = (
+            span * (left + square) / 2 + (left - square) / 2
+        )  # the sum of span numbers from left on, square excluded
+        mean = (before["gradient_square_mean"] * before["iteration"] + added) / t
+    return {"gradient_square": square, "gradient_square_mean": mean}
+
+
+def distance(network: nn.Module, start: Mapping[str, Tensor]) -> float:
+    """`||w - w_0||`, summed in double precision."""
+    squares = sum(
+        (weight.detach() - start[name]).double().square().sum() for name, weight in network.named_parameters()
+    )
+    return math.sqrt(float(squares))

@@ -1,0 +1,84 @@
+"""How many trials share one GPU: as many as fit in its memory, and no more than keep it busy.
+
+Both follow from what the statistics' stage measured on the GPU itself and stored beside the statistics: the memory that
+a sample takes, and the time of a step, apart in what it takes to launch one and what each sample adds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from raysat.compute.micro_batch import sample_bytes
+from raysat.data import Dataset
+from raysat.losses import Loss
+from raysat.sgd.cost import calibrate
+from raysat.spec.cells import Cell
+
+MOST = 8
+"""Trials on one GPU, at most: each is a process with a context of its own, and they take turns on the GPU."""
+
+CONTEXT = 1 << 29
+"""Bytes of a process's CUDA context with its libraries; NVIDIA's tools show 0.3 to 0.5 GB for one."""
+
+FILLED = 0.9
+"""Share of the GPU's memory that may be planned for."""
+
+COPIES = 4
+"""Of the weights: themselves, their gradient, those at initialization, and what a step takes meanwhile."""
+
+PEAK = 2
+"""Peak memory of a backward pass over what was kept for it (cf. `raysat.compute.micro_batch.SHARE`)."""
+
+
+def measure(network: nn.Module, dataset: Dataset, loss: Loss, engine: str) -> dict[str, float | None]:
+    """What the sharing of a GPU depends on, under the columns of `ntk`; of a CPU without the times.
+
+    Args:
+        network: At initialization; it stays as it is.
+        dataset: Where the network is.
+        loss: The loss of a sample.
+        engine: What will compute the steps.
+    """
+    measured = {
+        "data_bytes": dataset.nbytes,
+        "sample_bytes": sample_bytes(network, dataset.x, dataset.y, loss),
+    }
+    if dataset.x.device.type != "cuda":
+        return {**measured, "device_bytes": None, "launch_seconds": None, "sample_seconds": None}
+    pace = calibrate(network, dataset.x, dataset.y, loss, engine)
+    device = torch.cuda.get_device_properties(dataset.x.device)
+    return {
+        **measured,
+        "device_bytes": device.total_memory,
+        "launch_seconds": pace.launch,
+        "sample_seconds": pace.sample,
+    }
+
+
+def trials_at_once(cell: Cell, measured: Mapping[str, object]) -> int:
+    """The number of such trials that share a GPU; 1 where it was not measured.
+
+    Args:
+        cell: The cell.
+        measured: A row of `ntk`: its columns parameters, data_bytes, sample_bytes, device_bytes, launch_seconds and
+            sample_seconds.
+    """
+    names = ("parameters", "data_bytes", "sample_bytes", "device_bytes", "launch_seconds", "sample_seconds")
+    values = [measured.get(name) for name in names]
+    if any(value is None or math.isnan(value) for value in values):
+        return 1
+    parameters, data, sample, device, launch, each = values
+    width = 8 if cell.init.dtype == "float64" else 4
+    needed = CONTEXT + data + COPIES * width * parameters + PEAK * sample * cell.batch_size
+    busy = cell.batch_size * each
+    idle = (launch + busy) / busy if busy > 0 else math.inf
+    return max(1, int(min(MOST, FILLED * device / needed, idle)))
+
+
+def share(cell: Cell, measured: Mapping[str, object]) -> float:
+    """A trial's share of a GPU, rounded down to the four digits that Ray counts; cf. `trials_at_once`."""
+    return math.floor(1e4 / trials_at_once(cell, measured)) / 1e4

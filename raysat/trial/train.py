@@ -1,0 +1,351 @@
+"""Cells, from weights to rows: a pure function of them, their data and their statistics. It knows nothing of Ray."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from raysat.data import Dataset
+from raysat.errors import InputError
+from raysat.losses import resolve
+from raysat.models import fingerprint
+from raysat.models.linearized import Linearized
+from raysat.saturation.formulas import beta as second_moment_constant
+from raysat.saturation.formulas import exponent, stepsize
+from raysat.saturation.recursion import stable_below
+from raysat.sgd import engine as engines
+from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness
+from raysat.sgd.draws import drawing
+from raysat.sgd.sampler import Batches
+from raysat.sgd.schedule import evaluation_iterations
+from raysat.spec.cells import Cell
+from raysat.storage.checkpoint import Checkpoint, Progress
+from raysat.storage.files import location
+from raysat.storage.rows import Row, describe, describe_cell, inherited, known, where
+from raysat.storage.schema import COMPLETED, DIVERGED, EVALUATION, FAILED, TARGET_REACHED
+from raysat.trial.initial import statistics_of
+from raysat.trial.job import TELL_SECONDS, Job, begun, fitting, initial_network, prepare
+from raysat.trial.measurements import Drift, Evaluator, distance, gradient_squares
+from raysat.user_code import identity
+
+DIVERGENCE = 1e3
+"""A trial has diverged when its loss is not finite or above this multiple of the initial loss."""
+
+CHECKPOINT_SHARE = 0.02
+"""What checkpoints may cost of a trial's time: where storing one takes long, they become rarer than asked for."""
+
+AT_ONCE_SECONDS = 1.0
+"""How long the steps take between which a trial looks whether a checkpoint is due. Default: 1 s."""
+
+STEPS_AT_ONCE = 256
+"""How many they are at most."""
+
+Rows = tuple[Row, list[Row], list[Row]]
+"""A trial's row of `trials`, its rows of `curves`, and its rows of `ntk`."""
+
+
+def stepsize_and_beta(cell: Cell, statistics: Mapping[str, object]) -> tuple[float, float]:
+    """Eta, scaled to the batch size where the training asks for it, and beta(b); nan where there are no statistics."""
+    gamma, k_op, base = (
+        math.nan if statistics.get(name) is None else float(statistics[name])
+        for name in ("gamma", "k_op", "base_stepsize")
+    )
+    replacement = cell.sampling == "with_replacement"
+    eta = stepsize(cell.stepsize, cell.batch_size, cell.init.n, gamma, k_op, replacement=replacement, base=base)
+    beta = second_moment_constant(cell.batch_size, cell.init.n, gamma, k_op, replacement=replacement)
+    return eta * cell.training.stepsize_factor(cell.batch_size), beta
+
+
+class _Trial:
+    """A cell as it is trained: its network, how far it has come, and what is measured on the way.
+
+    Args:
+        job: Of this cell.
+        dataset: Where the network is.
+        network: At initialization.
+    """
+
+    def __init__(self, job: Job, dataset: Dataset, network: nn.Module) -> None:
+        self.job, self.cell, self.dataset, self.network = job, job.cell, dataset, network
+        _check_weights(job, network)
+        self.eta, self.beta = stepsize_and_beta(job.cell, job.statistics)
+        cell, init, device = job.cell, job.cell.init, str(dataset.x.device)
+        self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, device)
+        self.start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
+        self.ntk_at = () if isinstance(network, Linearized) else job.cell.ntk_at  # its kernel never moves
+        one_position = dataset.y.ndim == 1 + dataset.y.is_floating_point()
+        drifts = self.ntk_at and one_position and not math.isnan(self.beta)
+        self.drift = Drift(network, dataset.x) if drifts else None
+        folder = job.checkpoints and location(job.checkpoints)
+        self.checkpoint = Checkpoint(folder / f"{job.cell.cell_id}.pt" if folder else None)
+        self.progress = self._from_here(self.checkpoint.load())
+        if self.progress.at_once is None:
+            self.progress.at_once = fitting(job, dataset, network)
+        if self.progress.weights is not None:
+            network.load_state_dict(self.progress.weights)
+        self.evaluate = Evaluator(job.init, dataset, self.progress.at_once)
+        self.status = COMPLETED
+
+    def _from_here(self, stored: Progress) -> Progress:
+        """How far it has come with the stepsize and the code that it has: there may since have been others."""
+        made = {**describe(self.job.sweep, self.cell.init), "user_files": stored.user_files}
+        if stored.user_files and identity.Present.here(self.cell.init).changed(made):
+            return Progress(attempts=stored.attempts, eta=self.eta)
+        if stored.weights is None or stored.eta == self.eta or (stored.eta is None and self._is_named):
+            return replace(stored, eta=self.eta)
+        return Progress(attempts=stored.attempts, eta=self.eta)
+
+    @property
+    def _is_named(self) -> bool:
+        return not self.cell.stepsize.needs_statistics
+
+    @property
+    def ahead(self) -> list[int]:
+        """The iterations at which something is yet to be measured."""
+        curve, cell = self.progress.curve, self.cell
+        last = curve[-1]["iteration"] if curve else -1
+        return sorted(t for t in {*evaluation_iterations(cell.iterations, cell.evaluations), *self.ntk_at} if t > last)
+
+    def measure(self, t: int) -> None:
+        """What `curves` and `ntk` have of iteration t, and whether the trial ends with it: its status then says why."""
+        progress, cell, network = self.progress, self.cell, self.network
+        losses = (t == 0 and _known_losses(self.job.statistics)) or self.evaluate(network)
+        gradient = {"gradient_square": None, "gradient_square_mean": None}
+        if cell.gradient_norm:
+            loss = resolve(cell.init.loss)
+            gradient = gradient_squares(network, self.dataset, loss, self.evaluate.chunk, t, progress.curve)
+        progress.curve.append(
+            {
+                "iteration": t,
+                "samples": t * cell.batch_size,
+                "seconds": progress.step_seconds,
+                **losses,
+                "distance_from_init": distance(network, self.start),
+                **gradient,
+            }
+        )
+        if t in self.ntk_at and math.isfinite(losses["train_loss"]):
+            measured = statistics_of(self.job, network, self.dataset.x, self.dataset.y)
+            drifted = {"kernel_drift": self.drift.of(network) if self.drift else None}
+            progress.ntk.append({**measured, **losses, "cell_id": cell.cell_id, "iteration": t, **drifted})
+        if not losses["train_loss"] <= DIVERGENCE * progress.curve[0]["train_loss"]:  # also where it is not a number
+            self.status = DIVERGED
+        elif cell.target_loss is not None and losses["train_loss"] <= cell.target_loss:
+            self.status = TARGET_REACHED
+
+    def save(self, engine: engines.StepEngine) -> bool:
+        """Store how far it is; returns whether that could be done."""
+        self.progress.weights = {name: _of_its_own(value) for name, value in self.network.state_dict().items()}
+        self.progress.engine = engine.state_dict() if isinstance(engine, engines.Stateful) else None
+        self.progress.at_once = engine.at_once
+        self.progress.user_files = identity.user_files(self.cell.init)
+        return self.checkpoint.save(self.progress)
+
+    def rows(self, engine: engines.StepEngine, here: Row) -> Rows:
+        """All that the tables have of it, once it has ended, with where and when it has."""
+        job, cell, progress = self.job, self.cell, self.progress
+        first, last, done = progress.curve[0], progress.curve[-1], progress.iteration
+        row = {
+            **inherited(job.statistics),
+            **describe(job.sweep, job.init),
+            **describe_cell(cell),
+            "status": self.status,
+            "budget": job.budget or None,
+            "staleness": mean_staleness(engine.counts) if isinstance(engine, AsynchronousEngine) else 0.0,
+            "eta": self.eta,
+            "beta": known(self.beta),
+            "eta_beta": known(self.eta * self.beta),
+            "eta_limit": known(
+                stable_below(job.statistics, cell.batch_size, cell.sampling) if self.beta > 0 else math.nan
+            ),
+            "iterations_done": done,
+            "loss_init": first["train_loss"],
+            "loss_final": last["train_loss"],
+            "h": known(exponent(first["train_loss"], last["train_loss"], done)) if self.status != DIVERGED else None,
+            "train_accuracy": last["train_accuracy"],
+            "test_loss": last["test_loss"],
+            "test_accuracy": last["test_accuracy"],
+            "distance_from_init": last["distance_from_init"],
+            "seconds": progress.seconds,
+            "gpus": 0.0 if here["device"] == "cpu" else 1.0 if job.gpus is None else job.gpus,
+            "steps_per_second": done / progress.step_seconds if progress.step_seconds > 0 else None,
+            "engine": engine.name,
+            "matmul": engine.matmul,
+            "micro_batch": min(cell.batch_size, engine.at_once),
+            "attempts": progress.attempts,
+            **here,
+            "threads": here["threads"] * job.ranks,
+        }
+        curve = [{"cell_id": cell.cell_id, **point} for point in progress.curve]
+        return row, curve, [{**measured, **here} for measured in progress.ntk]
+
+
+class _Clock:
+    """Counts the time that passes to the trials on which it was spent, in equal parts."""
+
+    def __init__(self) -> None:
+        self.at = time.perf_counter()
+
+    def count(self, trials: Sequence[_Trial]) -> None:
+        """Count the time since the last call."""
+        now = time.perf_counter()
+        for trial in trials:
+            trial.progress.seconds += (now - self.at) / len(trials)
+        self.at = now
+
+
+def run_trial(job: Job) -> Rows:
+    """Train the one cell of a job; cf. `run_trials`."""
+    (rows,) = run_trials(job)
+    return rows
+
+
+def run_trials(job: Job) -> list[Rows]:
+    """Train the cells of a job, by fixed-stepsize SGD unless they say otherwise.
+
+    With `engine="stacked"` they are one computation, as far as they have come equally far; else one follows the other.
+
+    Returns:
+        Of each cell the row of `trials`, the rows of `curves`, and those of `ntk` for the iterations `ntk_at`.
+    """
+    with begun(job):
+        return _run_trials(job)
+
+
+def _run_trials(job: Job) -> list[Rows]:
+    clock = _Clock()
+    dataset, network, device = prepare(job)
+    networks = [network, *(initial_network(mate.init, dataset, device) for mate in job.mates)]
+    trials = [
+        _Trial(replace(one, tell=job.tell), dataset, network) for one, network in zip(job.trials, networks, strict=True)
+    ]
+    clock.count(trials)
+    groups: dict[object, list[_Trial]] = {}
+    for trial in trials:
+        reached = trial.progress.iteration, len(trial.progress.curve)
+        groups.setdefault(reached if job.engine == "stacked" else trial.cell, []).append(trial)
+    ended = {}
+    for group in groups.values():
+        ended |= _train(group, device, clock)
+    return [ended[trial.cell.cell_id] for trial in trials]
+
+
+def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[str, Rows]:
+    """Train cells that are equal but for their seeds, and equally far, to the end of each; their rows, by cell_id."""
+    job, cell, ended = trials[0].job, trials[0].cell, {}
+    engine = _engine(trials)
+    due, tell_at = clock.at + job.checkpoint_seconds, clock.at + TELL_SECONDS
+    for until in trials[0].ahead:
+        while (done := trials[0].progress.iteration) < until:
+            if time.perf_counter() > due:
+                due = _save(trials, engine, clock)
+            if job.tell and time.perf_counter() > tell_at:
+                job.tell(done, {trial.cell.cell_id: trial.progress.curve[-1]["train_loss"] for trial in trials})
+                tell_at = time.perf_counter() + TELL_SECONDS
+            engines.set_precision(cell.precision, device)
+            _advance(engine, trials, until, device)
+        engines.set_precision("full", device)
+        clock.count(trials)
+        for trial in trials:
+            trial.measure(until)
+            clock.count([trial])
+        if over := [trial for trial in trials if trial.status != COMPLETED]:
+            ended |= _rows(over, engine, device)
+            trials = [trial for trial in trials if trial not in over]
+            if not trials:
+                return ended
+            engine = _engine(trials)
+    return ended | _rows(trials, engine, device)
+
+
+def _rows(trials: Sequence[_Trial], engine: engines.StepEngine, device: torch.device) -> dict[str, Rows]:
+    """The rows of trials that end together, by cell_id."""
+    here = where(device, trials[0].job.init)
+    return {trial.cell.cell_id: trial.rows(engine, here) for trial in trials}
+
+
+def _engine(trials: Sequence[_Trial]) -> engines.StepEngine:
+    """What takes the steps of trials that go together, or of one."""
+    job, cell, progress, dataset = trials[0].job, trials[0].cell, trials[0].progress, trials[0].dataset
+    networks, etas = [trial.network for trial in trials], [trial.eta for trial in trials]
+    problem = dataset.x, dataset.y, resolve(cell.init.loss)
+    engine = engines.build_for(cell, job.engine, networks, *problem, etas, progress.at_once, job.ranks)
+    if progress.engine is not None:
+        engine.load_state_dict(progress.engine)
+    return engine
+
+
+def _save(trials: Sequence[_Trial], engine: engines.StepEngine, clock: _Clock) -> float:
+    """Store how far trials are; returns when the next time is due, a `CHECKPOINT_SHARE` of the time away."""
+    clock.count(trials)
+    started = clock.at
+    stored = [trial.save(engine) for trial in trials]
+    clock.count(trials)
+    return clock.at + max(trials[0].job.checkpoint_seconds, any(stored) * (clock.at - started) / CHECKPOINT_SHARE)
+
+
+def _of_its_own(value: Tensor) -> Tensor:
+    """A tensor that is all of its storage, which is what `torch.save` writes."""
+    return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
+
+
+def _known_losses(statistics: Mapping[str, object]) -> dict[str, float | None] | None:
+    """The losses at w_0, which were found with the statistics; None where they were not."""
+    losses = {column.name: known(statistics.get(column.name)) for column in EVALUATION}
+    return None if losses["train_loss"] is None else losses
+
+
+def _check_weights(job: Job, network: nn.Module) -> None:
+    """Raise `InputError` where a network is not the one of which the statistics are: its h would be another's."""
+    row, init = job.statistics, job.init
+    found = row.get("w0_digest") if row.get("init_id") == init.init_id else None
+    if isinstance(found, str) and not fingerprint.has(network, found):
+        raise InputError(
+            f"model {init.model.label} at width {init.width}, seed {init.seed}, draws other weights each time it is "
+            "built: its trial would not begin where its statistics were taken; let the builder draw from torch, numpy "
+            "or random, which are seeded for it, and from no generator of its own without a fixed seed."
+        )
+
+
+def failed_row(job: Job, error: str) -> Row:
+    """The row of a cell that could not be run."""
+    return {
+        **inherited(job.statistics),
+        **describe(job.sweep, job.init),
+        **describe_cell(job.cell),
+        "status": FAILED,
+        "budget": job.budget or None,
+        "error": error,
+        "iterations_done": 0,
+        **where(torch.device("cpu")),
+    }
+
+
+def _advance(engine: engines.StepEngine, trials: Sequence[_Trial], until: int, device: torch.device) -> None:
+    """Some of the steps before the next evaluation: whole blocks of the engine's, some `AT_ONCE_SECONDS` long.
+
+    How many they are decides no bit of the result, for blocks begin where they would in one call.
+    """
+    cell, progress = trials[0].cell, trials[0].progress
+    done, block = progress.iteration, engine.block(cell.batch_size)
+    steps = min(STEPS_AT_ONCE, trials[0].batches.at_once)
+    if done == 0:
+        steps = min(steps, block)
+    elif progress.step_seconds > 0:
+        steps = min(steps, int(AT_ONCE_SECONDS * done / (progress.step_seconds * len(trials))))
+    steps = min(max(steps // block, 1) * block, until - done)
+    begun = time.perf_counter()
+    with drawing(int(cell.cell_id, 16) >> 1, device, progress.draws) as draws:
+        engine.run(*(trial.batches.take(done, steps) for trial in trials))
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    took = time.perf_counter() - begun
+    for trial in trials:
+        trial.progress.step_seconds += took / len(trials)
+        trial.progress.iteration += steps
+        trial.progress.draws = draws

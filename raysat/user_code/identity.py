@@ -1,0 +1,243 @@
+"""The identity of user code: which of it a result is of, and whether it has changed since.
+
+It is decided twice, each time by syntax (`raysat.user_code.syntax`), so that no comment, no layout and no second
+function beside the one that is used counts.
+
+**Before the run**: what a reference `module:function` reaches in its own module and in those of the user's that are
+imported with it. Its digest is part of the identity of each initialization and cell (`Code`); where it is another one
+than that of a results folder, the folder holds another sweep.
+
+**As it runs**: the user's files that are imported until a row is made, also inside of functions, by `importlib`, or by
+path, with their digests, stand in that row (`user_files`). Where one of them has changed, or is gone, the row is of
+other code: its cell runs again.
+
+The user's files are those below the folder of the sweep file and the folders on `sys.path`, the installation apart;
+packages that are installed in place (`pip install -e`) are among them. Names are those relative to these folders, the
+same on every machine; a file elsewhere has its whole path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from raysat.spec.cells import Initialization, identity, is_reference
+from raysat.user_code import plugins
+from raysat.user_code.syntax import digest, digests
+
+Files = dict[str, str]
+"""Digests by file."""
+
+_NOTHING = digest("")
+
+_recordings: list[dict[str, str]] = []
+
+
+class Code(NamedTuple):
+    """The code of a sweep, as it stands in `sweep.json`.
+
+    Attributes:
+        files: What each reference reaches of each file, by reference.
+        ids: What stands for it in the identity of initializations, by the references that they name. An id stays as it
+            was when the results folder was made, whichever way of making one has come since.
+    """
+
+    files: dict[str, Files]
+    ids: dict[str, str]
+
+    @classmethod
+    def of(cls, sources: plugins.Sources, groups: Iterable[Iterable[str]], before: object, earlier: str) -> Code:
+        """The code of groups of references, each of which an initialization names.
+
+        Args:
+            sources: The user's modules.
+            groups: The groups.
+            before: What stands in the results folder: the same as plain data, of an earlier raysat the digest of
+                texts, or nothing.
+            earlier: That digest now.
+        """
+        groups = [tuple(group) for group in groups]
+        files = {one: reached((one,), sources, deep=False) for group in groups for one in group}
+        known = before["ids"] if isinstance(before, Mapping) else {}
+        if earlier and before == earlier:
+            known = {" ".join(group): earlier for group in groups}
+        ids = {}
+        for group in groups:
+            own = identity("code", {one: files[one] for one in group})[:16] if group else ""
+            ids[" ".join(group)] = known.get(" ".join(group), own)
+        return cls(files, ids)
+
+    def plain(self, before: object) -> dict | str:
+        """As it is stored, with what is known of references that are not named any more."""
+        if not isinstance(before, Mapping):
+            before = {"files": {}, "ids": {}}
+        both = {"files": {**before["files"], **self.files}, "ids": {**before["ids"], **self.ids}}
+        return both if both["files"] else ""
+
+
+def differences(before: object, now: object) -> list[str]:
+    """The files that have changed since a results folder was made.
+
+    Of a folder of an earlier raysat's, which has a digest of all their texts, one of them has changed, if any.
+
+    Args:
+        before: The code that stands in it.
+        now: The code now, both as plain data.
+    """
+    if not isinstance(now, Mapping):
+        return []
+    if isinstance(before, str) and before:
+        named = sorted({file for files in now["files"].values() for file in files})
+        return [] if before in now["ids"].values() else [" or ".join(named)]
+    changed = set()
+    for reference, there in (before["files"] if isinstance(before, Mapping) else {}).items():
+        here = now["files"].get(reference, there)
+        changed |= {file for file in {*here, *there} if here.get(file, _NOTHING) != there.get(file, _NOTHING)}
+    return sorted(changed)
+
+
+def references_of(*names: object) -> tuple[str, ...]:
+    """Those of some names that are import paths, in order."""
+    return tuple(sorted({name for name in names if isinstance(name, str) and is_reference(name)}))
+
+
+def reached(references: tuple[str, ...], sources: plugins.Sources, *, deep: bool) -> Files:
+    """What some references reach of each file; with `deep` also by imports inside of functions."""
+    return dict(_reached(references, tuple(sorted(sources.items(), key=lambda item: item[0])), deep))
+
+
+@lru_cache(maxsize=64)
+def _reached(references: tuple[str, ...], sources: tuple, deep: bool) -> Files:
+    texts = {name: source.text for name, source in sources}
+    packages = {name for name, source in sources if source.is_package}
+    found = digests(references, texts, packages, deep=deep)
+    of = dict(sources)
+    whole = {name: digest(of[name].text) for name in found if not of[name].travels}  # each machine has its own
+    return {plugins.file_of(name, of[name].path): one for name, one in (found | whole).items()}
+
+
+@contextmanager
+def recorded() -> Iterator[dict[str, str]]:
+    """Note the files that Python executes while the block lasts, by path, with their texts."""
+    _listen()
+    files: dict[str, str] = {}
+    _recordings.append(files)
+    try:
+        yield files
+    finally:
+        _recordings.pop()
+
+
+@cache
+def _listen() -> None:
+    """Hear of all that Python executes: an import however it is made, and in no other way of all of them."""
+    sys.addaudithook(_heard)
+
+
+def _heard(event: str, arguments: tuple) -> None:
+    if event != "exec" or not _recordings:
+        return
+    code = arguments[0]
+    path = getattr(code, "co_filename", "")
+    if not path.endswith(".py") or code.co_name != "<module>":
+        return
+    path = os.path.abspath(path)
+    if not plugins.is_installed(Path(path)) and (text := _text(path)) is not None:
+        note({path: text})
+
+
+def note(files: Mapping[str, str]) -> None:
+    """Count files as executed now, which were when something was made that is used again."""
+    for recording in _recordings:
+        recording.update({path: text for path, text in files.items() if path not in recording})
+
+
+def _text(path: str) -> str | None:
+    """The text of a file that is executed; None where there is none, as of one that was compiled elsewhere."""
+    for source in plugins.installed().values():
+        if source.path == path and source.travels:
+            return source.text
+    try:
+        return plugins.read(Path(path))
+    except (OSError, ValueError, SyntaxError):
+        return None
+
+
+def user_files(init: Initialization) -> str | None:
+    """The user's files that have been imported, as JSON for a row; null where nobody has noted any."""
+    if not _recordings:
+        return None
+    sources, found = plugins.installed(), {}
+    own = reached(references_of(init.dataset, init.loss, init.model.builder), sources, deep=True)
+    here = folders(sources)
+    travelled = {plugins.file_of(name, source.path) for name, source in sources.items() if source.travels}
+    modules = {str(path): name for name, path in plugins.imported()}
+    for path, text in dict(_recordings[-1]).items():  # another thread may import meanwhile
+        name = modules.get(path, "")
+        file = plugins.file_of(name, path) if name else _called(Path(path), here)
+        if file:
+            found[file] = own[file] if file in own and file in travelled else digest(text)
+    return json.dumps(found, sort_keys=True) if found else None
+
+
+@dataclass(frozen=True)
+class Present:
+    """The user's files as they are now.
+
+    Attributes:
+        sources: The user's modules.
+        folders: Where other files are looked for.
+        references: The references whose modules these are.
+    """
+
+    sources: plugins.Sources
+    folders: tuple[Path, ...]
+    references: tuple[str, ...]
+
+    @classmethod
+    def here(cls, init: Initialization) -> Present:
+        """As a job has them."""
+        sources, own = plugins.installed(), references_of(init.dataset, init.loss, init.model.builder)
+        return cls(sources, folders(sources) if own else (), own)
+
+    def changed(self, row: Mapping[str, object]) -> list[str]:
+        """The files that have changed, or are gone, since a row of `trials` or `ntk` was made."""
+        own = references_of(row["dataset"], row["loss"], row["model"])
+        if not isinstance(row.get("user_files"), str) or not set(own) <= set(self.references):
+            return []
+        return [file for file, one in json.loads(row["user_files"]).items() if self._digest(own, file) != one]
+
+    def _digest(self, references: tuple[str, ...], file: str) -> str | None:
+        if found := reached(references, self.sources, deep=True).get(file):
+            return found
+        places = [folder / file for folder in self.folders]
+        name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+        for path in [*places, plugins.found(name)]:
+            try:
+                if path is not None:
+                    return digest(plugins.read(path))
+            except (OSError, ValueError, SyntaxError):
+                continue
+        return None
+
+
+def folders(sources: plugins.Sources) -> tuple[Path, ...]:
+    """The user's folders: those of modules and what else is on `sys.path`, the innermost first."""
+    files = ((source.path, plugins.file_of(name, source.path)) for name, source in sources.items() if source.path)
+    roots = {Path(path.removesuffix(file)) for path, file in files}
+    roots |= {Path(folder).resolve() for folder in sys.path if Path(folder or ".").is_dir()}
+    return tuple(sorted(roots, key=lambda folder: -len(folder.parts)))
+
+
+def _called(path: Path, folders: Iterable[Path]) -> str:
+    """How a file is called; empty for one that is not the user's, or that a program has written."""
+    inside = next((path.relative_to(folder) for folder in folders if folder in path.parents), path)
+    made = any(part.startswith((".", "torchinductor_")) for part in inside.parts)
+    return "" if made else PurePath(inside).as_posix()
