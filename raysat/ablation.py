@@ -13,7 +13,7 @@ from functools import partial
 from raysat.analysis import load, usable
 from raysat.analysis.ablation import ablation, show
 from raysat.errors import InputError
-from raysat.messages.command import command
+from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
 from raysat.plots.ablation import figure
 from raysat.storage.files import location, output_option, write_aside, written
@@ -22,7 +22,7 @@ from raysat.storage.files import location, output_option, write_aside, written
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m raysat.ablation", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program("raysat.ablation"), description=__doc__.splitlines()[0])
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     output_option(parser)
     options = parser.parse_args(arguments)

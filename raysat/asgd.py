@@ -31,7 +31,7 @@ from raysat.driver.plan import plan
 from raysat.errors import InputError, whole
 from raysat.executor import OnRay, with_server
 from raysat.losses import resolve
-from raysat.messages.command import command
+from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
 from raysat.saturation.fits import student_t
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness, places, share_beyond
@@ -245,7 +245,7 @@ def _put(network: nn.Module, weights: Sequence[Tensor]) -> None:
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m raysat.asgd", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program("raysat.asgd"), description=__doc__.splitlines()[0])
     parser.add_argument("file", type=Path, help="a sweep file, of which the first cell is run")
     parser.add_argument("--learners", type=int, default=4, help="p [4]")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a field of the sweep")

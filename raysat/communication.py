@@ -29,7 +29,7 @@ from scipy.optimize import nnls
 
 from raysat.analysis import GROUP, READING, analyze, by_evidence, comparable, load, method, setting
 from raysat.errors import InputError, whole
-from raysat.messages.command import command
+from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
 from raysat.sgd.allreduce import BACKENDS, Link, Measurement, fit, measure, read
 from raysat.storage.files import location, output_option, write_aside, written
@@ -212,7 +212,7 @@ def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float]
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m raysat.communication", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program("raysat.communication"), description=__doc__.splitlines()[0])
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(

@@ -21,7 +21,7 @@ from rich.text import Text
 from raysat.driver import sweepfile
 from raysat.driver.plan import plan
 from raysat.errors import InputError
-from raysat.messages.command import command
+from raysat.messages.command import command, program
 from raysat.messages.failures import first_sentence
 from raysat.messages.terminal import Terminal
 from raysat.status import other_driver
@@ -158,7 +158,7 @@ def changed_code(store: Store, file: Path) -> tuple[str, ...]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0 where the folder is sound, 1 where something is found, 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="python -m raysat.doctor", description="Say whether a results folder is sound, and repair it if asked."
+        prog=program("raysat.doctor"), description="Say whether a results folder is sound, and repair it if asked."
     )
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     parser.add_argument("--repair", action="store_true", help="move what is wrong into set-aside/; nothing is deleted")

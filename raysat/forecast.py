@@ -30,7 +30,7 @@ from raysat.analysis import number
 from raysat.driver import sweepfile
 from raysat.driver.plan import plan
 from raysat.errors import InputError
-from raysat.messages.command import command
+from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
 from raysat.saturation.fits import critical_batch, steps_to_target
 from raysat.saturation.formulas import beta
@@ -191,7 +191,7 @@ def show(name: str, made: Forecast, console: Console) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: the statistics of a sweep's first seed, in this process, and what follows from them."""
     parser = argparse.ArgumentParser(
-        prog="python -m raysat.forecast", description="Forecast a sweep from the statistics at initialization alone."
+        prog=program("raysat.forecast"), description="Forecast a sweep from the statistics at initialization alone."
     )
     parser.add_argument("file", type=Path, help="a sweep file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a field of the sweep")

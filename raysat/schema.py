@@ -1,7 +1,21 @@
 """The columns of the tables (`raysat.storage.schema`), under the name that documents and scripts have."""
 
+import argparse
+import sys
+
+from raysat.messages.command import program
 from raysat.storage.schema import *  # noqa: F403
 from raysat.storage.schema import as_markdown
 
-if __name__ == "__main__":
+
+def main() -> int:
+    """Print every column of every table as Markdown, which is docs/columns.md."""
+    argparse.ArgumentParser(
+        prog=program("raysat.schema"), description="Print every column of every table."
+    ).parse_args()
     print(as_markdown(), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from rich.text import Text
 
 from raysat.driver.progress import SHOWN, running_line, summary_line
-from raysat.messages.command import command
+from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
 from raysat.storage.schema import DIVERGED, FAILED, FINISHED
 from raysat.storage.store import Store
@@ -105,7 +105,7 @@ def _name(heard: Mapping) -> str:
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 where there is no sweep."""
-    parser = argparse.ArgumentParser(prog="python -m raysat.status", description="Say how a sweep stands.")
+    parser = argparse.ArgumentParser(prog=program("raysat.status"), description="Say how a sweep stands.")
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     options = parser.parse_args(argv)
     store = Store(options.root)

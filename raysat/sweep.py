@@ -36,7 +36,7 @@ from raysat.driver.queue import Agenda, groups
 from raysat.errors import InputError
 from raysat.executor import ExecutorDied, InProcess, OnRay
 from raysat.losses import resolve
-from raysat.messages.command import command
+from raysat.messages.command import command, program
 from raysat.messages.failures import by_cause, named, said, traced
 from raysat.messages.terminal import Terminal
 from raysat.sgd import cost
@@ -191,7 +191,7 @@ def _output(command: Sequence[str]) -> str | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m raysat.sweep",
+        prog=program("raysat.sweep"),
         description="Run a sweep. The same command again runs only what is missing.",
     )
     parser.add_argument("file", type=Path, help="a sweep file: plain Python that ends with 'sweep = Sweep(...)'")

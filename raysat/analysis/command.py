@@ -9,7 +9,7 @@ from rich.text import Text
 
 from raysat.analysis.summary import print_summary
 from raysat.analysis.tables import analyze_folder, load, save
-from raysat.messages.command import command
+from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
 from raysat.storage.files import location, output_option, written
 
@@ -18,7 +18,7 @@ from raysat.storage.files import location, output_option, written
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line: analyze a results folder and print the table."""
     parser = argparse.ArgumentParser(
-        prog="python -m raysat.analysis", description="Fit the critical batch sizes of a sweep and print them."
+        prog=program("raysat.analysis"), description="Fit the critical batch sizes of a sweep and print them."
     )
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     output_option(parser)

@@ -23,6 +23,7 @@ import torch
 from raysat.data.dataset import Dataset
 from raysat.data.loading import load
 from raysat.data.sources import user
+from raysat.spec import catalogue
 from raysat.spec.cells import is_reference
 
 try:
@@ -90,7 +91,7 @@ def _load(name: str, n_train: int | None, n_test: int | None, preprocessing: str
 def _code() -> str:
     """Digest of the modules that make a data set, so that a change of theirs is not missed. Read once a process."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
+    for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(catalogue.__file__)):
         digest.update(source.read_bytes())
     return digest.hexdigest()
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from raysat.messages.command import command
+from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
 from raysat.report import compare, finish
 from raysat.storage.files import location, output_option
@@ -17,7 +17,7 @@ from raysat.storage.store import Store, reached
 def main(argv: Sequence[str] | None = None) -> int:
     """Analyze a results folder, draw its figures and write its page; of a folder of several, the page that compares."""
     parser = argparse.ArgumentParser(
-        prog="python -m raysat.report",
+        prog=program("raysat.report"),
         description="Write the fits, the figures and the report of a sweep, or compare the sweeps of a folder.",
     )
     parser.add_argument(

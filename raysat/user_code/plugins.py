@@ -264,7 +264,7 @@ def is_installed(path: Path) -> bool:
 @cache
 def _installation() -> tuple[Path, ...]:
     python = (sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib"))
-    return (*map(Path, python), *(Path(folder).resolve() for folder in python), Path(__file__).resolve().parent)
+    return (*map(Path, python), *(Path(folder).resolve() for folder in python), Path(__file__).resolve().parents[1])
 
 
 @cache
