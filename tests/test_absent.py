@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from analysis.test_analysis import full, printed, tables
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
-from test_analysis import full, printed, tables
 
 from raysat import plots
 from raysat.analysis import analyze, number, scatter, widths

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from report.test_report import Page
 from rich.console import Console
-from test_report import Page
 
 import raysat
 from raysat import ablation, plots

@@ -10,8 +10,8 @@ from tempfile import TemporaryDirectory
 import pandas as pd
 import pytest
 from another_user import other_user
+from report.test_report import Page
 from rich.console import Console
-from test_report import Page
 
 from raysat import ablation
 from raysat.analysis import main as analysis_main

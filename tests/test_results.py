@@ -3,8 +3,8 @@ import subprocess
 import sys
 
 import pytest
+from analysis.test_analysis import SIZES, full, grid_of, results, trial
 from matplotlib.figure import Figure
-from test_analysis import SIZES, full, grid_of, results, trial
 
 import raysat
 

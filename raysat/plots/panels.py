@@ -17,8 +17,8 @@ from raysat.text import printable
 
 MARKERS = "osD^vP*X<>hd"
 INK, FIT, STAR, SOFT = "black", "#0072b2", "#d55e00", "0.45"
-"""Colours. Those of the fit and of b_star are Okabe and Ito's; tests/test_plots.py says how far apart all four are to
-colour-blind eyes."""
+"""Colours. Those of the fit and of b_star are Okabe and Ito's; tests/plots/test_plots.py says how far apart all four
+are to colour-blind eyes."""
 
 
 def panels_of(table: pd.DataFrame, *, sharey: bool = False) -> tuple[Figure, dict[tuple, Axes]]:

@@ -14,9 +14,9 @@ from pathlib import Path
 import chromium
 import pandas as pd
 import pytest
+from analysis.test_analysis import full, grid_of, results, trial
+from analysis.test_efficiency import timed
 from rich.console import Console
-from test_analysis import full, grid_of, results, trial
-from test_efficiency import timed
 
 from raysat.report import compare, finish
 from raysat.spec.stepsizes import grid, theory
@@ -347,7 +347,7 @@ def test_a_page_of_little_loads_too(browser, tmp_path, made):
 
 
 def test_a_page_of_300_trials_is_small(browser, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
     from report import write
 
     write(tmp_path / "made", 300)

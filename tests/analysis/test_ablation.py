@@ -171,7 +171,7 @@ def test_on_mnist_the_mean_gradient_norm_rises_with_batch_size_and_learners(real
         **{"batch_sizes": [16, 256], "trainings": "[asynchronous(1),asynchronous(8)]", "seeds": 2},
     }
     settings = [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
-    path = Path(__file__).parents[1] / "sweeps" / "asgd.py"
+    path = Path(__file__).parents[2] / "sweeps" / "asgd.py"
     assert sweep.main([str(path), *settings, "--results", str(tmp_path), "--inline", "--quiet"]) == 0
     trials, curves = (pd.read_parquet(tmp_path / "budget" / name) for name in ("trials", "curves"))
     table = ablation.ablation(trials, curves).pivot(index="batch_size", columns="learners")

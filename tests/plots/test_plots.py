@@ -4,10 +4,10 @@ from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
+from analysis.test_analysis import SIZES, analyzed, full, grid_of, refused_ntk, tables, trial, without_statistics
+from analysis.test_efficiency import timed
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from test_analysis import SIZES, analyzed, full, grid_of, refused_ntk, tables, trial, without_statistics
-from test_efficiency import timed
 
 from raysat.analysis import analyze
 from raysat.plots import CAPTIONS, costs, exponents, loss_curves, plates, save, steps

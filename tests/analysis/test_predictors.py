@@ -4,7 +4,7 @@ import numpy as np
 import oracles
 import pyarrow as pa
 import pytest
-from test_analysis import SIZES, analyzed, full, refused_ntk, tables, trial, without_statistics
+from analysis.test_analysis import SIZES, analyzed, full, refused_ntk, tables, trial, without_statistics
 
 from raysat import Sweep, data, linear, models, theory
 from raysat.analysis import READING, analyze

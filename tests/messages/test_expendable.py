@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pandas as pd
 import pytest
-from test_failures import SMALL, filled_after_a_trial, small_disk  # noqa: F401
+from messages.test_failures import SMALL, filled_after_a_trial, small_disk  # noqa: F401
 
 from raysat import report, status
 from raysat import sweep as command

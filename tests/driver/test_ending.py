@@ -263,7 +263,7 @@ def test_whatever_ray_raises_at_its_start_is_a_sentence(tmp_path, monkeypatch):
 
 
 def test_the_documentation_has_every_exit_code():
-    page = (Path(__file__).parent.parent / "docs" / "storage.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "storage.md").read_text()
     table = page.partition("## How a sweep ends")[2].partition("\n## ")[0]
     codes = [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)]
     signals = [128 + number for number in ending.SIGNALS]

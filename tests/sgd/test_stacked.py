@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from test_engines import OUTPUTS, N, problem
+from sgd.test_engines import OUTPUTS, N, problem
 from torch import nn
 
 from raysat import Sweep, Training, fixed, linear, mlp, models, resnet, theory

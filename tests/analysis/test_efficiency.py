@@ -4,9 +4,9 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pandas as pd
 import pytest
+from analysis.test_analysis import SIZES, analyzed, full, printed, tables, trial
 from hypothesis import given
 from hypothesis import strategies as st
-from test_analysis import SIZES, analyzed, full, printed, tables, trial
 
 from raysat.analysis import analyze, what_to_use
 from raysat.analysis.efficiency import CHOICES, COSTS, WASTE, cheapest, costs, largest_within, trials_at_once

@@ -6,8 +6,7 @@ from html import unescape
 from html.parser import HTMLParser
 
 import pytest
-from rich.console import Console
-from test_analysis import (
+from analysis.test_analysis import (
     SIZES,
     analyzed,
     full,
@@ -19,7 +18,8 @@ from test_analysis import (
     under_a_budget,
     without_statistics,
 )
-from test_efficiency import timed
+from analysis.test_efficiency import timed
+from rich.console import Console
 
 from raysat.analysis import THEORY_CAVEAT, number, setting, summary, what_to_use
 from raysat.errors import InputError
