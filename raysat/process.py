@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 LASTING = (SEARCH_PATH, ENVIRONMENT, LIBRARIES)
 """The states that an import or a builder may set for what comes later in its job."""
 
+FROM_A_FILE = (SEARCH_PATH, ENVIRONMENT)
+"""Those that a sweep file may set for all of its jobs, in whichever process they run."""
+
 _for_good: list[str] = []
 
 
