@@ -22,7 +22,10 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
+from raysat import ending
+from raysat.failures import named
 from raysat.states import ENVIRONMENT, LIBRARIES, SEARCH_PATH, State, generators, set_generators, states
+from raysat.validation import InputError
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +49,17 @@ def undisturbed(but: Iterable[str] = ()) -> Iterator[None]:
 
     Args:
         but: The names of states that are left alone.
+
+    Raises:
+        InputError: A user's code has raised KeyboardInterrupt, which would end the sweep as Ctrl-C does.
     """
     recorded = [(state, _value(state)) for state in states() if state.name not in but]
     try:
         yield
+    except KeyboardInterrupt as error:
+        if ending.is_of_a_signal():
+            raise
+        raise InputError(f"the sweep's own code raised {named(error)}, and nobody pressed Ctrl-C: mend it.") from error
     finally:
         for state, before in recorded:
             _put_back(state, before)
