@@ -255,10 +255,7 @@ def _root(name: str, path: Path) -> Path | None:
 
 def is_own(name: str, path: Path) -> bool:
     """Whether a module is the user's own, wherever it lies; those that are installed in place are."""
-    top = name.partition(".")[0]
-    if _root(name, path) is None or top in sys.stdlib_module_names:
-        return False
-    return not is_installed(path.resolve())
+    return _root(name, path) is not None and not is_installed(path.resolve())
 
 
 def is_installed(path: Path) -> bool:

@@ -156,6 +156,22 @@ def test_a_link_to_a_file_of_another_name_is_the_file_that_its_place_says(projec
     assert says in run()[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("antigravity.py", "import antigravity as last"),  # also a module of Python's, which nobody has imported
+        ("my_head.txt", "import importlib.machinery as m\n"
+         "    last = m.SourceFileLoader('my_text', __file__.replace('my_model.py', 'my_head.txt')).load_module()"),
+    ],
+)  # fmt: skip
+def test_a_file_counts_whatever_it_is_called(project, run, name, head):
+    (project / "my_head.py").rename(project / name)
+    (project / "my_model.py").write_text(PLAIN.replace("import my_head as last", head))
+    assert run()[0] == 0
+    replace(project / name, "torch.nn.Linear(width, outputs)", "torch.nn.Linear(width, outputs, bias=False)")
+    assert f"{name} changed since 2 cells had ended" in run()[1]
+
+
 def test_a_module_that_the_sweep_file_has_imported_too_counts_for_the_rows_that_use_it(project, run, monkeypatch):
     lib = project / "my_lib"
     lib.mkdir()
