@@ -46,6 +46,7 @@ DISTURBANCES = {
     "default dtype": "torch.set_default_dtype(torch.float64)",
     "default device": "torch.set_default_device('meta')",
     "a device entered": "torch.device('meta').__enter__()",
+    "kept tensors": "torch.autograd.graph.saved_tensors_hooks(lambda one: one, lambda one: 2 * one).__enter__()",
     "grad mode": "torch.set_grad_enabled(False)",
     "threads": "torch.set_num_threads(3)",
     "deterministic": "torch.use_deterministic_algorithms(True, warn_only=True)",
