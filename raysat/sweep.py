@@ -28,7 +28,7 @@ from rich.table import Table
 
 from raysat import data
 from raysat.compute import matmul
-from raysat.driver import ending, sweepfile
+from raysat.driver import sweepfile
 from raysat.driver.adaptive import Finding
 from raysat.driver.loop import run, stored_statistics
 from raysat.driver.plan import Plan, network_of, plan
@@ -36,6 +36,7 @@ from raysat.driver.queue import Agenda, groups
 from raysat.errors import InputError
 from raysat.executor import ExecutorDied, InProcess, OnRay
 from raysat.losses import resolve
+from raysat.messages import ending
 from raysat.messages.command import command, program
 from raysat.messages.failures import by_cause, named, said, traced
 from raysat.messages.terminal import Terminal
@@ -218,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code, one of `raysat.driver.ending`, or 130 and its like after a signal."""
+    """The command. Returns the exit code, one of `raysat.messages.ending`, or 130 and its like after a signal."""
     options = _parser().parse_args(arguments)
     console = Terminal(file=sys.stdout)
     # What it would warn of is in its rows, and shown from there.

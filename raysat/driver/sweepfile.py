@@ -66,7 +66,7 @@ def load(path: Path) -> Sweep:
     module.__file__ = str(path)
     sys.path.insert(0, str(path.resolve().parent))
     try:
-        with process.undisturbed(but=process.LASTING):
+        with process.undisturbed(but=process.FROM_A_FILE):
             exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -23,7 +23,7 @@ GRACE = 8.0
 for what has died, and Ray's core ends the process from some 14 seconds on."""
 
 EXIT_CODE = 4
-"""Of a process whose main thread takes longer (`raysat.driver.ending.NO_CLUSTER`)."""
+"""Of a process whose main thread takes longer (`raysat.messages.ending.NO_CLUSTER`)."""
 
 KNOCKS = 5.0
 """Seconds between two looks whether the GCS of somebody else's cluster answers."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib import rc_context, rc_file_defaults
 from rich.console import Console
 from rich.text import Text
 
@@ -59,8 +60,10 @@ def finish(root: Location | str, console: Console, output: Location | str | None
         analysis = attempt("The analysis", lambda: material.analysis)
         if analysis is not None:
             save(analysis, output)
-        made = attempt("The figures", lambda: _plates(material, attempt)) or []
-        plots.save(made, output / "figures", attempt)
+        with rc_context():
+            rc_file_defaults()  # and not what a user's code may have set in this process
+            made = attempt("The figures", lambda: _plates(material, attempt)) or []
+            plots.save(made, output / "figures", attempt)
         files = {plate.name: output / "figures" / f"{plate.name}.png" for plate in made}
         images = [(plate, files[plate.name].read_bytes()) for plate in made if files[plate.name].exists()]
         html = render(material, images, attempt)

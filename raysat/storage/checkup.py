@@ -14,7 +14,7 @@ from raysat.storage.belongings import strangers, unfinished
 from raysat.storage.checkpoint import Progress
 from raysat.storage.partfiles import KEYS, MERGED
 from raysat.storage.recall import Recall, sweep_of
-from raysat.storage.schema import FINISHED, SCHEMA_VERSION, TABLES
+from raysat.storage.schema import FINISHED, SCHEMA_VERSION, TABLES, arrow_schema
 
 FEW = 3
 """Ids or files that are named of many."""
@@ -45,7 +45,8 @@ class Contents:
     def rows(self, table: str) -> pd.DataFrame:
         """All rows of a table, each once, with the part-file in which each was found."""
         frames = [part.assign(file=path) for path, part in self.parts[table].items()]
-        rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*KEYS[table], "file"])
+        columns = [*arrow_schema(table).names, "file"]
+        rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
         return rows.drop_duplicates(KEYS[table], ignore_index=True)
 
 

@@ -84,12 +84,15 @@ def begun(job: Job) -> Iterator[None]:
 
     The generators are for what else draws, as a network may that is only evaluated.
     """
+    init = job.init
     with ExitStack() as stack:
-        if job.sources:
+        if job.sources or identity.references_of(
+            init.dataset, init.loss, init.model.builder
+        ):  # also of what is installed
             stack.enter_context(process.undisturbed())
             stack.enter_context(plugins.anew(job.sources))
             stack.enter_context(identity.recorded())
-        stack.enter_context(seeded(job.init.seed))
+        stack.enter_context(seeded(init.seed))
         yield
 
 

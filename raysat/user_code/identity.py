@@ -146,7 +146,7 @@ def _heard(event: str, arguments: tuple) -> None:
         return
     code = arguments[0]
     path = getattr(code, "co_filename", "")
-    if not path.endswith(".py") or code.co_name != "<module>":
+    if path[:1] == "<" or code.co_name != "<module>":
         return
     path = os.path.abspath(path)
     if not plugins.is_installed(Path(path)) and (text := _text(path)) is not None:

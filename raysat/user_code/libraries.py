@@ -18,6 +18,8 @@ import torch
 
 _WRITTEN = "__code__", "__defaults__"
 
+_METHODS = FunctionType, classmethod, staticmethod, property
+
 
 class _Names(dict):
     """Objects by name, which equal themselves alone, whatever they would say of others."""
@@ -40,6 +42,7 @@ def _library() -> tuple[tuple[object, frozenset[str] | None], ...]:
     modules += [np, np.random, np.linalg, np.fft, random, math, time, json, os, builtins]
     classes = [torch.Tensor, torch.autograd.Function, torch.utils.data.DataLoader, random.Random, pathlib.Path]
     classes += [one for of in (nn, optim, optim.lr_scheduler) for one in vars(of).values() if isinstance(one, type)]
+    classes += [base for one in classes for base in one.__mro__ if base.__module__.startswith("torch.")]
     of_classes = ((one, None) for one in dict.fromkeys(classes) if one.__module__.partition(".")[0] != "typing")
     return (*((one, frozenset(filter(partial(_is_function, one), _names(one, None)))) for one in modules), *of_classes)
 
@@ -49,11 +52,11 @@ def _is_function(module: object, name: str) -> bool:
 
 
 def _names(place: object, names: frozenset[str] | None) -> _Names:
-    """What a module or a class has, of some names or of all but those for itself."""
+    """What a module or a class has, of some names or of all but what it notes for itself."""
     return _Names(
         (name, one)
         for name, one in tuple(vars(place).items())
-        if (name in names if names is not None else name[:1] != "_" or name[:2] == "__" or name == "_call_impl")
+        if (name in names if names is not None else name[:1] != "_" or name[:2] == "__" or isinstance(one, _METHODS))
     )
 
 

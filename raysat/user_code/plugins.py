@@ -21,6 +21,7 @@ import importlib.abc
 import importlib.metadata
 import importlib.util
 import linecache
+import os
 import platform
 import sys
 import sysconfig
@@ -186,12 +187,17 @@ def _with_imports(folder: Path, names: Iterable[str], file: Callable[[str], Path
 def _file(name: str) -> Path | None:
     """The text file that a module was imported from."""
     file = getattr(sys.modules.get(name), "__file__", None)
-    return _text_file(file) if isinstance(file, str) else None
+    return _text_file(name, file) if isinstance(file, str) else None
 
 
 @cache
-def _text_file(file: str) -> Path | None:
-    return Path(file).resolve() if file.endswith(".py") else None
+def _text_file(name: str, file: str) -> Path | None:
+    """A module's file, in the folder where its name begins, and below that as it is called, also by a link."""
+    if not file.endswith(".py"):
+        return None
+    path = Path(os.path.abspath(file))
+    root = _root(name, path)
+    return root.resolve() / path.relative_to(root) if root else path.resolve()
 
 
 def found(name: str) -> Path | None:
@@ -204,8 +210,7 @@ def found(name: str) -> Path | None:
         if spec is None:
             return None
         inside = spec.submodule_search_locations or []
-    path = Path(spec.origin or "")
-    return path.resolve() if path.suffix == ".py" else None
+    return _text_file(name, spec.origin or "")
 
 
 def imported_from(files: Collection[str]) -> dict[str, Source]:
@@ -250,10 +255,7 @@ def _root(name: str, path: Path) -> Path | None:
 
 def is_own(name: str, path: Path) -> bool:
     """Whether a module is the user's own, wherever it lies; those that are installed in place are."""
-    top = name.partition(".")[0]
-    if _root(name, path) is None or top in sys.stdlib_module_names:
-        return False
-    return not is_installed(path)
+    return _root(name, path) is not None and not is_installed(path.resolve())
 
 
 def is_installed(path: Path) -> bool:

@@ -22,12 +22,18 @@ import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
+from raysat.errors import InputError
+from raysat.messages import ending
+from raysat.messages.failures import named
 from raysat.user_code.states import ENVIRONMENT, LIBRARIES, SEARCH_PATH, State, generators, set_generators, states
 
 log = logging.getLogger(__name__)
 
 LASTING = (SEARCH_PATH, ENVIRONMENT, LIBRARIES)
 """The states that an import or a builder may set for what comes later in its job."""
+
+FROM_A_FILE = (SEARCH_PATH, ENVIRONMENT)
+"""Those that a sweep file may set for all of its jobs, in whichever process they run."""
 
 _for_good: list[str] = []
 
@@ -43,10 +49,17 @@ def undisturbed(but: Iterable[str] = ()) -> Iterator[None]:
 
     Args:
         but: The names of states that are left alone.
+
+    Raises:
+        InputError: A user's code has raised KeyboardInterrupt, which would end the sweep as Ctrl-C does.
     """
     recorded = [(state, _value(state)) for state in states() if state.name not in but]
     try:
         yield
+    except KeyboardInterrupt as error:
+        if ending.is_of_a_signal():
+            raise
+        raise InputError(f"the sweep's own code raised {named(error)}, and nobody pressed Ctrl-C: mend it.") from error
     finally:
         for state, before in recorded:
             _put_back(state, before)

@@ -132,6 +132,7 @@ def _of_torch() -> Iterator[State]:
     backends, cuda = torch.backends, torch.backends.cuda
     yield State("default device", _default_device, torch.set_default_device)
     yield State("modes of torch", _modes, _set_modes)
+    yield State("what autograd keeps", _saving, _set_saving)
     yield State("default dtype", torch.get_default_dtype, torch.set_default_dtype)
     yield State("inference mode", torch.is_inference_mode_enabled, lambda _: None)  # only who has entered it can leave
     yield State("grad mode", torch.is_grad_enabled, torch.set_grad_enabled)
@@ -188,6 +189,24 @@ def _set_modes(before: tuple[list, list]) -> None:
             stack._pop_mode()
         for mode in modes:
             stack._push_mode(mode.value)
+
+
+def _saving() -> list:
+    """The hooks of tensors that are kept for gradients which someone has entered and not left."""
+    found = []
+    while pair := torch._C._autograd._top_saved_tensors_default_hooks(True):
+        found.insert(0, [_Itself.of(hook) for hook in pair])
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+    for pair in found:
+        torch._C._autograd._push_saved_tensors_default_hooks(*(hook.value for hook in pair))
+    return found
+
+
+def _set_saving(before: list) -> None:
+    for _ in _saving():
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+    for pair in before:
+        torch._C._autograd._push_saved_tensors_default_hooks(*(hook.value for hook in pair))
 
 
 def _precisions() -> list[tuple[Callable[[object], object], object]]:

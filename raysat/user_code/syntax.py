@@ -132,6 +132,7 @@ class _Walk:
         self.reached: set[Statement] = set()
         self.waiting: list[tuple[str, Statement]] = []
         self.seen: set[tuple[str, tuple[str, ...]]] = set()
+        self.wholes: set[str] = set()
         self.everything = False
         self.anything: set[str] = set()
         """The modules that import what they make up a name for; empty for one that may import itself."""
@@ -163,10 +164,15 @@ class _Walk:
                         self._execute(one)
 
     def whole(self, module: str) -> None:
-        """All of a module counts."""
+        """All of a module counts, and what it imports for others."""
         self.execute(module)
+        if module in self.wholes:  # modules may import each other
+            return
+        self.wholes.add(module)
         for statement in self.modules.get(module, ()):
             self._add(module, statement)
+            for one in statement.imports if statement.is_import else ():
+                self.reach(one.module, (one.attribute,) if one.attribute else ())
 
     def reach(self, module: str, chain: tuple[str, ...]) -> None:
         """What a module has under a name counts; of a module without such a name, all of it."""

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from raysat import InputError, Sweep, fixed, grid, mlp, theory
 from raysat.driver import sweepfile
@@ -44,6 +45,13 @@ def test_a_sweep_file_may_import_what_lies_beside_it(write, tmp_path):
 def test_a_file_that_is_no_sweep_is_refused_with_the_place(write, text, words):
     with pytest.raises(InputError, match=words):
         sweepfile.load(write(text))
+
+
+def test_what_a_file_replaces_of_pytorch_is_put_back(write):
+    """It would hold for jobs in this process, and for none in another."""
+    draw = torch.nn.init.normal_
+    sweepfile.load(write("import torch\ntorch.nn.init.normal_ = None\n" + GOOD))
+    assert torch.nn.init.normal_ is draw
 
 
 def test_a_missing_file_is_named(tmp_path):

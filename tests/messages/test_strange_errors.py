@@ -57,6 +57,7 @@ RAISES = {
     8: lambda: sys.exit(3),
     9: chain,
     10: lambda: throw(ExceptionGroup("several", [ValueError("one"), TypeError("two")])),
+    12: lambda: throw(KeyboardInterrupt("nobody's")),
 }
 
 def load():
@@ -88,6 +89,7 @@ WORDS = {
     8: "SystemExit: 3",
     9: "ValueError: 1999",
     10: "TypeError: two",
+    12: "the sweep's own code raised KeyboardInterrupt: nobody's, and nobody pressed Ctrl-C",
 }
 
 
@@ -106,7 +108,7 @@ def rows(tmp_path):
 
 
 def expect(trials, widths):
-    assert sorted(trials.index) == [*widths, 11]
+    assert sorted(trials.index) == sorted([*widths, 11])
     assert trials.loc[11, "status"] == "completed"
     for width in widths:
         assert trials.loc[width, "status"] == "failed"
@@ -115,13 +117,13 @@ def expect(trials, widths):
 
 
 def test_each_ends_as_a_row_with_its_words_and_runs_again(strange, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("raysat.plots.plates", lambda *_: [])  # of eleven widths, which takes longer than all the rest
+    monkeypatch.setattr("raysat.plots.plates", lambda *_: [])  # of twelve widths, which takes longer than all the rest
     line = [*strange([*WORDS, 11]), "--inline"]
     assert main(line) == 1
     said = capsys.readouterr()
     expect(rows(tmp_path), WORDS)
     assert (tmp_path / "results" / "strange" / "report.html").exists()
-    assert "10 cells failed" in said.err
+    assert "11 cells failed" in said.err
     assert all(words in said.out + said.err for words in WORDS.values())
     assert "\x1b" not in said.out + said.err
     assert max(map(len, said.err.splitlines())) < 500
@@ -131,10 +133,10 @@ def test_each_ends_as_a_row_with_its_words_and_runs_again(strange, tmp_path, cap
 
 
 def test_on_ray_they_travel_as_text(strange, tmp_path):
-    line = [sys.executable, "-m", "raysat.sweep", *strange([1, 4, 5, 6, 7, 8, 11]), "--quiet"]
+    line = [sys.executable, "-m", "raysat.sweep", *strange([1, 4, 5, 6, 7, 8, 12, 11]), "--quiet"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 1, done.stderr
-    expect(rows(tmp_path), [1, 4, 5, 6, 7, 8])
+    expect(rows(tmp_path), [1, 4, 5, 6, 7, 8, 12])
     assert rows(tmp_path)["attempts"].eq(1).all()
 
 

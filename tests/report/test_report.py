@@ -5,6 +5,7 @@ import re
 from html import unescape
 from html.parser import HTMLParser
 
+import matplotlib
 import pytest
 from analysis.test_analysis import (
     SIZES,
@@ -121,6 +122,14 @@ def test_what_users_wrote_is_escaped(tmp_path):
     html, page, _ = finished(results(tmp_path / "toy", made, dataset=script))
     assert html.count("<script") == html.count("</script") == 2  # the data and our own
     assert page.text.count(script) >= 3  # setting, error, configuration
+
+
+def test_figures_are_drawn_as_in_a_process_of_their_own(tmp_path):
+    root = results(tmp_path / "toy", full(seeds=1)[:2])
+    with matplotlib.rc_context({"text.usetex": True, "font.size": -1}):
+        _, _, said = finished(root)
+        assert matplotlib.rcParams["text.usetex"]
+    assert "could not be made" not in said
 
 
 def test_an_unfinished_sweep_has_a_page(tmp_path):

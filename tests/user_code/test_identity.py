@@ -137,6 +137,41 @@ def test_where_a_file_has_changed_its_cells_run_again_and_a_line_names_it(projec
     assert "are finished" in run()[1]
 
 
+@pytest.mark.parametrize(
+    ("link", "file", "says"),
+    [
+        ("my_model.py", "my_model.py", "another sweep (my_model.py changed since)"),
+        ("my_parts", "my_parts/layers.py", "another sweep (my_parts/layers.py changed since)"),
+        ("my_head.py", "my_head.py", "my_head.py changed since 2 cells had ended"),
+    ],
+)
+def test_a_link_to_a_file_of_another_name_is_the_file_that_its_place_says(project, run, link, file, says):
+    there = project / "versions" / link.replace("my_", "second_")
+    there.parent.mkdir()
+    (project / link).rename(there)
+    (project / link).symlink_to(there)
+    assert run()[0] == 0
+    assert file in trials(project).query("model == 'my_model:build'")["user_files"].iloc[0]
+    replace(project / file, "torch.nn", "torch.nn.modules")
+    assert says in run()[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("antigravity.py", "import antigravity as last"),  # also a module of Python's, which nobody has imported
+        ("my_head.txt", "import importlib.machinery as m\n"
+         "    last = m.SourceFileLoader('my_text', __file__.replace('my_model.py', 'my_head.txt')).load_module()"),
+    ],
+)  # fmt: skip
+def test_a_file_counts_whatever_it_is_called(project, run, name, head):
+    (project / "my_head.py").rename(project / name)
+    (project / "my_model.py").write_text(PLAIN.replace("import my_head as last", head))
+    assert run()[0] == 0
+    replace(project / name, "torch.nn.Linear(width, outputs)", "torch.nn.Linear(width, outputs, bias=False)")
+    assert f"{name} changed since 2 cells had ended" in run()[1]
+
+
 def test_a_module_that_the_sweep_file_has_imported_too_counts_for_the_rows_that_use_it(project, run, monkeypatch):
     lib = project / "my_lib"
     lib.mkdir()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from raysat import Sweep, fixed, mlp
 from raysat.driver.plan import plan
@@ -46,6 +47,7 @@ DISTURBANCES = {
     "default dtype": "torch.set_default_dtype(torch.float64)",
     "default device": "torch.set_default_device('meta')",
     "a device entered": "torch.device('meta').__enter__()",
+    "kept tensors": "torch.autograd.graph.saved_tensors_hooks(lambda one: one, lambda one: 2 * one).__enter__()",
     "grad mode": "torch.set_grad_enabled(False)",
     "threads": "torch.set_num_threads(3)",
     "deterministic": "torch.use_deterministic_algorithms(True, warn_only=True)",
@@ -88,7 +90,7 @@ DISTURBANCES = {
 def rows(laid_out):
     """The rows of a sweep's cells, run in this process one after the other, by model; the user's own come first."""
     found = {}
-    for cell in sorted(laid_out.cells, key=lambda cell: cell.init.model.builder != OWN):
+    for cell in sorted(laid_out.cells, key=lambda cell: cell.init.model.builder == "mlp"):
         job = Job("s", cell.init, sources=laid_out.sources)
         statistics = compute_statistics(job)
         ((row, curve, _),) = run_trials(replace(job, cell=cell, statistics=statistics))
@@ -137,6 +139,38 @@ def test_what_user_code_sets_is_put_back_and_reaches_no_other_cell(disturbing, a
     assert own["loss_init"] == own["curve"][0][1]
     assert own["loss_final"] == own["curve"][-1][1]
     assert own["loss_final"] < own["loss_init"]  # they belong to one network, which learns
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (torch.nn.modules.conv._ConvNd, "reset_parameters"),
+        (torch.nn.Conv1d, "_conv_forward"),
+        (torch.nn.modules.batchnorm._BatchNorm, "forward"),
+        (torch.nn.Module, "_apply"),
+    ],
+)
+def test_so_are_methods_of_bases_and_those_that_are_private(owner, name):
+    method = vars(owner)[name]
+    with process.undisturbed():
+        setattr(owner, name, None)
+    assert vars(owner)[name] is method
+
+
+def test_so_is_what_an_installed_package_sets(tmp_path, alone, monkeypatch):
+    """Of which no text travels, so that nothing else says that code runs which is not raysat's."""
+    package = tmp_path / "site-packages"
+    package.mkdir()
+    disturb = "torch.set_default_dtype(torch.float64); nn.init.normal_ = lambda one, *_, **__: one.zero_()"
+    late = "nn.Sequential.forward = lambda self, x, forward=nn.Sequential.forward: (disturb(), forward(self, x))[1]"
+    (package / "their_model.py").write_text(
+        MODEL.format(disturb=disturb).replace("    disturb()\n    size", f"    {late}\n    size")
+    )
+    monkeypatch.syspath_prepend(str(package))
+    laid_out = plan(replace(SWEEP, models=["their_model:build", mlp(1)]), tmp_path)
+    assert not laid_out.sources
+    assert rows(laid_out)["mlp"] == alone
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_each_network_of_a_plan_is_tried_in_the_same_process(disturbing, tmp_path):

@@ -173,3 +173,22 @@ def test_names_that_come_from_elsewhere_than_where_they_are_used_count(main, oth
     assert main.count("return 1") == bool(other)
     changed = {name: text.replace("return 1", "return 2") for name, text in texts.items()}
     assert digests(["my_main:build"], texts, (), deep=True) != digests(["my_main:build"], changed, (), deep=True)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        {"my_main": "from my_names import *\ndef build():\n    return A()\n", "my_names": "from my_layers import A\n"},
+        {"my_main": "from my_names import *\ndef build():\n    return l.A()\n", "my_names": "import my_layers as l\n"},
+        {"my_main": "from my_names import *\ndef build():\n    return A()\n", "my_names": "from my_layers import *\n"},
+        {
+            "my_main": "import my_names\ndef build():\n    return getattr(my_names, 'A')()\n",
+            "my_names": "from my_layers import A\n",
+        },
+    ],
+)
+def test_of_a_module_that_counts_as_a_whole_its_imports_do_too(texts):
+    layers = "class A:\n    size = 1\n"
+    before = digests(["my_main:build"], {**texts, "my_layers": layers}, (), deep=False)
+    after = digests(["my_main:build"], {**texts, "my_layers": layers.replace("1", "2")}, (), deep=False)
+    assert {name for name in before if before[name] != after[name]} == {"my_layers"}

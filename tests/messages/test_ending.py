@@ -10,9 +10,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from raysat.driver import ending
 from raysat.driver import loop as driver
 from raysat.executor import ExecutorDied, OnRay
+from raysat.messages import ending
 from raysat.storage.store import Store
 from raysat.sweep import main
 

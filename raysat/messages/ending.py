@@ -43,6 +43,11 @@ class Signals:
         if self._due is not None and not self._closed:
             raise KeyboardInterrupt(self._due)
 
+    @property
+    def is_unheard(self) -> bool:
+        """Whether no signal has come."""
+        return self._due is None
+
     def close(self) -> None:
         """Let no further signal count."""
         self._closed = True
@@ -61,6 +66,16 @@ class Signals:
         if not self._closed:
             self._due = number
             raise KeyboardInterrupt(number)
+
+
+def is_of_a_signal() -> bool:
+    """Whether the KeyboardInterrupt that passes may be of a signal, and not raised by a user's code as any other error.
+
+    Only the main thread hears signals; and those that `Signals` handles it remembers.
+    """
+    handler = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    unheard = isinstance(handler, Signals) and handler.is_unheard
+    return threading.current_thread() is threading.main_thread() and not unheard
 
 
 @contextmanager
