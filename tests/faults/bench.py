@@ -264,7 +264,9 @@ def allowed(fault: Fault) -> tuple[set[int], bool]:
         ends = {"SIGKILL": -signal.SIGKILL, "SIGTERM": 143, "SIGINT": 130}
         return ({0} if fault.role == "worker" else {ends[fault.signal]}), False
     if fault.action == "raise":  # statistics that are tried in several ways may do without the one that raised
-        return ({130} if fault.raises == "interrupt" and fault.role != "worker" else {0, 1, 2, 4, 5}), False
+        # KeyboardInterrupt ends a sweep where it comes in the driver, and in a job that has heard no signal it fails.
+        interrupted = fault.raises == "interrupt" and fault.role != "worker"
+        return ({1, 130} if interrupted else {0, 1, 2, 4, 5}), False
     mute = {"print", "complain"} <= set(fault.kinds) or fault.name == "terminal"
     return ({0} if fault.name in ("delay", "terminal") else {0, 1, 2, 3}), mute
 
