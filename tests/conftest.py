@@ -21,8 +21,27 @@ settings.register_profile("raysat", deadline=None, derandomize=True)
 settings.load_profile("raysat")
 
 
+SLOW = (
+    *("faults/test_faults.py", "ntk/test_zoo.py", "ntk/test_fuzz.py", "ntk/test_cases.py", "ntk/test_batchnorm.py"),
+    *("storage/test_storage.py", "executor/test_executor.py", "test_sweeps.py", "test_sweep.py", "test_security.py"),
+)
+"""Files whose tests take most of the time."""
+
+
 def pytest_collection_modifyitems(items):
-    """Tests of clusters take longest and come last."""
+    """Mark tests by what they need; those of clusters take longest and come last."""
+    folder = Path(__file__).parent
+    for item in items:
+        path = item.path.relative_to(folder).as_posix()
+        skips = [mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif")]
+        marks = {
+            "slow": path in SLOW,
+            "cluster": path.startswith("cluster/"),
+            "browser": path == "report/test_report_browser.py",
+            "gpu": any("GPU" in reason for reason in skips),
+        }
+        for name in (name for name, holds in marks.items() if holds):
+            item.add_marker(name)
     items.sort(key=lambda item: item.path.parent.name == "cluster")
 
 
