@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -40,9 +41,9 @@ def figure(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     names = ("distance ||w_t - w_0||", "training loss", "test accuracy")
     time = "seconds in steps" if across == "seconds" else "samples"
     for panel, y, x in zip(panels, names, ("iteration t", time, time), strict=True):
-        panel.set(xscale="log", xlabel=x, ylabel=y)
+        panel.set(xscale=_scale(line.get_xdata() for line in panel.lines), xlabel=x, ylabel=y)
         panel.grid(visible=True, color="0.9", linewidth=0.6)
-    panels[1].set_yscale("log")
+    panels[1].set_yscale(_scale(line.get_ydata() for line in panels[1].lines))
     marks = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
     marks += [Line2D([], [], color="black", linewidth=1, linestyle=dash, label=name) for name, dash in dashes.items()]
     legend = drawn.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
@@ -52,6 +53,11 @@ def figure(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure:
 
 
 DASHES = ["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 4)), (0, (5, 1))]
+
+
+def _scale(values: Iterable[np.ndarray]) -> str:
+    """The scale of an axis: logarithmic where one of its values has a logarithm."""
+    return "log" if any(np.any((of > 0) & np.isfinite(of)) for of in values) else "linear"
 
 
 def _joined(kept: pd.DataFrame, names: Sequence[str]) -> pd.Series:

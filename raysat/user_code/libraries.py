@@ -1,4 +1,7 @@
-"""The functions and classes of PyTorch, NumPy and Python that jobs are made of, which user code may change."""
+"""The functions, classes and constants of PyTorch, NumPy, Python and raysat that jobs are made of.
+
+User code may change them. A constant is what nothing but such code binds anew.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import math
 import os
 import pathlib
 import random
+import sys
 import time
 from collections.abc import Iterable
 from functools import cache, partial
@@ -17,6 +21,8 @@ import numpy as np
 import torch
 
 _WRITTEN = "__code__", "__defaults__"
+
+_CONSTANTS = int, float, str, torch.dtype, torch.Generator
 
 _METHODS = FunctionType, classmethod, staticmethod, property
 
@@ -40,15 +46,17 @@ def _library() -> tuple[tuple[object, frozenset[str] | None], ...]:
     modules = [torch, nn, nn.functional, nn.init, nn.utils, torch.autograd, torch.func, torch.linalg, torch.fft]
     modules += [torch.special, torch.random, torch.cuda, torch.utils.data, optim, optim.lr_scheduler]
     modules += [np, np.random, np.linalg, np.fft, random, math, time, json, os, builtins]
+    modules += [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "raysat"]
     classes = [torch.Tensor, torch.autograd.Function, torch.utils.data.DataLoader, random.Random, pathlib.Path]
     classes += [one for of in (nn, optim, optim.lr_scheduler) for one in vars(of).values() if isinstance(one, type)]
     classes += [base for one in classes for base in one.__mro__ if base.__module__.startswith("torch.")]
     of_classes = ((one, None) for one in dict.fromkeys(classes) if one.__module__.partition(".")[0] != "typing")
-    return (*((one, frozenset(filter(partial(_is_function, one), _names(one, None)))) for one in modules), *of_classes)
+    return (*((one, frozenset(filter(partial(_is_kept, one), _names(one, None)))) for one in modules), *of_classes)
 
 
-def _is_function(module: object, name: str) -> bool:
-    return callable(vars(module)[name])
+def _is_kept(module: object, name: str) -> bool:
+    value = vars(module)[name]
+    return callable(value) or isinstance(value, _CONSTANTS)
 
 
 def _names(place: object, names: frozenset[str] | None) -> _Names:

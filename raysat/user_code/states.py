@@ -38,7 +38,7 @@ try:
 except ImportError:  # not a Unix
     resource = None
 
-SEARCH_PATH, ENVIRONMENT, LIBRARIES = "sys.path", "environment variables", "functions of torch, numpy and Python"
+SEARCH_PATH, ENVIRONMENT, LIBRARIES = "sys.path", "environment variables", "parts of torch, numpy, Python and raysat"
 
 
 class State(NamedTuple):

@@ -131,6 +131,13 @@ def test_a_simulation_of_learners_has_no_seconds_of_theirs():
     assert losses.lines[1].get_xdata().tolist() == [4, 12, 40, 400]
 
 
+@pytest.mark.parametrize("value", [0.0, -1.0, np.nan, np.inf])
+@pytest.mark.parametrize("name", ["train_loss", "seconds", "distance_from_init", "test_accuracy"])
+def test_the_figure_is_drawn_whatever_a_curve_has(tmp_path, name, value):
+    trials, curves = tables([0.5])
+    ablation.figure(trials, curves.assign(**{name: value})).savefig(tmp_path / "figure.png")
+
+
 def test_from_a_sweep_to_the_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     path = tmp_path / "ways.py"

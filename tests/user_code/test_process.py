@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+import raysat.trial.train
 from raysat import Sweep, fixed, mlp
 from raysat.driver.plan import plan
 from raysat.executor import OnRay
@@ -148,12 +149,16 @@ def test_what_user_code_sets_is_put_back_and_reaches_no_other_cell(disturbing, a
         (torch.nn.Conv1d, "_conv_forward"),
         (torch.nn.modules.batchnorm._BatchNorm, "forward"),
         (torch.nn.Module, "_apply"),
+        (torch, "float32"),
+        (torch, "default_generator"),
+        (raysat.trial.train, "DIVERGENCE"),
+        (raysat.trial.train, "exponent"),
     ],
 )
-def test_so_are_methods_of_bases_and_those_that_are_private(owner, name):
+def test_so_are_methods_of_bases_those_that_are_private_constants_and_what_raysat_has(owner, name):
     method = vars(owner)[name]
     with process.undisturbed():
-        setattr(owner, name, None)
+        setattr(owner, name, 1)
     assert vars(owner)[name] is method
 
 
