@@ -4,8 +4,8 @@ import argparse
 import sys
 
 from raysat.messages.command import program
+from raysat.storage.columns import as_markdown
 from raysat.storage.schema import *  # noqa: F403
-from raysat.storage.schema import as_markdown
 
 
 def main() -> int:

@@ -6,188 +6,39 @@ import argparse
 import gc
 import logging
 import os
-import platform
-import subprocess
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import fields
-from datetime import UTC, datetime
 from functools import partial
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from raysat import data
 from raysat.compute import matmul
 from raysat.driver import sweepfile
-from raysat.driver.adaptive import Finding
+from raysat.driver.dry_run import show_cost
+from raysat.driver.earlier import findings, set_aside_changed
 from raysat.driver.loop import run, stored_statistics
-from raysat.driver.plan import Plan, network_of, plan
+from raysat.driver.plan import plan
+from raysat.driver.provenance import about
 from raysat.driver.queue import Agenda, groups
 from raysat.errors import InputError
 from raysat.executor import ExecutorDied, InProcess, OnRay
-from raysat.losses import resolve
 from raysat.messages import ending
 from raysat.messages.command import command, program
 from raysat.messages.failures import by_cause, named, said, traced
 from raysat.messages.terminal import Terminal
-from raysat.sgd import cost
 from raysat.sgd.autograd import check_compiler
-from raysat.spec.cells import Cell
 from raysat.spec.sweep import Sweep
 from raysat.status import other_driver
 from raysat.storage.files import Remote, location
-from raysat.storage.schema import FINISHED
 from raysat.storage.store import Store, reached
-from raysat.text import duration
-from raysat.trial.job import load_dataset
-
-
-def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
-    """The dry run: the cells, what each costs in operations, and about how long the whole would take here."""
-    sweep = laid_out.sweep
-    dataset = load_dataset(laid_out.cells[0].init)
-    torch.set_num_threads(sweep.cpus_per_trial)
-    paces: dict[tuple, cost.Pace] = {}
-    for cell in laid_out.cells:
-        if (key := _paced(cell)) not in paces:
-            engine = sweep.engine if cell.training.is_plain else "autograd"  # which the others are made of
-            network = network_of(cell.init, dataset)
-            paces[key] = cost.calibrate(network, dataset.x, dataset.y, resolve(sweep.loss), engine)
-    title = f"{sweep.name}: {len(laid_out.cells)} cells, {len(finished)} finished; {sweep.budget}"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    table.add_column("model", overflow="fold")
-    for name in ("width", "b", "T", "cells", "steps", "evaluations", "time"):
-        table.add_column(name, justify="right", no_wrap=True)
-    groups: dict[tuple, list[Cell]] = {}
-    for cell in sorted(laid_out.cells, key=lambda cell: (cell.init.width, cell.batch_size, cell.iterations)):
-        key = cell.init.model, cell.init.width, cell.batch_size, cell.iterations
-        groups.setdefault(key, []).append(cell)
-    steps = evaluations = seconds = hours = 0.0
-    for (model, width, batch_size, iterations), cells in groups.items():
-        flops = laid_out.flops[model, width]
-        table.add_row(
-            *(model.label, str(width), f"{batch_size:,}", f"{iterations:,}", str(len(cells))),
-            *(f"{flops.of_steps(cells[0]):.1e}", f"{flops.of_evaluations(cells[0]):.1e}"),
-            duration(max(paces[_paced(cell)].seconds(cell) for cell in cells)),
-        )
-        left = [cell for cell in cells if cell.cell_id not in finished]
-        steps += sum(map(flops.of_steps, left))
-        evaluations += sum(map(flops.of_evaluations, left))
-        seconds += sum(paces[_paced(cell)].seconds(cell) for cell in left)
-        hours += sum(cost.gpu_hours(cell, flops) for cell in left)
-    console.print(table)
-    workers = max(1, (os.cpu_count() or 1) // sweep.cpus_per_trial)
-    console.print(
-        "Steps and evaluations, in floating-point operations, and time are of one cell.\n"
-        f"To be done: {steps:.2e} floating-point operations in steps, {evaluations:.2e} in evaluations.\n"
-        f"About {duration(seconds / workers)} with {workers} trials at a time on this machine "
-        f"({sweep.cpus_per_trial} thread{'s' * (sweep.cpus_per_trial > 1)} each), from a calibration of a few steps.\n"
-        f"About {hours:.2g} hours of one H100-class GPU, assuming {cost.GPU_RATE:.1e} operations a second and "
-        f"{1e3 * cost.GPU_LAUNCH:g} ms to launch a step. The statistics at initialization are not counted."
-    )
-    if sweep.adaptive:
-        console.print("The sweep is adaptive: of these batch sizes it runs as many as it takes to know b_N.")
-    if any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes):
-        console.print("grid(auto=True) starts with these stepsizes, and adds some until the best of them lies inside.")
-
-
-def _paced(cell: Cell) -> tuple:
-    """What the pace of a cell's steps depends on."""
-    return cell.init.model, cell.init.width, cell.training.is_plain
-
-
-def findings(store: Store, sweep: Sweep) -> dict[str, Finding]:
-    """What earlier runs have found; of a sweep that does not grow by findings, only which cells have ended."""
-    trials = store.read("trials")
-    trials = trials[trials["cell_id"].isin(store.finished())]
-    if not sweep.grows:
-        return {cell_id: Finding(status) for cell_id, status in zip(trials["cell_id"], trials["status"], strict=True)}
-    curves = dict(iter(store.read("curves").sort_values("iteration").groupby("cell_id")))
-    found = {}
-    for row in trials.to_dict("records"):
-        curve = curves[row["cell_id"]]
-        found[row["cell_id"]] = Finding.of(row, curve["iteration"].tolist(), curve["train_loss"].tolist())
-    return found
-
-
-def set_aside_changed(store: Store, laid_out: Plan, console: Console, *, really: bool) -> set[str]:
-    """Find the rows for which a file of the user's own was imported that has changed since, and say so.
-
-    Args:
-        store: The results folder.
-        laid_out: The sweep.
-        console: Where it is said.
-        really: Whether they are set aside, with what is stored of unfinished cells.
-
-    Returns:
-        The cells that run again, by cell_id.
-    """
-    if not laid_out.sources or not store.root.exists():
-        return set()
-    trials, ntk = store.read("trials"), store.read("ntk")
-    initial = ntk[ntk["cell_id"].isna()].to_dict("records")
-    changed = {row["init_id"]: files for row in initial if (files := laid_out.present.changed(row))}
-    cells: dict[str, list[str]] = {}
-    for row in trials[trials["status"].isin(FINISHED)].to_dict("records"):
-        if files := laid_out.present.changed(row) or changed.get(row["init_id"]):
-            cells[row["cell_id"]] = files
-    for files, count in Counter(map(tuple, cells.values())).items():
-        console.print(
-            f"{', '.join(files)} changed since {count} cells had ended: they run again, and their rows are set aside.",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
-    if really and (cells or changed):
-        store.set_aside(cells, changed)
-    return set(cells)
-
-
-def about(path: Path) -> dict[str, object]:
-    """Versions, machine and commit, for `sweep.json`."""
-    packages = ("torch", "ray", "numpy", "pandas", "pyarrow", "scipy", "matplotlib")
-    git = ["git", "-C", str(path.resolve().parent)]
-    commit = _output([*git, "rev-parse", "HEAD"])
-    return {
-        "raysat": version("raysat"),
-        "file": path.name,
-        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": commit,
-        "git_changed": bool(_output([*git, "status", "--porcelain", "--untracked-files=no"])) if commit else None,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": {
-            "hostname": platform.node(),
-            "system": platform.platform(),
-            "processor": _processor(),
-            "cpus": os.cpu_count(),
-            "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
-        },
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _output(command: Sequence[str]) -> str | None:
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -259,14 +110,7 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
         raise InputError(busy)
     with reached(store.root):
         if options.fresh and store.root.exists():
-            if strangers := any(store.root.iterdir()) and store.strangers():
-                raise InputError(
-                    f"{store.root} has {strangers[0]}, which is no part of results: move it, delete it by hand, or "
-                    "use another --results or --set name=NAME."
-                )
-            console.print(f"--fresh: deleting {store.root} with {len(store.finished())} finished cells.")
-            if not options.dry_run:
-                store.clear()
+            _start_over(store, console, really=not options.dry_run)
         else:
             store.check(sweep, laid_out.data)
         stale = set_aside_changed(store, laid_out, console, really=not options.dry_run)
@@ -330,6 +174,18 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
         _say_failed(failed)
         return ending.CELLS_FAILED
     return ending.FINISHED if reported else ending.NO_REPORT
+
+
+def _start_over(store: Store, console: Console, *, really: bool) -> None:
+    """Delete what the results folder has of this sweep, unless something of others lies in it."""
+    if strangers := any(store.root.iterdir()) and store.strangers():
+        raise InputError(
+            f"{store.root} has {strangers[0]}, which is no part of results: move it, delete it by hand, or use another "
+            "--results or --set name=NAME."
+        )
+    console.print(f"--fresh: deleting {store.root} with {len(store.finished())} finished cells.")
+    if really:
+        store.clear()
 
 
 def _check_machine(sweep: Sweep) -> None:

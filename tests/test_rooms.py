@@ -61,3 +61,8 @@ def test_signatures_are_checked_in_modules_that_exist():
     *checked, checker = names.split(",")
     assert checker == "beartype.beartype"
     assert set(checked) <= set(MODULES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_no_module_is_too_long_to_be_read(path):
+    assert len(path.read_text().splitlines()) <= 400

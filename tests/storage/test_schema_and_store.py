@@ -18,8 +18,9 @@ from raysat import InputError, Sweep, mlp, theory
 from raysat.status import SILENCE, other_driver
 from raysat.status import main as status_main
 from raysat.storage import partfiles
+from raysat.storage.columns import as_markdown
 from raysat.storage.files import write_aside
-from raysat.storage.schema import SCHEMA_VERSION, TABLES, arrow_schema, as_markdown
+from raysat.storage.schema import SCHEMA_VERSION, TABLES, arrow_schema
 from raysat.storage.store import Store
 
 SWEEP = Sweep(

@@ -1,0 +1,60 @@
+"""What earlier runs of a sweep have left: what they found, and what of it has changed since."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rich.console import Console
+
+from raysat.driver.adaptive import Finding
+from raysat.driver.plan import Plan
+from raysat.spec.sweep import Sweep
+from raysat.storage.schema import FINISHED
+from raysat.storage.store import Store
+
+
+def findings(store: Store, sweep: Sweep) -> dict[str, Finding]:
+    """What earlier runs have found; of a sweep that does not grow by findings, only which cells have ended."""
+    trials = store.read("trials")
+    trials = trials[trials["cell_id"].isin(store.finished())]
+    if not sweep.grows:
+        return {cell_id: Finding(status) for cell_id, status in zip(trials["cell_id"], trials["status"], strict=True)}
+    curves = dict(iter(store.read("curves").sort_values("iteration").groupby("cell_id")))
+    found = {}
+    for row in trials.to_dict("records"):
+        curve = curves[row["cell_id"]]
+        found[row["cell_id"]] = Finding.of(row, curve["iteration"].tolist(), curve["train_loss"].tolist())
+    return found
+
+
+def set_aside_changed(store: Store, laid_out: Plan, console: Console, *, really: bool) -> set[str]:
+    """Find the rows for which a file of the user's own was imported that has changed since, and say so.
+
+    Args:
+        store: The results folder.
+        laid_out: The sweep.
+        console: Where it is said.
+        really: Whether they are set aside, with what is stored of unfinished cells.
+
+    Returns:
+        The cells that run again, by cell_id.
+    """
+    if not laid_out.sources or not store.root.exists():
+        return set()
+    trials, ntk = store.read("trials"), store.read("ntk")
+    initial = ntk[ntk["cell_id"].isna()].to_dict("records")
+    changed = {row["init_id"]: files for row in initial if (files := laid_out.present.changed(row))}
+    cells: dict[str, list[str]] = {}
+    for row in trials[trials["status"].isin(FINISHED)].to_dict("records"):
+        if files := laid_out.present.changed(row) or changed.get(row["init_id"]):
+            cells[row["cell_id"]] = files
+    for files, count in Counter(map(tuple, cells.values())).items():
+        console.print(
+            f"{', '.join(files)} changed since {count} cells had ended: they run again, and their rows are set aside.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    if really and (cells or changed):
+        store.set_aside(cells, changed)
+    return set(cells)

@@ -1,0 +1,50 @@
+"""Where a sweep runs, and on what: versions, machine and commit."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+
+def about(path: Path) -> dict[str, object]:
+    """Versions, machine and commit, for `sweep.json`."""
+    packages = ("torch", "ray", "numpy", "pandas", "pyarrow", "scipy", "matplotlib")
+    git = ["git", "-C", str(path.resolve().parent)]
+    commit = _output([*git, "rev-parse", "HEAD"])
+    return {
+        "raysat": version("raysat"),
+        "file": path.name,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": commit,
+        "git_changed": bool(_output([*git, "status", "--porcelain", "--untracked-files=no"])) if commit else None,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": {
+            "hostname": platform.node(),
+            "system": platform.platform(),
+            "processor": _processor(),
+            "cpus": os.cpu_count(),
+            "gpus": [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())],
+        },
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _output(command: Sequence[str]) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
