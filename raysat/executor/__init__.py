@@ -4,9 +4,9 @@ Both executors take plain jobs and a function, and hand each outcome to the call
 decides nothing about science, keeps no results and resumes nothing: that is the store's part.
 """
 
+from raysat.executor.bookkeeping import RETRIES
 from raysat.executor.cluster import OnRay
 from raysat.executor.jobs import ExecutorDied, InProcess, Listener, Outcome, Source
 from raysat.executor.server import Talker, with_server
-from raysat.executor.trials import RETRIES
 
 __all__ = ["RETRIES", "ExecutorDied", "InProcess", "Listener", "OnRay", "Outcome", "Source", "Talker", "with_server"]

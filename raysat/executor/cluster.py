@@ -19,7 +19,6 @@ from pathlib import Path
 from raysat.data import sharing
 from raysat.errors import InputError
 from raysat.executor.jobs import ExecutorDied, Function, Listener, Source
-from raysat.executor.trials import run_on_tune
 from raysat.executor.vigil import Vigil
 from raysat.messages.failures import said
 from raysat.trial import packing
@@ -179,6 +178,8 @@ class OnRay:
 
         Where Ray itself dies, leaving the context raises `ExecutorDied` in the place of what this raises.
         """
+        from raysat.executor.tune import run_on_tune  # not at the head, for it loads Ray Tune
+
         local = self.address is None and not os.environ.get("RAY_ADDRESS")
         run_on_tune(source, function, listener, self.storage, self.cpus, self._gpus_of, local=local)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from raysat.executor.trials import RETRIES
+from raysat.executor.bookkeeping import RETRIES
 
 
 class Talker(Protocol):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from raysat.executor import InProcess, OnRay, cluster, trials
+from raysat.executor import InProcess, OnRay, cluster, tune
 from raysat.trial.job import Job
 
 
@@ -142,5 +142,5 @@ def test_what_the_launcher_may_start_counts_among_the_machines(tmp_path, monkeyp
 def test_only_the_last_failure_says_whether_a_node_was_lost(tmp_path, last, lost):
     path = tmp_path / "error.txt"
     path.write_text(f"Failure # 1 (occurred at noon)\nits node has died\nFailure # 2 (occurred later)\n{last}\n")
-    assert trials._lost_its_node(SimpleNamespace(error_file=str(path))) is lost
-    assert not trials._lost_its_node(SimpleNamespace(error_file=None))
+    assert tune._lost_its_node(SimpleNamespace(error_file=str(path))) is lost
+    assert not tune._lost_its_node(SimpleNamespace(error_file=None))

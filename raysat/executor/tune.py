@@ -1,0 +1,242 @@
+"""Jobs as trials of Ray Tune, which schedules them and decides nothing else. Imported only where Ray runs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import ray
+from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from raysat.executor.barrier import StartupBarrier
+from raysat.executor.bookkeeping import RETRIES, Bookkeeping
+from raysat.executor.jobs import Function, Listener, Source, attempt
+from raysat.spec.cells import Cell, Initialization
+from raysat.text import plain
+from raysat.trial.job import Job
+from raysat.user_code import process
+
+
+def run_on_tune(
+    source: Source,
+    function: Function,
+    listener: Listener,
+    storage: Path,
+    cpus: int,
+    gpus: Callable[[Job], float],
+    *,
+    local: bool,
+) -> None:
+    """Run all jobs on the cluster that this process has joined.
+
+    A Tune `Searcher` asks the source for the next one. On a cluster that may grow Tune keeps as many trials pending as
+    with its own grid search, so that the autoscaler sees the demand; on one machine two for each worker, so that a
+    worker never waits for its next trial.
+
+    Args:
+        source: Names the jobs.
+        function: Does a job.
+        listener: Is told of them.
+        storage: Folder for what Tune itself writes.
+        cpus: CPUs of a job.
+        gpus: The GPUs of a job.
+        local: Whether the cluster is this machine alone.
+    """
+    shutil.rmtree(storage, ignore_errors=True)
+    storage.mkdir(parents=True)
+    cores = ray.cluster_resources().get("CPU", 1)
+    slots = max(1, int(cores / cpus)) if local else 1
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * slots if local else max(200, int(1.1 * cores)))
+    book = Bookkeeping(source, listener)
+    barrier = StartupBarrier(storage / "up") if local else None
+
+    def resources(config: dict) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": config["job"].gpus}])
+
+    tuner = tune.Tuner(
+        tune.with_resources(_trainable(function, source.shared, barrier), resources),
+        tune_config=tune.TuneConfig(
+            search_alg=_Searcher(book, gpus, barrier, slots),
+            scheduler=_Scheduler(),
+            num_samples=-1,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(storage),
+            callbacks=[_Callbacks(book)],
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        book.hand_on_all()
+
+
+def _trainable(function: Function, shared: Job, barrier: StartupBarrier | None) -> Callable[[dict], None]:
+    """What a worker runs for each trial."""
+
+    def report(iteration: int, losses: dict[str, float]) -> None:
+        tune.report({"told": (iteration, losses)})
+
+    def trainable(config: dict) -> None:
+        if process.for_good():  # what runs next is to run as anywhere else
+            tune.report({"leaves": True})
+            os._exit(0)
+        outcome = attempt(function, replace(config["job"].job(shared), tell=report))
+        if barrier:
+            barrier.wait()
+        tune.report({"outcome": outcome, "done": True})
+
+    return trainable
+
+
+@dataclass(frozen=True)
+class _JobRef:
+    """A job as a value of Tune's, which looks into dictionaries and names folders after what it finds.
+
+    Attributes:
+        key: The job's.
+        init: Its initialization.
+        cell: Its cell, if it has one.
+        engine: Of its steps.
+        gpus: Of the job.
+        statistics: A reference to its row of statistics in Ray's object store, which many jobs share; None if absent.
+        mates: The jobs that run with it as one computation.
+    """
+
+    key: str
+    init: Initialization
+    cell: Cell | None
+    engine: str
+    gpus: float
+    statistics: ray.ObjectRef | None
+    mates: tuple[_JobRef, ...]
+
+    def __repr__(self) -> str:
+        return self.key
+
+    def job(self, shared: Job) -> Job:
+        """The job again, in a worker."""
+        row = ray.get(self.statistics) if self.statistics else {}
+        parts = {name: getattr(self, name) for name in ("init", "cell", "engine", "gpus")}
+        return replace(shared, **parts, statistics=row, mates=tuple(mate.job(shared) for mate in self.mates))
+
+
+class _Searcher(Searcher):
+    """Asks for the next job, and makes it a value of Tune's."""
+
+    def __init__(
+        self, book: Bookkeeping, gpus: Callable[[Job], float], barrier: StartupBarrier | None, slots: int
+    ) -> None:
+        super().__init__()
+        self.book, self.gpus, self.barrier, self.slots = book, gpus, barrier, slots
+        self.rows: dict[str, ray.ObjectRef] = {}  # statistics, by init_id
+
+    def __reduce__(self) -> tuple:  # Tune pickles searchers for a restore that never comes
+        return Searcher, ()
+
+    def suggest(self, trial_id: str) -> dict | str | None:
+        job = self.book.next()
+        if job is None:
+            return None if self.book.source.waiting else Searcher.FINISHED
+        if self.barrier:
+            self.barrier.expect(min(self.slots, len(self.book.running)))
+        return {"job": self._ref(job)}
+
+    def _ref(self, job: Job) -> _JobRef:
+        key = job.init.init_id
+        if job.statistics and key not in self.rows:
+            self.rows[key] = ray.put(dict(job.statistics))
+        mates = tuple(map(self._ref, job.mates))
+        return _JobRef(job.key, job.init, job.cell, job.engine, self.gpus(job), self.rows.get(key), mates)
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        pass
+
+
+class _Callbacks(TrialProgressCallback):
+    """Takes outcomes out of what Tune keeps, into the book; stands in for Tune's own report."""
+
+    def __init__(self, book: Bookkeeping) -> None:
+        super().__init__()
+        self.book = book
+
+    def __reduce__(self) -> tuple:
+        return TrialProgressCallback, ()
+
+    def on_trial_start(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+        self.book.start(_key(trial))
+
+    def on_trial_result(self, iteration: int, trials: list, trial: object, result: dict, **_: object) -> None:
+        if "outcome" in result:
+            self.book.end(_key(trial), *result.pop("outcome"))
+        elif "leaves" in result:
+            self.book.leave(_key(trial))
+        elif "told" in result:
+            self.book.report(_key(trial), *result["told"])
+
+    def on_trial_recover(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+        if not self.book.counts(_key(trial), lost_node=_lost_its_node(trial)):
+            trial.max_failures += 1
+
+    def on_step_end(self, iteration: int, trials: list, **_: object) -> None:
+        self.book.hand_on()
+        self.book.listener.tick()
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+        pass
+
+    def on_trial_error(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+        tries_left = trial.num_failures <= trial.max_failures
+        self.book.give_up(_key(trial), plain(_error_of(trial)), tries_left=tries_left)
+
+
+class _Scheduler(FIFOScheduler):
+    """Runs trials in their order, and lets Tune forget those that have ended."""
+
+    def on_trial_complete(self, tune_controller: object, trial: object, result: dict) -> None:
+        _forget_ended(tune_controller)
+
+
+def _key(trial: object) -> str:
+    """The key of a trial's job."""
+    return repr(trial.config["job"])
+
+
+def _error_of(trial: object) -> str:
+    """What Tune has written of a trial's failures; empty where there is nothing that can be read."""
+    try:
+        return Path(trial.error_file).read_text(errors="backslashreplace")
+    except (OSError, TypeError):
+        return ""
+
+
+def _forget_ended(controller: object) -> None:
+    """Take the trials that have ended out of what Tune's controller keeps of each, and looks through at each step.
+
+    It keeps 60 KB for the experiment's end, where nobody asks for them; and the first task of each process that was
+    asked for and, as another one became free, not started.
+    """
+    for trial in controller._stopped_trials - set(controller._trial_to_actor):  # one that failed may be tried again
+        controller._stopped_trials.remove(trial)
+        controller._trials_to_cache.discard(trial)
+        controller._trials.remove(trial)
+        controller._trial_metadata.pop(trial.trial_id, None)
+    manager = controller._actor_manager
+    for actor in set(manager._pending_actors_to_enqueued_actor_tasks) - set(manager._pending_actors_to_attrs):
+        del manager._pending_actors_to_enqueued_actor_tasks[actor]
+
+
+def _lost_its_node(trial: object) -> bool:
+    """Whether a trial's last failure was that of its node: Tune may try it in several processes of one that is gone."""
+    last = _error_of(trial).rpartition("Failure # ")[2]
+    return any(words in last for words in ("node was terminated", "node has died", "node died"))
