@@ -64,7 +64,7 @@ class Measurement:
         asked: The batch sizes of its group, ascending.
         best: The best trial of each (seed, batch size), the quantity in the column `value`; nan at a batch size at
             which some seed has none.
-        replicates: What the means over seeds may as well have been, by batch size of `best`; nan without an interval.
+        replicates: Bootstrap replicates of the mean over seeds, by batch size of `best`; nan without an interval.
         points: A row for each batch size, of the columns `POINTS`.
         fit: The row of its critical batch size, of the columns `FITS`.
     """
@@ -168,7 +168,7 @@ def _refusal(about: dict, missing: int, trials: int, lost: Sequence[int]) -> str
 def _replicates(
     b: np.ndarray, values: Float[np.ndarray, "seeds b"], quantity: str, fit: CriticalBatch
 ) -> Float[np.ndarray, "replicates b"]:
-    """What the means over seeds may as well have been; nan where there is no value, or nothing to resample."""
+    """Bootstrap replicates of the mean over seeds; nan if there is no value, or nothing to resample."""
     if len(values) > 1:
         return resample_seeds(values)
     if not fit.interval:

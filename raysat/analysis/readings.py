@@ -52,8 +52,8 @@ def comparable(trials: pd.DataFrame) -> pd.DataFrame:
 def readings(group: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """The trials of a group as they are read: once, or of a grid twice; named in a new column `tuning`.
 
-    The new column `bounded` says whether a larger stepsize would be none of the reading's: whether one at or above
-    `eta_limit` was tried at that seed and batch size, of a reading among stable ones.
+    The new column `bounded` (of the stable reading only): a stepsize at or above `eta_limit` was also tried at this
+    seed and batch size, so the largest stable one is not an edge of the grid.
     """
     if not policy(group["stepsize"].iloc[0]).startswith("grid"):
         yield group.assign(tuning="", bounded=False)

@@ -1,7 +1,7 @@
-"""How many samples may pass through a network at a time: measured, so that a user need not know.
+"""The size of a micro-batch, from the measured activation memory of a sample.
 
-A batch above that is taken in parts, whose gradients are added before the step. Where memory runs out all the same,
-the parts are halved and the step is taken anew: no weight has changed before its gradient is whole.
+A larger batch is taken in parts, whose gradients are added before the step. If memory runs out all the same, the parts
+are halved and the step is repeated: no weight changes before its gradient is complete.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ class Recorder:
     Args:
         store: Where it is written, at once or as soon as the storage answers again.
         views: The view of each stage, `STATISTICS` and `TRIALS`. The second is shown from the first trial on.
-        agenda: Is told what was found, for what is to be run next.
-        size: What there is to run on, as text.
+        agenda: Receives every result and decides which cells to run next.
+        size: Human-readable size of the cluster, such as `2 nodes, 8 CPUs`.
         statistics: Those that are known, by init_id.
         missing: The initializations whose statistics are yet to come, by init_id.
         outdated: Of those, the rows of `ntk` that are stored and not certified, by init_id.
@@ -260,7 +260,7 @@ class Jobs:
         return bool(self.recorder.missing or self.agenda.running)
 
     def next(self) -> Job | None:
-        """The next job; None where there is none, or none before another has ended."""
+        """The next job; None if none is available now. `waiting` tells blocked from finished."""
         if self.first:
             return self.first.pop()
         while (cell := self.agenda.next(self._settled)) is not None:

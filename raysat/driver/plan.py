@@ -55,8 +55,8 @@ class Plan:
     def stacks(self, cell: Cell, gpus: float | None) -> bool:
         """Whether a cell's seeds are trained by the stacked engine, in jobs with so many GPUs.
 
-        What decides is what was measured (`raysat.sgd.stacked`) or asked for, and never which seeds are left to run: a
-        cell's result depends on it in its last bits.
+        Depends only on measured thresholds (`raysat.sgd.stacked`) and the sweep's `engine`, never on which seeds are
+        left to run, because the choice changes the last bits of the result.
         """
         sweep = self.sweep
         on_cpu = not (torch.cuda.is_available() if gpus is None else gpus)

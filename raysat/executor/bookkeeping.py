@@ -39,7 +39,7 @@ class Bookkeeping:
         self._leaving: set[str] = set()  # jobs that were given to a process which runs no more
 
     def next(self) -> Job | None:
-        """The next job; None where there is none, or none before another has ended."""
+        """The next job; None if none is available now."""
         job = self._again.pop() if self._again else self.source.next()
         while job is None and self.outcomes:  # the next job may depend on them, and Tune may wait for it
             self.hand_on()

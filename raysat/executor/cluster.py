@@ -204,11 +204,10 @@ def _launchable() -> list[dict[str, float]]:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """Start a cluster of one machine for one sweep without what it has no use for, and without waiting in vain.
+    """Patch the start of Ray on one machine: skip the autoscaler, the dashboard's server and the log monitor.
 
-    Not started are the autoscaler, the server of dashboard and usage statistics, and what would show the workers'
-    output here: that would take a second or two. Ray looks for the new node at once and again a second later, where
-    half of that is enough; here it looks when the node is there.
+    They would take a second or two. Ray polls for the new node at once and then each second, where half of that is
+    enough; here it looks when the node is there.
     """
     from ray._private import services
     from ray._private.node import Node

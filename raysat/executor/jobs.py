@@ -66,7 +66,7 @@ class Source(Protocol):
         """Whether a job that was named has not ended, so that more may be named then."""
 
     def next(self) -> Job | None:
-        """The next job; None where there is none, or none before another has ended."""
+        """The next job; None if none is available now. `waiting` tells blocked from finished."""
 
 
 def attempt(function: Function, job: Job) -> tuple[object, str]:
@@ -94,7 +94,7 @@ class InProcess:
         return 1
 
     def size(self) -> str:
-        """What there is to run on, as text."""
+        """Human-readable size of the cluster, such as `2 nodes, 8 CPUs`; empty in process."""
         return ""
 
     def __enter__(self) -> InProcess:

@@ -306,8 +306,8 @@ def _spectra(
 ) -> dict[str, tuple[float, ...]]:
     """The spectral measures, as tuples; empty where none were asked for.
 
-    The largest eigenvalues are read from the residual's process, without products of their own: it finds every one
-    whose eigenvector the residual touches.
+    The largest eigenvalues are the converged Ritz values of the Lanczos run from the residual, at no extra cost; those
+    whose eigenvectors are orthogonal to it are missed.
     """
     names = ("top", "residual_nodes", "residual_weights", "density_nodes", "density_weights")
     if steps == 0:

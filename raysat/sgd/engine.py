@@ -1,8 +1,8 @@
 """Step engines: what turns batch indices into SGD steps, and which one a trial gets.
 
-Those of plain SGD, which `Engine` names, take `(network, x, y, loss, eta)`, hold no state but the network's own
-parameters, which `run` changes in place, and see the same batches. They differ by rounding alone, and a test makes them
-agree. Other trainings (`raysat.spec.training`) have one engine each, which are `Stateful`.
+Engines of plain SGD, listed in `Engine`, take `(network, x, y, loss, eta)` and are stateless: `run` updates the network
+in place. Given the same batches they differ by rounding alone, and a test compares them. Other trainings
+(`raysat.spec.training`) have one engine each, which are `Stateful`.
 """
 
 from __future__ import annotations

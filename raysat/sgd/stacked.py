@@ -4,8 +4,8 @@ Where a network is small, a step is the launch of its products more than their a
 the launches: the weights of a layer are one tensor of shape [S, outputs, inputs], and a step is that of
 `raysat.sgd.fused`, without deferred updates, in batched products. Each network has a stepsize and batches of its own.
 
-On one thread a network ends in the same bits whoever is beside it, so that one may end early, or go on alone, and no
-result depends on it. Three things would break that. The library's way depends on where numbers begin: each network's
+On one thread each network's result is, to the bit, independent of the others in the stack, so that one may stop early
+or resume alone. Three things would break that. The library's way depends on where numbers begin: each network's
 begin at a multiple of 64 bytes. A lone product with a vector goes to another routine: where a layer has one input or
 output, a lone network is computed twice. The update at b = 1 is an outer product, for which the library has yet another
 way on Intel's processors: it is computed entry by entry, at the same speed. A test holds PyTorch to the rest.

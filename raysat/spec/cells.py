@@ -36,8 +36,8 @@ def is_reference(name: str) -> bool:
 def identity(*parts: object) -> str:
     """The first 16 hexadecimal digits of the SHA-256 of the canonical JSON of dataclasses and plain values.
 
-    A field at its default is left out, so that a field that is added later, with today's behaviour for its default,
-    changes no identity.
+    Fields at their default are omitted, so adding a field whose default keeps today's behaviour leaves existing ids
+    unchanged.
     """
     text = json.dumps([RESULTS_VERSION, *map(_plain, parts)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -81,7 +81,7 @@ class Checkpoint:
         return progress
 
     def save(self, progress: Progress) -> bool:
-        """Store the progress, whole or not at all, and never in the place of one that is further.
+        """Write the progress atomically; never overwrite a checkpoint with more iterations.
 
         Returns:
             Whether it was stored.

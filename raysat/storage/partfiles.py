@@ -166,7 +166,7 @@ class PartFiles:
         self._loose.clear()
 
     def _settle(self) -> None:
-        """Bring in order what earlier runs have left, and what else has become of the files: their content counts.
+        """Recover from earlier runs and from whatever else has happened to the files: their content counts.
 
         Set aside the part-files that cannot be read, and copies under other names; delete the rows that others have
         already. What lies under another cell's name, which that one would write over, gets a name of its own.
@@ -272,7 +272,9 @@ def _copies(parts: Mapping[Location, pa.Table]) -> set[Location]:
 
 
 def _declared(part: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The columns that are declared: a newer raysat may have written more, and an older one fewer, but none does both.
+    """The declared columns of a part-file.
+
+    Extra columns mean a newer writer, missing ones an older writer; both at once mean a foreign file, which is refused.
 
     Raises:
         ValueError: There are others instead, or of another type.

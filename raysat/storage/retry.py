@@ -20,9 +20,9 @@ SHORTEST, LONGEST = 1.0, 60.0
 
 
 class Patience:
-    """Reads from a storage that may be away: waits a minute for it, and then not again before it has answered.
+    """Retries reads for up to a minute. After one full failure, later reads fail at once until a read succeeds.
 
-    Trials that start one after the other in a long outage would otherwise all wait.
+    Otherwise each trial that starts during a long outage would wait.
 
     Args:
         sleep: Waits for some seconds.

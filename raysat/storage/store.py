@@ -106,7 +106,7 @@ class Store(PartFiles):
             self._loose = finished & {path.stem for path in self._parts("trials")}
 
     def settle(self) -> set[str]:
-        """Bring in order what earlier runs have left, and set aside what merged part-files have of unfinished cells.
+        """Recover from earlier runs, and set aside what merged part-files have of unfinished cells.
 
         Returns:
             The ids of the finished cells.

@@ -39,8 +39,8 @@ class Job:
             for one where there is one.
         engine: What computes the steps, one of `raysat.spec.sweep.ENGINES`.
         data: Where the data set's files may be had besides the usual folders.
-        tell: Is told the iteration (of statistics, the samples that have passed), and the last loss of each cell that
-            has come so far, by cell_id, from time to time. Set where the job runs; None for nobody.
+        tell: Progress callback `(iteration, {cell_id: last loss})`, called every `TELL_SECONDS`; of statistics the
+            iteration is the number of samples done. Set by the executor in the worker; None disables it.
         ranks: Processes among which a trial's batches are split.
         budget: What ends a trial, in words.
         mates: The jobs of further cells, equal to this one but for their seeds, that may be trained in one computation.
@@ -99,7 +99,7 @@ def begun(job: Job) -> Iterator[None]:
 def prepare(job: Job) -> tuple[data.Dataset, nn.Module, torch.device]:
     """The data and the network at initialization, on the trial's device, where they stay.
 
-    All that a trial finds is set anew here.
+    Sets what a trial depends on in its process: threads, precision, its share of GPU memory, the user's modules.
     """
     torch.set_num_threads(max(1, job.threads // (job.ranks if job.cell else 1)))
     plugins.install(job.sources)

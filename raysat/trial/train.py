@@ -1,4 +1,7 @@
-"""Cells, from weights to rows: a pure function of them, their data and their statistics. It knows nothing of Ray."""
+"""Train the cells of one job and return their rows.
+
+No dependency on Ray. The only side effects are checkpoints and the settings of the process, which the job puts back.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +43,10 @@ CHECKPOINT_SHARE = 0.02
 """What checkpoints may cost of a trial's time: where storing one takes long, they become rarer than asked for."""
 
 AT_ONCE_SECONDS = 1.0
-"""How long the steps take between which a trial looks whether a checkpoint is due. Default: 1 s."""
+"""Target seconds of one call of `engine.run`; between calls a checkpoint may be due. Default: 1 s."""
 
 STEPS_AT_ONCE = 256
-"""How many they are at most."""
+"""The most steps of one call."""
 
 Rows = tuple[Row, list[Row], list[Row]]
 """A trial's row of `trials`, its rows of `curves`, and its rows of `ntk`."""
