@@ -4,10 +4,12 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import raysat
 from raysat.sweep import main
@@ -67,3 +69,16 @@ def test_the_example_of_several_inputs_and_an_own_loss_runs(tmp_path):
     assert len(trials) == 8
     assert trials["b_star"].between(1, 200).all()
     assert trials["train_accuracy"].max() > 0.6
+
+
+def test_the_blocks_of_the_readme_run(swept, tmp_path, monkeypatch):
+    shutil.copytree(swept, tmp_path / "here" / "results" / "mnist")
+    monkeypatch.chdir(tmp_path / "here")
+    names = {"model": torch.nn.Linear(3, 2), "x": torch.eye(3), "y": torch.eye(3)[:, :2]}
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    for block in blocks:
+        exec(block, names)
+    assert len(blocks) >= 4
+    assert len(names["sweep"].widths) == 3
+    assert len(names["trials"]) == len(names["results"].trials) > 0
+    assert names["statistics"].gamma >= names["statistics"].k_op > 0
