@@ -2,7 +2,7 @@
 
 Notation: `gamma = max_i lambda_max(J_i J_i^T)` bounds the per-sample Jacobians, `k_op = lambda_max(K)` is the operator
 norm of the kernel `K = (1/n) J J^T`. Theorem and equation numbers are those of "SGD batch saturation for training wide
-neural networks".
+neural networks" (anonymous authors, 2023, https://openreview.net/forum?id=EoJqVH7K96).
 """
 
 from __future__ import annotations
