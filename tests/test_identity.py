@@ -1,6 +1,7 @@
 """Which user code a result is of: what of it may change without an effect, and what runs again where it has changed."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -330,7 +331,7 @@ def test_a_checkpoint_of_other_code_is_left(project, run, monkeypatch):
         advance(*arguments)
         if one.progress.iteration >= 2 and one.cell.init.model.label == "my_model:build":
             one.save(arguments[0])
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patch:
         patch.setattr(trial, "_advance", interrupted)
