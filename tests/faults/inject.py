@@ -122,6 +122,9 @@ def event(kind: str) -> None:
         hook.event(kind)
 
 
+sys.faults_event = event
+
+
 def _signal(hook: Hook, path: object) -> None:
     number = getattr(signal, hook.fault.signal)
     for process in victims.of(hook.fault.victim, hook.driver):
