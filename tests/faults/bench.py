@@ -237,7 +237,8 @@ class Bench:
             problems += [f"{one}, after the fault" for one in checks.readable(root)]
             problems += _rerun(before, ended)
             if ended.code == 0:
-                problems += [f"{one}, with exit code 0" for one in checks.complete(root, self.whole)]
+                raised = fault.action == "raise"
+                problems += [f"{one}, with exit code 0" for one in checks.complete(root, self.whole, raised=raised)]
         (work / "struck").unlink(missing_ok=True)
         more: tuple[str, ...] = ()
         for _ in range(AGAIN):
@@ -253,7 +254,7 @@ class Bench:
         else:
             problems.append("the command does not end")
         if ended.code == 0:
-            problems += checks.complete(root, self.whole)
+            problems += checks.complete(root, self.whole, raised=fault.action == "raise")
 
 
 def allowed(fault: Fault) -> tuple[set[int], bool]:
