@@ -149,8 +149,9 @@ def complete(root: Path, whole: dict[str, pd.DataFrame], *, raised: bool = False
 
 def _without(rows: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
     """Rows but for those of the same cell and iteration as others."""
-    keys = set(others.itertuples(index=False, name=None))
-    return rows[[key not in keys for key in zip(rows["cell_id"], rows["iteration"], strict=True)]]
+    keys = set(zip(others["cell_id"], others["iteration"], strict=True))
+    kept = rows[[key not in keys for key in zip(rows["cell_id"], rows["iteration"], strict=True)]]
+    return kept.convert_dtypes()  # numbers with a null among them are floats, and whole ones without
 
 
 def _compare(rows: pd.DataFrame, expected: pd.DataFrame, name: str) -> list[str]:
