@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from raysat.analysis import analyze, load
-from raysat.analysis.summary import summary
+from raysat.analysis.summaries import summary
 from raysat.analysis.words import estimate, method
 from raysat.driver import sweepfile
 from raysat.driver.plan import Plan, plan

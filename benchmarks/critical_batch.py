@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from raysat.analysis import load
-from raysat.analysis.readings import best_of, usable
+from raysat.analysis.reading import best_of, usable
 from raysat.forecast import forecast
 from raysat.saturation.fits import critical_batch, steps_to_target
 from raysat.storage.store import Store

@@ -24,7 +24,7 @@ import os, sys, shutil
 import matplotlib, scipy.special, scipy.optimize, pyarrow.parquet, pyarrow.dataset, pandas, importlib.resources
 from raysat import ablation, analysis, doctor, report, status, results, load
 import raysat.report.__main__
-from raysat.report.page import SCRIPTS, asset
+from raysat.report.html import SCRIPTS, asset
 from raysat.plots import drawing
 from matplotlib.figure import Figure
 

@@ -1,9 +1,12 @@
 """The folders of the package are rooms in the order of the data: each imports from those above it alone."""
 
 import ast
+import importlib
 import re
+import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -70,3 +73,12 @@ def test_no_module_and_no_function_is_too_long_to_be_read(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno - node.lineno < 80, node.name
+
+
+def test_no_name_is_a_module_and_something_else():
+    """A function that a package exports under the name of one of its modules would hide the module."""
+    for name, path in MODULES.items():
+        package, _, last = name.rpartition(".")
+        if package and path.name not in ("__init__.py", "__main__.py"):
+            importlib.import_module(name)
+            assert isinstance(getattr(sys.modules[package], last), ModuleType), name

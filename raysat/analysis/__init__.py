@@ -9,7 +9,7 @@ which one to use. `tables` does all of it for one sweep, and `summary` prints th
 
 from raysat.analysis.command import main
 from raysat.analysis.efficiency import what_to_use
-from raysat.analysis.readings import (
+from raysat.analysis.reading import (
     GROUP,
     READING,
     SETTING,
@@ -21,7 +21,7 @@ from raysat.analysis.readings import (
     readings,
     usable,
 )
-from raysat.analysis.summary import print_summary, summary
+from raysat.analysis.summaries import print_summary, summary
 from raysat.analysis.tables import Analysis, analyze, analyze_folder, load, save
 from raysat.analysis.words import (
     ABOUT_SCATTER,

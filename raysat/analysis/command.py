@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from raysat.analysis.summary import print_summary
+from raysat.analysis.summaries import print_summary
 from raysat.analysis.tables import analyze_folder, load, save
 from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal

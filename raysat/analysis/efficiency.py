@@ -20,7 +20,7 @@ import pandas as pd
 from jaxtyping import Float, Real
 
 from raysat.analysis.measure import Measurement, by_seed
-from raysat.analysis.readings import READING, SETTING, by_evidence, devices
+from raysat.analysis.reading import READING, SETTING, by_evidence, devices
 from raysat.analysis.words import bounds, method, number
 from raysat.saturation.fits import geometric_mean, interval, resample_seeds
 
@@ -201,7 +201,7 @@ def what_to_use(choices: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
     Returns:
         The rows of `choices` of the headline target of the best evidence in each setting
-        (`raysat.analysis.readings.by_evidence`), and a sentence with its caveats for each setting.
+        (`raysat.analysis.reading.by_evidence`), and a sentence with its caveats for each setting.
     """
     tables, sentences = [choices.iloc[:0]], []
     headline = choices[choices["headline"].astype(bool)]

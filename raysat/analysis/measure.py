@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from raysat.analysis.readings import READING, best_of, policy, usable
+from raysat.analysis.reading import READING, best_of, policy, usable
 from raysat.ntk.words import approximations
 from raysat.saturation.fits import (
     CriticalBatch,

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from raysat.analysis.measure import FITS, Measurement, Paths, at_edges, best_by_h, best_by_steps, by_seed
-from raysat.analysis.readings import policy
+from raysat.analysis.reading import policy
 from raysat.saturation.fits import critical_batch, fit_saturation
 from raysat.saturation.formulas import exponent
 from raysat.saturation.recursion import Spectrum, loss_curves, noise_factor

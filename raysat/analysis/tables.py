@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from raysat.analysis.efficiency import CHOICES, COSTS, trials_at_once, weigh
 from raysat.analysis.measure import FITS, POINTS, measure
 from raysat.analysis.predictors import COMPARISON, Foreseen, compare, foresee
-from raysat.analysis.readings import GROUP, comparable, readings
+from raysat.analysis.reading import GROUP, comparable, readings
 from raysat.storage.files import Location, write_aside
 from raysat.storage.schema import FAILED, REFUSED, arrow_schema
 from raysat.storage.store import Store

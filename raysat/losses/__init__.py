@@ -10,9 +10,9 @@ the outputs' shape, or further dimensions before it for several u at once. Witho
 class weighs 1.
 """
 
+from raysat.losses.accuracy import hits
 from raysat.losses.builtin import CrossEntropy, SquaredError
 from raysat.losses.custom import Custom
-from raysat.losses.hits import hits
 from raysat.losses.names import LOSSES, Loss, resolve
 from raysat.losses.targets import as_targets
 

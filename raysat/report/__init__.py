@@ -21,12 +21,12 @@ from raysat.analysis import print_summary, save
 from raysat.analysis.widths import sentences
 from raysat.plots.attempts import Attempts
 from raysat.report import sections
-from raysat.report.certificates import certificates
-from raysat.report.compare import compare
+from raysat.report.comparison import compare
 from raysat.report.figures import payload
+from raysat.report.html import page, parts
 from raysat.report.material import Material
-from raysat.report.page import page, parts
-from raysat.report.predictions import predictions
+from raysat.report.prediction import predictions
+from raysat.report.statistics import certificates
 from raysat.storage.files import Location, location, write_aside, written
 from raysat.storage.store import Store
 

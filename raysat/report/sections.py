@@ -31,7 +31,7 @@ from raysat.messages.failures import cause
 from raysat.plots import Plate
 from raysat.plots.attempts import Attempts
 from raysat.report.answer import answers
-from raysat.report.page import AT, Section, failures, figure, footnoted, listing, paragraphs, table, traceback
+from raysat.report.html import AT, Section, failures, figure, footnoted, listing, paragraphs, table, traceback
 from raysat.storage.schema import DIVERGED, FAILED, FINISHED
 
 LISTED = 50

@@ -13,7 +13,7 @@ from raysat.analysis import analyze
 from raysat.plots import CAPTIONS, costs, exponents, loss_curves, plates, save, steps
 from raysat.plots.panels import FIT, INK, SOFT, STAR
 from raysat.report.figures import TONES
-from raysat.report.page import asset
+from raysat.report.html import asset
 
 MADE = full() + full("fixed(0.1)", b_c=0.07)
 

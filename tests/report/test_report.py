@@ -28,7 +28,7 @@ from raysat.report import compare, finish
 from raysat.report.__main__ import main
 from raysat.report.answer import answers
 from raysat.report.figures import CHOICES, INFINITE, NO_INTERVALS, numbers, payload
-from raysat.report.predictions import LATER, predictions
+from raysat.report.prediction import LATER, predictions
 from raysat.report.sections import LISTED, SYMBOLS, advice, progress
 from raysat.spec.cells import Model
 from raysat.spec.stepsizes import fixed, grid, theory

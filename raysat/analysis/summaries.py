@@ -12,7 +12,7 @@ from rich.text import Text
 
 from raysat.analysis.efficiency import what_to_use
 from raysat.analysis.measure import STATISTICS
-from raysat.analysis.readings import READING, SETTING, policy
+from raysat.analysis.reading import READING, SETTING, policy
 from raysat.analysis.tables import Analysis
 from raysat.analysis.words import (
     ABOUT_SCATTER,

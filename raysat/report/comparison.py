@@ -18,7 +18,7 @@ from raysat.errors import InputError
 from raysat.plots.attempts import Attempts
 from raysat.report.answer import EVIDENCE, answers, spelled
 from raysat.report.figures import TONES, Json, key_of, numbers, short_settings
-from raysat.report.page import AT, Section, failures, figure, listing, page, paragraphs, parts, table
+from raysat.report.html import AT, Section, failures, figure, listing, page, paragraphs, parts, table
 from raysat.storage.files import Location, location, write_aside, written
 from raysat.storage.store import reached
 

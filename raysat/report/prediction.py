@@ -10,7 +10,7 @@ import pandas as pd
 
 from raysat.analysis import SETTING, method, network, number, setting
 from raysat.analysis.words import bounds
-from raysat.report.page import Section, footnoted, paragraphs
+from raysat.report.html import Section, footnoted, paragraphs
 
 PREDICTOR = {
     "b_star": "b_star",

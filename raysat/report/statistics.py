@@ -9,8 +9,8 @@ import pandas as pd
 from raysat.analysis import network, number
 from raysat.messages.failures import by_cause
 from raysat.ntk.words import WAYS, approximations
-from raysat.report.page import Section, footnoted, paragraphs, traceback
-from raysat.report.predictions import NETWORK
+from raysat.report.html import Section, footnoted, paragraphs, traceback
+from raysat.report.prediction import NETWORK
 from raysat.storage.schema import FAILED, REFUSED
 
 CHECKS = {"gamma": "gamma_check", "k_op": "k_op_check", "noise scale": "noise_check", "kernel": "kernel_check"}
