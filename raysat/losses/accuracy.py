@@ -1,4 +1,4 @@
-"""What counts as classified rightly, whatever the loss."""
+"""What counts as classified correctly, whatever the loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def hits(outputs: Float[Tensor, "n *positions outputs"], y: Tensor, threshold: float | None = None) -> Tensor:
-    """How many samples are classified rightly; of a sequence, the share of its positions.
+    """How many samples are classified correctly; of a sequence, the share of its positions.
 
     The largest output names the class. It is right where it is the label, or where the target's row is largest; of
     several classes that are equally large each is right, and a row of equal numbers names none. One output names one of

@@ -21,7 +21,7 @@ class Evaluation:
 
     Attributes:
         loss: The mean of the samples' losses (eq. 2.1 for the squared error).
-        accuracy: Share of samples (of positions, for sequences) that are classified rightly; NaN for regression.
+        accuracy: Fraction of samples (of positions, for sequences) that are classified correctly; NaN for regression.
     """
 
     loss: float

@@ -118,9 +118,11 @@ _WHERE = (
 
 EVALUATION = (
     Column("train_loss", _REAL, "loss", "L(w_t) over evaluation_samples training samples."),
-    Column("train_accuracy", _REAL, "", "Share of these evaluation_samples classified rightly; null for regression."),
+    Column(
+        "train_accuracy", _REAL, "", "Fraction of these evaluation_samples classified correctly; null for regression."
+    ),
     Column("test_loss", _REAL, "loss", "The loss over the n_test test samples; null without test samples."),
-    Column("test_accuracy", _REAL, "", "Share of test samples classified rightly; null for regression."),
+    Column("test_accuracy", _REAL, "", "Fraction of test samples classified correctly; null for regression."),
 )
 
 _REALS = pa.list_(pa.float64())
@@ -277,10 +279,13 @@ TRIALS = (
         "Depends on T.",
     ),
     Column(
-        "train_accuracy", _REAL, "", "Share of the evaluation_samples classified rightly at w_T; null for regression."
+        "train_accuracy",
+        _REAL,
+        "",
+        "Fraction of the evaluation_samples classified correctly at w_T; null for regression.",
     ),
     Column("test_loss", _REAL, "loss", "The loss over the n_test test samples at w_T; null without test samples."),
-    Column("test_accuracy", _REAL, "", "Share of test samples classified rightly at w_T; null for regression."),
+    Column("test_accuracy", _REAL, "", "Fraction of test samples classified correctly at w_T; null for regression."),
     Column("distance_from_init", _REAL, "weights", "||w_T - w_0||, Euclidean over all parameters."),
     Column(
         "seconds",
