@@ -134,7 +134,7 @@ def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Fl
     except BaseException as error:  # also the SystemExit of a user's sys.exit
         raise InputError(
             f"model {init.model.label} at width {init.width} has no gradient on {init.dataset} ({named(error)}): "
-            "mend the model or the loss."
+            "fix the model or the loss."
         ) from error
 
 
@@ -151,7 +151,7 @@ def _dataset_of(sweep: Sweep) -> data.Dataset:
     except (InputError, KeyboardInterrupt):
         raise
     except BaseException as error:  # also the SystemExit of a user's sys.exit
-        raise InputError(f"dataset={sweep.dataset!r} cannot be loaded ({named(error)}): mend it.") from error
+        raise InputError(f"dataset={sweep.dataset!r} cannot be loaded ({named(error)}): fix it.") from error
 
 
 def _check_targets(sweep: Sweep, dataset: data.Dataset) -> None:
@@ -182,10 +182,10 @@ def _check_statistics(sweep: Sweep, network: torch.nn.Module, dataset: data.Data
     if made:
         raise InputError(
             f"stepsizes has {made[0]}, made of gamma and k_op, which this network does not have ({cause(reason)}): "
-            "use fixed(), grid([...]) or grid(auto=True), or mend the network."
+            "use fixed(), grid([...]) or grid(auto=True), or fix the network."
         )
     raise InputError(
-        f"{asked[0]} asks for statistics, which this network does not have ({cause(reason)}): leave it out, or mend "
+        f"{asked[0]} asks for statistics, which this network does not have ({cause(reason)}): leave it out, or fix "
         "the network."
     )
 
@@ -201,7 +201,7 @@ def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
     except BaseException as error:  # also the SystemExit of a user's sys.exit
         raise InputError(
             f"model {init.model.label} at width {init.width} does not run on {init.dataset} "
-            f"({named(error)}): mend the model or choose other data."
+            f"({named(error)}): fix the model or choose other data."
         ) from error
     if not isinstance(outputs, torch.Tensor):
         raise InputError(
@@ -241,5 +241,5 @@ def _check_loss(init: Initialization, outputs: torch.Tensor, y: torch.Tensor) ->
     except BaseException as error:  # also the SystemExit of a user's sys.exit
         raise InputError(
             f"loss={init.loss!r} fails for outputs of shape {list(outputs.shape)} and targets of shape "
-            f"{list(y.shape)} ({named(error)}): mend the function."
+            f"{list(y.shape)} ({named(error)}): fix the function."
         ) from error

@@ -75,7 +75,7 @@ def load(path: Path) -> Sweep:
     except BaseException as error:  # also the SystemExit of a user's sys.exit
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else "?"
-        raise InputError(f"{path}, line {line}: {named(error)}; mend the sweep file.") from error
+        raise InputError(f"{path}, line {line}: {named(error)}; fix the sweep file.") from error
     sweep = getattr(module, "sweep", None)
     if not isinstance(sweep, Sweep):
         raise InputError(f"{path} has no Sweep: end it with 'sweep = Sweep(...)'.")

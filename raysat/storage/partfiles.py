@@ -300,6 +300,6 @@ def reached(root: Location) -> Iterator[None]:
         yield
     except OSError as error:
         raise InputError(
-            f"{root} cannot be read and written ({first_sentence(error)}): mend the path, its rights, the network or "
+            f"{root} cannot be read and written ({first_sentence(error)}): fix the path, its rights, the network or "
             "the credentials, or use another folder."
         ) from None

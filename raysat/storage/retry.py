@@ -100,7 +100,7 @@ class PatientWriter:
                 self._again = self.clock() + self._delay
                 self.say(
                     f"{self.where} cannot be written ({said(error)}): {len(self._waiting)} results wait in "
-                    f"memory, the next try is in {duration(self._delay)}; mend it, the sweep goes on meanwhile."
+                    f"memory, the next try is in {duration(self._delay)}; fix it, the sweep goes on meanwhile."
                 )
             except Exception as error:  # a value that no table can hold: no waiting changes that
                 _, instead = self._waiting.popleft()

@@ -148,7 +148,7 @@ def gather(folder: Path, references: Sequence[str]) -> dict[str, Source]:
         except (InputError, KeyboardInterrupt):
             raise
         except BaseException as error:  # also the SystemExit of a user's sys.exit
-            raise InputError(f"{reference!r} cannot be imported ({named(error)}): mend it.") from error
+            raise InputError(f"{reference!r} cannot be imported ({named(error)}): fix it.") from error
     return _with_imports(folder, (reference.partition(":")[0] for reference in references), found) if references else {}
 
 

@@ -59,7 +59,7 @@ def undisturbed(but: Iterable[str] = ()) -> Iterator[None]:
     except KeyboardInterrupt as error:
         if ending.is_of_a_signal():
             raise
-        raise InputError(f"the sweep's own code raised {named(error)}, and nobody pressed Ctrl-C: mend it.") from error
+        raise InputError(f"the sweep's own code raised {named(error)}, and nobody pressed Ctrl-C: fix it.") from error
     finally:
         for state, before in recorded:
             _put_back(state, before)

@@ -407,7 +407,7 @@ def test_a_storage_that_stops_answering_is_one_sentence(store, monkeypatch, caps
 
     monkeypatch.setattr(Path, "read_bytes", read_bytes)
     for read in (lambda: store.read("trials"), store.finished, store.statistics):
-        with pytest.raises(InputError, match=r"cannot be read and written \(.*Input/output error\): mend"):
+        with pytest.raises(InputError, match=r"cannot be read and written \(.*Input/output error\): fix"):
             read()
     assert status_main([str(store.root)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

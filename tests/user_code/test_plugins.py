@@ -70,7 +70,7 @@ def test_a_sweep_without_own_modules_carries_nothing(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("x = 1\n", "has no function load"), ("import nothing_like_it\n", "nothing_like_it.*mend it")]
+    ("text", "words"), [("x = 1\n", "has no function load"), ("import nothing_like_it\n", "nothing_like_it.*fix it")]
 )
 def test_what_cannot_be_imported_is_named(folder, text, words):
     (folder / "plug_main.py").write_text(text)
