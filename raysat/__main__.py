@@ -10,19 +10,19 @@ from importlib import import_module
 import raysat
 
 COMMANDS = {
-    "run": ("sweep", "run a sweep file; the same command again runs only what is missing"),
-    "status": ("status", "how a sweep stands, from another terminal or machine"),
-    "forecast": ("forecast", "the loss curves of a sweep from its initialization alone, without training"),
-    "analysis": ("analysis.command", "fit the critical batch sizes of a sweep and print them"),
-    "report": ("report.__main__", "the figures and the page of a sweep, or of a folder of sweeps"),
-    "doctor": ("doctor", "whether a results folder is sound, and what to do if not"),
-    "ablation": ("ablation", "what each way of training ends with"),
-    "asgd": ("asgd", "real asynchronous learners beside their simulation"),
-    "communication": ("communication", "speed-up and cost for many workers"),
-    "allreduce": ("allreduce", "measure the time of an all-reduce"),
-    "columns": ("schema", "print every column of every table"),
+    "run": ("sweep:from_shell", "run a sweep file; the same command again runs only what is missing"),
+    "status": ("status:main", "how a sweep stands, from another terminal or machine"),
+    "forecast": ("forecast:main", "the loss curves of a sweep from its initialization alone, without training"),
+    "analysis": ("analysis.command:main", "fit the critical batch sizes of a sweep and print them"),
+    "report": ("report.__main__:main", "the figures and the page of a sweep, or of a folder of sweeps"),
+    "doctor": ("doctor:main", "whether a results folder is sound, and what to do if not"),
+    "ablation": ("ablation:main", "what each way of training ends with"),
+    "asgd": ("asgd:main", "real asynchronous learners beside their simulation"),
+    "communication": ("communication:main", "speed-up and cost for many workers"),
+    "allreduce": ("allreduce:main", "measure the time of an all-reduce"),
+    "columns": ("schema:main", "print every column of every table"),
 }
-"""What a user types: the module that has its `main`, and what it does."""
+"""What a user types: the function that it calls, and what that does."""
 
 
 def main() -> int:
@@ -39,12 +39,12 @@ def main() -> int:
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="one of those below")
     parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER, help="of the command")
     options = parser.parse_args(sys.argv[1:])
-    module, _ = COMMANDS[options.command]
+    module, function = COMMANDS[options.command][0].split(":")
     # A command without arguments of its own takes those of the process, which ends with it.
     sys.argv = [f"raysat {options.command}", *options.arguments]
     if not sys.flags.safe_path and os.getcwd() not in sys.path:  # modules are found as by `python -m`
         sys.path.insert(0, os.getcwd())
-    return import_module(f"raysat.{module}").main()
+    return getattr(import_module(f"raysat.{module}"), function)()
 
 
 if __name__ == "__main__":

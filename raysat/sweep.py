@@ -237,11 +237,16 @@ def _scratch() -> TemporaryDirectory:
         ) from None
 
 
-if __name__ == "__main__":
+def from_shell() -> int:
+    """The command in a process of its own, which ends with it."""
     gc.freeze()  # else all of torch is looked through for garbage time and again: a second in all
     code = main()
     gc.freeze()  # as the interpreter would do once more on its way out
     if code == ending.NO_CLUSTER:  # what is left of Ray in this process would wait for what has died
         sys.stdout.flush(), sys.stderr.flush()
         os._exit(code)
-    sys.exit(code)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(from_shell())

@@ -31,10 +31,10 @@ def run(*words, **options):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_is_there_and_says_how_it_was_called(name, monkeypatch, capsys):
-    module, _ = COMMANDS[name]
+    module, function = COMMANDS[name][0].split(":")
     monkeypatch.setattr(sys, "argv", [f"raysat {name}", "--help"])
     with pytest.raises(SystemExit) as end:
-        import_module(f"raysat.{module}").main()
+        getattr(import_module(f"raysat.{module}"), function)()
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: raysat {name} ")
 
