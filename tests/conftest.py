@@ -22,10 +22,39 @@ settings.load_profile("raysat")
 
 
 SLOW = (
-    *("faults/test_faults.py", "ntk/test_zoo.py", "ntk/test_fuzz.py", "ntk/test_cases.py", "ntk/test_batchnorm.py"),
-    *("storage/test_storage.py", "executor/test_executor.py", "test_sweeps.py", "test_sweep.py", "test_security.py"),
+    "analysis/test_ablation.py",
+    "analysis/test_analysis.py",
+    "analysis/test_predictors.py",
+    "analysis/test_target_sweeps.py",
+    "driver/test_adaptive.py",
+    "driver/test_outdated.py",
+    "executor/test_executor.py",
+    "faults/test_faults.py",
+    "messages/test_ending.py",
+    "messages/test_failures.py",
+    "ntk/test_cases.py",
+    "ntk/test_fuzz.py",
+    "ntk/test_ntk.py",
+    "ntk/test_user_networks.py",
+    "ntk/test_zoo.py",
+    "report/test_report.py",
+    "sgd/test_engines.py",
+    "sgd/test_stacked.py",
+    "storage/test_folder.py",
+    "test_any_rows.py",
+    "test_asgd.py",
+    "test_doctor.py",
+    "test_forecast.py",
+    "test_read_only.py",
+    "test_security.py",
+    "test_sweep.py",
+    "test_sweeps.py",
+    "trial/test_trial.py",
+    "trial/test_without_statistics.py",
+    "user_code/test_identity.py",
+    "user_code/test_process.py",
 )
-"""Files whose tests take most of the time."""
+"""Files whose tests take half a minute and more each, and together most of the time."""
 
 
 def pytest_collection_modifyitems(items):
