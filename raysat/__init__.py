@@ -3,8 +3,6 @@
 Predicted from the neural tangent kernel at initialization, measured by training, and put side by side.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
 from raysat.data import Dataset
 from raysat.errors import InputError
 from raysat.models.gpt import gpt
@@ -17,11 +15,9 @@ from raysat.results import Results, load
 from raysat.spec import Sweep, powers_of_two
 from raysat.spec.stepsizes import fixed, fixed_fraction, grid, theory
 from raysat.spec.training import Training, asynchronous
+from raysat.storage.rows import installed
 
-try:
-    __version__ = version("raysat")
-except PackageNotFoundError:  # it runs from its source tree alone
-    __version__ = "unknown"
+__version__ = installed() or "unknown"
 
 __all__ = [
     "Dataset",

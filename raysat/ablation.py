@@ -1,6 +1,8 @@
 """What each way of training ends with (`raysat.analysis.ablation`), as a command.
 
-$ python -m raysat.ablation RESULTS/generalization     prints the table and writes ablation.parquet and a figure
+    $ python -m raysat.ablation RESULTS/generalization     prints the table and writes ablation.parquet and a figure
+
+They lie in the results folder, or where `--output` says.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Measure the time of an all-reduce between processes (`raysat.sgd.allreduce`), as a command.
 
-$ python -m raysat.allreduce measured.json --ranks 2 4      between processes of this machine
-$ torchrun --nnodes 4 --nproc-per-node 8 ... -m raysat.allreduce measured.json --backend nccl      of a cluster
+    $ python -m raysat.allreduce measured.json --ranks 2 4      between processes of this machine
+    $ torchrun --nnodes 4 --nproc-per-node 8 ... -m raysat.allreduce measured.json --backend nccl      of a cluster
+
+The file is what `raysat.communication` takes by `--measured`.
 """
 
 from __future__ import annotations

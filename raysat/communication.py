@@ -1,8 +1,7 @@
 """From one machine to many: what the all-reduce of the gradients costs, and how many workers a batch is worth.
 
     $ python -m raysat.communication RESULTS/mnist --ranks 2     measure here, fit, predict, draw communication.png
-    $ python -m raysat.communication RESULTS/mnist --measured measured.json     measured elsewhere
-    (raysat.sgd.allreduce)
+    $ python -m raysat.communication RESULTS/mnist --measured measured.json     measured elsewhere (raysat.allreduce)
 
 Two measurements are put together: a sweep's N(b) and its seconds an iteration, and the time T(s, p) of an all-reduce
 (`raysat.sgd.allreduce`). A step of p workers that share a batch of b takes `launch + (b/p) sample + T(s, p)` seconds, s

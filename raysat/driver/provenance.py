@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from raysat.storage.rows import installed
+
 
 def about(path: Path) -> dict[str, object]:
     """Versions, machine and commit, for `sweep.json`."""
@@ -19,7 +21,7 @@ def about(path: Path) -> dict[str, object]:
     git = ["git", "-C", str(path.resolve().parent)]
     commit = _output([*git, "rev-parse", "HEAD"])
     return {
-        "raysat": version("raysat"),
+        "raysat": installed(),
         "file": path.name,
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": commit,

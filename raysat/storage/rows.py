@@ -69,14 +69,14 @@ def where(device: torch.device, init: Initialization | None = None) -> Row:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "hostname": platform.node(),
         "threads": torch.get_num_threads(),
-        "raysat_version": _installed(),
+        "raysat_version": installed(),
         "user_files": user_files(init) if init else None,
         "finished_at": datetime.now(UTC),
     }
 
 
 @cache
-def _installed() -> str | None:
+def installed() -> str | None:
     """The installed version of raysat; null where it runs from its source tree alone."""
     try:
         return version("raysat")

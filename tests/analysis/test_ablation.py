@@ -136,6 +136,7 @@ def test_a_simulation_of_learners_has_no_seconds_of_theirs():
 def test_the_figure_is_drawn_whatever_a_curve_has(tmp_path, name, value):
     trials, curves = tables([0.5])
     ablation.figure(trials, curves.assign(**{name: value})).savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_from_a_sweep_to_the_table(tmp_path, capsys, monkeypatch):
