@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -185,7 +186,7 @@ class _Callbacks(TrialProgressCallback):
             self.book.report(_key(trial), *result["told"])
 
     def on_trial_recover(self, iteration: int, trials: list, trial: object, **_: object) -> None:
-        if not self.book.counts(_key(trial), lost_node=_lost_its_node(trial)):
+        if not self.book.counts(_key(trial), lost_node=_lost_its_node(trial)) or _told_twice(trial):
             trial.max_failures += 1
 
     def on_step_end(self, iteration: int, trials: list, **_: object) -> None:
@@ -196,7 +197,7 @@ class _Callbacks(TrialProgressCallback):
         pass
 
     def on_trial_error(self, iteration: int, trials: list, trial: object, **_: object) -> None:
-        tries_left = trial.num_failures <= trial.max_failures
+        tries_left = trial.num_failures - _told_twice(trial) <= trial.max_failures
         self.book.give_up(_key(trial), plain(_error_of(trial)), tries_left=tries_left)
 
 
@@ -236,7 +237,18 @@ def _forget_ended(controller: object) -> None:
         del manager._pending_actors_to_enqueued_actor_tasks[actor]
 
 
+def _failures(trial: object) -> list[str]:
+    """What Tune has written of each of a trial's failures, the last one last."""
+    return _error_of(trial).split("Failure # ")[1:]
+
+
 def _lost_its_node(trial: object) -> bool:
     """Whether a trial's last failure was that of its node: Tune may try it in several processes of one that is gone."""
-    last = _error_of(trial).rpartition("Failure # ")[2]
+    last = "".join(_failures(trial)[-1:])
     return any(words in last for words in ("node was terminated", "node has died", "node died"))
+
+
+def _told_twice(trial: object) -> bool:
+    """Whether the last two failures are one death: Tune gives a trial anew to a process whose end it has not seen."""
+    *_, before, last = "", "", *(re.findall(r"actor_id: (\w+)", failure) for failure in _failures(trial))
+    return bool(last) and last == before

@@ -18,9 +18,18 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 
+from raysat.errors import InputError
+
 GRACE = 8.0
 """Seconds that the main thread has for storing what has come. Default: 8; it may be held in a call of Ray's that waits
 for what has died, and Ray's core ends the process from some 14 seconds on."""
+
+LAST = 4.0
+"""Seconds more until the process is to have ended, where the main thread came to its end in time. Default: 4, as above;
+Ray's core would end it with another code."""
+
+NOTICE = 2.0
+"""Seconds that an error of Ray's, which may have seen a loss first, waits for this thread to see it as well."""
 
 EXIT_CODE = 4
 """Of a process whose main thread takes longer (`raysat.messages.ending.NO_CLUSTER`)."""
@@ -49,7 +58,7 @@ class Vigil:
         self.died = ""
         """Which of them has; empty as long as all live."""
         self._over, self._over_too = os.pipe()
-        self._ended = threading.Event()
+        self._noticed, self._ended = threading.Event(), threading.Event()
 
     def __enter__(self) -> Vigil:
         if threading.current_thread() is threading.main_thread():
@@ -58,8 +67,8 @@ class Vigil:
         return self
 
     def __exit__(self, kind: type | None = None, *_: object) -> None:
-        if kind and issubclass(kind, Exception) and not self.died:
-            time.sleep(0.1)  # Ray may have seen the loss of a process first, and have raised an error of its own
+        if kind and issubclass(kind, Exception) and not issubclass(kind, InputError):
+            self._noticed.wait(NOTICE)
         os.write(self._over_too, b".")
 
     def relieve(self) -> None:
@@ -89,11 +98,13 @@ class Vigil:
                 silent_since = silent_since or time.monotonic()
                 if time.monotonic() - silent_since > SILENT:
                     self.died = f"GCS at {self.address}"
+        self._noticed.set()
         signal.pthread_kill(threading.main_thread().ident, SIGNAL)
-        if not self._ended.wait(GRACE):
-            print(f"raysat: {self.sentence}; what is finished stays: run the same command again.", file=sys.stderr)
-            sys.stderr.flush()
-            os._exit(EXIT_CODE)
+        if self._ended.wait(GRACE):
+            time.sleep(LAST)  # a process that ends takes this thread with it
+        print(f"raysat: {self.sentence}; what is finished stays: run the same command again.", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(EXIT_CODE)
 
 
 def answers(address: str) -> bool:

@@ -40,16 +40,18 @@ def gradients(
     """
     if not outputs.requires_grad:
         return [torch.zeros_like(p) for p in parameters]
+    if (
+        cotangent is not None
+    ):  # as a number's gradient: given to `grad` itself, u makes PyTorch load sympy, half a second
+        outputs = (outputs * cotangent).sum()
     if not (is_reentrant(outputs) if reentrant is None else reentrant):
-        found = torch.autograd.grad(
-            outputs, parameters, cotangent, retain_graph=keep, allow_unused=True, materialize_grads=True
-        )
+        found = torch.autograd.grad(outputs, parameters, retain_graph=keep, allow_unused=True, materialize_grads=True)
         return [_dense(gradient) for gradient in found]
     before = [p.grad for p in parameters]
     for p in parameters:
         p.grad = None
     try:
-        torch.autograd.backward(outputs, cotangent, retain_graph=keep)
+        torch.autograd.backward(outputs, retain_graph=keep)
         return [torch.zeros_like(p) if p.grad is None else _dense(p.grad) for p in parameters]
     finally:
         for p, grad in zip(parameters, before, strict=True):
