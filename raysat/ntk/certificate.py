@@ -24,8 +24,8 @@ TOLERANCE = {torch.float32: 5e-4, torch.float64: 1e-6}
 but the order of sums does."""
 
 SECOND_START = 4
-"""Products from the random start of k_op that comes first, and that k_op must not fall short of. Default: 4; see
-`raysat.ntk.lanczos.excess` for what they can miss."""
+"""Products from the random start of k_op that comes first, and that k_op must not fall short of, at a tolerance of
+1e-3. Default: 4, and one more for each digit beyond; see `raysat.ntk.lanczos.excess` for what they can miss."""
 
 
 def check_samples(
@@ -93,11 +93,14 @@ def _square(gradient: dict[str, Tensor]) -> float:
     return sum(g.double().square().sum().item() for g in gradient.values())
 
 
-def second_start(operator: KernelOperator, like: Float[Tensor, "n *outputs"]) -> tuple[Tensor, Tridiagonal]:
+def second_start(
+    operator: KernelOperator, like: Float[Tensor, "n *outputs"], tolerance: float = 1e-3
+) -> tuple[Tensor, Tridiagonal]:
     """A few products with K from a random start of its own: the unit start, and what Lanczos made of them."""
+    most = SECOND_START + max(0, math.ceil(-math.log10(tolerance) - 3 - 1e-9))
     start = torch.randn(like.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64, device="cpu")
     start = (start / start.norm()).to(like.device)
-    return start, tridiagonalize(lambda u: operator(u[0])[None], start[None].to(like), SECOND_START)
+    return start, tridiagonalize(lambda u: operator(u[0])[None], start[None].to(like), most)
 
 
 def check_products(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ class Tridiagonal:
         basis: Q. Shape: [batch, k, size].
         last: Norm of the next vector before normalization: `last * |vectors[-1, j]|` is the residual of value j.
         products: Products with the operator that were used.
+        images: A Q. Shape: that of the basis.
     """
 
     values: Float64[Tensor, "batch k"]
@@ -30,6 +32,7 @@ class Tridiagonal:
     basis: Float64[Tensor, "batch k size"]
     last: Float64[Tensor, " batch"]
     products: int
+    images: Float64[Tensor, "batch k size"]
 
 
 def tridiagonalize(
@@ -51,9 +54,10 @@ def tridiagonalize(
 
     q = start.flatten(1).double()
     q = q / q.norm(dim=1, keepdim=True)
-    basis, diagonal, beside = [q], [], []
+    basis, images, diagonal, beside = [q], [], [], []
     while True:
         w = apply(basis[-1])
+        images.append(w)
         diagonal.append((w * basis[-1]).sum(1))
         stacked = torch.stack(basis, 1)
         for _ in range(2):  # twice is enough (Kahan and Parlett)
@@ -65,7 +69,9 @@ def tridiagonalize(
             matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
         values, vectors = torch.linalg.eigh(matrix)
         exhausted = last <= 1e-13 * values[:, -1].abs().clamp_min(torch.finfo(torch.float64).tiny)
-        result = Tridiagonal(values, vectors, stacked, torch.where(exhausted, 0.0, last), len(diagonal))
+        result = Tridiagonal(
+            values, vectors, stacked, torch.where(exhausted, 0.0, last), len(diagonal), torch.stack(images, 1)
+        )
         if result.products >= min(most, size) or exhausted.all() or done(result):
             return result
         # An exhausted operator goes on with zeros, which add eigenvalues 0 and change nothing else.
@@ -96,7 +102,7 @@ def largest_eigenpairs(operator: Operator, start: Tensor, *, tolerance: float = 
     """The largest eigenvalues, to a relative residual.
 
     The recurrence's own estimate of the residual ends the iteration. The one that is returned is measured, from vectors
-    and their images: each product is kept.
+    and their images.
 
     Args:
         operator: As for `tridiagonalize`.
@@ -106,12 +112,6 @@ def largest_eigenpairs(operator: Operator, start: Tensor, *, tolerance: float = 
         most: Products after which to stop in any case. The residual says how far it came.
     """
     tiny = torch.finfo(torch.float64).tiny
-    images: list[Float64[Tensor, "batch size"]] = []
-
-    def kept(vectors: Tensor) -> Tensor:
-        products = operator(vectors)
-        images.append(products.flatten(1).double())
-        return products
 
     def done(found: Tridiagonal) -> bool:
         # Half the tolerance: rounding adds to what the recurrence estimates. It is ahead of the measured residual by a
@@ -119,13 +119,54 @@ def largest_eigenpairs(operator: Operator, start: Tensor, *, tolerance: float = 
         estimates = found.last * found.vectors[:, -1, -1].abs()
         return bool((estimates <= tolerance / 2 * found.values[:, -1].abs().clamp_min(tiny)).all())
 
-    found = tridiagonalize(kept, start, most, done)
+    found = tridiagonalize(operator, start, most, done)
     values, coefficients = found.values[:, -1], found.vectors[:, None, :, -1]
-    vectors, products = ((coefficients @ all_).squeeze(1) for all_ in (found.basis, torch.stack(images, 1)))
+    vectors, products = ((coefficients @ all_).squeeze(1) for all_ in (found.basis, found.images))
     norms = vectors.norm(dim=1, keepdim=True).clamp_min(tiny)  # an operator that is 0 may have no vector
     vectors, products = vectors / norms, products / norms
     residuals = (products - values[:, None] * vectors).norm(dim=1) / values.abs().clamp_min(tiny)
     return Eigenpairs(values, vectors.view(start.shape), products.view(start.shape), residuals, found.products)
+
+
+def refined(
+    operator: Operator, known: Tridiagonal, start: Tensor, *, tolerance: float = 1e-3, most: int = 200
+) -> Eigenpairs:
+    """The largest eigenvalue, from what is known of a subspace and one more vector that is near the eigenvector.
+
+    Rayleigh-Ritz on the subspace, which grows by the residual of its largest Ritz vector: from a single vector that is
+    Lanczos, and from several it forgets none of them (Davidson's method without a preconditioner; Saad 2011, Numerical
+    Methods for Large Eigenvalue Problems, section 8.4). The value is at least the largest that is known already.
+
+    Args:
+        operator: As for `tridiagonalize`, a batch of one.
+        known: What was found from other starts, with its images, which are not computed again.
+        start: The vector. Shape: [1, ...].
+        tolerance: Relative residual to reach, measured.
+        most: Products after which to stop in any case.
+    """
+    tiny = torch.finfo(torch.float64).tiny
+    basis, images = list(known.basis[0]), list(known.images[0])
+    direction, products = start.flatten().double(), 0
+    for round_ in itertools.count():
+        before = direction.norm()
+        for _ in range(2):  # twice is enough (Kahan and Parlett)
+            stacked = torch.stack(basis)
+            direction = direction - (stacked @ direction) @ stacked
+        grows = bool(direction.norm() > 1e-13 * before)  # else it lies in the subspace
+        if grows:
+            basis.append(direction / direction.norm())
+            images.append(operator(basis[-1].view(start.shape).to(start.dtype)).flatten().double())
+            products += 1
+        stacked, of_stacked = torch.stack(basis), torch.stack(images)
+        matrix = stacked @ of_stacked.T
+        values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
+        value, vector, image = values[-1], vectors[:, -1] @ stacked, vectors[:, -1] @ of_stacked
+        direction = image - value * vector
+        residual = direction.norm() / value.abs().clamp_min(tiny)
+        exhausted = (round_ > 0 and not grows) or direction.norm() <= tiny
+        if residual <= tolerance or products >= min(most, len(vector)) or exhausted:
+            one = (value[None], vector.view(start.shape), image.view(start.shape), residual[None])
+            return Eigenpairs(*one, products)
 
 
 def excess(runs: Sequence[tuple[int, float]], size: int, probability: float) -> float:

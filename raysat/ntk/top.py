@@ -15,7 +15,7 @@ from raysat.messages.failures import first_sentence
 from raysat.ntk.certificate import TOLERANCE, check_products, second_start
 from raysat.ntk.context import differentiable
 from raysat.ntk.kernel import GRAPHS, KernelOperator, Products
-from raysat.ntk.lanczos import Tridiagonal, excess, largest_eigenpairs
+from raysat.ntk.lanczos import Tridiagonal, excess, largest_eigenpairs, refined
 from raysat.ntk.look import Look
 from raysat.ntk.plain import trained
 from raysat.ntk.refusal import NoStatistics
@@ -120,16 +120,17 @@ def _by(way: Products, look: Look, loss: Loss, subset: Tensor, tolerance: float,
     with differentiable(network):
         operator = KernelOperator(network, x, chunk, loss, memory, y=y, way=way)
         outputs = operator.outputs()
-        g, second = second_start(operator, outputs)
+        g, second = second_start(operator, outputs, tolerance)
         start = _start(operator, second, outputs)
-        for _ in range(3):
-            found = largest_eigenpairs(lambda u: operator(u[0])[None], start[None], tolerance=tolerance)
-            if second.values[0, -1] <= found.values[0] * (1 + max(tolerance, TOLERANCE[look.dtype])):
-                break
-            # The random start saw a larger one: go on from what both have found.
-            start = _with_noise(found.vectors[0] + _ritz_vector(second, outputs), outputs)
+        runs = [(second.products, 1.0)]
+        if _has_head_start(operator):
+            found = refined(lambda u: operator(u[0])[None], second, start[None], tolerance=tolerance)
         else:
-            raise RuntimeError(f"a random start finds {second.values[0, -1]:.4g} above k_op {found.values[0]:.4g}")
+            found = largest_eigenpairs(lambda u: operator(u[0])[None], start[None], tolerance=tolerance)
+            runs.append((found.products, RANDOM_SHARE))
+            if second.values[0, -1] > found.values[0] * (1 + max(tolerance, TOLERANCE[look.dtype])):
+                # The random start saw a larger one: go on from what both have found.
+                found = refined(lambda u: operator(u[0])[None], second, found.vectors, tolerance=tolerance)
     check = check_products(network, x, y, loss, found, g, second, chunk)
     return TopEigenvalue(
         operator=operator,
@@ -139,9 +140,13 @@ def _by(way: Products, look: Look, loss: Loss, subset: Tensor, tolerance: float,
         residual=found.residuals.item(),
         products=found.products,
         check=check,
-        upper=found.values.item()
-        * excess([(second.products, 1.0), (found.products, RANDOM_SHARE)], outputs.numel(), MISSED),
+        upper=found.values.item() * excess(runs, outputs.numel(), MISSED),
     )
+
+
+def _has_head_start(operator: KernelOperator) -> bool:
+    """Whether there are so many samples that the kernel of a part of them is worth a look first."""
+    return len(operator.x) >= HEAD_START and operator.rows is None
 
 
 def _start(operator: KernelOperator, second: Tridiagonal, outputs: Tensor) -> Tensor:
@@ -149,10 +154,10 @@ def _start(operator: KernelOperator, second: Tridiagonal, outputs: Tensor) -> Te
 
     Of few samples it is what another random start has found. Of many, the eigenvector v of the kernel of an eighth of
     them, carried to all: `J_all J_some^T v`, its Nystroem extension, which costs little beside products with the whole
-    K. The samples are drawn, for their order may mean something.
+    K. The samples are drawn, for their order may mean something. It joins what the random start has found.
     """
     n = len(operator.x)
-    if n < HEAD_START or operator.rows is not None:
+    if not _has_head_start(operator):
         return _with_noise(_ritz_vector(second, outputs), outputs)
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randperm(n, generator=generator, device="cpu")[: n // 8].sort().values.to(outputs.device)
@@ -169,7 +174,7 @@ def _start(operator: KernelOperator, second: Tridiagonal, outputs: Tensor) -> Te
     start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     found = largest_eigenpairs(lambda u: coarse(u[0])[None], start[None], tolerance=1e-2)
     carried = operator.pushforward(coarse.pullback(found.vectors[0].to(outputs)))
-    return _with_noise(carried.double(), outputs)
+    return carried / carried.norm().clamp_min(torch.finfo(carried.dtype).tiny)  # random parts come of the other start
 
 
 def _ritz_vector(found: Tridiagonal, like: Tensor) -> Tensor:

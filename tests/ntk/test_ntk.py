@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raysat import InputError, data, gpt, linear, mlp, models, ntk_statistics, resnet
-from raysat.ntk import KernelOperator, certificate, dense_kernel, grams, largest_eigenpairs, plain, top
+from raysat.ntk import KernelOperator, certificate, dense_kernel, grams, largest_eigenpairs, plain, top, tridiagonalize
 from raysat.ntk import statistics as statistics_module
+from raysat.ntk.lanczos import refined
 from raysat.ntk.survey import survey
 from raysat.saturation.recursion import Spectrum, largest_stable, noise_factor
 
@@ -508,3 +509,42 @@ def test_the_dense_kernel_of_a_float32_network_leaves_its_gradients():
     )
     j = oracles.jacobians(network.double(), x.double()).flatten(0, 1)
     torch.testing.assert_close(kernel, j @ j.T / 6, rtol=1e-10, atol=1e-12)
+
+
+@settings(max_examples=30)
+@given(st.integers(3, 40), st.integers(1, 6), st.integers(0, 2**31), st.sampled_from(["near", "known", "random"]))
+def test_what_is_known_of_a_subspace_is_refined_to_the_largest_eigenvalue(size, steps, seed, kind):
+    generator = np.random.default_rng(seed)
+    matrix = torch.tensor(generator.normal(size=(size, size)))
+    matrix = matrix @ matrix.T
+    values, vectors = torch.linalg.eigh(matrix)
+    asked = []
+
+    def operator(v):
+        asked.append(v)
+        return v @ matrix
+
+    known = tridiagonalize(operator, torch.tensor(generator.normal(size=(1, size))), steps)
+    np.testing.assert_allclose(known.images[0], known.basis[0] @ matrix, atol=1e-9 * float(values[-1]))
+    before = len(asked)
+    start = {"near": vectors[:, -1] + 0.1 * vectors[:, 0], "known": known.basis[0, 0], "random": torch.randn(size)}[
+        kind
+    ]
+    found = refined(operator, known, start.double()[None], tolerance=1e-10)
+    assert found.values.item() == pytest.approx(values[-1].item(), rel=1e-9)
+    assert found.products == len(asked) - before <= size
+    assert found.residuals.item() <= 1e-9
+    np.testing.assert_allclose(found.images[0], found.vectors[0] @ matrix, atol=1e-8 * float(values[-1]))
+
+
+def test_refining_ends_where_a_tolerance_cannot_be_reached():
+    values = torch.linspace(1, 2, 300)
+    noise = torch.Generator().manual_seed(0)
+
+    def rough(v):  # an operator whose products are off by 1e-3
+        return v * values + 1e-3 * torch.randn(v.shape, generator=noise)
+
+    known = tridiagonalize(rough, torch.ones(1, 300), 3)
+    found = refined(rough, known, known.basis[:, 0].float(), tolerance=1e-12, most=40)
+    assert found.products <= 40
+    assert found.values.item() == pytest.approx(2, rel=0.05)
