@@ -18,7 +18,8 @@ import pandas as pd
 from raysat.analysis import load
 from raysat.analysis.reading import best_of, usable
 from raysat.forecast import forecast
-from raysat.saturation.fits import critical_batch, steps_to_target
+from raysat.saturation.critical import critical_batch
+from raysat.saturation.targets import steps_to_target
 from raysat.storage.store import Store
 
 PREDICTED = ("gamma", "k_op", "b_star", "b_star_thm33", "noise_scale")

@@ -16,9 +16,10 @@ from raysat import data, linear, linearized, mlp, models, ntk_statistics
 from raysat.data.linear import linear_problem
 from raysat.forecast import GRID, STEPS, forecast
 from raysat.losses import LOSSES
-from raysat.saturation.fits import fit_saturation, steps_to_target
+from raysat.saturation.fits import fit_saturation
 from raysat.saturation.formulas import beta
 from raysat.saturation.recursion import Spectrum, loss_curves, noise_factor
+from raysat.saturation.targets import steps_to_target
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.sampler import batches

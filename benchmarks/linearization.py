@@ -18,9 +18,10 @@ import torch
 
 from raysat import data, mlp, models, ntk_statistics
 from raysat.ntk import dense_kernel
-from raysat.saturation.fits import critical_batch, steps_to_target
+from raysat.saturation.critical import critical_batch
 from raysat.saturation.formulas import beta
 from raysat.saturation.recursion import Spectrum, largest_stable, loss_curves, noise_factor
+from raysat.saturation.targets import steps_to_target
 from raysat.sgd.sampler import batches
 
 N, TARGET, SIZES, SEEDS = 1000, 0.6, (1, 2, 4, 8, 16, 32, 64, 256), range(3)

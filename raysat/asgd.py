@@ -33,7 +33,7 @@ from raysat.executor import OnRay, with_server
 from raysat.losses import resolve
 from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
-from raysat.saturation.fits import student_t
+from raysat.saturation.intervals import student_t
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness, places, share_beyond
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.sampler import Batches, batches

@@ -30,6 +30,7 @@ from raysat.analysis import GROUP, READING, analyze, by_evidence, comparable, lo
 from raysat.errors import InputError, whole
 from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
+from raysat.saturation.fits import law
 from raysat.sgd.allreduce import BACKENDS, Link, Measurement, fit, measure, read
 from raysat.storage.files import location, output_option, write_aside, written
 
@@ -50,12 +51,13 @@ class Work:
 
     Attributes:
         n_inf: N at large b, iterations to the target.
-        b_n: b_N of `N(b) = n_inf (1 + b_n/b)`.
+        b_n: b_N of `N(b) = n_inf (1 + (b_n/b)^q)^(1/q)`.
         launch: Seconds of a step beside its samples.
         sample: Seconds of one sample in a step.
         size: Bytes of the gradient.
         largest: Largest batch to be considered.
         source: What it was measured on, in words.
+        q: How sharply N(b) bends at b_N.
     """
 
     n_inf: float
@@ -65,29 +67,34 @@ class Work:
     size: int
     largest: int
     source: str = ""
+    q: float = 1.0
 
     @property
     def label(self) -> str:
         """All but the source: `N(b) = 40 (1 + 9/b), a step takes 1 ms + b 100 µs, 0.004 MB of gradients`."""
-        law = f"N(b) = {self.n_inf:.3g} (1 + {self.b_n:.3g}/b)"
+        power, root = (f"^{self.q:.3g}", f"^(1/{self.q:.3g})") if self.q != 1 else ("", "")
+        ratio = f"({self.b_n:.3g}/b){power}" if power else f"{self.b_n:.3g}/b"
+        said = f"N(b) = {self.n_inf:.3g} (1 + {ratio}){root}"
         step = f"{1e3 * self.launch:.3g} ms + b {1e6 * self.sample:.3g} µs"
-        return f"{law}, a step takes {step}, {self.size / 1e6:.3g} MB of gradients"
+        return f"{said}, a step takes {step}, {self.size / 1e6:.3g} MB of gradients"
 
     def iterations(self, b: float) -> float:
         """N(b)."""
-        return self.n_inf * (1 + self.b_n / b)
+        return float(law(np.array([float(b)]), float(self.n_inf), float(self.b_n), self.q)[0])
 
     def seconds(self, b: float, workers: int, link: Link) -> float:
         """Time to the target of `workers` that share batches of b: `N(b) (launch + b/p sample + T(s, p))`."""
         return self.iterations(b) * (self.launch + b / workers * self.sample + link.seconds(self.size, workers))
 
     def best_batch(self, workers: int, link: Link) -> float:
-        """The batch that ends soonest: `sqrt(b_n (launch + T) p / sample)`, at least p and at most `largest`.
+        """The batch that ends soonest: `(b_n^q (launch + T) p / sample)^(1/(q + 1))`, from p to `largest`.
 
-        There the derivative of `(1 + b_n/b)(c + b sample/p)` in b is zero, c being what a step costs beside samples.
+        There the derivative of `N(b) (c + b sample/p)` in b is zero, c being what a step costs beside samples.
         """
         fixed = self.launch + link.seconds(self.size, workers)
-        free = math.sqrt(self.b_n * fixed * workers / self.sample) if self.sample > 0 else math.inf
+        free = math.inf
+        if self.sample > 0:
+            free = (self.b_n**self.q * fixed * workers / self.sample) ** (1 / (self.q + 1))
         return float(min(max(free, workers), self.largest))
 
 
@@ -200,6 +207,7 @@ def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float]
     return Work(
         n_inf=float(row["asymptote"]),
         b_n=float(row["value"]),
+        q=float(row["q"]),
         launch=float(launch),
         sample=float(sample),
         size=parameters * (8 if row["dtype"] == "float64" else 4),

@@ -4,7 +4,7 @@
 
 The curves are those of `raysat.saturation.recursion`, which says how they are derived and when they fail; from them
 follow h(b), N(b; eps) and the critical batch sizes, which are refused in words where measured ones would be
-(`raysat.saturation.fits`).
+(`raysat.saturation.critical`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from raysat.driver.plan import plan
 from raysat.errors import InputError
 from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
-from raysat.saturation.fits import critical_batch, steps_to_target
+from raysat.saturation.critical import critical_batch
 from raysat.saturation.formulas import beta
 from raysat.saturation.recursion import Spectrum, largest_stable, loss_curves, noise_factor
+from raysat.saturation.targets import steps_to_target
 from raysat.spec.training import PLAIN
 from raysat.text import duration
 from raysat.trial.initial import compute_statistics

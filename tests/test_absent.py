@@ -14,8 +14,10 @@ from raysat import plots
 from raysat.analysis import analyze, number, scatter, widths
 from raysat.analysis.words import bounds
 from raysat.driver import adaptive, progress
-from raysat.saturation import fits, recursion
+from raysat.saturation import recursion
+from raysat.saturation.critical import critical_batch
 from raysat.saturation.formulas import b_star, exponent, h_interpolated, stepsize
+from raysat.saturation.targets import choose_targets, steps_to_target
 from raysat.spec.stepsizes import fixed, fixed_fraction, grid, theory
 
 WRONG = re.compile(r"\bnan\b|\binf\b|None|NaN")
@@ -95,7 +97,7 @@ def test_the_interpolated_exponent(one, last, b):
 @settings(max_examples=60)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_critical_batch_size_is_a_number_or_a_reason(values, quantity):
-    fit = fits.critical_batch(np.array([1, 4, 16, 64, 256]), np.array(values), quantity)
+    fit = critical_batch(np.array([1, 4, 16, 64, 256]), np.array(values), quantity)
     if math.isnan(fit.value):
         assert right(fit.reason)
     else:
@@ -108,9 +110,9 @@ def test_a_critical_batch_size_is_a_number_or_a_reason(values, quantity):
 def test_steps_to_a_target(losses, target):
     if not 0 < target < math.inf:
         return
-    steps = fits.steps_to_target(np.arange(len(losses)), np.array(losses), target)
+    steps = steps_to_target(np.arange(len(losses)), np.array(losses), target)
     assert math.isnan(steps) or 0 <= steps <= len(losses)
-    levels = fits.choose_targets(np.array(losses), np.array(losses[::-1]))
+    levels = choose_targets(np.array(losses), np.array(losses[::-1]))
     assert all(0 < level < math.inf for level in levels)
 
 

@@ -25,7 +25,6 @@ from raysat.analysis.summaries import print_summary, summary
 from raysat.analysis.tables import Analysis, analyze, analyze_folder, load, save
 from raysat.analysis.words import (
     ABOUT_SCATTER,
-    FEW_SEEDS,
     NOTHING,
     THEORY_CAVEAT,
     about_h,
@@ -41,7 +40,6 @@ from raysat.analysis.words import (
 
 __all__ = [
     "ABOUT_SCATTER",
-    "FEW_SEEDS",
     "GROUP",
     "NOTHING",
     "READING",

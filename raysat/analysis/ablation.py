@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from raysat.analysis import number, policy, usable
-from raysat.saturation.fits import student_t
+from raysat.saturation.intervals import student_t
 
 WAY = ("model", "model_options", "width", "stepsize", "batch_size", "learners", "training")
 """The columns of `trials` that name one row of the table; its trials differ in their seed."""

@@ -7,7 +7,8 @@ N(b) iterations to a target loss at s(b) seconds each cost
 a device being a GPU, or a core where there is none. By the law N(b) = N_inf (1 + b_N/b) samples rise with b, as
 N_inf (b + b_N), and iterations fall: a batch size is worth using up to where what it wastes outweighs what it saves.
 Zhang et al. (2024, arXiv 2410.21676) draw the line at an overhead of 20 %, which is `b_20` here: the largest b whose
-samples to target are at most 1.2 times the least.
+samples to target are at most 1.2 times the least. Where the law was fitted to N(b) it is the law's, for between two
+batch sizes the scatter of N moves it by factors; without a fit it lies between the measured values.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jaxtyping import Float, Real
 from raysat.analysis.measure import Measurement, by_seed
 from raysat.analysis.reading import READING, SETTING, by_evidence, devices
 from raysat.analysis.words import bounds, method, number
-from raysat.saturation.fits import geometric_mean, interval, resample_seeds
+from raysat.saturation.intervals import geometric_mean, of_values, percentiles, replicates
 
 WASTE = 0.2
 """The share of samples above the least that may be wasted. Default: 0.2, from Zhang et al. (2024)."""
@@ -110,6 +111,25 @@ def largest_within(
     return np.where(beyond.any(axis=1), crossing, math.inf).reshape(samples.shape[:-1])
 
 
+def within_by_law(least: float, b_c: float, q: float, waste: float = WASTE) -> float:
+    """The b up to which samples to target by the law `N_inf (b^q + b_c^q)^(1/q)` are within `1 + waste` of the least.
+
+    Args:
+        least: The smallest batch size, which takes the fewest samples.
+        b_c: b_N.
+        q: Of the law (`raysat.saturation.fits`).
+        waste: The share that may be wasted.
+
+    Example:
+        >>> round(within_by_law(1, 10.0, 1.0), 6)  # 1.2 (1 + 10) - 10
+        3.2
+    """
+    if not 0 < b_c < math.inf:
+        return math.inf if b_c else (1 + waste) * least
+    ratio = q * math.log(least / b_c)  # (b/b_c)^q + 1 = (1 + waste)^q ((least/b_c)^q + 1)
+    return b_c * math.expm1(q * math.log1p(waste) + float(np.logaddexp(0, ratio))) ** (1 / q)
+
+
 def weigh(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dict]]:
     """What a measured target costs, and what follows from it: rows of `COSTS` and of `CHOICES`.
 
@@ -128,27 +148,35 @@ def weigh(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dic
     left_out = f"b = {missed} left out, where not every seed reaches the target" if missed else ""
     shares = _shares(best)
     rows, choices = [], []
-    steps, at = tables[0].to_numpy(), tables[0].columns.isin(made.b)
+    at = tables[0].columns.isin(made.b)
     for name, values in made.values.items():
         if not values.size or not (np.isfinite(values) & (values > 0)).all():  # not measured of every trial
             continue
         # Of one seed what varies is N: what an iteration costs is taken as measured.
-        several = len(values) > 1
-        replicates = resample_seeds(values) if several else measured.replicates[:, at] * (values / steps[:, at])
-        mean, (low, high) = geometric_mean(values), interval(replicates)
-        known = replicates[~np.isnan(replicates).any(axis=1)]
+        alone, shared = measured.alone, measured.resolution[at]
+        mean, (low, high) = geometric_mean(values), of_values(values, alone, shared)
+        drawn = replicates(values, alone, shared)
+        known = drawn[~np.isnan(drawn).any(axis=1)]
         rows += [
             {**head, "cost": name, "batch_size": int(b), "value": mean[k], "low": low[k], "high": high[k]}
             for k, b in enumerate(made.b)
         ]
         for choice, (rule, above_least) in RULES[name].items():
             chosen = float(rule(made.b, mean))
-            low, high = interval(rule(made.b, known)) if len(known) else (math.nan, math.nan)
+            low, high = percentiles(rule(made.b, known)) if len(known) else (math.nan, math.nan)
+            if choice == "b_20" and math.isfinite(measured.fit["value"]):
+                chosen, low, high = (_by_law(measured.fit, end, made.b) for end in ("value", "low", "high"))
             row = {"choice": choice, "batch_size": chosen, "low": float(low), "high": float(high)}
             reasons = (_reservation(choice, chosen, made.b), left_out, shares * (choice == "least_seconds"))
             row |= {"value": (1 + above_least) * mean.min(), "reason": "; ".join(filter(None, reasons))}
             choices.append({**head, **row})
     return rows, choices
+
+
+def _by_law(fit: dict, end: str, b: Real[np.ndarray, " b"]) -> float:
+    """b_20 of a fit, or of an end of its interval; infinite beyond the batch sizes that were run."""
+    found = within_by_law(float(b.min()), fit[end], fit["q"]) if not math.isnan(fit[end]) else math.nan
+    return math.inf if found > b.max() else found
 
 
 RULES = {
@@ -232,9 +260,9 @@ def _sentence(own: pd.DataFrame) -> str:
     for choice, reason in own.loc[own.index != "b_20", "reason"].items():
         said += f" The {choice.replace('_', ' ')}: {reason}." * bool(reason)
     if row["seeds"] == 1 and math.isnan(own["low"].iloc[0]):
-        said += " There are no intervals: there is one seed, and no fit whose residuals could be resampled."
+        said += " There are no intervals: there is one seed, and no fit about which it could scatter."
     elif row["seeds"] == 1:
-        said += " Intervals are over the fit's residuals, for there is one seed."
+        said += " Intervals are of the scatter about the fit, for there is one seed."
     shared = f", up to {row['at_once']} trials at once on a machine, which makes steps slower and uneven"
     shared *= int(row["at_once"] > 1)
     if "least_seconds" in own.index:

@@ -1,7 +1,7 @@
 """A reading's h and N at each batch size, and the critical batch sizes fitted to them.
 
-Of several seeds intervals come from resampling these, of one seed from resampling the residuals of the fit: each value
-is taken to scatter about it as those at the other batch sizes do. Without a fit a single seed has no intervals.
+Intervals are those of `raysat.saturation.intervals`. Of one seed they are of the scatter about the fit: each value is
+taken to scatter as those at the other batch sizes do. Without a fit a single seed has no intervals.
 """
 
 from __future__ import annotations
@@ -16,18 +16,11 @@ from jaxtyping import Float
 
 from raysat.analysis.reading import READING, best_of, policy, usable
 from raysat.ntk.words import approximations
-from raysat.saturation.fits import (
-    CriticalBatch,
-    choose_targets,
-    critical_batch,
-    fit_saturation,
-    geometric_mean,
-    interval,
-    resample_residuals,
-    resample_seeds,
-    steps_to_target,
-)
+from raysat.saturation.critical import CriticalBatch, critical_batch
+from raysat.saturation.fits import fit_law
 from raysat.saturation.formulas import h_interpolated
+from raysat.saturation.intervals import Scatter, about_law, geometric_mean, of_values
+from raysat.saturation.targets import choose_targets, resolution, steps_to_target
 from raysat.storage.schema import DIVERGED, FAILED, TARGET_REACHED
 from raysat.text import number, percent
 
@@ -43,7 +36,7 @@ POINTS = (
     *("h_interp", "h_interp_n"),
 )
 FITS = (
-    *(*READING, "quantity", "target", "headline", "value", "low", "high", "interval", "asymptote"),
+    *(*READING, "quantity", "target", "headline", "value", "low", "high", "interval", "q", "asymptote"),
     *("rms_log_residual", "range", "seeds", "batch_sizes", "n_diverged", "n_failed"),
     *("eta_beta_min", "eta_beta_max", "eta_k_op_max", "reason", "unpredicted", "approximated"),
     *(name + end for name in STATISTICS for end in ("", "_min", "_max")),
@@ -64,7 +57,9 @@ class Measurement:
         asked: The batch sizes of its group, ascending.
         best: The best trial of each (seed, batch size), the quantity in the column `value`; nan at a batch size at
             which some seed has none.
-        replicates: Bootstrap replicates of the mean over seeds, by batch size of `best`; nan without an interval.
+        alone: Of one seed, the scatter about the fit, if there is a fit.
+        resolution: The error of each log value that all seeds share, by batch size of `best`: that of the distance
+            between stepsizes and between evaluations.
         points: A row for each batch size, of the columns `POINTS`.
         fit: The row of its critical batch size, of the columns `FITS`.
     """
@@ -72,7 +67,8 @@ class Measurement:
     about: dict
     asked: list[int]
     best: pd.DataFrame
-    replicates: Float[np.ndarray, "replicates b"]
+    alone: Scatter | None
+    resolution: Float[np.ndarray, " b"]
     points: list[dict]
     fit: dict
 
@@ -86,7 +82,7 @@ def measure(
         reading: The trials of a reading.
         group: All trials of its group.
         paths: Their losses.
-        targets: Loss levels. Where there are none they are chosen (`raysat.saturation.fits.choose_targets`).
+        targets: Loss levels. Where there are none they are chosen (`raysat.saturation.targets.choose_targets`).
     """
     head = reading[list(READING)].iloc[0].to_dict()
     trials = usable(reading)
@@ -107,18 +103,50 @@ def measure(
         about = {**head, "quantity": "N", "target": math.nan, "headline": True}
         none = CriticalBatch(reason="no loss level below the initial one is reached by all trials")
         empty = best.iloc[:0].assign(value=math.nan)
-        yield Measurement(about, _sizes(group), empty, np.empty((1, 0)), [], _fit_row(about, reading, none))
+        yield Measurement(about, _sizes(group), empty, None, np.empty(0), [], _fit_row(about, reading, none))
 
 
 def best_by_h(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trial of the largest h of each (seed, batch size); h as `value`."""
-    return best_of(trials.assign(value=trials["h"], score=-trials["h"]), "score")
+    """The trial of the largest h of each (seed, batch size); h as `value`, and its `resolution`."""
+    trials = trials.assign(value=trials["h"], score=-trials["h"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        depth = -np.log(trials["h"].to_numpy(dtype=float))
+    return best_of(trials.assign(resolution=stepsize_resolution(trials, depth)), "score")
 
 
 def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFrame:
-    """The trial of the smallest N of each (seed, batch size); N as `value`, nan where none reaches the level."""
-    steps = [steps_to_target(*paths.get(cell_id, _NO_PATH), level) for cell_id in trials["cell_id"]]
-    return best_of(trials.assign(value=steps), "value")
+    """The trial of the smallest N of each (seed, batch size); N as `value`, nan where none reaches the level.
+
+    Its `resolution` is the error of log N that comes of the distance between stepsizes and between evaluations.
+    """
+    own = [paths.get(cell_id, _NO_PATH) for cell_id in trials["cell_id"]]
+    steps = np.array([steps_to_target(*path, level) for path in own], dtype=float)
+    between = np.nan_to_num([resolution(*path, level) for path in own])
+    with np.errstate(divide="ignore"):
+        spaced = stepsize_resolution(trials, np.log(steps))
+    return best_of(trials.assign(value=steps, resolution=np.hypot(spaced, between)), "value")
+
+
+def stepsize_resolution(trials: pd.DataFrame, depth: Float[np.ndarray, " trials"]) -> Float[np.ndarray, " trials"]:
+    """By how much the smallest log N, or log 1/h, of a (seed, batch size) may be above that of its best stepsize.
+
+    It is what the parabola in log eta through the best trial and its neighbours has below the best trial; 0 of the
+    others, and where the best has no neighbour on both sides.
+    """
+    found = np.zeros(len(trials))
+    log_eta = np.log(trials["eta"].to_numpy(dtype=float))
+    for rows in trials.groupby(["seed", "batch_size"]).indices.values():
+        rows = rows[np.isfinite(depth[rows])]
+        rows = rows[np.argsort(log_eta[rows])]
+        k = int(np.argmin(depth[rows])) if len(rows) else 0
+        if not 0 < k < len(rows) - 1:
+            continue
+        near = rows[k - 1 : k + 2]
+        if (np.diff(log_eta[near]) > 0).all():
+            x, z = log_eta[near] - log_eta[near[1]], depth[near] - depth[near[1]]
+            curvature, slope, _ = np.polyfit(x, z, 2)
+            found[rows[k]] = slope**2 / (4 * curvature) if curvature > 0 else 0.0
+    return found
 
 
 def by_seed(best: pd.DataFrame, column: str = "value") -> pd.DataFrame:
@@ -132,11 +160,12 @@ def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.
     best = best.assign(value=best["value"].mask(best["batch_size"].isin({*lost, *best.loc[missing, "batch_size"]})))
     table = by_seed(best)
     b, values = table.columns.to_numpy(), table.to_numpy()
-    fit = critical_batch(b, values, about["quantity"])
+    shared = by_seed(best, "resolution").mean().to_numpy()
+    fit = critical_batch(b, values, about["quantity"], shared)
     if refusal := _refusal(about, int(missing.sum()), len(best), lost):
         fit = CriticalBatch(seeds=fit.seeds, batch_sizes=fit.batch_sizes, reason=refusal)
     values = np.where((values > 0) | np.isnan(values), values, math.nan)
-    replicates = _replicates(b, values, about["quantity"], fit)
+    alone = _alone(b, values, about["quantity"], fit)
     row = _fit_row(about, reading, fit)
     row |= {
         "eta_beta_min": best["eta_beta"].min(),
@@ -144,7 +173,8 @@ def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.
         "eta_k_op_max": (best["eta"] * best["k_op"]).max(),
         "reason": "; ".join(filter(None, [fit.reason, *_remarks(about, best, reading, group, fit)])),
     }
-    return Measurement(about, _sizes(group), best, replicates, _points(about, best, b, values, replicates), row)
+    ends = of_values(values, alone, shared) if values.size else values
+    return Measurement(about, _sizes(group), best, alone, shared, _points(about, best, b, values, ends), row)
 
 
 def _refusal(about: dict, missing: int, trials: int, lost: Sequence[int]) -> str:
@@ -165,20 +195,12 @@ def _refusal(about: dict, missing: int, trials: int, lost: Sequence[int]) -> str
     return ""
 
 
-def _replicates(
-    b: np.ndarray, values: Float[np.ndarray, "seeds b"], quantity: str, fit: CriticalBatch
-) -> Float[np.ndarray, "replicates b"]:
-    """Bootstrap replicates of the mean over seeds; nan if there is no value, or nothing to resample."""
-    if len(values) > 1:
-        return resample_seeds(values)
-    if not fit.interval:
-        return np.full((1, len(b)), math.nan)
-    known = np.isfinite(values[0])
-    y = 1 / values[0, known] if quantity == "h" else values[0, known]
-    drawn = resample_residuals(b[known], y, fit_saturation(b[known], y))
-    made = np.full((len(drawn), len(b)), math.nan)
-    made[:, known] = 1 / drawn if quantity == "h" else drawn
-    return made
+def _alone(b: np.ndarray, values: Float[np.ndarray, "seeds b"], quantity: str, fit: CriticalBatch) -> Scatter | None:
+    """The scatter about the fit of a single seed, if there is a fit."""
+    if fit.interval != "residuals":
+        return None
+    y = values[np.isfinite(values).any(axis=1)] ** (-1 if quantity == "h" else 1)
+    return about_law(b, y, *fit_law(b, y[0]))
 
 
 def _fit_row(about: dict, reading: pd.DataFrame, fit: CriticalBatch) -> dict:
@@ -192,13 +214,16 @@ def _fit_row(about: dict, reading: pd.DataFrame, fit: CriticalBatch) -> dict:
 
 
 def _points(
-    about: dict, best: pd.DataFrame, b: np.ndarray, values: np.ndarray, replicates: Float[np.ndarray, "replicates b"]
+    about: dict,
+    best: pd.DataFrame,
+    b: np.ndarray,
+    values: Float[np.ndarray, "seeds b"],
+    ends: Float[np.ndarray, "2 b"],
 ) -> list[dict]:
     """A row for each batch size; nan where a value is not positive, or where not every seed has one."""
     if not values.size:
         return []
-    mean = geometric_mean(values)
-    low, high = interval(replicates)
+    mean, (low, high) = geometric_mean(values), ends
     predicts = about["quantity"] == "h" and b[0] == 1 and about["iterations_least"] == about["iterations"]
     by_size = best.assign(eta_k_op=best["eta"] * best["k_op"]).groupby("batch_size")
     etas = by_size[["eta", "eta_beta", "eta_k_op"]].median().to_dict("records")
@@ -217,9 +242,9 @@ def _remarks(
     """What must be said beside a fit, refused or not."""
     quantity, much = about["quantity"], percent(fit.range - 1)
     if fit.interval == "residuals":
-        yield "one seed: the interval is over the fit's residuals and does not show how seeds differ"
+        yield "one seed: the interval is of the scatter about the fit and does not show how seeds differ"
     elif best["seed"].nunique() == 1:
-        yield f"one seed, and no fit whose residuals could be resampled: {quantity}(b) has no interval"
+        yield f"one seed, and no fit about which it could scatter: {quantity}(b) has no interval"
     if fit.range < SMALL_RANGE and quantity == "h" and policy(about["stepsize"]).startswith("fixed"):
         yield f"under one stepsize for all b, h varies by only {much}: agreement of h with h_interp says little"
     elif fit.range < SMALL_RANGE and "varies by" not in fit.reason:

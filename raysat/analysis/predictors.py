@@ -17,7 +17,8 @@ import pandas as pd
 
 from raysat.analysis.measure import FITS, Measurement, Paths, at_edges, best_by_h, best_by_steps, by_seed
 from raysat.analysis.reading import policy
-from raysat.saturation.fits import critical_batch, fit_saturation
+from raysat.saturation.critical import critical_batch
+from raysat.saturation.fits import fit_saturation
 from raysat.saturation.formulas import exponent
 from raysat.saturation.recursion import Spectrum, loss_curves, noise_factor
 from raysat.storage.schema import DIVERGED, FAILED
@@ -128,7 +129,7 @@ def _forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) 
     fit = critical_batch(b, values, about["quantity"])
     if math.isnan(fit.value):
         return {**none, "remark": fit.reason}
-    seeds = fit_saturation(b, 1 / values if about["quantity"] == "h" else values).b_c
+    seeds = fit_saturation(b, 1 / values if about["quantity"] == "h" else values, fit.q).b_c
     known = seeds[~np.isnan(seeds)]  # a seed may have fewer batch sizes than a fit needs
     edges = [f"its best stepsize is the {end} tried at b = {sizes}" for end, sizes in at_edges(best, reading)]
     return {

@@ -25,12 +25,13 @@ class Analysis:
 
     Attributes:
         points: One row for each reading, quantity (`h` or `N`), target and batch size. `value` is the geometric mean
-            over seeds, `low` and `high` its 95 % interval (of one seed over the fit's residuals, where there is a fit);
+            over seeds, `low` and `high` its 95 % interval (of one seed that of the scatter about a fit);
             `eta` the median stepsize of the trials that counted, `eta_beta` and `eta_k_op` the same times beta(b) and
             k_op; `h_interp` the paper's predicted exponent (section 5), and `h_interp_n` the batch size whose h stood
             for h(n) in it.
         fits: One row for each reading, quantity (`b_h` or `b_N`) and target. `value`, `low` and `high` are the critical
-            batch size in samples, `interval` what was resampled for the two, `asymptote` is h or N at large b, `range`
+            batch size in samples, `interval` whose scatter the two are of, `q` how sharply the law bends there
+            (`raysat.saturation.fits`), `asymptote` is h or N at large b, `range`
             the largest mean over the smallest, `eta_beta_min` to `eta_beta_max` where the stepsizes that counted lie in
             units of 1/beta(b), `eta_k_op_max` the largest in units of 1/k_op, `reason` the reservations in words; the
             predictions at initialization are means over seeds, with `_min` and `_max`, `unpredicted` says why there are
@@ -61,7 +62,7 @@ def analyze(
     Args:
         trials: The `trials` table.
         curves: The `curves` table.
-        targets: Loss levels for N(b). Default: chosen for each reading by `raysat.saturation.fits.choose_targets`.
+        targets: Loss levels for N(b). Default: chosen for each reading by `raysat.saturation.targets.choose_targets`.
         ntk: The `ntk` table, for the forecast. Default: there is no forecast.
     """
     trials = comparable(trials).sort_values("finished_at", kind="stable")

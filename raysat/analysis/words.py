@@ -8,9 +8,6 @@ from collections.abc import Mapping
 
 from raysat.text import number
 
-FEW_SEEDS = 5
-"""Below this a percentile interval over resampled seeds is too narrow: of three seeds there are ten resamples."""
-
 THEORY_CAVEAT = (
     "Under theory(c) the stepsize is made from beta(b), so that N(b) follows beta(b) nearly by construction: b_N near "
     "b_star checks the code, not the theory."
@@ -86,11 +83,10 @@ ABOUT_SCATTER = "Scatter is that of h or N about its fit, root mean square."
 
 
 def about_intervals(seeds: int) -> str:
-    """What the intervals are, and what they lack where few seeds were resampled, or none."""
+    """What the intervals are, and what they lack where there is one seed."""
     if seeds < 2:
         return (
-            "Intervals are of 95 %, over the fit's residuals, for there is one seed: they do not show how seeds "
+            "Intervals are of 95 %, of the scatter about the fit, for there is one seed: they do not show how seeds "
             "differ, and where there is no fit there is none."
         )
-    few = "; with so few they are too narrow" if seeds < FEW_SEEDS else ""
-    return f"Intervals are of 95 %, over {seeds} seeds{few}."
+    return f"Intervals are of 95 %, by Student's t over {seeds} seeds."

@@ -13,19 +13,13 @@ those below `eta_limit`, as far as that limit; of a network without statistics, 
 The best is that of the fewest iterations to the target, or of the smallest final loss where there is no target. Without
 statistics `base_stepsize` stands for 1/beta(b), and the range goes as far from there as it takes.
 
-**The batch size** (`Sweep(adaptive=True)`). With one offset a_i for each seed i, the law is
-
-    log N_i(b) = a_i + log(1 + b_N/b) + noise,
-
-whose derivative by log b_N is `s(b) = b_N / (b + b_N)`, so that by the delta method, over all measurements,
-
-    var(log b_N) = sigma^2 / sum (s - mean s)^2,
-
-sigma^2 being the scatter about the fit. From it follows an interval, by Student's t. Batch sizes are run in rising
-order, by factors of four, until the interval lies below the largest of them: until N is seen to be within twice its
-limit. Then, one at a time, the batch size that narrows the interval most for its floating-point operations (the
-D-optimal one, for a line in s), until the interval is as narrow as was asked. Where the batch sizes end within the
-interval those between are run in the same way; where it lies beyond them all there is nothing to find.
+**The batch size** (`Sweep(adaptive=True)`). b_N has an interval from the scatter of N_i(b) about the law
+(`raysat.saturation.intervals`), whose width is that of `1 / sum (s - mean s)^2`, s(b) being the slope of log N by
+log b_N. Batch sizes are run in rising order, by factors of four, until the interval lies below the largest of them:
+until N is seen to be within twice its limit. Then, one at a time, the batch size that narrows the interval most for its
+floating-point operations (the D-optimal one, for a line in s), until the interval is as narrow as was asked. Where the
+batch sizes end within the interval those between are run in the same way; where it lies beyond them all there is
+nothing to find.
 """
 
 from __future__ import annotations
@@ -38,14 +32,9 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Real
 
-from raysat.saturation.fits import (
-    LEAST_BATCH_SIZES,
-    choose_targets,
-    fit_saturation,
-    geometric_mean,
-    steps_to_target,
-    student_t,
-)
+from raysat.saturation.fits import LEAST_BATCH_SIZES, fit_law, log_law, slopes
+from raysat.saturation.intervals import geometric_mean, of_critical_batch
+from raysat.saturation.targets import choose_targets, steps_to_target
 from raysat.spec.cells import Cell
 from raysat.spec.stepsizes import AUTO_START, half_octave
 from raysat.storage.schema import COMPLETED, FAILED, TARGET_REACHED
@@ -128,11 +117,12 @@ class Proposal:
 
 @dataclass(frozen=True)
 class Estimate:
-    """b_N and its 95 % interval by the delta method; see the head of the module."""
+    """b_N, its 95 % interval (`raysat.saturation.intervals`), and how sharply N bends there."""
 
     value: float
     low: float
     high: float
+    q: float = 1.0
 
 
 def estimate(b: Real[np.ndarray, " b"], steps: Float[np.ndarray, "seeds b"]) -> Estimate:
@@ -145,17 +135,17 @@ def estimate(b: Real[np.ndarray, " b"], steps: Float[np.ndarray, "seeds b"]) -> 
     Returns:
         The estimate; 0 where N does not fall with b, inf where it falls like 1/b or faster.
     """
-    fit = fit_saturation(b, geometric_mean(steps))
+    return _estimate(tuple(b), tuple(map(tuple, steps)))
+
+
+@lru_cache(maxsize=256)  # it is asked for after each trial of a sweep, and takes some 30 ms
+def _estimate(b: tuple[float, ...], steps: tuple[tuple[float, ...], ...]) -> Estimate:
+    sizes, table = np.array(b), np.array(steps)
+    fit, bent = fit_law(sizes, geometric_mean(table))
     if fit.edge:
         return Estimate(*[0.0 if fit.edge < 0 else math.inf] * 3)
-    b_N = float(fit.b_c)
-    left = np.log(steps) - np.log1p(b_N / b)
-    left -= left.mean(axis=1, keepdims=True)
-    freedom = left.size - len(left) - 1
-    spread = len(steps) * _sum_of_squares(b_N / (b + b_N))
-    error = math.sqrt((left**2).sum() / freedom / spread)
-    factor = math.exp(min(student_t(freedom) * error, 500.0))
-    return Estimate(b_N, b_N / factor, b_N * factor)
+    b_N, factor = float(fit.b_c), of_critical_batch(sizes, table, fit, bent)
+    return Estimate(b_N, b_N / factor, b_N * factor, float(fit.q))
 
 
 def _sum_of_squares(values: Float[np.ndarray, " k"]) -> float:
@@ -279,7 +269,7 @@ class Group:
         if not beyond and made.high <= self.ratio * made.low:
             return None, text
         if left and made.low <= run[-1] and math.isfinite(made.value):
-            return self._narrowing(b, made.value, steps, left), ""
+            return self._narrowing(b, made, steps, left), ""
         return None, f"{text}, {'not below the largest batch size' if beyond else 'no batch size is left'}"
 
     def _steps(
@@ -297,17 +287,20 @@ class Group:
         return np.array([[best.get((seed, b), missing).steps(target) for b in run] for seed in seeds])
 
     def _narrowing(
-        self, b: Real[np.ndarray, " b"], b_N: float, steps: Float[np.ndarray, "seeds b"], left: Sequence[int]
+        self, b: Real[np.ndarray, " b"], made: Estimate, steps: Float[np.ndarray, "seeds b"], left: Sequence[int]
     ) -> int:
         """Of the batch sizes left, the one that narrows the interval most for its cost."""
-        share = b_N / (b + b_N)
-        asymptote = float(np.exp((np.log(steps) - np.log1p(b_N / b)).mean()))
+        log_b_N, q = math.log(made.value), made.q
+        share = slopes(b, made.value, q)[0]
+        asymptote = float(np.exp((np.log(steps) - log_law(b, log_b_N, q)).mean()))
 
         def worth(size: int) -> float:
-            gain = math.log(_sum_of_squares(np.append(share, b_N / (size + b_N))) / _sum_of_squares(share))
+            own = np.array([size])
+            gain = math.log(_sum_of_squares(np.append(share, slopes(own, made.value, q)[0])) / _sum_of_squares(share))
             cell = self.cells[size][0]
             if cell.target_loss is not None:
-                cell = replace(cell, iterations=min(cell.iterations, math.ceil(asymptote * (1 + b_N / size))))
+                foretold = asymptote * math.exp(log_law(own, log_b_N, q)[0])
+                cell = replace(cell, iterations=min(cell.iterations, math.ceil(foretold)))
             return gain / self.weight(cell)
 
         return max(left, key=worth)

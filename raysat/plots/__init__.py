@@ -40,8 +40,8 @@ CAPTIONS = {
     ),
     "steps": (
         "Iterations N(b) to a target loss against batch size b: geometric mean over seeds with 95 % interval, the fit "
-        "N_inf (1 + b_N/b), perfect scaling N(1)/b, the fitted critical batch size b_N (band: its interval), and "
-        "b_star = gamma/k_op, predicted at initialization. Bold and filled: the target to which b_N belongs."
+        "N_inf (1 + (b_N/b)^q)^(1/q), perfect scaling N(1)/b, the fitted critical batch size b_N (band: its interval), "
+        "and b_star = gamma/k_op, predicted at initialization. Bold and filled: the target to which b_N belongs."
     ),
     "costs": (
         "What the deepest target costs against batch size b, over the least that it costs at any b: samples b N(b), "

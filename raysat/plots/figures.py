@@ -30,6 +30,7 @@ from raysat.plots.panels import (
     panels_of,
     say,
 )
+from raysat.saturation.fits import law
 from raysat.saturation.formulas import h_interpolated
 
 COSTS = {
@@ -162,7 +163,7 @@ def steps(points: pd.DataFrame, fits: pd.DataFrame) -> Figure | None:
     legend(
         figure,
         ("measured N, 95 % interval", {"marker": "o", "color": INK, "linestyle": ""}),
-        ("fit N_inf (1 + b_N/b)", {"color": FIT}),
+        ("fit N_inf (1 + (b_N/b)^q)^(1/q)", {"color": FIT}),
         ("perfect scaling N(1)/b", {"color": SOFT, "linestyle": ":"}),
         ("b_N, fitted", {"color": FIT, "linestyle": "-."}),
         ("b_star, predicted", {"color": STAR, "linestyle": "--"}),
@@ -209,7 +210,7 @@ def _one_target(panel: Axes, rows: pd.DataFrame, fit: dict, marker: str) -> None
     main = fit["headline"]
     b = np.geomspace(rows["batch_size"].min(), rows["batch_size"].max(), 200)
     if not math.isnan(fit["value"]):
-        panel.plot(b, fit["asymptote"] * (1 + fit["value"] / b), color=FIT, linewidth=1.5 if main else 0.8)
+        panel.plot(b, law(b, fit["asymptote"], fit["value"], fit["q"]), color=FIT, linewidth=1.5 if main else 0.8)
     if main:
         first = rows.iloc[0]
         panel.plot(b, first["value"] * first["batch_size"] / b, color=SOFT, linestyle=":", linewidth=1.5)

@@ -38,6 +38,7 @@ from raysat.analysis.efficiency import RULES
 from raysat.analysis.words import bounds
 from raysat.plots import CAPTIONS as STATIC_CAPTIONS
 from raysat.plots.attempts import Attempt, plainly
+from raysat.saturation.fits import law
 from raysat.saturation.formulas import h_interpolated
 
 Json = dict[str, object]
@@ -111,8 +112,8 @@ TITLES = {
 CAPTIONS = STATIC_CAPTIONS | {
     "steps": (
         "Iterations N(b) to a target loss against batch size b: geometric mean over seeds with 95 % interval, the fit "
-        "N_inf (1 + b_N/b), perfect scaling N(1)/b, and, with their intervals, the fitted critical batch size b_N of "
-        "the deepest target (circles) and b_star = gamma/k_op, predicted at initialization."
+        "N_inf (1 + (b_N/b)^q)^(1/q), perfect scaling N(1)/b, and, with their intervals, the fitted critical batch "
+        "size b_N of the deepest target (circles) and b_star = gamma/k_op, predicted at initialization."
     ),
     "costs": (
         "What a target loss costs against batch size b: samples b N(b), seconds in SGD steps (evaluations not "
@@ -122,7 +123,7 @@ CAPTIONS = STATIC_CAPTIONS | {
     ),
 }
 
-NO_INTERVALS = "No intervals: there is one seed, and no fit whose residuals could be resampled."
+NO_INTERVALS = "No intervals: there is one seed, and no fit about which it could scatter."
 
 COSTS = {
     "samples": {"label": "samples to the target", "short": "samples"},
@@ -291,7 +292,7 @@ def _steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
         one = _measured(rows, f"N to L ≤ {fit['target']:g}", next(tones, "ink"), k)
         b = _dense(rows["batch_size"])
         if not math.isnan(fit["value"]):
-            fitted = fit["asymptote"] * (1 + fit["value"] / b)
+            fitted = law(b, fit["asymptote"], fit["value"], fit["q"])
             one["fit"] = {"x": {"b": numbers(b)}, "y": numbers(fitted)}
             one["name"] += f", fit b_N = {number(fit['value'])}"
         series.append(one)

@@ -64,9 +64,13 @@ SYMBOLS = (
         "residual, tuned and fitted in the same way.",
     ),
     ("h(b)", "log(L(w_0)/L(w_T))/T, the convergence exponent per iteration; it depends on T."),
-    ("b_h", "fit of 1/h(b) = (1/h_inf)(1 + b_h/b)."),
+    ("b_h", "fit of 1/h(b) by the law of N(b)."),
     ("N(b)", "iterations until the loss over all training samples is at most the target."),
-    ("b_N", "fit of N(b) = N_inf (1 + b_N/b): at b = b_N, SGD takes twice the iterations of the largest batches."),
+    (
+        "b_N",
+        "fit of N(b) = N_inf (1 + (b_N/b)^q)^(1/q): where perfect scaling, N_inf b_N/b, meets the plateau N_inf. q = 1 "
+        "unless batch sizes that are left out are foretold better by a sharper bend.",
+    ),
     ("b_20", "largest b whose samples to the target, b N(b), are at most 1.2 times the least (Zhang et al. 2024)."),
     (
         "free, stable",

@@ -84,17 +84,22 @@ class TestChoices:
         assert choices.at["b_20", "value"] == pytest.approx((1 + WASTE) * 13 * steps, rel=1e-6)
         assert choices.at["least_seconds", "value"] == pytest.approx(1.75 * 2e-3 * steps, rel=1e-6)
         assert choices.at["least_device_hours", "value"] == pytest.approx(2 * 1.75 * 2e-3 * steps / 3600, rel=1e-6)
-        assert choices.at["b_20", "low"] == choices.at["b_20", "high"] == pytest.approx(3.6)  # the seeds agree
+        assert choices.at["b_20", "low"] == pytest.approx(3.6)  # the seeds agree
+        assert choices.at["b_20", "high"] == pytest.approx(3.6)
         assert set(choices["reason"]) == {""}
         assert list(choices.reset_index()[list(CHOICES)]) == list(CHOICES)
 
     def test_intervals_are_over_seeds(self):
         made = [timed(b, seed, b_c=b_c) for seed, b_c in enumerate((5.0, 12.0, 40.0)) for b in SIZES]
-        row = chosen(made, 0.9).loc["b_20"]
-        assert (row["low"], row["high"]) == (pytest.approx(2.2), pytest.approx(9.2))  # three times the same seed
+        analysis = analyzed(made, [0.9])
+        row, fit = analysis.choices.set_index("choice").loc["b_20"], analysis.fits.query("quantity == 'b_N'").iloc[0]
+        for end in ("low", "high"):  # there samples by the law are 1.2 times those at b = 1
+            samples = [b * (1 + (fit[end] / b) ** fit["q"]) ** (1 / fit["q"]) for b in (row[end], 1)]
+            assert samples[0] == pytest.approx(1.2 * samples[1], rel=1e-6)
+        assert 5 < fit["low"] < fit["value"] < fit["high"] < 40
         assert row["low"] < row["batch_size"] < row["high"]
 
-    def test_intervals_of_one_seed_are_over_the_fits_residuals_where_there_is_a_fit(self):
+    def test_intervals_of_one_seed_are_of_its_scatter_where_there_is_a_fit(self):
         rng = np.random.default_rng(1)
         rates = [0.02 / (1 + 12 / b) * math.exp(rng.normal(0, 0.05)) for b in SIZES]
         made = [timed(b, rate=rate) for b, rate in zip(SIZES, rates, strict=True)]
@@ -106,7 +111,9 @@ class TestChoices:
         for cost in ("samples", "seconds", "device_hours"):  # as wide as those of N, of which they are multiples
             ratio = costs.loc[cost, "high"] / costs.loc[cost, "low"]
             assert ratio.to_numpy() == pytest.approx((points["high"] / points["low"]).to_numpy())
-        assert "Intervals are over the fit's residuals, for there is one seed." in what_to_use(analysis.choices)[1][0]
+        assert (
+            "Intervals are of the scatter about the fit, for there is one seed." in what_to_use(analysis.choices)[1][0]
+        )
 
         without = analyzed([timed(b, b_c=1e-4) for b in SIZES], [0.7])  # nothing to see of b: no fit
         assert without.choices["low"].isna().all()

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysat import Sweep, grid, linear, powers_of_two, theory
-from raysat.driver.adaptive import Finding, estimate, missing_neighbours
+from raysat.driver.adaptive import Estimate, Finding, estimate, missing_neighbours
 from raysat.driver.queue import Agenda, groups
-from raysat.saturation.fits import steps_to_target
+from raysat.saturation.targets import steps_to_target
 from raysat.sgd.cost import Flops
 from raysat.sweep import main
 
@@ -197,7 +197,8 @@ def test_the_next_size_is_the_one_of_the_smallest_variance(b_N, run, data):
         jacobian = np.stack([np.ones_like(share), share], axis=1)
         return np.linalg.inv(jacobian.T @ jacobian)[1, 1]
 
-    chosen = group._narrowing(b, b_N, 50 * (1 + b_N / b)[None], left)
+    made = Estimate(b_N, b_N, b_N)
+    chosen = group._narrowing(b, made, 50 * (1 + b_N / b)[None], left)
     assert variance(chosen) <= min(map(variance, left)) * (1 + 1e-6)
 
 

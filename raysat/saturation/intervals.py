@@ -1,0 +1,212 @@
+"""Intervals of 95 %: what the scatter of seeds about a law says of its parameters, of the values, and of choices.
+
+With i the seed and b the batch size, what is measured is
+
+    log y_i(b) = a_i + log f(b; theta) + e_i(b),        theta = (log b_c, log q),
+
+where a_i sets a seed apart at every batch size, for it has one w_0, and f is the law (`raysat.saturation.fits`). In
+logarithms, for h and N scatter by factors.
+
+**Parameters** (`of_critical_batch`). Linearized about the fit, theta is a regression on the law's slopes s(b), so that
+
+    cov theta = sigma^2 M^-1,    M = sum_ib s_ib s_ib^T,    s_ib = s(b) - mean of s over the batch sizes of seed i,
+
+sigma^2 = sum e^2 / (values - seeds - parameters) being the scatter of the values about the law with each seed's own
+level. It counts how seeds differ and how far the law is from what was measured, and one seed has it as well. What all
+seeds share is no part of it: that stepsizes were tried at a distance and losses evaluated at a distance puts all N(b)
+off by the same eps(b), which adds `sum_b c(b)^2 eps(b)^2` to the variance, c being how log b_c answers to log y(b). The
+interval is Student's, symmetric in log b_c (Seber and Wild 2003, Nonlinear Regression, section 5.1).
+
+**Values** (`of_values`). The mean over k seeds varies by the variance of one seed's value over k. That variance is
+taken to be the same at all batch sizes, the sum of two mean squares: of the seeds' levels, with k - 1 degrees of
+freedom, and of what is left of each value, with (k - 1)(m - 1). Their sum has degrees of freedom by Satterthwaite
+(1946). Of one seed there is only the scatter about the law.
+
+**Choices** (`replicates`), such as the batch size of the least cost, follow from means at several batch sizes: they are
+made anew from values drawn by Student's distribution about these means. A seed's level moves no choice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Real
+
+from raysat.saturation.fits import SaturationFit, log_law, slopes
+
+REPLICATES = 2000
+"""Draws. Default: 2000, as Efron and Tibshirani (1993, section 13.3) ask of percentile intervals: 1000 or more."""
+
+
+def student_t(freedom: float) -> float:
+    """Half the width of a 95 % interval in standard errors: the 97.5 % quantile of Student's t.
+
+    Args:
+        freedom: Degrees of freedom of the standard error; nan below any.
+    """
+    from scipy.special import stdtrit  # loading it takes a quarter of a second, and most sweeps do not need it
+
+    return float(stdtrit(freedom, 0.975)) if freedom > 0 else math.nan
+
+
+def logarithms(values: Float[np.ndarray, "seeds b"]) -> Float[np.ndarray, "seeds b"]:
+    """Of positive values; nan where there is none."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.log(values)
+    return np.where(np.isfinite(logs), logs, math.nan)
+
+
+def geometric_mean(values: Float[np.ndarray, "seeds b"]) -> Float[np.ndarray, " b"]:
+    """The mean over seeds that the fits use; nan where no seed has a value."""
+    logs = logarithms(values)
+    count = np.isfinite(logs).sum(axis=0)
+    with np.errstate(invalid="ignore"):
+        return np.exp(np.nansum(logs, axis=0) / np.where(count, count, math.nan))
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """The scatter of single values, in logs, apart from a level of each seed.
+
+    Attributes:
+        deviation: Standard deviation; nan where nothing tells it.
+        freedom: Its degrees of freedom.
+    """
+
+    deviation: float
+    freedom: int
+
+
+def about_law(
+    b: Real[np.ndarray, " b"], values: Float[np.ndarray, "seeds b"], fit: SaturationFit, bent: bool
+) -> Scatter:
+    """The scatter about a fitted law.
+
+    Args:
+        b: Batch sizes.
+        values: What was fitted, of each seed; nan where it has none.
+        fit: The fit of their geometric mean.
+        bent: Whether its q was fitted too.
+    """
+    left = logarithms(values) - log_law(b, np.log(fit.b_c), fit.q)
+    return _of_residuals(left, 2 if bent else 1)
+
+
+def of_seeds(values: Float[np.ndarray, "seeds b"]) -> Scatter:
+    """The scatter of several seeds about their means."""
+    logs = logarithms(values)
+    known = np.isfinite(logs).any(axis=0)
+    return _of_residuals(logs[:, known] - np.nanmean(logs[:, known], axis=0), int(known.sum()) - 1)
+
+
+def _of_residuals(left: Float[np.ndarray, "seeds b"], parameters: int) -> Scatter:
+    left = left[np.isfinite(left).any(axis=1)]
+    freedom = int(np.isfinite(left).sum()) - len(left) - parameters
+    if freedom < 1:
+        return Scatter(math.nan, 0)
+    left = left - np.nanmean(left, axis=1, keepdims=True)
+    return Scatter(math.sqrt(np.nansum(left**2) / freedom), freedom)
+
+
+def of_critical_batch(
+    b: Real[np.ndarray, " b"],
+    values: Float[np.ndarray, "seeds b"],
+    fit: SaturationFit,
+    bent: bool,
+    resolution: Float[np.ndarray, " b"] | None = None,
+) -> float:
+    """The interval of b_c, as the factor between the fit and either end; nan where nothing tells the scatter.
+
+    Args:
+        b: Batch sizes.
+        values: What was fitted, of each seed; nan where it has none.
+        fit: The fit of their geometric mean.
+        bent: Whether its q was fitted too.
+        resolution: eps(b), the error of log y(b) that all seeds share. Default: none.
+    """
+    scatter = about_law(b, values, fit, bent)
+    if not scatter.freedom:
+        return math.nan
+    used = np.isfinite(logarithms(values))
+    design = slopes(b, float(fit.b_c), float(fit.q))[: 2 if bent else 1]  # (p, b)
+    levels = np.where(used, design[:, None], 0).sum(2) / np.maximum(used.sum(1), 1)  # (p, seeds)
+    centred = np.where(used, design[:, None] - levels[:, :, None], 0)  # (p, seeds, b)
+    inverse = np.linalg.pinv(np.einsum("pib,qib->pq", centred, centred))
+    variance = scatter.deviation**2 * inverse[0, 0]
+    if resolution is not None:
+        answer = inverse[0] @ centred.sum(1)  # (b,)
+        variance += float(np.nansum((answer * resolution) ** 2))
+    return math.exp(min(student_t(scatter.freedom) * math.sqrt(variance), 500.0))
+
+
+def of_values(
+    values: Float[np.ndarray, "seeds b"],
+    alone: Scatter | None = None,
+    resolution: float | Float[np.ndarray, " b"] = 0.0,
+) -> Float[np.ndarray, "2 b"]:
+    """The interval of the geometric mean over seeds at each batch size; nan where there is none.
+
+    Args:
+        values: Positive values; nan where a seed has none.
+        alone: The scatter of one seed about a law, where there is only one. Default: one seed has no interval.
+        resolution: The error of each log value that all seeds share.
+    """
+    logs = logarithms(values)
+    logs = logs[np.isfinite(logs).any(axis=1)] if logs.size else logs
+    mean, count = np.log(geometric_mean(np.exp(logs))), np.isfinite(logs).sum(axis=0)
+    if len(logs) < 2:
+        scatter = alone or Scatter(math.nan, 0)
+        half = student_t(scatter.freedom) * np.sqrt(scatter.deviation**2 + np.square(resolution) + 0 * mean)
+        return np.exp(mean + np.array([-half, half]))
+    levels = np.nanmean(logs - mean, axis=1)
+    parts = [(levels.var(ddof=1), len(levels) - 1)]
+    if (left := of_seeds(values)).freedom:
+        parts.append((left.deviation**2 * (1 - 1 / max((count > 0).sum(), 1)), left.freedom))
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / of for part, of in parts) if variance else 1.0
+    half = student_t(freedom) * np.sqrt(variance / np.where(count, count, math.nan) + np.square(resolution))
+    return np.exp(mean + np.array([-half, half]))
+
+
+def replicates(
+    values: Float[np.ndarray, "seeds b"],
+    alone: Scatter | None = None,
+    resolution: float | Float[np.ndarray, " b"] = 0.0,
+    number: int = REPLICATES,
+    seed: int = 0,
+) -> Float[np.ndarray, "number b"]:
+    """Geometric means over seeds as they might have come out, apart from a level that all batch sizes share.
+
+    Args:
+        values: Positive values; nan where a seed has none.
+        alone: The scatter of one seed about a law, where there is only one.
+        resolution: The error of each log value that all seeds share.
+        number: How many.
+        seed: Of the generator: the same values give the same replicates.
+
+    Returns:
+        The means; nan where nothing tells the scatter.
+    """
+    logs = logarithms(values)
+    several = np.isfinite(logs).any(axis=1).sum() > 1
+    scatter = of_seeds(values) if several else alone
+    if scatter is None or not scatter.freedom:
+        return np.full((1, values.shape[1]), math.nan)
+    generator = np.random.default_rng(seed)
+    noise = generator.standard_normal((number, values.shape[1]))
+    noise *= np.sqrt(scatter.freedom / generator.chisquare(scatter.freedom, (number, 1)))
+    count = np.isfinite(logs).sum(axis=0)
+    error = np.sqrt(scatter.deviation**2 / np.where(count, count, math.nan) + np.square(resolution))
+    return geometric_mean(values) * np.exp(error * noise)
+
+
+def percentiles(drawn: Float[np.ndarray, "replicates *rest"]) -> Float[np.ndarray, "2 *rest"]:
+    """The 95 % percentile interval over the first axis, nan left out; its ends are replicates: they may be inf."""
+    columns = drawn.reshape(len(drawn), -1).T
+    ends = [
+        np.quantile(kept, [0.025, 0.975], method="inverted_cdf") if len(kept) else [math.nan, math.nan]
+        for kept in (column[~np.isnan(column)] for column in columns)
+    ]
+    return np.array(ends, dtype=float).T.reshape(2, *drawn.shape[1:])

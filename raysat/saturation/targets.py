@@ -1,0 +1,108 @@
+"""Targets: the losses to which iterations are counted, and N(b; eps), how many it takes to reach one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Float, Real
+
+
+def steps_to_target(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
+    """N(b; eps): the first iteration at which the loss is at most eps, log L taken linear in t between evaluations.
+
+    Args:
+        iterations: Iterations of the evaluations, ascending, the first of them 0.
+        losses: The loss at each.
+        eps: The target loss.
+
+    Returns:
+        The iteration, a fraction; 0 where L(w_0) <= eps; nan where no evaluation reaches eps.
+
+    Example:
+        >>> steps_to_target(np.array([0, 10]), np.array([1.0, 0.01]), 0.1)
+        5.0
+    """
+    k = _crossing(losses, eps)
+    if k is None:
+        return math.nan
+    if k == 0:
+        return float(iterations[0])
+    return _between(iterations, losses, eps, k - 1, k)
+
+
+def resolution(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
+    """The error of log N that comes of the distance between evaluations.
+
+    The interpolation's error is of second order in that distance: N from every second evaluation is off by four times
+    as much, so that a third of what the two differ by is the error (Richardson). Where there are but two evaluations, N
+    is anywhere between them, and the error is the standard deviation of that.
+
+    Args:
+        iterations: As for `steps_to_target`.
+        losses: The loss at each.
+        eps: The target loss.
+
+    Returns:
+        The error, relative to N; nan where N is 0 or missing.
+
+    Example:
+        >>> t = np.array([0, 10, 20, 30])
+        >>> resolution(t, np.exp(-0.1 * t), 0.1)  # exact on an exponential
+        0.0
+    """
+    k = _crossing(losses, eps)
+    if not k:
+        return math.nan
+    fine = _between(iterations, losses, eps, k - 1, k)
+    if k == 1 and not (len(losses) > 2 and 0 <= losses[2] <= eps):
+        return float(iterations[1] - iterations[0]) / math.sqrt(12) / fine
+    coarse = _between(iterations, losses, eps, *((k - 2, k) if k > 1 else (0, 2)))
+    return round(abs(math.log(coarse / fine)) / 3, 12)
+
+
+def _crossing(losses: Float[np.ndarray, " t"], eps: float) -> int | None:
+    """The first evaluation at which the loss is at most eps, if any. A curve ends at its first impossible value."""
+    possible = np.isfinite(losses) & (losses >= 0)
+    end = len(losses) if possible.all() else int(np.argmin(possible))
+    reached = np.flatnonzero(losses[:end] <= eps)
+    return int(reached[0]) if reached.size else None
+
+
+def _between(
+    iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float, start: int, end: int
+) -> float:
+    """Where log L, taken linear in t between two evaluations, equals log eps."""
+    above, below = (math.log(max(losses[k], np.finfo(float).tiny)) for k in (start, end))
+    share = (above - math.log(eps)) / (above - below) if above != below else 1.0
+    return float(iterations[start] + share * (iterations[end] - iterations[start]))
+
+
+def choose_targets(initial: Float[np.ndarray, " trials"], deepest: Float[np.ndarray, " trials"]) -> tuple[float, ...]:
+    """Up to three loss levels that all trials start above and reach.
+
+    They lie at 1/2, 3/4 and all of the way, in log L, from the smallest initial loss to the deepest loss that every
+    trial reaches, rounded up to two digits. An early level sees the large eigenvalues of K, a late one the small ones.
+
+    Args:
+        initial: Each trial's L(w_0).
+        deepest: Each trial's smallest loss.
+
+    Returns:
+        The levels, descending; none where some trial stays above the smallest initial loss.
+    """
+    if not (initial.size and np.all(initial > 0) and np.all(deepest > 0)):
+        return ()
+    start, end = initial.min(), deepest.max()
+    if not end < start:
+        return ()
+    levels = {_round_up(float(start ** (1 - share) * end**share)) for share in (0.5, 0.75, 1.0)}
+    return tuple(sorted((level for level in levels if level < start), reverse=True))
+
+
+def _round_up(value: float) -> float:
+    """The smallest number of two significant digits that is not below `value`."""
+    rounded = float(f"{value:.1e}")
+    if rounded < value:
+        rounded = float(f"{rounded + 10.0 ** (math.floor(math.log10(value)) - 1):.1e}")
+    return rounded

@@ -1,0 +1,74 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raysat.saturation.targets import choose_targets, resolution, steps_to_target
+
+
+class TestStepsToTarget:
+    @given(rate=st.floats(1e-3, 1.0), eps=st.floats(1e-3, 0.99))
+    def test_is_exact_on_an_exponential_however_sparse_the_evaluations(self, rate, eps):
+        iterations = np.array([0, 1, 3, 10, 40, 200, 10_000])
+        steps = steps_to_target(iterations, np.exp(-np.minimum(rate * iterations, 600)), eps)
+        assert steps == pytest.approx(-math.log(eps) / rate, rel=1e-6)
+
+    def test_counts_the_first_crossing(self):
+        assert steps_to_target(np.array([0, 1, 2, 3]), np.array([1.0, 0.1, 1.0, 0.01]), 0.1) == pytest.approx(1)
+
+    def test_is_zero_where_the_initial_loss_is_low_enough(self):
+        assert steps_to_target(np.array([0, 5]), np.array([1.0, 0.5]), 1.0) == 0
+
+    def test_is_nan_where_the_target_is_not_reached(self):
+        assert math.isnan(steps_to_target(np.array([0, 5]), np.array([1.0, 0.5]), 0.4))
+        assert math.isnan(steps_to_target(np.zeros(0), np.zeros(0), 0.4))
+
+    def test_a_loss_of_zero_is_reached_at_its_evaluation_at_the_latest(self):
+        assert 0 < steps_to_target(np.array([0, 10]), np.array([1.0, 0.0]), 0.5) <= 10
+
+
+class TestChooseTargets:
+    def test_levels_are_log_spaced_and_the_last_is_the_deepest_common_one(self):
+        assert choose_targets(np.array([1.0, 1.2]), np.array([0.0001, 0.01])) == (0.1, 0.032, 0.01)
+
+    @given(st.lists(st.floats(1e-6, 0.99), min_size=1, max_size=5))
+    def test_every_trial_starts_above_and_reaches_every_level(self, deepest):
+        levels = choose_targets(np.ones(len(deepest)), np.array(deepest))
+        assert all(max(deepest) <= level < 1 for level in levels)
+        assert all(level == float(f"{level:.1e}") for level in levels)
+
+    def test_there_is_none_where_a_trial_does_not_descend(self):
+        assert choose_targets(np.array([1.0, 1.0]), np.array([1.0, 0.1])) == ()
+        assert choose_targets(np.zeros(0), np.zeros(0)) == ()
+
+
+class TestResolution:
+    @given(rate=st.floats(0.01, 1.0), eps=st.floats(1e-3, 0.6))
+    def test_is_nothing_on_an_exponential(self, rate, eps):
+        t = np.arange(0, 60 / rate, 1 / rate)
+        assert resolution(t, np.exp(-rate * t), eps) == pytest.approx(0, abs=1e-9)
+
+    def test_is_near_the_error_of_the_interpolation(self):
+        """On 1/(1 + t)^2 the target 0.01 is reached at t = 9, whatever the evaluations."""
+        t = np.array([0.0, 4, 8, 12, 16])
+        off = math.log(steps_to_target(t, 1 / (1 + t) ** 2, 0.01) / 9)
+        assert abs(off) > 0.003
+        assert resolution(t, 1 / (1 + t) ** 2, 0.01) == pytest.approx(abs(off), rel=0.8)
+
+    def test_of_two_evaluations_n_is_anywhere_between_them(self):
+        assert resolution(np.array([0, 10]), np.array([1.0, 0.25]), 0.5) == pytest.approx(10 / math.sqrt(12) / 5)
+
+    def test_is_missing_where_n_is(self):
+        assert math.isnan(resolution(np.array([0, 5]), np.array([1.0, 0.5]), 0.4))
+        assert math.isnan(resolution(np.array([0, 5]), np.array([1.0, 0.5]), 1.0))
+
+
+@pytest.mark.parametrize("impossible", [math.inf, math.nan, -1e-3])
+def test_a_curve_ends_at_its_first_impossible_value(impossible):
+    """A forecast that turned negative comes back below any target."""
+    losses = np.array([1.0, 0.5, impossible, 0.01])
+    assert math.isnan(steps_to_target(np.arange(4), losses, 0.1))
+    assert steps_to_target(np.arange(4), losses, 0.5) == pytest.approx(1)
+    assert math.isnan(resolution(np.arange(4), losses, 0.1))
