@@ -358,9 +358,7 @@ ANALYSIS = (
     Column(
         "interval", _TEXT, "", "Of which scatter about the fit it is: that of several `seeds`, or one's `residuals`."
     ),
-    Column(
-        "q", _REAL, "", "How sharply the law (1 + (value/b)^q)^(1/q) bends; 1 unless left-out batch sizes ask for more."
-    ),
+    Column("q", _REAL, "", "How sharply the law bends there: (1 + (value/b)^q)^(1/q), by default 1."),
     Column("asymptote", _REAL, "", "h_inf (1/iterations) or N_inf (iterations) of the fit."),
     Column("rms_log_residual", _REAL, "", "Root mean square of log y - log fit: 0.05 is a scatter of 5 %."),
     Column("range", _REAL, "", "Largest over smallest mean of h or N over the batch sizes: how much it varies at all."),
