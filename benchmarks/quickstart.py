@@ -1,4 +1,4 @@
-"""The whole of `sweeps/quickstart.py`, from the command to the report, beside the seconds of its own trials.
+"""The whole of `sweeps/digits.py`, from the command to the report, beside the seconds of its own trials.
 
     python -W ignore benchmarks/quickstart.py --runs 5
 
@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 import raysat
 
-FILE = Path(__file__).parents[1] / "sweeps" / "quickstart.py"
+FILE = Path(__file__).parents[1] / "sweeps" / "digits.py"
 FACTOR, START = 1.25, 8.0
 """What a run is held against: this many times the trials' share, and seconds for Ray to start."""
 

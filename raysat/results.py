@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from raysat.analysis import Analysis
+    from raysat.analysis.recommendation import Recommendation
     from raysat.storage.files import Location
 
 
@@ -76,6 +77,13 @@ class Results:
         levels = tuple(targets) or tuple(self.record["sweep"].get("targets") or ())
         return analyze(self.trials, self.curves, levels, self.ntk)
 
+    @cached_property
+    def recommendation(self) -> list[Recommendation]:
+        """What batch size to use, for each setting: printed, the sentence of the terminal and of the report."""
+        from raysat.analysis.recommendation import recommendations
+
+        return recommendations(self._analysis.fits, self._analysis.points)
+
     def plot_loss_curves(self) -> list[Figure]:
         """L(w_t) against t by batch size: a matplotlib figure for each model and data set, and for many widths more."""
         return self._plot("loss-curves")
@@ -121,7 +129,7 @@ class Results:
         parts = [
             f"<h3>{escape(str(self.record['sweep']['name']))}</h3>",
             f"<p>{escape(sections.progress(self.record, self.trials))}</p>",
-            sections.answer(table, self.trials).html,
+            sections.answer(table, self.trials, self.recommendation).html,
             sections.numbers(table),
         ]
         return "\n".join(parts)

@@ -2,21 +2,25 @@
 
 python -m raysat.sweep sweeps/quickstart.py
 
-What one should see: under `theory` b_N close to b_star, which checks the code (the stepsize is made from beta(b));
-under `fixed_fraction` an h that hardly varies with b: one stepsize for every batch size hides saturation.
+What one should see: an answer in the first line, which batch size to use and how sure that is. It is measured: at each
+batch size stepsizes are tried until the best one lies between worse ones, and batch sizes are added until b_N is known
+within a factor. b_star, predicted before a step was trained, stands beside it.
 """
 
-from raysat import Sweep, fixed_fraction, mlp, powers_of_two, theory
+from raysat import Sweep, grid, mlp, powers_of_two
 
 sweep = Sweep(
     name="quickstart",
     dataset="digits",
     n_train=512,  # so that b = n is a matter of seconds
     models=[mlp(depth=3, hidden_gain=2**0.5)],  # three hidden layers as in the paper; sqrt 2 keeps the ReLU's signal
-    widths=[128, 256],
+    widths=[256],
     batch_sizes=powers_of_two(512),
-    stepsizes=[fixed_fraction(), theory()],
-    iterations=400,  # b = 1 reaches a third of its initial loss
-    evaluation_budget=10,  # all 30 evaluations at b = 1 too, on which b_N rests most; here they take no time
+    stepsizes=[grid(auto=True)],
+    adaptive=True,
+    targets=[0.05],  # a hundredth of the initial loss, three epochs away at the critical batch size
+    target_loss=0.05,  # a trial ends there
+    iterations=6_000,
+    evaluation_budget=10,  # evaluations at b = 1 too, on which b_N rests most; here they take no time
     seeds=3,
 )

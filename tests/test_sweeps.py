@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parents[1] / "sweeps"
 FILES = sorted(FOLDER.glob("*.py"))
 SMALLER = {
     "quickstart": {"n_train": 16, "widths": [4], "batch_sizes": [1, 4, 16], "iterations": 5},
+    "digits": {"n_train": 16, "widths": [4], "batch_sizes": [1, 4, 16], "iterations": 5},
     "mnist": {"n_train": 16, "widths": [4], "batch_sizes": [1, 4, 16], "iterations": 5},
     "cifar": {"n_train": 4, "widths": [2], "batch_sizes": [1, 2, 4], "iterations": 2},
     "svhn": {"n_train": 16, "widths": [4], "batch_sizes": [1, 4, 16], "iterations": 5, "dataset": "digits"},
@@ -27,7 +28,7 @@ SMALLER = {
     "width": {"n_train": 16, "widths": [4, 8], "batch_sizes": [1, 16], "iterations": 5, "ntk_at": [5]},
 }
 COMMAND = "python -m raysat.sweep"
-WITHOUT_FILES = ("quickstart", "linear", "svhn")
+WITHOUT_FILES = ("quickstart", "digits", "linear", "svhn")
 
 
 def commands(path):

@@ -13,6 +13,7 @@ from rich.text import Text
 from raysat.analysis.efficiency import what_to_use
 from raysat.analysis.measure import STATISTICS
 from raysat.analysis.reading import READING, SETTING, policy
+from raysat.analysis.recommendation import recommendations
 from raysat.analysis.tables import Analysis
 from raysat.analysis.words import (
     ABOUT_SCATTER,
@@ -31,7 +32,8 @@ from raysat.analysis.words import (
 def summary(fits: pd.DataFrame) -> pd.DataFrame:
     """One row for each reading: predictions, headline b_h and b_N with intervals, the target of b_N, `notes`.
 
-    `b_h_scatter` and `b_N_scatter` are the fits' `rms_log_residual`, `unpredicted` says why there are no predictions,
+    `b_h_scatter` and `b_N_scatter` are the fits' `rms_log_residual`, `b_h_q` and `b_N_q` their q, `unpredicted` says
+    why there are no predictions,
     and `approximated` of what other network they are. `notes` is a tuple of sentences: what was refused and why, and
     what the numbers beside it do not show.
     """
@@ -43,7 +45,7 @@ def summary(fits: pd.DataFrame) -> pd.DataFrame:
         for fit in group.to_dict("records"):
             name = fit["quantity"]
             row |= {name: fit["value"], f"{name}_low": fit["low"], f"{name}_high": fit["high"], "target": fit["target"]}
-            row[f"{name}_scatter"] = fit["rms_log_residual"]
+            row |= {f"{name}_scatter": fit["rms_log_residual"], f"{name}_q": fit["q"]}
             if row["tuning"] and not math.isnan(fit["value"]) and not math.isnan(fit["eta_beta_max"]):
                 ends = f"{number(fit['eta_beta_min'])} to {number(fit['eta_beta_max'])}"
                 notes.append(f"{name}: best stepsizes {ends} over beta(b), at most {number(fit['eta_k_op_max'])}/k_op.")
@@ -56,7 +58,7 @@ def summary(fits: pd.DataFrame) -> pd.DataFrame:
         if lost:
             notes.append(f"Trials left out: {', '.join(lost)}.")
         rows.append(row | {"notes": tuple(notes)})
-    found = [f"{name}{end}" for name in ("b_h", "b_N") for end in ("", "_low", "_high", "_scatter")]
+    found = [f"{name}{end}" for name in ("b_h", "b_N") for end in ("", "_low", "_high", "_scatter", "_q")]
     columns = [*READING, "seeds", "n_diverged", "n_failed", *STATISTICS, *found, "target", "unpredicted"]
     columns += ["approximated", "notes"]
     return pd.DataFrame(rows, columns=columns)
@@ -68,6 +70,10 @@ def print_summary(analysis: Analysis, console: Console) -> None:
     if table.empty:
         console.print(NOTHING)
         return
+    said = recommendations(analysis.fits, analysis.points)
+    for one in said:
+        console.print(Text(one.setting, style="bold")) if len(said) > 1 else None
+        console.print(Text(one.sentence), "")
     for _, rows in table.groupby(list(SETTING), dropna=False, sort=False):
         records = rows.to_dict("records")
         notes = list(dict.fromkeys(note for row in records for note in row["notes"]))

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from raysat import plots
 from raysat.analysis import print_summary, save
+from raysat.analysis.recommendation import recommendations
 from raysat.analysis.widths import sentences
 from raysat.plots.attempts import Attempts
 from raysat.report import sections
@@ -94,7 +95,7 @@ def render(material: Material, images: Sequence[tuple[plots.Plate, bytes]], atte
     lead = attempt("The count of cells", lambda: sections.progress(m.record, m.trials)) or ""
     drawn = attempt("The interactive figures", lambda: _drawn(m, attempt)) or NOTHING_DRAWN
     makes = {
-        "Answer": lambda: sections.answer(m.summary, m.trials),
+        "Answer": lambda: sections.answer(m.summary, m.trials, recommendations(m.analysis.fits, m.analysis.points)),
         "What to use": lambda: sections.advice(m.analysis.choices),
         "Figures": lambda: sections.figures(drawn, images, attempt),
         "What was predicted before a step was trained": lambda: predictions(m.analysis.comparison, m.ntk),

@@ -66,7 +66,7 @@ def _answer(rows: pd.DataFrame) -> Answer:
     where = _where(best)
     if best["untuned"]:
         said = ["This sweep does not measure a critical batch size: it has no stepsizes tuned for each batch size."]
-        said.append(f"{_predicted(best)}; add grid() to its stepsizes to put that to the test.")
+        said.append(f"{_predicted(best)}; add grid(auto=True) to its stepsizes to put that to the test.")
         return Answer(setting(best), tuple(said), (*_untuned(best, where), *_approximated(best)), best)
     reasons = _reasons(best)
     if best["missing"]:
@@ -79,9 +79,8 @@ def _answer(rows: pd.DataFrame) -> Answer:
         ", among those stable in theory" if best["tuning"] == "stable" else ""
     )
     what = (
-        f"a batch of b_N = {number(best['b_N'])} samples takes twice the iterations of the largest ones"
-        if best["b_N"] >= 1
-        else "less than one sample, so that larger batches save few iterations"
+        f"a batch of b_N = {number(best['b_N'])} samples takes {number(2 ** (1 / best['b_N_q']), 2)} times the "
+        "iterations of the largest ones"
     )
     measured = (
         f"The critical batch size is {spelled(best, 'b_N')}: {what}, to loss {best['target']:g} ({where}: {tuned})."

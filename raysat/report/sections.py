@@ -25,6 +25,7 @@ from raysat.analysis import (
     usable,
     what_to_use,
 )
+from raysat.analysis.recommendation import Recommendation
 from raysat.analysis.widths import sentences
 from raysat.analysis.words import bounds
 from raysat.messages.failures import cause
@@ -105,17 +106,19 @@ def progress(record: Mapping, trials: pd.DataFrame) -> str:
     return f"{ended} of {asked} cells have ended; {', '.join(counts)}."
 
 
-def answer(summary: pd.DataFrame, trials: pd.DataFrame) -> Section:
+def answer(summary: pd.DataFrame, trials: pd.DataFrame, recommended: Sequence[Recommendation] = ()) -> Section:
     """What batch size is worth using, as far as the sweep can say.
 
     Args:
         summary: The result of `raysat.analysis.summary`.
         trials: The `trials` table.
+        recommended: What to use, in each setting; it leads.
     """
-    said = answers(summary)
+    said, leads = answers(summary), {one.setting: one.sentence for one in recommended}
     parts = []
     for one in said:
         parts.append(f'<p class="setting">{escape(one.setting)}</p>')
+        parts.append(paragraphs([leads[one.setting]], "said") if one.setting in leads else "")
         parts.append(paragraphs([" ".join(one.sentences)], "said") + listing(one.caveats))
     measured = trials["status"].isin(FINISHED) & (trials["status"] != DIVERGED)
     if len(trials) and not measured.any():

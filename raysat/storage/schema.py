@@ -355,9 +355,7 @@ ANALYSIS = (
     Column("value", _REAL, "samples", "The measured critical batch size; null where `reason` says why."),
     Column("low", _REAL, "samples", "Lower end of its 95 % interval; 0 where it is below all that was sought."),
     Column("high", _REAL, "samples", "Upper end; infinite where it is above all that was sought."),
-    Column(
-        "interval", _TEXT, "", "Of which scatter about the fit it is: that of several `seeds`, or one's `residuals`."
-    ),
+    Column("interval", _TEXT, "", "Of what scatter it is: of several `seeds`, or of one's `residuals`."),
     Column("q", _REAL, "", "How sharply the law bends there: (1 + (value/b)^q)^(1/q), by default 1."),
     Column("asymptote", _REAL, "", "h_inf (1/iterations) or N_inf (iterations) of the fit."),
     Column("rms_log_residual", _REAL, "", "Root mean square of log y - log fit: 0.05 is a scatter of 5 %."),

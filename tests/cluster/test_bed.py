@@ -70,7 +70,7 @@ def sweep(
     desk, head = laid.hosts[:2]
     fields = [f"{key}={value}".replace(" ", "") for key, value in ({"name": name} | sizes).items()]  # of a shell's line
     settings = [word for field in fields for word in ("--set", field)]
-    command = ["raysat-src/sweeps/quickstart.py", "--address", "auto", *settings]
+    command = ["raysat-src/sweeps/digits.py", "--address", "auto", *settings]
     environment |= QUIET
     process = desk.launch("timeout", "300", "ray", "submit", CLUSTER, "raysat/sweep.py", "--", *command, **environment)
     lines = []

@@ -1,0 +1,102 @@
+"""Which batch size to use: one answer for each setting, in one sentence, or what stands against one.
+
+The terminal, the report, notebooks and `raysat.load(...).recommendation` show this sentence and no other. It is that
+of the best evidence (`raysat.analysis.reading.by_evidence`): stepsizes tuned at each batch size, freely, for that is
+what a user trains with, and of several widths the largest. The stable reading, of which theory speaks, stands beside.
+
+The batch size is b_N, where perfect scaling meets the plateau: below it a larger batch saves iterations nearly in
+proportion, above it hardly any. It is named by the nearest one that was run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from raysat.analysis.reading import READING, SETTING, by_evidence, policy
+from raysat.analysis.words import bounds, number, setting
+from raysat.saturation.fits import law
+
+GAIN = 0.05
+"""Nothing is said to be gained beyond the batch size at which N is this far above its plateau. Default: 5 %, about what
+N scatters by."""
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What batch size to use in one setting.
+
+    Attributes:
+        setting: What it was measured on.
+        sentence: The answer, or why there is none and what would give one.
+        batch_size: The batch size; nan where the sentence says why there is none.
+        low: Lower end of the 95 % interval of b_N, in samples.
+        high: Upper end.
+        target: The loss that is reached.
+    """
+
+    setting: str
+    sentence: str
+    batch_size: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    target: float = math.nan
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def recommendations(fits: pd.DataFrame, points: pd.DataFrame) -> list[Recommendation]:
+    """One for each setting.
+
+    Args:
+        fits: `Analysis.fits`.
+        points: `Analysis.points`.
+    """
+    headline = fits[fits["headline"].astype(bool) & (fits["quantity"] == "b_N")]
+    groups = headline.groupby(list(SETTING), dropna=False, sort=False)
+    return [_recommended(by_evidence(rows).iloc[0].to_dict(), points) for _, rows in groups]
+
+
+def _recommended(fit: Mapping, points: pd.DataFrame) -> Recommendation:
+    where, target = setting(fit), fit["target"]
+    if why := _against(fit):
+        return Recommendation(where, f"No batch size can be recommended yet: {why}", target=target)
+    own = points[(points["quantity"] == "N") & (points["target"] == target)]
+    own = own.merge(pd.DataFrame([{name: fit[name] for name in READING}]), on=list(READING))
+    run = np.sort(own.loc[own["value"].notna(), "batch_size"].to_numpy(dtype=float))
+    b_N, q = fit["value"], fit["q"]
+    b = float(run[np.abs(np.log(run / b_N)).argmin()])
+    at, least = (float(law(np.array([size]), fit["asymptote"], b_N, q)[0]) for size in (b, run[0]))
+    saves, costs = least / at, b * at / (run[0] * least)
+    said = f"Use b = {b:.0f} (b_N = {' '.join(filter(None, [number(b_N), bounds(fit['low'], fit['high'])]))})"
+    said += (
+        f": {number(saves, 2)} times fewer iterations than b = {run[0]:.0f} for {number(costs, 2)} times the samples"
+    )
+    end = b_N / math.expm1(q * math.log1p(GAIN)) ** (1 / q)
+    beyond = next((size for size in run if size >= end), None)
+    if beyond is not None:
+        said += f"; beyond b = {beyond:.0f} less than {100 * GAIN:.0f} % of them is gained"
+    seeds = f"{fit['seeds']} seed{'s' * (fit['seeds'] != 1)}"
+    width = f"width {fit['width']}, " * bool(fit["width"])
+    said += f". To loss {target:g}, {number(b * at / fit['n'], 2)} epochs, {width}{seeds}, stepsizes tuned at each b."
+    return Recommendation(where, said, b, fit["low"], fit["high"], target)
+
+
+def _against(fit: Mapping) -> str:
+    """Why there is no recommendation, and what to do; empty where there can be one."""
+    if not policy(fit["stepsize"]).startswith("grid"):
+        return (
+            f"stepsizes were not tuned at each batch size ({fit['stepsize']}). Run it again with "
+            "stepsizes=[grid(auto=True)]."
+        )
+    if math.isnan(fit["value"]):
+        return f"{fit['reason']}."
+    edges = [part for part in fit["reason"].split("; ") if part.endswith("widen the grid")]
+    if edges:
+        return f"{'; '.join(edges)}, as stepsizes=[grid(auto=True)] does by itself."
+    return ""

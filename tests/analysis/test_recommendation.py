@@ -1,0 +1,70 @@
+import math
+import re
+
+import pytest
+
+from raysat.analysis.recommendation import recommendations
+from tests.analysis.test_analysis import SIZES, analyzed, full, printed, trial
+
+
+def tuned(b_c=12.0, seeds=3, etas=(0.25, 0.5, 1.0, 2.0), best=0.5, **changes):
+    """A grid whose best stepsize lies inside: N is twice as large a factor of four away from it."""
+    return [
+        trial(b, seed, "grid", eta, rate=0.02 / (1 + b_c / b) / (1 + math.log2(eta / best) ** 2 / 4), **changes)
+        for seed in range(seeds)
+        for b in SIZES
+        for eta in etas
+    ]
+
+
+def recommended(made, targets=(0.7,)):
+    analysis = analyzed(made, list(targets))
+    (one,) = recommendations(analysis.fits, analysis.points)
+    return one
+
+
+def test_it_is_the_batch_size_run_that_is_nearest_to_b_n_and_says_what_it_saves_and_costs():
+    """N is N_inf (1 + 12/b): at 16 it is 1.75 and at 1 it is 13 times N_inf, -log(0.7)/0.02 = 17.8."""
+    one = recommended(tuned())
+    assert one.batch_size == 16
+    assert one.low <= 12.001
+    assert one.high >= 11.999
+    assert one.target == 0.7
+    assert one.sentence.startswith("Use b = 16 (b_N = 12 [")
+    assert (
+        f"{13 / 1.75:.1f} times fewer iterations than b = 1 for {16 * 1.75 / 13:.1f} times the samples" in one.sentence
+    )
+    assert "beyond b =" not in one.sentence  # 5 % above the plateau lies at 240, beyond what was run
+    assert f"To loss 0.7, {16 * 1.75 * 17.83 / 1000:.1g}" in one.sentence
+    assert one.sentence.endswith("width 64, 3 seeds, stepsizes tuned at each b.")
+
+
+def test_beyond_the_plateau_nothing_is_gained():
+    assert "; beyond b = 64 less than 5 % of them is gained." in recommended(tuned(b_c=2.5)).sentence
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (
+            full(),
+            r"stepsizes were not tuned at each batch size \(theory\(1\)\)\. Run it again with .*grid\(auto=True\)",
+        ),
+        (tuned(etas=(0.25, 0.5)), r"the best stepsize is the largest tried at b = 1, 2, .*: widen the grid"),
+        (tuned(b_c=500.0), r"beyond the largest batch size run \(128\)"),
+        (tuned(b_c=0.1), r"below the smallest batch size run \(1\)"),
+    ],
+)
+def test_what_is_not_supported_is_said_in_the_place_of_a_number(made, words):
+    one = recommended(made, [0.99] if "beyond" in words else [0.7])
+    assert math.isnan(one.batch_size)
+    assert re.match("No batch size can be recommended yet: " + words, one.sentence)
+
+
+def test_the_free_reading_of_the_widest_network_speaks():
+    assert "width 128" in recommended(tuned() + tuned(b_c=30.0, width=128), [0.9]).sentence
+
+
+def test_the_terminal_begins_with_it():
+    analysis = analyzed(tuned(), [0.7])
+    assert " ".join(printed(analysis, 100).split()).startswith("Use b = 16 ")
