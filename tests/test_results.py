@@ -53,7 +53,7 @@ def test_figures_are_matplotlibs(folder, kind):
 def test_a_notebook_shows_the_answer_and_the_table(tmp_path):
     loaded = raysat.load(results(tmp_path / "toy", grid_of(), dataset="<toy>"))
     shown = loaded._repr_html_()
-    assert "The critical batch size is " in shown
+    assert "critical batch size is " in shown
     assert "<table>" in shown
     assert not re.search(r"<script|<toy>", shown)
     assert "<" not in repr(loaded)

@@ -9,9 +9,27 @@ from rich.text import Text
 
 from raysat.analysis.summaries import print_summary
 from raysat.analysis.tables import analyze_folder, load, save
+from raysat.errors import positive
 from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
 from raysat.storage.files import location, output_option, written
+
+
+def target_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--target` to a parser."""
+    words = "losses to which N(b) counts [those of the sweep; where it has none, chosen for each reading]"
+    parser.add_argument("--target", type=float, nargs="+", default=[], metavar="LOSS", help=words)
+
+
+def targets_of(options: argparse.Namespace) -> tuple[float, ...]:
+    """What `--target` names.
+
+    Raises:
+        InputError: One is not a positive number.
+    """
+    for target in options.target:
+        positive("--target", target)
+    return tuple(options.target)
 
 
 @command
@@ -22,10 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     output_option(parser)
+    target_option(parser)
     options = parser.parse_args(argv)
     root = location(options.root)
     output = location(options.output or root)
-    analysis = analyze_folder(root, *load(root))
+    analysis = analyze_folder(root, *load(root), targets_of(options))
     console = Terminal()
     print_summary(analysis, console)
     with written(output):

@@ -83,7 +83,9 @@ def _recommended(fit: Mapping, points: pd.DataFrame) -> Recommendation:
         said += f"; beyond b = {beyond:.0f} less than {100 * GAIN:.0f} % of them is gained"
     seeds = f"{fit['seeds']} seed{'s' * (fit['seeds'] != 1)}"
     width = f"width {fit['width']}, " * bool(fit["width"])
-    said += f". To loss {target:g}, {number(b * at / fit['n'], 2)} epochs, {width}{seeds}, stepsizes tuned at each b."
+    epochs = b * at / fit["n"]
+    said += f". To loss {target:g}, {number(epochs, 2)} epochs, {width}{seeds}, stepsizes tuned at each b."
+    said += " That is less than an epoch away: a lower target says more of a whole training." * (epochs < 1)
     return Recommendation(where, said, b, fit["low"], fit["high"], target)
 
 

@@ -114,9 +114,12 @@ def load(root: Location) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
     return store.readable(), store.read("trials"), store.read("curves")
 
 
-def analyze_folder(root: Location, record: Mapping, trials: pd.DataFrame, curves: pd.DataFrame) -> Analysis:
-    """Analyze what `load` has read, for the targets of the sweep."""
-    return analyze(trials, curves, tuple(record["sweep"].get("targets") or ()), Store(root).read("ntk"))
+def analyze_folder(
+    root: Location, record: Mapping, trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float] = ()
+) -> Analysis:
+    """Analyze what `load` has read, for some targets or else for those of the sweep."""
+    levels = tuple(targets) or tuple(record["sweep"].get("targets") or ())
+    return analyze(trials, curves, levels, Store(root).read("ntk"))
 
 
 def save(analysis: Analysis, folder: Location) -> None:

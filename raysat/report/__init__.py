@@ -37,13 +37,16 @@ NOTHING_DRAWN = {"choices": [], "start": [], "figures": []}
 """The payload of a page without interactive figures."""
 
 
-def finish(root: Location | str, console: Console, output: Location | str | None = None) -> Location:
+def finish(
+    root: Location | str, console: Console, output: Location | str | None = None, targets: Sequence[float] = ()
+) -> Location:
     """All that follows a sweep: fits, figures, page, and the table on the terminal.
 
     Args:
         root: The results folder or its address, of a finished sweep or not.
         console: Where the table is printed.
         output: Where `analysis.parquet`, `figures/` and `report.html` are written. Default: the results folder.
+        targets: Losses to which N(b) counts. Default: those of the sweep; where it has none, chosen for each reading.
 
     Returns:
         The path of the page.
@@ -54,7 +57,7 @@ def finish(root: Location | str, console: Console, output: Location | str | None
     """
     root = location(root)
     output = root if output is None else location(output)
-    material, attempt = Material.of(Store(root)), Attempts()
+    material, attempt = Material.of(Store(root), targets), Attempts()
     path = output / "report.html"
     with written(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -111,5 +114,4 @@ def render(material: Material, images: Sequence[tuple[plots.Plate, bytes]], atte
 
 
 def _drawn(material: Material, attempt: Attempts) -> dict[str, object]:
-    start = material.first.row if material.first else None
-    return payload(material.trials, material.curves, material.analysis, start, attempt)
+    return payload(material.trials, material.curves, material.analysis, material.first, attempt)

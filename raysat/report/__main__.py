@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from raysat.analysis.command import target_option, targets_of
+from raysat.errors import InputError
 from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
 from raysat.report import compare, finish
@@ -24,11 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "root", metavar="RESULTS[/NAME]", help="a sweep's results folder or its address, or the folder of several"
     )
     output_option(parser)
+    target_option(parser)
     options = parser.parse_args(argv)
     root = location(options.root)
     with reached(root):
         of_one = Store(root).sweep_file.exists()
-    (finish if of_one else compare)(root, Terminal(), options.output)
+    targets = targets_of(options)
+    if of_one:
+        finish(root, Terminal(), options.output, targets)
+    elif targets:
+        raise InputError("--target is for one sweep; name its folder, or leave the targets to each sweep's own.")
+    else:
+        compare(root, Terminal(), options.output)
     return 0
 
 

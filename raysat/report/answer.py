@@ -75,15 +75,14 @@ def _answer(rows: pd.DataFrame) -> Answer:
     passed_over = [
         f"No critical batch size can be given for {_where(row)}. {' '.join(_reasons(row))}" for row in preferred[:at]
     ]
-    tuned = "best stepsize of each batch size" + (
-        ", among those stable in theory" if best["tuning"] == "stable" else ""
-    )
     what = (
         f"a batch of b_N = {number(best['b_N'])} samples takes {number(2 ** (1 / best['b_N_q']), 2)} times the "
         "iterations of the largest ones"
     )
+    among = "Among stepsizes that are stable in theory the" if best["tuning"] == "stable" else "The"
     measured = (
-        f"The critical batch size is {spelled(best, 'b_N')}: {what}, to loss {best['target']:g} ({where}: {tuned})."
+        f"{among} critical batch size is {spelled(best, 'b_N')}: {what}, to loss {best['target']:g} ({where}: best "
+        "stepsize of each batch size)."
     )
     said = [measured, f"{_predicted(best)}{_apart(best)}."]
     caveats = (*passed_over, *_approximated(best), *_other_reading(best, rows), *reasons, *_seeds(best))

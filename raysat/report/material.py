@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from raysat.analysis import Analysis, analyze, summary, widths
+from raysat.analysis import Analysis, analyze, by_evidence, summary, widths
 from raysat.plots.attempts import once
-from raysat.report.answer import Answer, answers
 from raysat.storage.store import Store
 
 
@@ -23,6 +22,7 @@ class Material:
         curves: The `curves` table.
         ntk: The `ntk` table.
         done: Why an adaptive sweep has run no more, a sentence for each group of its cells.
+        targets: Losses to which N(b) counts; those of the sweep if empty.
     """
 
     record: Mapping
@@ -30,21 +30,23 @@ class Material:
     curves: pd.DataFrame
     ntk: pd.DataFrame
     done: Sequence[str] = ()
+    targets: Sequence[float] = ()
 
     @classmethod
-    def of(cls, store: Store) -> Material:
+    def of(cls, store: Store, targets: Sequence[float] = ()) -> Material:
         """What a results folder has.
 
         Raises:
             InputError: The folder is not a results folder, or of another schema version, or cannot be read.
         """
         tables = {name: store.read(name) for name in ("trials", "curves", "ntk")}
-        return cls(store.readable(), **tables, done=(store.status() or {}).get("done") or ())
+        return cls(store.readable(), **tables, done=(store.status() or {}).get("done") or (), targets=targets)
 
     @once
     def analysis(self) -> Analysis:
-        """Fits and estimates, for the targets of the sweep."""
-        return analyze(self.trials, self.curves, tuple(self.record["sweep"].get("targets") or ()), self.ntk)
+        """Fits and estimates."""
+        levels = tuple(self.targets) or tuple(self.record["sweep"].get("targets") or ())
+        return analyze(self.trials, self.curves, levels, self.ntk)
 
     @once
     def summary(self) -> pd.DataFrame:
@@ -52,9 +54,11 @@ class Material:
         return summary(self.analysis.fits)
 
     @once
-    def first(self) -> Answer | None:
-        """The answer that the figures show first: one that was measured, if any."""
-        return max(answers(self.summary), key=lambda one: one.measured, default=None)
+    def first(self) -> Mapping | None:
+        """The row of the summary that the figures show first: that of the recommendation, if there is a b_N."""
+        rows = self.summary[self.summary["b_N"].notna()]
+        ordered = by_evidence(rows if len(rows) else self.summary)
+        return ordered.iloc[0].to_dict() if len(ordered) else None
 
     @once
     def widths(self) -> pd.DataFrame:

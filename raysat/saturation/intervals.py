@@ -12,10 +12,16 @@ logarithms, for h and N scatter by factors.
     cov theta = sigma^2 M^-1,    M = sum_ib s_ib s_ib^T,    s_ib = s(b) - mean of s over the batch sizes of seed i,
 
 sigma^2 = sum e^2 / (values - seeds - parameters) being the scatter of the values about the law with each seed's own
-level. It counts how seeds differ and how far the law is from what was measured, and one seed has it as well. What all
-seeds share is no part of it: that stepsizes were tried at a distance and losses evaluated at a distance puts all N(b)
-off by the same eps(b), which adds `sum_b c(b)^2 eps(b)^2` to the variance, c being how log b_c answers to log y(b). The
-interval is Student's, symmetric in log b_c (Seber and Wild 2003, Nonlinear Regression, section 5.1).
+level. It counts how far values are from the law, and one seed has it as well. Of k > 1 seeds, how their own b_c differ
+tells the variance too, with k - 1 degrees of freedom:
+
+    sandwich = k/(k - 1) sum_i (M^-1 sum_b s_ib e_i(b))^2        (Cameron and Miller 2015, section II.B)
+
+Where it is larger than chance explains (an F test at the level of `POOLED`) seeds do differ in b_c, and it is the
+variance. Else the mean of both is, weighed by k - 1 and `PRIOR` degrees of freedom as in a moderated t (Smyth 2004).
+What all seeds share is no part of it: that stepsizes were tried at a distance and losses evaluated at a distance puts
+all N(b) off by the same eps(b), which adds `sum_b c(b)^2 eps(b)^2` to the variance, c being how log b_c answers to log
+y(b). The interval is Student's, symmetric in log b_c (Seber and Wild 2003, Nonlinear Regression, section 5.1).
 
 **Values** (`of_values`). The mean over k seeds varies by the variance of one seed's value over k. That variance is
 taken to be the same at all batch sizes, the sum of two mean squares: of the seeds' levels, with k - 1 degrees of
@@ -38,6 +44,15 @@ from raysat.saturation.fits import SaturationFit, log_law, slopes
 
 REPLICATES = 2000
 """Draws. Default: 2000, as Efron and Tibshirani (1993, section 13.3) ask of percentile intervals: 1000 or more."""
+
+
+PRIOR = 4
+"""Degrees of freedom that the scatter about the law has beside those of the seeds' own b_c. Default: 4; intervals then
+hold as often as they say whether b_c differs between seeds a little or not at all (benchmarks/coverage.py)."""
+
+POOLED = 0.25
+"""Level of the test whether seeds differ in b_c. Default: 0.25, as Bancroft (1964) has it for what is pooled unless a
+test says otherwise; at 0.05 a difference as large as the scatter is passed over too often."""
 
 
 def student_t(freedom: float) -> float:
@@ -134,11 +149,52 @@ def of_critical_batch(
     levels = np.where(used, design[:, None], 0).sum(2) / np.maximum(used.sum(1), 1)  # (p, seeds)
     centred = np.where(used, design[:, None] - levels[:, :, None], 0)  # (p, seeds, b)
     inverse = np.linalg.pinv(np.einsum("pib,qib->pq", centred, centred))
-    variance = scatter.deviation**2 * inverse[0, 0]
+    variance, freedom = scatter.deviation**2 * inverse[0, 0], scatter.freedom
+    if used.any(axis=1).sum() > 1:
+        left = np.where(used, logarithms(values) - log_law(b, np.log(fit.b_c), fit.q), 0)
+        variance, freedom = _of_several(left, centred, inverse, variance, freedom)
     if resolution is not None:
         answer = inverse[0] @ centred.sum(1)  # (b,)
         variance += float(np.nansum((answer * resolution) ** 2))
-    return math.exp(min(student_t(scatter.freedom) * math.sqrt(variance), 500.0))
+    return math.exp(min(student_t(freedom) * math.sqrt(variance), 500.0))
+
+
+def _of_several(
+    left: Float[np.ndarray, "seeds b"],
+    centred: Float[np.ndarray, "p seeds b"],
+    inverse: Float[np.ndarray, "p p"],
+    variance: float,
+    freedom: int,
+) -> tuple[float, int]:
+    """The variance of log b_c where there are several seeds, and its degrees of freedom; see the head of the module.
+
+    Args:
+        left: What the law leaves of each value; 0 where there is none.
+        centred: The law's slopes, less their mean over each seed's batch sizes; 0 where there is no value.
+        inverse: M^-1.
+        variance: By the scatter about the law.
+        freedom: Its degrees of freedom.
+    """
+    from scipy.special import fdtri  # as above
+
+    known = (centred != 0).any(axis=(0, 2))
+    left, centred, seeds = left[known], centred[:, known], int(known.sum())
+    of_each = np.einsum("p,pib,ib->i", inverse[0], centred, left)
+    sandwich = seeds / (seeds - 1) * float((of_each**2).sum())
+    within, within_freedom = 0.0, 0
+    for design, values in zip(centred.swapaxes(0, 1), left, strict=True):
+        at = (design != 0).any(axis=0)
+        values = values[at] - values[at].mean()
+        within += float(
+            np.square(values - design[:, at].T @ np.linalg.lstsq(design[:, at].T, values, rcond=None)[0]).sum()
+        )
+        within_freedom += int(at.sum()) - 1 - len(design)
+    if within_freedom > 0:
+        expected = within / within_freedom * inverse[0, 0]
+        if sandwich > expected * float(fdtri(seeds - 1, within_freedom, 1 - POOLED)):
+            return max(sandwich, variance), seeds - 1
+    prior = min(PRIOR, freedom)
+    return (prior * variance + (seeds - 1) * sandwich) / (prior + seeds - 1), prior + seeds - 1
 
 
 def of_values(

@@ -456,6 +456,15 @@ class TestCommand:
         assert "To reach loss 0.7 at width 64 under theory(1), b = 1 [1, 1] takes the fewest samples" in said
         assert "python -m raysat.report" in said
 
+    def test_a_target_takes_the_place_of_the_sweeps(self, tmp_path, capsys):
+        root = results(tmp_path / "toy", full(), targets=(0.7,))
+        assert main([str(root), "--target", "0.9", "0.8"]) == 0
+        fits = pd.read_parquet(root / "analysis.parquet").query("quantity == 'b_N' and predictor == 'b_star'")
+        assert sorted(fits["target"]) == [0.8, 0.9]
+        assert fits.set_index("target")["headline"].to_dict() == {0.8: True, 0.9: False}
+        assert main([str(root), "--target", "-1"]) == 2
+        assert "--target has -1.0: give positive, finite numbers." in capsys.readouterr().err
+
     def test_an_empty_folder_has_an_empty_table(self, tmp_path, capsys):
         root = results(tmp_path / "toy", [])
         assert main([str(root)]) == 0

@@ -301,7 +301,7 @@ class TestAnswer:
         (answer,) = said(grid_of() + full(b_c=3.0) + full("fixed(0.1)", b_c=2.0), [0.7])
         fits = analyzed(grid_of(), [0.7]).fits.query("quantity == 'b_N'").set_index("tuning")["value"]
         first, second = answer.sentences
-        assert f"The critical batch size is {fits['stable']:.3g} [" in first
+        assert f"Among stepsizes that are stable in theory the critical batch size is {fits['stable']:.3g} [" in first
         assert "to loss 0.7" in first
         assert "grid (stable)" in first
         assert "Theory predicted b_star = 13 " in second
@@ -475,6 +475,13 @@ class TestCommand:
         assert main([str(root)]) == 0
         assert (root / "report.html").exists()
         assert "report.html" in capsys.readouterr().out
+
+    def test_a_target_takes_the_place_of_the_sweeps(self, tmp_path, capsys):
+        root = results(tmp_path / "toy", full(), targets=(0.7,))
+        assert main([str(root), "--target", "0.9"]) == 0
+        assert "To reach loss 0.9" in Page((root / "report.html").read_text(encoding="utf-8")).text
+        assert main([str(tmp_path), "--target", "0.9"]) == 2
+        assert "--target is for one sweep" in capsys.readouterr().err
 
     def test_of_a_parent_compares_its_sweeps(self, tmp_path, capsys):
         results(tmp_path / "toy", full())

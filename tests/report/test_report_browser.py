@@ -156,10 +156,10 @@ def test_without_scripts_the_pictures_are_shown(browser, page):
 def test_the_headline_is_shown_first_and_a_choice_holds_for_all_figures(browser, page):
     tab = browser.open(page)
     shown = lambda: [text(tab, f"{figure} .shown") for figure in (LOSS, H, N)]  # noqa: E731
-    assert all("grid (stable)" in words for words in shown())
-    before = tab.js(f"document.querySelector('{N} svg.chart').outerHTML")
-    choose(tab, H, "Stepsizes", "grid (free)")
     assert all("grid (free)" in words for words in shown())
+    before = tab.js(f"document.querySelector('{N} svg.chart').outerHTML")
+    choose(tab, H, "Stepsizes", "grid (stable)")
+    assert all("grid (stable)" in words for words in shown())
     assert tab.js(f"document.querySelector('{N} svg.chart').outerHTML") != before
     choose(tab, LOSS, "Width", "128")
     assert all("width: 128; stepsizes: theory(1)" in words for words in shown())  # width 128 has no grid
