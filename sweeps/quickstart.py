@@ -4,7 +4,7 @@ python -m raysat.sweep sweeps/quickstart.py
 
 What one should see: an answer in the first line, which batch size to use and how sure that is. It is measured: at each
 batch size stepsizes are tried until the best one lies between worse ones, and batch sizes are added until b_N is known
-within a factor. b_star, predicted before a step was trained, stands beside it.
+within a factor of two. b_star, predicted before a step was trained, stands beside it.
 """
 
 from raysat import Sweep, grid, mlp, powers_of_two
@@ -18,6 +18,7 @@ sweep = Sweep(
     batch_sizes=powers_of_two(512),
     stepsizes=[grid(auto=True)],
     adaptive=True,
+    interval_ratio=2.0,  # until the ends of b_N's interval are within a factor of 2
     targets=[0.05],  # a hundredth of the initial loss, three epochs away at the critical batch size
     target_loss=0.05,  # a trial ends there
     iterations=6_000,
