@@ -138,7 +138,7 @@ def measure(quantity: str, pool: Float[np.ndarray, "pool b"], shared: np.ndarray
             if math.isnan(found.value):
                 continue
             held.append(found.low <= (plain if found.q == 1 else bent) <= found.high)
-            widths.append(found.high / found.low)
+            widths.append(found.high / found.low if found.low else math.inf)
             chosen.append(found.q != 1)
             if len(resampled) < 300 and k > 1:
                 low, high = bootstrap(SIZES, y[seeds], generator)

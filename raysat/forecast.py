@@ -171,6 +171,12 @@ def show(name: str, made: Forecast, console: Console) -> None:
     """Print a forecast: the critical batch sizes in each sense, and a row a batch size."""
     b_N, b_N_theory, b_h_theory = map(number, (made.b_N, made.b_N_theory, made.b_h_theory))
     console.print(Text(name, style="bold"))
+    if not math.isnan(made.b_N):
+        console.print(
+            f"Use b up to about {number(made.b_N, 2)}: beyond, larger batches cease to save iterations in proportion. "
+            "This is a forecast from the initialization alone, with the best stable stepsizes.",
+            highlight=False,
+        )
     console.print(
         f"b_star {number(made.b_star)}; b_N {b_N} with the best stable stepsizes; under 1/beta(b) b_N {b_N_theory} "
         f"and, at T = {made.iterations:,}, b_h {b_h_theory}. Target: L <= {number(made.target)}.",

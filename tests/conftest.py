@@ -31,7 +31,9 @@ SLOW = (
     "executor/test_executor.py",
     "faults/test_faults.py",
     "messages/test_ending.py",
+    "messages/test_expendable.py",
     "messages/test_failures.py",
+    "messages/test_strange_errors.py",
     "ntk/test_cases.py",
     "ntk/test_fuzz.py",
     "ntk/test_ntk.py",
@@ -39,13 +41,17 @@ SLOW = (
     "ntk/test_zoo.py",
     "report/test_report.py",
     "sgd/test_engines.py",
+    "sgd/test_parallel.py",
     "sgd/test_stacked.py",
     "storage/test_folder.py",
     "test_any_rows.py",
     "test_asgd.py",
+    "test_benchmark_gpu.py",
     "test_doctor.py",
     "test_forecast.py",
+    "test_main.py",
     "test_read_only.py",
+    "test_recorded.py",
     "test_security.py",
     "test_sweep.py",
     "test_sweeps.py",
@@ -54,7 +60,7 @@ SLOW = (
     "user_code/test_identity.py",
     "user_code/test_process.py",
 )
-"""Files whose tests take half a minute and more each, and together most of the time."""
+"""Files whose tests take twenty seconds and more each, and together most of the time."""
 
 
 def pytest_collection_modifyitems(items):

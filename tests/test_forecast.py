@@ -207,6 +207,9 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert said.count("b_star") == 2
     assert "N_best" in said
+    for lead, b_N in re.findall(r"Use b up to about ([\d.]+): beyond.*?b_N ([\d.]+) with the best", said, re.DOTALL):
+        assert float(lead) == pytest.approx(float(b_N), rel=0.06)  # two digits of the same number
+    assert said.count("Use b up to about") == said.count("with the best stable stepsizes;") - said.count("No b_N:")
     assert main([str(path), "--set", "loss=cross_entropy"]) == 2
     assert "set loss='mse'" in capsys.readouterr().err
     assert main([str(path), "--set", "sampling=epochs"]) == 2

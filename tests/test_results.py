@@ -1,12 +1,21 @@
+import io
 import re
 import subprocess
 import sys
+from html import unescape
 
+import pandas as pd
 import pytest
 from analysis.test_analysis import SIZES, full, grid_of, results, trial
+from analysis.test_recommendation import tuned
 from matplotlib.figure import Figure
+from rich.console import Console
 
 import raysat
+from raysat.analysis import number
+from raysat.analysis.words import bounds
+from raysat.report import finish
+from raysat.spec.stepsizes import grid
 
 
 @pytest.fixture
@@ -69,3 +78,27 @@ def test_workers_that_import_raysat_import_neither_what_draws_nor_what_stores():
     others = "matplotlib", "pandas", "pooch", "pyarrow", "ray", "rich", "scipy", "sklearn"
     code = f"import raysat, sys; print(set({others}) & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_one_number_for_one_quantity_wherever_it_is_shown(tmp_path):
+    """The critical batch size in the terminal, the page, its figure, the table of fits, a notebook and from Python."""
+    made = [({**row, "steps_per_second": 100.0}, curve) for row, curve in tuned(b_c=9.0)]
+    root = results(tmp_path / "toy", made, targets=(0.7,), stepsizes=grid([0.25, 0.5, 1.0, 2.0]), seeds=3)
+    console = Console(file=io.StringIO(), width=100)
+    page = unescape(finish(root, console).read_text(encoding="utf-8"))
+    loaded = raysat.load(root)
+    (one,) = loaded.recommendation
+    stored = pd.read_parquet(root / "analysis.parquet")
+    fit = stored.query("quantity == 'b_N' and headline and tuning == 'free' and predictor == 'b_star'").iloc[0]
+
+    assert fit["value"] == pytest.approx(9, rel=0.01)
+    named = f"b_N = {number(fit['value'])} {bounds(fit['low'], fit['high'])}"
+    assert named in one.sentence
+    assert (one.low, one.high) == (fit["low"], fit["high"])
+    for text in (console.file.getvalue(), page, unescape(loaded._repr_html_())):
+        assert one.sentence in " ".join(text.split())
+    assert f"Fit: b_N = {number(fit['value'])} samples" in page  # below the figure
+    figures = [text for plot in loaded.plot_steps() for axes in plot.axes for text in axes.texts]
+    assert any(f"b_N = {number(fit['value'])}" in text.get_text() for text in figures)
+    row = loaded.fit().fits.query("quantity == 'b_N' and headline and tuning == 'free'").iloc[0]
+    assert (row["value"], row["low"], row["high"]) == (fit["value"], fit["low"], fit["high"])

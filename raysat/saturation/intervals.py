@@ -215,7 +215,7 @@ def of_values(
     if len(logs) < 2:
         scatter = alone or Scatter(math.nan, 0)
         half = student_t(scatter.freedom) * np.sqrt(scatter.deviation**2 + np.square(resolution) + 0 * mean)
-        return np.exp(mean + np.array([-half, half]))
+        return _ends(mean, half)
     levels = np.nanmean(logs - mean, axis=1)
     parts = [(levels.var(ddof=1), len(levels) - 1)]
     if (left := of_seeds(values)).freedom:
@@ -223,7 +223,13 @@ def of_values(
     variance = sum(part for part, _ in parts)
     freedom = variance**2 / sum(part**2 / of for part, of in parts) if variance else 1.0
     half = student_t(freedom) * np.sqrt(variance / np.where(count, count, math.nan) + np.square(resolution))
-    return np.exp(mean + np.array([-half, half]))
+    return _ends(mean, half)
+
+
+def _ends(mean: Float[np.ndarray, " b"], half: Float[np.ndarray, " b"]) -> Float[np.ndarray, "2 b"]:
+    """The ends of intervals in logs, as values: beyond what a number can hold they are 0 and infinity."""
+    with np.errstate(over="ignore", under="ignore"):
+        return np.exp(mean + np.array([-half, half]))
 
 
 def replicates(
@@ -255,7 +261,8 @@ def replicates(
     noise *= np.sqrt(scatter.freedom / generator.chisquare(scatter.freedom, (number, 1)))
     count = np.isfinite(logs).sum(axis=0)
     error = np.sqrt(scatter.deviation**2 / np.where(count, count, math.nan) + np.square(resolution))
-    return geometric_mean(values) * np.exp(error * noise)
+    with np.errstate(over="ignore", under="ignore"):
+        return geometric_mean(values) * np.exp(error * noise)
 
 
 def percentiles(drawn: Float[np.ndarray, "replicates *rest"]) -> Float[np.ndarray, "2 *rest"]:

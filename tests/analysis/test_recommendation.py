@@ -2,9 +2,9 @@ import math
 import re
 
 import pytest
+from analysis.test_analysis import SIZES, analyzed, full, printed, trial
 
 from raysat.analysis.recommendation import recommendations
-from tests.analysis.test_analysis import SIZES, analyzed, full, printed, trial
 
 
 def tuned(b_c=12.0, seeds=3, etas=(0.25, 0.5, 1.0, 2.0), best=0.5, **changes):
@@ -36,7 +36,8 @@ def test_it_is_the_batch_size_run_that_is_nearest_to_b_n_and_says_what_it_saves_
     )
     assert "beyond b =" not in one.sentence  # 5 % above the plateau lies at 240, beyond what was run
     assert f"To loss 0.7, {16 * 1.75 * 17.83 / 1000:.1g}" in one.sentence
-    assert one.sentence.endswith("width 64, 3 seeds, stepsizes tuned at each b.")
+    assert "width 64, 3 seeds, stepsizes tuned at each b. That is less than an epoch away" in one.sentence
+    assert recommended(tuned(n=100)).sentence.endswith("width 64, 3 seeds, stepsizes tuned at each b.")
 
 
 def test_beyond_the_plateau_nothing_is_gained():
