@@ -59,28 +59,30 @@ def recommendations(fits: pd.DataFrame, points: pd.DataFrame) -> list[Recommenda
     """
     headline = fits[fits["headline"].astype(bool) & (fits["quantity"] == "b_N")]
     groups = headline.groupby(list(SETTING), dropna=False, sort=False)
-    return [_recommended(by_evidence(rows).iloc[0].to_dict(), points) for _, rows in groups]
+    return [_recommended(by_evidence(rows).iloc[:1], points) for _, rows in groups]
 
 
-def _recommended(fit: Mapping, points: pd.DataFrame) -> Recommendation:
+def _recommended(best: pd.DataFrame, points: pd.DataFrame) -> Recommendation:
+    fit = best.iloc[0].to_dict()
     where, target = setting(fit), fit["target"]
     if why := _against(fit):
         return Recommendation(where, f"No batch size can be recommended yet: {why}", target=target)
-    own = points[(points["quantity"] == "N") & (points["target"] == target)]
-    own = own.merge(pd.DataFrame([{name: fit[name] for name in READING}]), on=list(READING))
+    own = points[points["quantity"] == "N"].merge(best[[*READING, "target"]])
     run = np.sort(own.loc[own["value"].notna(), "batch_size"].to_numpy(dtype=float))
     b_N, q = fit["value"], fit["q"]
     b = float(run[np.abs(np.log(run / b_N)).argmin()])
     at, least = (float(law(np.array([size]), fit["asymptote"], b_N, q)[0]) for size in (b, run[0]))
     saves, costs = least / at, b * at / (run[0] * least)
     said = f"Use b = {b:.0f} (b_N = {' '.join(filter(None, [number(b_N), bounds(fit['low'], fit['high'])]))})"
-    said += (
-        f": {number(saves, 2)} times fewer iterations than b = {run[0]:.0f} for {number(costs, 2)} times the samples"
-    )
+    if b == run[0]:
+        said += ", the smallest run: a larger batch costs samples nearly in proportion"
+    else:
+        said += f": {number(saves, 2)} times fewer iterations than b = {run[0]:.0f}"
+        said += f" for {number(costs, 2)} times the samples"
     end = b_N / math.expm1(q * math.log1p(GAIN)) ** (1 / q)
     beyond = next((size for size in run if size >= end), None)
     if beyond is not None:
-        said += f"; beyond b = {beyond:.0f} less than {100 * GAIN:.0f} % of them is gained"
+        said += f"; beyond b = {beyond:.0f} less than {100 * GAIN:.0f} % of the iterations are saved"
     seeds = f"{fit['seeds']} seed{'s' * (fit['seeds'] != 1)}"
     width = f"width {fit['width']}, " * bool(fit["width"])
     epochs = b * at / fit["n"]

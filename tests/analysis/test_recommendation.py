@@ -41,7 +41,7 @@ def test_it_is_the_batch_size_run_that_is_nearest_to_b_n_and_says_what_it_saves_
 
 
 def test_beyond_the_plateau_nothing_is_gained():
-    assert "; beyond b = 64 less than 5 % of them is gained." in recommended(tuned(b_c=2.5)).sentence
+    assert "; beyond b = 64 less than 5 % of the iterations are saved." in recommended(tuned(b_c=2.5)).sentence
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,20 @@ def test_what_is_not_supported_is_said_in_the_place_of_a_number(made, words):
 
 def test_the_free_reading_of_the_widest_network_speaks():
     assert "width 128" in recommended(tuned() + tuned(b_c=30.0, width=128), [0.9]).sentence
+
+
+def test_the_smallest_batch_size_saves_nothing_beside_itself():
+    sentence = recommended(tuned(b_c=1.2)).sentence
+    assert sentence.startswith("Use b = 1 (b_N = 1.2 [")
+    assert "the smallest run: a larger batch costs samples nearly in proportion" in sentence
+    assert "times fewer" not in sentence
+
+
+def test_a_model_without_depth_or_width_has_one_too():
+    """A column of such a table has nothing but missing values."""
+    made = tuned(model="linear", model_options="{}", depth=None, activation=None, width=0)
+    assert recommended(made).sentence.startswith("Use b = 16 ")
+    assert "width" not in recommended(made).sentence
 
 
 def test_the_terminal_begins_with_it():
