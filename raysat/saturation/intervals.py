@@ -177,17 +177,17 @@ def _of_several(
     """
     from scipy.special import fdtri  # as above
 
-    known = (centred != 0).any(axis=(0, 2))
+    known = (centred != 0).any(axis=(0, 2))  # a seed with a single value has no slope
     left, centred, seeds = left[known], centred[:, known], int(known.sum())
+    if seeds < 2:
+        return variance, freedom
     of_each = np.einsum("p,pib,ib->i", inverse[0], centred, left)
     sandwich = seeds / (seeds - 1) * float((of_each**2).sum())
     within, within_freedom = 0.0, 0
     for design, values in zip(centred.swapaxes(0, 1), left, strict=True):
         at = (design != 0).any(axis=0)
-        values = values[at] - values[at].mean()
-        within += float(
-            np.square(values - design[:, at].T @ np.linalg.lstsq(design[:, at].T, values, rcond=None)[0]).sum()
-        )
+        own, values = design[:, at].T, values[at] - values[at].mean()
+        within += float(np.square(values - own @ np.linalg.lstsq(own, values, rcond=None)[0]).sum())
         within_freedom += int(at.sum()) - 1 - len(design)
     if within_freedom > 0:
         expected = within / within_freedom * inverse[0, 0]

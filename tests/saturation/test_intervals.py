@@ -67,6 +67,13 @@ class TestOfCriticalBatch:
         factor = of_critical_batch(SIZES, values, plain_fit(values), bent=False)
         assert 1 < factor < 1.5
 
+    def test_a_seed_with_a_single_value_tells_nothing_of_its_slope(self):
+        values = drawn(2, 0.1, 0)
+        alone = of_critical_batch(SIZES, values[:1], plain_fit(values[:1]), bent=False)
+        values[1, 1:] = math.nan
+        fit = plain_fit(values[:1])
+        assert of_critical_batch(SIZES, values, fit, bent=False) == pytest.approx(alone, rel=1e-6)
+
     def test_a_law_that_is_off_widens_it(self):
         values = np.repeat(law(SIZES, 30.0, 10.0, 3.0)[None], 3, axis=0)
         assert of_critical_batch(SIZES, values, plain_fit(values), bent=False) > 1.1
