@@ -28,16 +28,6 @@ SIDE = 3
 """Panels a side of one figure. Default: 3, at which the labels can be read on a printed page."""
 
 CAPTIONS = {
-    "loss-curves": (
-        "Loss L(w_t) over all training samples against iteration t, by batch size b: median over seeds, band from the "
-        "smallest to the largest; under a grid, the best stepsize of each b by h. Equal distances from b to 2b are "
-        "linear scaling; curves that lie on each other are saturation."
-    ),
-    "exponents": (
-        "Convergence exponent h(b) = log(L(w_0)/L(w_T))/T against batch size b: geometric mean over seeds with 95 % "
-        "interval, and the paper's curve (section 5), interpolated between h(1) and h(n). Where h hardly varies, the "
-        "two agree whatever the critical batch size is."
-    ),
     "steps": (
         "Iterations N(b) to a target loss against batch size b: geometric mean over seeds with 95 % interval, the fit "
         "N_inf (1 + (b_N/b)^q)^(1/q), perfect scaling N(1)/b, the fitted critical batch size b_N (band: its interval), "
@@ -47,6 +37,16 @@ CAPTIONS = {
         "What the deepest target costs against batch size b, over the least that it costs at any b: samples b N(b), "
         "seconds in SGD steps, and device-hours (of a GPU, or a core where there is none); geometric means over seeds "
         "with 95 % intervals. Where the samples cross the dotted line 20 % of them are wasted: b_20."
+    ),
+    "exponents": (
+        "Convergence exponent h(b) = log(L(w_0)/L(w_T))/T against batch size b: geometric mean over seeds with 95 % "
+        "interval, and the paper's curve (section 5), interpolated between h(1) and h(n). Where h hardly varies, the "
+        "two agree whatever the critical batch size is."
+    ),
+    "loss-curves": (
+        "Loss L(w_t) over all training samples against iteration t, by batch size b: median over seeds, band from the "
+        "smallest to the largest; under a grid, the best stepsize of each b by h. Equal distances from b to 2b are "
+        "linear scaling; curves that lie on each other are saturation."
     ),
 }
 
@@ -80,10 +80,10 @@ def plates(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis, attem
         attempt: Makes each figure. Default: an error is raised.
     """
     draw = {
-        "loss-curves": lambda page: loss_curves(page(comparable(trials)), curves),
-        "exponents": lambda page: exponents(page(analysis.points), page(analysis.fits)),
         "steps": lambda page: steps(page(analysis.points), page(analysis.fits)),
         "costs": lambda page: costs(page(analysis.costs)),
+        "exponents": lambda page: exponents(page(analysis.points), page(analysis.fits)),
+        "loss-curves": lambda page: loss_curves(page(comparable(trials)), curves),
     }
     pages = list(_pages(analysis.fits))
     made = []

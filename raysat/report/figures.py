@@ -78,10 +78,10 @@ def payload(
     points, fits, costs, choices = map(_by_reading, (analysis.points, analysis.fits, analysis.costs, analysis.choices))
     chosen = _chosen(comparable(trials))
     draw = {
-        "loss-curves": lambda key: [_loss_curves(chosen[key], curves)] if key in chosen else [],
-        "exponents": lambda key: [_exponents(points[key], fits[key])] if key in points else [],
         "steps": lambda key: [_steps(points[key], fits[key])] if key in points else [],
         "costs": lambda key: _costs(costs[key], choices[key]) if key in costs else [],
+        "exponents": lambda key: [_exponents(points[key], fits[key])] if key in points else [],
+        "loss-curves": lambda key: [_loss_curves(chosen[key], curves)] if key in chosen else [],
     }
     figures = []
     for name, make in draw.items():

@@ -137,7 +137,7 @@ def test_an_unfinished_sweep_has_a_page(tmp_path):
     _html, page, _ = finished(root)
     assert "2 of 16 cells have ended" in page.text
     assert "a fit needs 3" in page.text
-    assert set(page.figures) == {"loss-curves", "exponents", "steps", "costs"}
+    assert list(page.figures) == ["steps", "costs", "exponents", "loss-curves"]  # what answers first
     assert "not measured" in page.text  # and beside it what theory predicted
     assert "b_star" in page.figures["steps"]["views"][0]["marks"][0]["name"]  # and no b_N
 
@@ -309,7 +309,7 @@ class TestAnswer:
         assert THEORY_CAVEAT not in answer.caveats
 
     def test_says_how_far_the_prediction_is_from_the_measurement(self):
-        made = [trial(b, seed, "grid", 1.0, b_c=5.0 + seed) for seed in range(2) for b in SIZES]
+        made = [trial(b, seed, "grid", 1.0, b_c=5.0 + 0.1 * seed) for seed in range(3) for b in SIZES]
         (answer,) = said(made)
         assert re.search(r"2\.\d+ times the measured value, outside its interval", answer.sentences[1])
 
