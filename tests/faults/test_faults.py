@@ -32,7 +32,7 @@ def test_nothing_is_lost_under_ray(bench, seed):
     assert not draw.problems, draw
 
 
-@pytest.mark.parametrize(("defect", "seed"), list(zip(DEFECTS, (8, 27, 2), strict=True)))
+@pytest.mark.parametrize(("defect", "seed"), list(zip(DEFECTS, (8, 52, 2), strict=True)))
 def test_a_planted_defect_is_found(bench, defect, seed):
     with bench.planted(defect):
         assert bench.draw(seed).problems
