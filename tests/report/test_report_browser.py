@@ -287,6 +287,7 @@ def test_the_keyboard_reaches_everything_and_moves_through_the_values(browser, p
     assert {"A", "SELECT", "INPUT", "BUTTON", "SUMMARY", "plot"} <= set(reached)
     assert reached.count("plot") == 4
     tab.js(f"document.querySelector('{N} .plot').focus()")
+    tab.press("Home")
     said = [text(tab, f"{N} .readout")]
     for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowDown", "Home", "ArrowUp"):
         tab.press(key)
