@@ -96,7 +96,7 @@ class TestChoices:
         for end in ("low", "high"):  # there samples by the law are 1.2 times those at b = 1
             samples = [b * (1 + (fit[end] / b) ** fit["q"]) ** (1 / fit["q"]) for b in (row[end], 1)]
             assert samples[0] == pytest.approx(1.2 * samples[1], rel=1e-6)
-        assert 5 < fit["low"] < fit["value"] < fit["high"] < 40
+        assert fit["low"] < 5 < fit["value"] < 40 < fit["high"]  # three seeds that differ so much tell little
         assert row["low"] < row["batch_size"] < row["high"]
 
     def test_intervals_of_one_seed_are_of_its_scatter_where_there_is_a_fit(self):
