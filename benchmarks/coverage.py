@@ -7,7 +7,8 @@ SGD on least squares: n = 256 samples of d = 64 features whose covariance has ei
 a random linear function, so that the loss goes to 0; w_0 and batches drawn by each of the seeds. N(b) counts to a tenth
 of the initial loss, read from evaluations as a sweep spaces them. Two policies: `theory`, eta = 1/beta(b), and `tuned`,
 the best of powers of sqrt 2 for each seed. An interval is made from k seeds drawn from the pool, and the value that it
-is to hold is that of the whole pool under the law that the draw has chosen.
+is to hold is that of the whole pool under the law that the draw has chosen, with an evaluation at each iteration and
+twice as many stepsizes.
 
 Beside each coverage stand the median width (upper over lower end), that of an oracle which knows the covariance of log
 N over seeds, and the coverage of resampled seeds, the percentile interval of a cluster bootstrap.
@@ -57,29 +58,37 @@ def spaced(horizon: int) -> np.ndarray:
     return np.unique(np.concatenate([[0], np.geomspace(1, horizon, EVALUATIONS).round()])).astype(int)
 
 
-def steps(x: Float[np.ndarray, "n d"], policy: str, pool: int) -> tuple[Float[np.ndarray, "pool b"], np.ndarray]:
-    """N(b) of each seed of the pool, and the error that all seeds share, as `raysat.analysis.measure` reads it."""
+def steps(
+    x: Float[np.ndarray, "n d"], policy: str, pool: int
+) -> tuple[Float[np.ndarray, "pool b"], Float[np.ndarray, "pool b"], Float[np.ndarray, "pool b"]]:
+    """N(b) of each seed as a sweep reads it, the error that all seeds share, and N(b) as it is.
+
+    The last is of an evaluation at every iteration and, of tuned stepsizes, of twice as many of them.
+    """
     gram = x @ x.T / N
     gamma, k_op = float((x**2).sum(1).max()), float(np.linalg.eigvalsh(gram)[-1])
-    found, shared = np.empty((pool, len(SIZES))), np.zeros((pool, len(SIZES)))
+    found, shared, exact = (np.empty((pool, len(SIZES))) for _ in range(3))
     for j, b in enumerate(SIZES):
         base = 1 / beta(int(b), N, gamma, k_op, replacement=True)
-        powers = [0] if policy == "theory" else range(-1, 6)
-        tried, errors = [], []
-        for k in powers:
-            eta = base * 2 ** (k / 2)
-            at = spaced(_horizon(x, int(b), eta))
+        read, errors, whole = [], [], []
+        for k in [0] if policy == "theory" else range(-2, 11):  # quarters of an octave, of which a sweep tries halves
+            eta = base * 2 ** (k / 4)
+            at = np.arange(_horizon(x, int(b), eta) + 1)
             curves = losses(x, int(b), eta, at, pool, seed=1)
             with np.errstate(invalid="ignore"):
                 curves = np.where(np.isfinite(curves), curves, math.inf)
-            eps = TARGET * curves[:, 0]
-            tried.append([steps_to_target(at, curve, level) for curve, level in zip(curves, eps, strict=True)])
-            errors.append([resolution(at, curve, level) for curve, level in zip(curves, eps, strict=True)])
-        n = np.where(np.isnan(np.array(tried)), math.inf, np.array(tried))  # (k, pool)
+            targets = TARGET * curves[:, 0]
+            whole.append([steps_to_target(at, *one) for one in zip(curves, targets, strict=True)])
+            if k % 2 == 0:
+                few = spaced(int(at[-1]))
+                pairs = list(zip(curves[:, few], targets, strict=True))
+                read.append([steps_to_target(few, *one) for one in pairs])
+                errors.append([resolution(few, *one) for one in pairs])
+        n, every = (np.where(np.isnan(np.array(one)), math.inf, np.array(one)) for one in (read, whole))
         best = n.argmin(0)
-        found[:, j] = n[best, np.arange(pool)]
+        found[:, j], exact[:, j] = n[best, np.arange(pool)], every.min(0)
         shared[:, j] = np.hypot(np.array(errors)[best, np.arange(pool)], _spacing(np.log(n), best))
-    return found, shared
+    return found, shared, exact
 
 
 def _horizon(x: Float[np.ndarray, "n d"], b: int, eta: float) -> int:
@@ -123,10 +132,14 @@ def oracle(b: np.ndarray, pool: Float[np.ndarray, "pool b"], k: int) -> float:
     return math.exp(2 * 1.96 * math.sqrt(answer @ np.cov(np.log(pool).T) @ answer / k))
 
 
-def measure(quantity: str, pool: Float[np.ndarray, "pool b"], shared: np.ndarray, draws: int) -> list[str]:
+def measure(
+    pool: Float[np.ndarray, "pool b"],
+    shared: Float[np.ndarray, "pool b"],
+    exact: Float[np.ndarray, "pool b"],
+    draws: int,
+) -> list[str]:
     """A row of the table for each number of seeds."""
-    y = 1 / pool if quantity == "h" else pool
-    everything = geometric_mean(y)
+    everything = geometric_mean(exact)
     plain = float(fit_saturation(SIZES, everything).b_c)
     bent = float(fit_saturation(SIZES, everything, fit_bend(SIZES, everything)).b_c)
     generator, rows = np.random.default_rng(0), []
@@ -134,16 +147,16 @@ def measure(quantity: str, pool: Float[np.ndarray, "pool b"], shared: np.ndarray
         held, widths, resampled, chosen = [], [], [], []
         for _ in range(draws):
             seeds = generator.choice(len(pool), k, replace=False)
-            found = critical_batch(SIZES, pool[seeds], quantity, shared[seeds].mean(0))
+            found = critical_batch(SIZES, pool[seeds], "N", shared[seeds].mean(0))
             if math.isnan(found.value):
                 continue
             held.append(found.low <= (plain if found.q == 1 else bent) <= found.high)
             widths.append(found.high / found.low if found.low else math.inf)
             chosen.append(found.q != 1)
             if len(resampled) < 300 and k > 1:
-                low, high = bootstrap(SIZES, y[seeds], generator)
+                low, high = bootstrap(SIZES, pool[seeds], generator)
                 resampled.append(low <= plain <= high)
-        said = f"{100 * np.mean(held):.1f} % | {np.median(widths):.3g} | {oracle(SIZES, y, k):.3g}"
+        said = f"{100 * np.mean(held):.1f} % | {np.median(widths):.3g} | {oracle(SIZES, pool, k):.3g}"
         old = f"{100 * np.mean(resampled):.0f} %" if resampled else "-"
         rows.append(f"{k} | {said} | {old} | {100 * np.mean(chosen):.0f} % | {100 * (1 - len(held) / draws):.1f} %")
     return rows
@@ -165,11 +178,11 @@ def main() -> None:
         scale = np.sqrt(SPECTRA[name](np.arange(1.0, D + 1)))
         x = generator.standard_normal((N, D)) * scale
         for policy in options.policies:
-            pool, shared = steps(x, policy, options.pool)
-            kept = np.isfinite(pool).all(1)
-            pool, shared = pool[kept], shared[kept]
-            whole, _ = fit_law(SIZES, geometric_mean(pool))
-            for row in measure("N", pool, shared, options.draws):
+            made = steps(x, policy, options.pool)
+            kept = np.isfinite(made[0]).all(1) & np.isfinite(made[2]).all(1)
+            pool, shared, exact = (one[kept] for one in made)
+            whole, _ = fit_law(SIZES, geometric_mean(exact))
+            for row in measure(pool, shared, exact, options.draws):
                 print(f"| {name} | {policy} | {float(whole.b_c):.3g}, {float(whole.q):.3g} | {row} |", flush=True)
 
 
