@@ -26,7 +26,7 @@ from raysat.saturation.critical import critical_batch
 from raysat.saturation.fits import fit_bend, fit_law, fit_saturation, slopes
 from raysat.saturation.formulas import beta
 from raysat.saturation.intervals import geometric_mean
-from raysat.saturation.targets import resolution, steps_to_target
+from raysat.saturation.targets import below_parabola, resolution, steps_to_target
 
 N, D, TARGET = 256, 64, 0.1
 SIZES = np.array([1, 2, 4, 8, 16, 32, 64, 128])
@@ -110,9 +110,7 @@ def _spacing(log_n: Float[np.ndarray, "k pool"], best: np.ndarray) -> Float[np.n
     made = np.zeros(log_n.shape[1])
     for seed, k in enumerate(best):
         if 0 < k < len(log_n) - 1 and np.isfinite(log_n[k - 1 : k + 2, seed]).all():
-            left, here, right = log_n[k - 1 : k + 2, seed]
-            curvature, slope = left - 2 * here + right, (right - left) / 2
-            made[seed] = slope**2 / (2 * curvature) if curvature > 0 else 0.0
+            made[seed] = below_parabola(np.arange(3.0), log_n[k - 1 : k + 2, seed])
     return made
 
 

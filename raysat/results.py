@@ -72,10 +72,9 @@ class Results:
         Args:
             targets: Loss levels for N(b). Default: those of the sweep; where it has none, chosen for each reading.
         """
-        from raysat.analysis import analyze
+        from raysat.analysis.tables import analyze, levels
 
-        levels = tuple(targets) or tuple(self.record["sweep"].get("targets") or ())
-        return analyze(self.trials, self.curves, levels, self.ntk)
+        return analyze(self.trials, self.curves, levels(self.record, targets), self.ntk)
 
     @cached_property
     def recommendation(self) -> list[Recommendation]:

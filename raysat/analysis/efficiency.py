@@ -162,10 +162,11 @@ def weigh(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dic
             for k, b in enumerate(made.b)
         ]
         for choice, (rule, above_least) in RULES[name].items():
-            chosen = float(rule(made.b, mean))
-            low, high = percentiles(rule(made.b, known)) if len(known) else (math.nan, math.nan)
             if choice == "b_20" and math.isfinite(measured.fit["value"]):
                 chosen, low, high = (_by_law(measured.fit, end, made.b) for end in ("value", "low", "high"))
+            else:
+                chosen = float(rule(made.b, mean))
+                low, high = percentiles(rule(made.b, known)) if len(known) else (math.nan, math.nan)
             row = {"choice": choice, "batch_size": chosen, "low": float(low), "high": float(high)}
             reasons = (_reservation(choice, chosen, made.b), left_out, shares * (choice == "least_seconds"))
             row |= {"value": (1 + above_least) * mean.min(), "reason": "; ".join(filter(None, reasons))}

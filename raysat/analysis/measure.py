@@ -20,7 +20,7 @@ from raysat.saturation.critical import CriticalBatch, critical_batch
 from raysat.saturation.fits import fit_law
 from raysat.saturation.formulas import h_interpolated
 from raysat.saturation.intervals import Scatter, about_law, geometric_mean, of_values
-from raysat.saturation.targets import choose_targets, resolution, steps_to_target
+from raysat.saturation.targets import below_parabola, choose_targets, resolution, steps_to_target
 from raysat.storage.schema import DIVERGED, FAILED, TARGET_REACHED
 from raysat.text import number, percent
 
@@ -143,9 +143,7 @@ def stepsize_resolution(trials: pd.DataFrame, depth: Float[np.ndarray, " trials"
             continue
         near = rows[k - 1 : k + 2]
         if (np.diff(log_eta[near]) > 0).all():
-            x, z = log_eta[near] - log_eta[near[1]], depth[near] - depth[near[1]]
-            curvature, slope, _ = np.polyfit(x, z, 2)
-            found[rows[k]] = slope**2 / (4 * curvature) if curvature > 0 else 0.0
+            found[rows[k]] = below_parabola(log_eta[near], depth[near])
     return found
 
 

@@ -1,7 +1,7 @@
 """Which batch size to use: one answer for each setting, in one sentence, or what stands against one.
 
-The terminal, the report, notebooks and `raysat.load(...).recommendation` show this sentence and no other. It is that
-of the best evidence (`raysat.analysis.reading.by_evidence`): stepsizes tuned at each batch size, freely, for that is
+The terminal, the report, notebooks and `raysat.load(...).recommendation` begin with this sentence. It is that of the
+best evidence (`raysat.analysis.reading.by_evidence`): stepsizes tuned at each batch size, freely, for that is
 what a user trains with, and of several widths the largest. The stable reading, of which theory speaks, stands beside.
 
 The batch size is b_N, where perfect scaling meets the plateau: below it a larger batch saves iterations nearly in

@@ -118,8 +118,12 @@ def analyze_folder(
     root: Location, record: Mapping, trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float] = ()
 ) -> Analysis:
     """Analyze what `load` has read, for some targets or else for those of the sweep."""
-    levels = tuple(targets) or tuple(record["sweep"].get("targets") or ())
-    return analyze(trials, curves, levels, Store(root).read("ntk"))
+    return analyze(trials, curves, levels(record, targets), Store(root).read("ntk"))
+
+
+def levels(record: Mapping, targets: Sequence[float] = ()) -> tuple[float, ...]:
+    """The targets that were asked for, or else those of the sweep; empty where neither names any."""
+    return tuple(targets) or tuple(record["sweep"].get("targets") or ())
 
 
 def save(analysis: Analysis, folder: Location) -> None:

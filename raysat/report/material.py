@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from raysat.analysis import Analysis, analyze, by_evidence, summary, widths
+from raysat.analysis.tables import levels
 from raysat.plots.attempts import once
 from raysat.storage.store import Store
 
@@ -45,8 +46,7 @@ class Material:
     @once
     def analysis(self) -> Analysis:
         """Fits and estimates."""
-        levels = tuple(self.targets) or tuple(self.record["sweep"].get("targets") or ())
-        return analyze(self.trials, self.curves, levels, self.ntk)
+        return analyze(self.trials, self.curves, levels(self.record, self.targets), self.ntk)
 
     @once
     def summary(self) -> pd.DataFrame:

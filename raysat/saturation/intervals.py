@@ -47,8 +47,8 @@ REPLICATES = 2000
 
 
 PRIOR = 4
-"""Degrees of freedom that the scatter about the law has beside those of the seeds' own b_c. Default: 4; intervals then
-hold as often as they say whether b_c differs between seeds a little or not at all (benchmarks/coverage.py)."""
+"""Degrees of freedom that the scatter about the law has beside those of the seeds' own b_c. Default: 4, which on made
+data held as often whether b_c differs between seeds a little or not at all; benchmarks/coverage.py has real SGD."""
 
 POOLED = 0.25
 """Level of the test whether seeds differ in b_c. Default: 0.25, as Bancroft (1964) has it for what is pooled unless a
@@ -141,18 +141,18 @@ def of_critical_batch(
         bent: Whether its q was fitted too.
         resolution: eps(b), the error of log y(b) that all seeds share. Default: none.
     """
-    scatter = about_law(b, values, fit, bent)
+    left = logarithms(values) - log_law(b, np.log(fit.b_c), fit.q)
+    used, parameters = np.isfinite(left), 2 if bent else 1
+    scatter = _of_residuals(left, parameters)
     if not scatter.freedom:
         return math.nan
-    used = np.isfinite(logarithms(values))
-    design = slopes(b, float(fit.b_c), float(fit.q))[: 2 if bent else 1]  # (p, b)
+    design = slopes(b, float(fit.b_c), float(fit.q))[:parameters]  # (p, b)
     levels = np.where(used, design[:, None], 0).sum(2) / np.maximum(used.sum(1), 1)  # (p, seeds)
     centred = np.where(used, design[:, None] - levels[:, :, None], 0)  # (p, seeds, b)
     inverse = np.linalg.pinv(np.einsum("pib,qib->pq", centred, centred))
     variance, freedom = scatter.deviation**2 * inverse[0, 0], scatter.freedom
     if used.any(axis=1).sum() > 1:
-        left = np.where(used, logarithms(values) - log_law(b, np.log(fit.b_c), fit.q), 0)
-        variance, freedom = _of_several(left, centred, inverse, variance, freedom)
+        variance, freedom = _of_several(np.where(used, left, 0), centred, inverse, variance, freedom)
     if resolution is not None:
         answer = inverse[0] @ centred.sum(1)  # (b,)
         variance += float(np.nansum((answer * resolution) ** 2))

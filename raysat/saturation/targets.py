@@ -61,6 +61,17 @@ def resolution(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t
     return round(abs(math.log(coarse / fine)) / 3, 12)
 
 
+def below_parabola(x: Float[np.ndarray, " 3"], z: Float[np.ndarray, " 3"]) -> float:
+    """How far the parabola through three points, of which the middle one is the lowest, goes below that one.
+
+    Args:
+        x: Ascending.
+        z: The values.
+    """
+    curvature, slope, _ = np.polyfit(x - x[1], z - z[1], 2)
+    return float(slope**2 / (4 * curvature)) if curvature > 0 else 0.0
+
+
 def _crossing(losses: Float[np.ndarray, " t"], eps: float) -> int | None:
     """The first evaluation at which the loss is at most eps, if any. A curve ends at its first impossible value."""
     possible = np.isfinite(losses) & (losses >= 0)

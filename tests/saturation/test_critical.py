@@ -3,23 +3,14 @@ import re
 
 import numpy as np
 import pytest
+from saturation.test_fits import MEASURED, SIZES, noisy, plain
 
 from raysat.saturation.critical import critical_batch
 from raysat.saturation.fits import law as bent_law
 
-SIZES = np.array([1, 2, 4, 8, 16, 32, 64, 256])
-MEASURED = np.array([410.0, 220, 135, 85, 60, 50, 45, 40])
-
 
 def law(b, b_c, y_inf=30.0):
-    return y_inf * (1 + b_c / b)
-
-
-def noisy(b_c, seeds, scatter, seed=0):
-    """N of several seeds; a seed's error has a part that all its batch sizes share."""
-    rng = np.random.default_rng(seed)
-    logs = rng.normal(size=(seeds, len(SIZES))) + rng.normal(size=(seeds, 1))
-    return law(SIZES, b_c) * np.exp(scatter * logs)
+    return plain(b, b_c, y_inf)
 
 
 class TestCriticalBatch:
