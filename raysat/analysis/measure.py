@@ -91,7 +91,7 @@ def measure(
 
     deepest = [paths.get(cell_id, _NO_PATH)[1].min(initial=math.inf) for cell_id in trials["cell_id"]]
     best = best_of(trials.assign(deepest=deepest), "deepest")
-    levels = tuple(targets) or choose_targets(
+    levels = tuple(dict.fromkeys(targets)) or choose_targets(
         best["loss_init"].to_numpy(dtype=float), best["deepest"].to_numpy(dtype=float)
     )
     reached = [level for level in levels if best["deepest"].max() <= level]
@@ -245,7 +245,7 @@ def _remarks(
         yield f"one seed, and no fit about which it could scatter: {quantity}(b) has no interval"
     if fit.range < SMALL_RANGE and quantity == "h" and policy(about["stepsize"]).startswith("fixed"):
         yield f"under one stepsize for all b, h varies by only {much}: agreement of h with h_interp says little"
-    elif fit.range < SMALL_RANGE and "varies by" not in fit.reason:
+    elif fit.range < SMALL_RANGE and fit.batch_sizes > 1 and "varies by" not in fit.reason:
         yield f"{quantity} varies by only {much} over the batch sizes"
     for found, asked, what in (
         (best, reading[reading["status"] == FAILED], "no trial that ended well: what failed there"),
@@ -274,7 +274,7 @@ def at_edges(best: pd.DataFrame, reading: pd.DataFrame) -> Iterator[tuple[str, s
     if not reading["tuning"].iloc[0]:
         return
     widest = reading.groupby(["seed", "batch_size"])["eta"].agg(["min", "max"])
-    tried = best.join(widest, on=["seed", "batch_size"])
+    tried = best[best["value"] > 0].join(widest, on=["seed", "batch_size"])  # without a value none is the best
     for column, name in (("max", "largest"), ("min", "smallest")):
         at = (tried["eta"] == tried[column]) & ~(tried["bounded"] & (name == "largest"))
         if at.any():

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from raysat.analysis.reading import READING, SETTING, by_evidence, policy
 from raysat.analysis.words import bounds, number, setting
@@ -65,10 +66,10 @@ def recommendations(fits: pd.DataFrame, points: pd.DataFrame) -> list[Recommenda
 def _recommended(best: pd.DataFrame, points: pd.DataFrame) -> Recommendation:
     fit = best.iloc[0].to_dict()
     where, target = setting(fit), fit["target"]
-    if why := _against(fit):
-        return Recommendation(where, f"No batch size can be recommended yet: {why}", target=target)
     own = points[points["quantity"] == "N"].merge(best[[*READING, "target"]])
     run = np.sort(own.loc[own["value"].notna(), "batch_size"].to_numpy(dtype=float))
+    if why := _against(fit, run):
+        return Recommendation(where, f"No batch size can be recommended yet: {why}", target=target)
     b_N, q = fit["value"], fit["q"]
     b = float(run[np.abs(np.log(run / b_N)).argmin()])
     at, least = (float(law(np.array([size]), fit["asymptote"], b_N, q)[0]) for size in (b, run[0]))
@@ -91,7 +92,7 @@ def _recommended(best: pd.DataFrame, points: pd.DataFrame) -> Recommendation:
     return Recommendation(where, said, b, fit["low"], fit["high"], target)
 
 
-def _against(fit: Mapping) -> str:
+def _against(fit: Mapping, run: Float[np.ndarray, " b"]) -> str:
     """Why there is no recommendation, and what to do; empty where there can be one."""
     if not policy(fit["stepsize"]).startswith("grid"):
         return (
@@ -100,6 +101,9 @@ def _against(fit: Mapping) -> str:
         )
     if math.isnan(fit["value"]):
         return f"{fit['reason']}."
+    if not (fit["low"] > run[0] or fit["high"] < run[-1]):
+        known = bounds(fit["low"], fit["high"]) or "without an interval"
+        return f"b_N = {number(fit['value'])} {known} may be any of the batch sizes run: more seeds would tell."
     edges = [part for part in fit["reason"].split("; ") if part.endswith("widen the grid")]
     if edges:
         return f"{'; '.join(edges)}, as stepsizes=[grid(auto=True)] does by itself."

@@ -81,7 +81,8 @@ def critical_batch(
     usable = np.isfinite(mean)
     b, values, mean = b[usable], values[np.isfinite(values).any(axis=1)][:, usable], mean[usable]
     resolution = None if resolution is None else resolution[usable]
-    spread = float(mean.max() / mean.min()) if mean.size else math.nan
+    with np.errstate(over="ignore"):
+        spread = float(mean.max() / mean.min()) if mean.size else math.nan
     if counts["batch_sizes"] < LEAST_BATCH_SIZES:
         found = f"{counts['batch_sizes']} batch size{'s' * (counts['batch_sizes'] != 1)} with a value"
         return CriticalBatch(**counts, range=spread, reason=f"{found}, a fit needs {LEAST_BATCH_SIZES}")
@@ -104,6 +105,7 @@ def critical_batch(
         interval="" if math.isnan(factor) else "seeds" if counts["seeds"] > 1 else "residuals",
         q=float(fit.q),
         asymptote=float(1 / fit.y_inf if quantity == "h" else fit.y_inf),
+        reason="each seed has too few batch sizes to tell its level: no interval" * math.isnan(factor),
     )
 
 

@@ -66,6 +66,32 @@ def test_the_free_reading_of_the_widest_network_speaks():
     assert "width 128" in recommended(tuned() + tuned(b_c=30.0, width=128), [0.9]).sentence
 
 
+def test_an_interval_over_all_batch_sizes_recommends_none():
+    """Three values of one seed, one of them off by a factor of 3, and seeds with one batch size each."""
+    wide = [one for one in tuned(seeds=1) if one[0]["batch_size"] in (4, 16, 64)]
+    wide = [one if one[0]["batch_size"] != 16 else trial(16, 0, "grid", one[0]["eta"], rate=0.005 / (1 + one[0]["eta"]))
+            for one in wide]  # fmt: skip
+    alone = [one for one in tuned(seeds=8) if one[0]["batch_size"] == SIZES[one[0]["seed"]]]
+    for made, words in ((wide, r"b_N = \S+ \["), (alone, r"b_N = \S+ without an interval")):
+        one = recommended(made)
+        assert math.isnan(one.batch_size)
+        assert re.search(words + ".* may be any of the batch sizes run: more seeds would tell", one.sentence)
+
+
+@pytest.mark.parametrize("target", [5.0, 1e-320])
+def test_no_stepsize_is_the_best_where_there_is_no_value(target):
+    assert "widen the grid" not in recommended(tuned(), [target]).sentence
+
+
+def test_a_target_twice_is_one():
+    analysis = analyzed(tuned(), [0.7, 0.7])
+    assert printed(analysis, 100) == printed(analyzed(tuned(), [0.7]), 100)
+
+
+def test_one_batch_size_varies_by_nothing():
+    assert "varies" not in recommended([one for one in tuned() if one[0]["batch_size"] == 8]).sentence
+
+
 def test_the_smallest_batch_size_saves_nothing_beside_itself():
     sentence = recommended(tuned(b_c=1.2)).sentence
     assert sentence.startswith("Use b = 1 (b_N = 1.2 [")

@@ -59,6 +59,20 @@ class TestCriticalBatch:
         fit = critical_batch(SIZES, 1 / levels if quantity == "h" else levels, quantity)
         assert fit.value == pytest.approx(1.5, rel=1e-6)
 
+    def test_seeds_with_one_value_each_have_a_reason_in_the_place_of_an_interval(self):
+        values = np.full((8, 8), math.nan)
+        np.fill_diagonal(values, law(SIZES, 6.0))
+        fit = critical_batch(SIZES, values, "N")
+        assert fit.value == pytest.approx(6, rel=1e-6)
+        assert (math.isnan(fit.low), fit.interval) == (True, "")
+        assert "no interval" in fit.reason
+
+    @pytest.mark.filterwarnings("error")
+    def test_values_beyond_all_numbers_are_refused_without_a_warning(self):
+        fit = critical_batch(SIZES[:6], np.array([[700.0, 1e300, 250, 1e-300, 40, 30]]), "h")
+        assert math.isnan(fit.value)
+        assert fit.reason
+
     def test_a_seed_without_any_value_does_not_count(self):
         fit = critical_batch(SIZES, np.stack([MEASURED, np.full(len(SIZES), math.nan)]), "N")
         assert (fit.seeds, fit.interval) == (1, "residuals")
