@@ -1,7 +1,7 @@
 """`python -m raysat.status RESULTS/<sweep>`: how a sweep stands, from its storage alone, from any machine.
 
 The cells that have ended are counted from their rows. What runs is what the driver recorded last, in `status.json`,
-every `raysat.driver.loop.HEARTBEAT` seconds; a driver that was killed is known by its silence.
+every `raysat.driver.recorder.HEARTBEAT` seconds; a driver that was killed is known by its silence.
 """
 
 from __future__ import annotations

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import math
 import os
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -25,7 +27,7 @@ from raysat.driver import sweepfile
 from raysat.driver.dry_run import show_cost
 from raysat.driver.earlier import findings, set_aside_changed
 from raysat.driver.loop import run, stored_statistics
-from raysat.driver.plan import plan
+from raysat.driver.plan import Plan, plan
 from raysat.driver.provenance import about
 from raysat.driver.queue import Agenda, groups
 from raysat.errors import InputError
@@ -59,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         default="results",
         metavar="FOLDER",
         help="parent of the sweep's folder, or its address, such as s3://bucket/path [results]",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="the best answer in so much time: cheap cells run first, and what runs after M minutes is stopped",
     )
     parser.add_argument("--inline", action="store_true", help="run in this process, without Ray")
     parser.add_argument("--dry-run", action="store_true", help="print the cells and what they cost, and run nothing")
@@ -101,7 +109,10 @@ def _say(sentence: str) -> None:
 
 
 def _main(options: argparse.Namespace, console: Console, signals: ending.Signals) -> int:
+    begun = time.monotonic()
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
+    if options.minutes is not None:
+        sweep = replace(sweep, minutes=options.minutes)
     matmul.asked()  # where it names no library, every trial would fail
     store = Store(location(options.results) / sweep.name)
     before = None if options.fresh else store.record()
@@ -123,42 +134,17 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
     elsewhere = not options.inline and bool(options.address or os.environ.get("RAY_ADDRESS"))
     if not elsewhere:
         _check_machine(sweep)
+    proposing = groups(sweep, laid_out.cells, laid_out.weight)
+    agenda = Agenda(proposing, laid_out.weight, found, cheapest_first=sweep.minutes is not None)
     failed: list[tuple[str, str]] = []
-    agenda = Agenda(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, found)
-    left, total = len(agenda.weights), len(agenda.wanted)
     known, outdated = stored_statistics(store, agenda)
     again = len(outdated)
-    if not left:  # else those that are missing are those of cells that have yet to run
+    if not agenda.weights:  # else those that are missing are those of cells that have yet to run
         again += len({cell.init.init_id for cell in agenda.wanted} - set(known) - set(outdated))
-    if left or again:
-        with ExitStack() as stack:
-            executor = InProcess()
-            if not options.inline:
-                tune = Path(stack.enter_context(_scratch()))
-                executor = OnRay(
-                    tune, sweep.cpus_per_trial, sweep.gpus_per_trial, options.address, sweep.ranks_per_trial
-                )
-            stack.enter_context(executor)
-            signals.arm()  # Ray has its own handlers in their place
-            more = " to begin with" if sweep.grows else ""
-            if not options.quiet:
-                statistics = f"statistics of {again} initializations to compute again, " * bool(again)
-                console.print(
-                    f"Sweep {sweep.name}: {left} of {total} cells to run{more}, {statistics}{executor.where}."
-                )
-            store.open(sweep, about(options.file), laid_out.data)
-            if shares := isinstance(store.data, Remote) or elsewhere:
-                with suppress(OSError):  # workers with internet do without
-                    data.put(sweep.dataset, store.data)
-            # The report's libraries are loaded while trials run, and not beside Ray's end, which a thread that frees
-            # something of Ray's would turn into that of this process.
-            beside = stack.enter_context(ThreadPoolExecutor(1))
-            load = partial(beside.submit, import_module, "raysat.report")
-            show = console, options.quiet
-            failed = run(laid_out, agenda, store, executor, *show, shares=shares, meanwhile=load, check=signals.check)
-        signals.arm()
+    if agenda.weights or again:
+        failed = _run(options, laid_out, agenda, store, again, begun, elsewhere, console, signals)
     else:
-        console.print(f"Sweep {sweep.name}: all {total} cells are finished.")
+        console.print(f"Sweep {sweep.name}: all {len(agenda.wanted)} cells are finished.")
         if store.record() is None:  # lost, and all rows are there
             store.open(sweep, about(options.file), laid_out.data)
         with suppress(InputError, OSError):  # a folder that may only be read stays as it is
@@ -174,6 +160,67 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
         _say_failed(failed)
         return ending.CELLS_FAILED
     return ending.FINISHED if reported else ending.NO_REPORT
+
+
+def _run(
+    options: argparse.Namespace,
+    laid_out: Plan,
+    agenda: Agenda,
+    store: Store,
+    again: int,
+    begun: float,
+    elsewhere: bool,
+    console: Console,
+    signals: ending.Signals,
+) -> list[tuple[str, str]]:
+    """Run what the agenda wants, under Ray or in this process.
+
+    Args:
+        options: The command's.
+        laid_out: The plan.
+        agenda: What is to be run.
+        store: Where results go.
+        again: Initializations whose statistics are computed again.
+        begun: When the command began, on the clock of `time.monotonic`.
+        elsewhere: Whether the cluster is not this machine's.
+        console: Where progress is shown.
+        signals: What may end the sweep.
+
+    Returns:
+        The name of each cell that failed, and its error.
+    """
+    sweep = laid_out.sweep
+    with ExitStack() as stack:
+        executor = InProcess()
+        if not options.inline:
+            tune = Path(stack.enter_context(_scratch()))
+            executor = OnRay(tune, sweep.cpus_per_trial, sweep.gpus_per_trial, options.address, sweep.ranks_per_trial)
+        stack.enter_context(executor)
+        signals.arm()  # Ray has its own handlers in their place
+        if not options.quiet:
+            statistics = f"statistics of {again} initializations to compute again, " * bool(again)
+            cells = f"{len(agenda.weights)} of {len(agenda.wanted)} cells to run{' to begin with' * sweep.grows}"
+            within = f", within {sweep.minutes:g} minutes" if sweep.minutes else ""
+            console.print(f"Sweep {sweep.name}: {cells}, {statistics}{executor.where}{within}.")
+        store.open(sweep, about(options.file), laid_out.data)
+        if shares := isinstance(store.data, Remote) or elsewhere:
+            with suppress(OSError):  # workers with internet do without
+                data.put(sweep.dataset, store.data)
+        # The report's libraries are loaded while trials run, and not beside Ray's end, which a thread that frees
+        # something of Ray's would turn into that of this process.
+        beside = stack.enter_context(ThreadPoolExecutor(1))
+        load = partial(beside.submit, import_module, "raysat.report")
+        deadline = begun + 60 * (sweep.minutes or math.inf)
+        until = {"check": signals.check, "deadline": deadline}
+        failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares, meanwhile=load, **until)
+    signals.arm()
+    if sweep.minutes and (left := sum(cell.cell_id not in agenda.findings for cell in agenda.wanted)):
+        console.print(
+            f"{sweep.minutes:g} minutes are over, and {left} of the cells that are wanted so far have not ended: the "
+            "answer is of those that have. The same command goes on from there.",
+            soft_wrap=True,
+        )
+    return failed
 
 
 def _start_over(store: Store, console: Console, *, really: bool) -> None:

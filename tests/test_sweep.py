@@ -2,12 +2,14 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ import torch
 from raysat.driver import loop as driver
 from raysat.errors import InputError
 from raysat.storage.schema import arrow_schema
+from raysat.storage.store import Store
 from raysat.sweep import main
 
 SMALL = """
@@ -280,6 +283,44 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(sweep_file, capsys,
     after = parts(root)
     assert len(after) == 1 + 32
     assert {name: after[name] for name in before} == before
+
+
+def test_when_its_minutes_are_over_it_answers_from_what_has_ended_and_goes_on_later(sweep_file, capsys, monkeypatch):
+    whole = sweep_file.with_name("whole")
+    assert main([str(sweep_file), "--results", str(whole), "--inline"]) == 0
+    capsys.readouterr()
+    ended = []
+
+    def counted(job, run_trials=driver.run_trials):
+        ended.extend(job.trials)
+        return run_trials(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "run_trials", counted)
+        patch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: math.inf if len(ended) > 7 else 0.0))
+        assert run(sweep_file, "--minutes", "5") == 0
+    assert "within 5 minutes" in (out := capsys.readouterr().out)
+    assert "5 minutes are over, and 24 of the cells that are wanted so far have not ended" in out
+    root = sweep_file.parent / "results" / "small"
+    assert (root / "report.html").exists()
+    trials = pd.read_parquet(root / "trials")
+    # The cheapest first, with all seeds and stepsizes.
+    assert set(trials[["width", "batch_size"]].itertuples(index=False, name=None)) == {(8, 1), (8, 4)}
+    assert len(trials) == 8
+    assert run(sweep_file) == 0
+    assert "are over" not in capsys.readouterr().out
+    pd.testing.assert_frame_equal(curves(root), curves(whole / "small"))
+
+
+def test_minutes_end_a_sweep_under_ray_and_no_time_is_refused(tmp_path, capsys):
+    file = tmp_path / "long.py"
+    file.write_text(SMALL.replace("iterations=40", "iterations=10**9, checkpoint_seconds=1"))
+    assert main([str(file), "--results", str(tmp_path), "--minutes", "0"]) == 2
+    assert "minutes has 0" in capsys.readouterr().err
+    assert main([str(file), "--results", str(tmp_path), "--minutes", "0.2"]) == 0
+    assert "0.2 minutes are over, and 32 of the cells" in capsys.readouterr().out
+    assert Store(tmp_path / "small").readable()["sweep"]["minutes"] == 0.2
+    assert len(pd.read_parquet(tmp_path / "small" / "ntk")) == 4
 
 
 def descendants(pid):

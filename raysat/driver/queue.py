@@ -1,4 +1,8 @@
-"""The order in which a sweep's cells are run: those that take longest first, and more of them as findings come in."""
+"""The order in which a sweep's cells are run, and more of them as findings come in.
+
+Those that take longest go first, so that all processes end together. Under a time budget the cheapest go first: small
+batch sizes then have all their seeds and stepsizes when the time is up, and b_N is known as far as they reach.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +51,18 @@ class Agenda:
         groups: What proposes.
         weight: The cost of a cell.
         findings: What earlier runs have found.
+        cheapest_first: Whether the order is reversed.
     """
 
-    def __init__(self, groups: Sequence[Group], weight: Callable[[Cell], float], findings: Findings) -> None:
-        self.groups, self.weight = groups, weight
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        weight: Callable[[Cell], float],
+        findings: Findings,
+        *,
+        cheapest_first: bool = False,
+    ) -> None:
+        self.groups, self.weight, self.sign = groups, weight, -1 if cheapest_first else 1
         self.findings = dict(findings)
         self.weights: dict[str, float] = {}
         """The cost of every cell that was wanted since, by cell_id."""
@@ -66,10 +78,14 @@ class Agenda:
         self.done = tuple(reason for proposal in proposals for reason in proposal.done)
         self.wanted = [cell for proposal in proposals for cell in proposal.cells]
         new = [cell for cell in self.wanted if self._is_new(cell)]
-        new.sort(key=self.weight)
+        new.sort(key=self._rank)
         self.weights |= {cell.cell_id: self.weight(cell) for cell in new}
         self._queue = new
         self._stale = False
+
+    def _rank(self, cell: Cell) -> float:
+        """What the queue is sorted by; the last is run first."""
+        return self.sign * self.weight(cell)
 
     def _is_new(self, cell: Cell) -> bool:
         return cell.cell_id not in self.findings and cell.cell_id not in self.weights
@@ -92,9 +108,8 @@ class Agenda:
 
     def seeds_of(self, cell: Cell, most: int, ready: Callable[[Cell], bool] = lambda cell: True) -> list[Cell]:
         """To run with a cell: up to so many of those that wait, are ready, and differ from it in their seed alone."""
-        same, weight = _without_seed(cell), self.weights[cell.cell_id]
-        cost = lambda other: self.weights[other.cell_id]  # noqa: E731
-        alike = range(bisect_left(self._queue, weight, key=cost), bisect_right(self._queue, weight, key=cost))
+        same, rank = _without_seed(cell), self._rank(cell)
+        alike = range(bisect_left(self._queue, rank, key=self._rank), bisect_right(self._queue, rank, key=self._rank))
         found = [k for k in reversed(alike) if _without_seed(self._queue[k]) == same and ready(self._queue[k])][:most]
         taken = [self._queue.pop(k) for k in found]
         self.running |= {other.cell_id for other in taken}

@@ -106,6 +106,9 @@ class Sweep:
             `raysat.driver.adaptive`). Default: all are run.
         interval_ratio: Upper over lower end of b_N's 95 % interval at which an adaptive sweep stops. Default: 1.44,
             1.2 either way: 20 % is the overhead at which Zhang et al. (2024) place the critical batch size.
+        minutes: A time budget: what runs after so many minutes is stopped, and the report is made of what has ended.
+            The cheapest cells run first, so that small batch sizes answer early, and the same command goes on where it
+            stopped. Default: none.
     """
 
     name: str
@@ -144,6 +147,7 @@ class Sweep:
     engine: str = "auto"
     adaptive: bool = False
     interval_ratio: float = 1.44
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         freeze = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
@@ -193,8 +197,9 @@ class Sweep:
                 whole(name, getattr(self, name), least)
         for name in ("k_tolerance", "checkpoint_seconds", "evaluation_budget"):
             object.__setattr__(self, name, positive(name, getattr(self, name)))
-        if self.target_loss is not None:
-            positive("target_loss", self.target_loss)
+        for name in ("target_loss", "minutes"):
+            if getattr(self, name) is not None:
+                positive(name, getattr(self, name))
         if self.gpus_per_trial is not None and not (
             isinstance(self.gpus_per_trial, int | float) and 0 <= self.gpus_per_trial < math.inf
         ):
@@ -337,7 +342,7 @@ AXES = ("models", "widths", "batch_sizes", "stepsizes", "seeds", "trainings")
 
 EXECUTION = (
     *("name", "targets", "checkpoint_seconds", "cpus_per_trial", "gpus_per_trial", "ranks_per_trial", "engine"),
-    *("adaptive", "interval_ratio"),
+    *("adaptive", "interval_ratio", "minutes"),
 )
 """The fields of a sweep that change no cell's result, rounding apart."""
 

@@ -106,7 +106,7 @@ def lose(cluster, monkeypatch, tmp_path):
                 (tmp_path / ".lost").rename(lost)
 
         monkeypatch.setattr(View, "tick", tick_and_lose)
-        monkeypatch.setattr("raysat.driver.loop.HEARTBEAT", 0.0)
+        monkeypatch.setattr("raysat.driver.recorder.HEARTBEAT", 0.0)
         return lost
 
     return lose

@@ -85,6 +85,17 @@ def test_what_does_not_depend_on_findings_is_wanted_whole_and_longest_first():
     assert not agenda.done
 
 
+def test_under_a_time_budget_the_cheapest_go_first_and_seeds_are_found_all_the_same():
+    sweep = make(adaptive=False, batch_sizes=[1, 8, 64])
+    agenda = Agenda(groups(sweep, sweep.cells(2048, 0), WEIGHT), WEIGHT, {}, cheapest_first=True)
+    first = agenda.next()
+    assert first.batch_size == 1
+    assert {cell.init.seed for cell in agenda.seeds_of(first, 5)} == {0, 1, 2} - {first.init.seed}
+    handed = list(iter(agenda.next, None))
+    assert [WEIGHT(cell) for cell in handed] == sorted(map(WEIGHT, handed))
+    assert len(handed) == 6
+
+
 @pytest.mark.parametrize("b_N", [3.0, 10.0, 60.0])
 def test_it_ends_finds_b_N_within_its_interval_and_runs_few_cells(b_N):
     hits, shares = 0, []
