@@ -7,20 +7,21 @@ taken to scatter as those at the other batch sizes do. Without a fit a single se
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from raysat.analysis.reading import READING, best_of, policy, usable
+from raysat.analysis.reading import READING, Paths, best_of, policy, usable
+from raysat.analysis.targets import deepest
 from raysat.ntk.words import approximations
 from raysat.saturation.critical import CriticalBatch, critical_batch
 from raysat.saturation.fits import fit_law
 from raysat.saturation.formulas import h_interpolated
 from raysat.saturation.intervals import Scatter, about_law, geometric_mean, of_values
-from raysat.saturation.targets import below_parabola, choose_targets, resolution, steps_to_target
+from raysat.saturation.targets import below_parabola, resolution, steps_to_target
 from raysat.storage.schema import DIVERGED, FAILED, TARGET_REACHED
 from raysat.text import number, percent
 
@@ -41,9 +42,6 @@ FITS = (
     *("eta_beta_min", "eta_beta_max", "eta_k_op_max", "reason", "unpredicted", "approximated"),
     *(name + end for name in STATISTICS for end in ("", "_min", "_max")),
 )
-
-Paths = Mapping[str, tuple[np.ndarray, np.ndarray]]
-"""The loss along each trial, by cell_id: iterations, ascending from 0, and the loss at each."""
 
 _NO_PATH = (np.zeros(0), np.zeros(0))
 
@@ -82,19 +80,15 @@ def measure(
         reading: The trials of a reading.
         group: All trials of its group.
         paths: Their losses.
-        targets: Loss levels. Where there are none they are chosen (`raysat.saturation.targets.choose_targets`).
+        targets: Loss levels; the headline is the lowest that all batch sizes reach.
     """
     head = reading[list(READING)].iloc[0].to_dict()
     trials = usable(reading)
     about = {**head, "quantity": "h", "target": math.nan, "headline": True}
     yield _measured(about, best_by_h(trials), reading, group)
 
-    deepest = [paths.get(cell_id, _NO_PATH)[1].min(initial=math.inf) for cell_id in trials["cell_id"]]
-    best = best_of(trials.assign(deepest=deepest), "deepest")
-    levels = tuple(dict.fromkeys(targets)) or choose_targets(
-        best["loss_init"].to_numpy(dtype=float), best["deepest"].to_numpy(dtype=float)
-    )
-    reached = [level for level in levels if best["deepest"].max() <= level]
+    levels = tuple(dict.fromkeys(targets))
+    reached = [level for level in levels if deepest(reading, paths)["deepest"].max() <= level]
     headline = min(reached, default=max(levels, default=math.nan))
     for level in levels:
         about = {**head, "quantity": "N", "target": level, "headline": level == headline}
@@ -102,7 +96,7 @@ def measure(
     if not levels:
         about = {**head, "quantity": "N", "target": math.nan, "headline": True}
         none = CriticalBatch(reason="no loss level below the initial one is reached by all trials")
-        empty = best.iloc[:0].assign(value=math.nan)
+        empty = trials.iloc[:0].assign(value=math.nan)
         yield Measurement(about, _sizes(group), empty, None, np.empty(0), [], _fit_row(about, reading, none))
 
 
@@ -243,6 +237,8 @@ def _remarks(
         yield "one seed: the interval is of the scatter about the fit and does not show how seeds differ"
     elif best["seed"].nunique() == 1:
         yield f"one seed, and no fit about which it could scatter: {quantity}(b) has no interval"
+    if quantity == "N" and fit.value > 0 and (near := _less_than_an_epoch(best)):
+        yield f"the target is less than an epoch away at b = {near}: a lower one says more of a whole training"
     if fit.range < SMALL_RANGE and quantity == "h" and policy(about["stepsize"]).startswith("fixed"):
         yield f"under one stepsize for all b, h varies by only {much}: agreement of h with h_interp says little"
     elif fit.range < SMALL_RANGE and fit.batch_sizes > 1 and "varies by" not in fit.reason:
@@ -264,6 +260,12 @@ def _remarks(
         )
     for end, sizes in at_edges(best, reading):
         yield f"the best stepsize is the {end} tried at b = {sizes}: widen the grid"
+
+
+def _less_than_an_epoch(best: pd.DataFrame) -> str:
+    """The batch sizes at which N is less than a pass over the training samples."""
+    epochs = np.exp(np.log(best["value"] * best["batch_size"] / best["n"]).groupby(best["batch_size"]).mean())
+    return ", ".join(map(str, epochs.index[epochs < 1]))
 
 
 def at_edges(best: pd.DataFrame, reading: pd.DataFrame) -> Iterator[tuple[str, str]]:

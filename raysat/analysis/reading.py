@@ -8,8 +8,9 @@ linearized network is stable. The theory speaks of the second only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import numpy as np
 import pandas as pd
 
 from raysat.storage.schema import COMPLETED, TARGET_REACHED
@@ -27,6 +28,10 @@ READING = (*GROUP, "tuning")
 EVIDENCE = ("grid", "grid_relative", "theory", "fixed_fraction", "fixed")
 """Stepsize policies, the best evidence for a critical batch size first: tuned stepsizes show what each batch size can
 do, `theory` makes N(b) follow beta(b), and one stepsize for all b hides saturation."""
+
+
+Paths = Mapping[str, tuple[np.ndarray, np.ndarray]]
+"""The loss along each trial, by cell_id: iterations, ascending from 0, and the loss at each."""
 
 
 def policy(label: str) -> str:

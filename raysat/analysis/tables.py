@@ -14,6 +14,7 @@ from raysat.analysis.efficiency import CHOICES, COSTS, trials_at_once, weigh
 from raysat.analysis.measure import FITS, POINTS, measure
 from raysat.analysis.predictors import COMPARISON, Foreseen, compare, foresee
 from raysat.analysis.reading import GROUP, comparable, readings
+from raysat.analysis.targets import shared
 from raysat.storage.files import Location, write_aside
 from raysat.storage.schema import FAILED, REFUSED, arrow_schema
 from raysat.storage.store import Store
@@ -62,7 +63,7 @@ def analyze(
     Args:
         trials: The `trials` table.
         curves: The `curves` table.
-        targets: Loss levels for N(b). Default: chosen for each reading by `raysat.saturation.targets.choose_targets`.
+        targets: Loss levels for N(b). Default: those that what is compared shares (`raysat.analysis.targets.shared`).
         ntk: The `ntk` table, for the forecast. Default: there is no forecast.
     """
     trials = comparable(trials).sort_values("finished_at", kind="stable")
@@ -76,11 +77,13 @@ def analyze(
         for cell_id, path in curves.sort_values("iteration").groupby("cell_id")
     }
     at_once = trials_at_once(trials)
+    automatic = None if targets else shared(trials, paths)
     points, fits, comparison, costs, choices = [], [], [], [], []
     for _, group in trials.groupby(list(GROUP), dropna=False):
+        own = targets if automatic is None else automatic[group.index[0]]
         foreseen = Foreseen(reason="no table ntk was given") if ntk is None else foresee(group, ntk)
         for reading in readings(group):
-            for measured in measure(reading, group, paths, targets):
+            for measured in measure(reading, group, paths, own):
                 points += measured.points
                 fits.append(measured.fit)
                 comparison += compare(measured, reading, foreseen)
