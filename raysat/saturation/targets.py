@@ -34,9 +34,11 @@ def steps_to_target(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray
 def resolution(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
     """The error of log N that comes of the distance between evaluations.
 
-    The interpolation's error is of second order in that distance: N from every second evaluation is off by four times
-    as much, so that a third of what the two differ by is the error (Richardson). Where there are but two evaluations, N
-    is anywhere between them, and the error is the standard deviation of that.
+    Where the loss fluctuates it may pass the target between two evaluations unseen, and on a smooth curve a chord lies
+    above it: the fewer evaluations, the later N. It is taken as half of how much later N is by every second evaluation,
+    the mean of the even and the odd ones: of a smooth curve a third would be exact (Richardson), and of first passages
+    of SGD on least squares a half is (benchmarks/coverage.py). Before the first evaluation N is anywhere, and the error
+    is the standard deviation of that.
 
     Args:
         iterations: As for `steps_to_target`.
@@ -55,10 +57,15 @@ def resolution(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t
     if not k:
         return math.nan
     fine = _between(iterations, losses, eps, k - 1, k)
-    if k == 1 and not (len(losses) > 2 and 0 <= losses[2] <= eps):
+    coarse = []
+    for first in (1, 2):
+        kept = np.r_[0, first : len(losses) : 2]
+        if kept[-1] >= k:
+            coarse.append(steps_to_target(iterations[kept], losses[kept], eps))
+    later = [math.log(n / fine) for n in coarse if n > 0]
+    if k == 1 and len(later) < 2:
         return float(iterations[1] - iterations[0]) / math.sqrt(12) / fine
-    coarse = _between(iterations, losses, eps, *((k - 2, k) if k > 1 else (0, 2)))
-    return round(abs(math.log(coarse / fine)) / 3, 12)
+    return round(abs(sum(later) / len(later)) / 2, 12) if later else math.nan
 
 
 def below_parabola(x: Float[np.ndarray, " 3"], z: Float[np.ndarray, " 3"]) -> float:

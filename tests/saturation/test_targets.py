@@ -57,6 +57,22 @@ class TestResolution:
         assert abs(off) > 0.003
         assert resolution(t, 1 / (1 + t) ** 2, 0.01) == pytest.approx(abs(off), rel=0.8)
 
+    def test_of_a_fluctuating_loss_it_is_within_a_factor_of_three(self):
+        """Log loss as under multiplicative noise, a random walk that drifts down: N by few evaluations comes later."""
+        generator = np.random.default_rng(0)
+        every, few = np.arange(201), np.r_[0, np.unique(np.geomspace(1, 200, 25).round()).astype(int)]
+        later, said = [], []
+        for _ in range(400):
+            walk = np.cumsum(-0.05 + 0.3 * generator.standard_normal(200))
+            losses = np.exp(np.r_[0, walk])
+            exact, sparse = (steps_to_target(at, losses[at], 0.05) for at in (every, few))
+            if math.isnan(sparse):
+                continue
+            later.append(math.log(sparse / exact))
+            said.append(resolution(few, losses[few], 0.05))
+        assert np.mean(later) > 0.05
+        assert np.mean(later) / 3 < np.mean(said) < 3 * np.mean(later)
+
     def test_of_two_evaluations_n_is_anywhere_between_them(self):
         assert resolution(np.array([0, 10]), np.array([1.0, 0.25]), 0.5) == pytest.approx(10 / math.sqrt(12) / 5)
 
