@@ -98,7 +98,12 @@ def number(value: object, digits: int = 3) -> str:
 
 
 def percent(share: object) -> str:
-    """A share in percent, of two digits: `5 %`, `0.33 %`, `120 %`; a dash where there is none."""
+    """By how much, in percent of two digits: `5 %`, `0.33 %`, `120 %`; from 1,000 % on as `a factor of 11`.
+
+    A dash where there is none.
+    """
+    if isinstance(share, Real) and share >= 10:
+        return f"a factor of {number(1 + float(share), 2)}"
     return f"{number(100 * float(share) if isinstance(share, Real) else None, 2)} %"
 
 

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 
-from raysat.text import number
+from raysat.text import number, percent
 
 THEORY_CAVEAT = (
     "Under theory(c) the stepsize is made from beta(b), so that N(b) follows beta(b) nearly by construction: b_N near "
@@ -64,7 +64,9 @@ def scatter(rms: float) -> str:
         >>> scatter(0.0432), scatter(0.001)
         ('scatter 4 %', 'scatter < 1 %')
     """
-    return "" if not math.isfinite(100 * rms) else f"scatter {number(round(100 * rms)) if rms >= 0.01 else '< 1'} %"
+    if not math.isfinite(100 * rms):
+        return ""
+    return "scatter < 1 %" if rms < 0.01 else f"scatter {percent(rms) if rms >= 10 else f'{100 * rms:.0f} %'}"
 
 
 def about_h(row: Mapping) -> str:

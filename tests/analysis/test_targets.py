@@ -4,7 +4,6 @@ import math
 
 import pandas as pd
 import pytest
-
 from analysis.test_analysis import SIZES, analyzed, trial
 
 
