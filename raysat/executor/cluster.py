@@ -10,14 +10,14 @@ import signal
 import socket
 import tempfile
 import threading
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
 
 from raysat.data import sharing
 from raysat.errors import InputError
+from raysat.executor import private
 from raysat.executor.jobs import ExecutorDied, Function, Listener, Source
 from raysat.executor.vigil import Vigil
 from raysat.messages.failures import said
@@ -33,9 +33,6 @@ _RAY_ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C comes to the driver as an exception
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the store resumes
 }
-
-NODE_SECONDS = 30.0
-"""How long a new cluster may take to have its node. Default: 30, as Ray's `raylet_start_wait_time_s`."""
 
 
 class OnRay:
@@ -73,14 +70,14 @@ class OnRay:
             loading.start()
             if not address:
                 _try_to_write()
-            with nullcontext() if address else _alone():
+            with nullcontext() if address else private.quick_start():
                 context = ray.init(address=address or "local", logging_level=logging.CRITICAL, log_to_driver=False)
             loading.join()
         except Exception as error:  # of many classes, `Exception` itself among them
             raise _not_there(address, said(error)) from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_signal)  # Ray has put its own in its place
-        self.vigil = self._vigil(address).__enter__()
+        self.vigil = Vigil(*private.processes()).__enter__()
         try:
             self._look_around(address, context.dashboard_url)
         except BaseException as error:
@@ -111,14 +108,6 @@ class OnRay:
             self.where += f", dashboard http://{dashboard}"
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
-    def _vigil(self, address: str | None) -> Vigil:
-        from ray._private import worker
-
-        processes = getattr(worker._global_node, "all_processes", {})  # empty where somebody else has started them
-        named = {"raylet": "raylet", "GCS": "gcs_server"}
-        ids = {name: processes[kind][0].process.pid for name, kind in named.items() if processes.get(kind)}
-        return Vigil(ids, "" if ids else getattr(worker._global_node, "gcs_address", ""))
-
     def _fits(self, node: Mapping[str, float]) -> bool:
         return self.cpus <= node.get("CPU", 0) and self.gpus <= node.get("GPU", 0)
 
@@ -143,8 +132,7 @@ class OnRay:
         self.vigil.__exit__(kind)
         if self.vigil.died:  # a shutdown would wait for what has died, until Ray's core ends this process
             atexit.unregister(ray.shutdown)
-            with suppress(Exception):
-                ray._private.worker._global_node.kill_all_processes(check_alive=False)
+            private.kill_processes()
         else:
             ray.shutdown()
         shutil.rmtree(self.storage, ignore_errors=True)
@@ -200,42 +188,6 @@ def _launchable() -> list[dict[str, float]]:
         return [kind["resources"] for kind in kinds if kind.get("max_workers", 0) > 0 and kind["resources"]]
     except (OSError, RuntimeError, yaml.YAMLError, KeyError, TypeError, AttributeError):  # the second: no home
         return []
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Patch the start of Ray on one machine: skip the autoscaler, the dashboard's server and the log monitor.
-
-    They would take a second or two. Ray polls for the new node at once and then each second, where half of that is
-    enough; here it looks when the node is there.
-    """
-    from ray._private import services
-    from ray._private.node import Node
-
-    def get_node(gcs_address: str, node_id: str) -> dict:
-        _await_node(gcs_address)
-        return found(gcs_address, node_id)
-
-    found = services.get_node
-    names = [name for name in ("start_monitor", "start_api_server", "start_log_monitor") if hasattr(Node, name)]
-    replaced = {(Node, name): lambda *_, **__: None for name in names} | {(services, "get_node"): get_node}
-    before = {(owner, name): getattr(owner, name) for owner, name in replaced}
-    try:
-        for (owner, name), function in replaced.items():
-            setattr(owner, name, function)
-        yield
-    finally:
-        for (owner, name), function in before.items():
-            setattr(owner, name, function)
-
-
-def _await_node(gcs_address: str) -> None:
-    """Return when the cluster has a node, or so late that there is something wrong, of which Ray is to speak."""
-    from ray._raylet import GcsClient
-
-    client, begun = GcsClient(address=gcs_address), time.monotonic()
-    while not client.get_all_node_info() and time.monotonic() - begun < NODE_SECONDS:
-        time.sleep(0.01)
 
 
 def _not_there(address: str | None, reason: str) -> Exception:

@@ -15,6 +15,7 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from raysat.executor import private
 from raysat.executor.barrier import StartupBarrier
 from raysat.executor.bookkeeping import RETRIES, Bookkeeping
 from raysat.executor.jobs import Function, Listener, Source, attempt
@@ -205,7 +206,7 @@ class _Scheduler(FIFOScheduler):
     """Runs trials in their order, and lets Tune forget those that have ended."""
 
     def on_trial_complete(self, tune_controller: object, trial: object, result: dict) -> None:
-        _forget_ended(tune_controller)
+        private.forget_ended(tune_controller)
 
 
 def _key(trial: object) -> str:
@@ -219,22 +220,6 @@ def _error_of(trial: object) -> str:
         return Path(trial.error_file).read_text(errors="backslashreplace")
     except (OSError, TypeError):
         return ""
-
-
-def _forget_ended(controller: object) -> None:
-    """Take the trials that have ended out of what Tune's controller keeps of each, and looks through at each step.
-
-    It keeps 60 KB for the experiment's end, where nobody asks for them; and the first task of each process that was
-    asked for and, as another one became free, not started.
-    """
-    for trial in controller._stopped_trials - set(controller._trial_to_actor):  # one that failed may be tried again
-        controller._stopped_trials.remove(trial)
-        controller._trials_to_cache.discard(trial)
-        controller._trials.remove(trial)
-        controller._trial_metadata.pop(trial.trial_id, None)
-    manager = controller._actor_manager
-    for actor in set(manager._pending_actors_to_enqueued_actor_tasks) - set(manager._pending_actors_to_attrs):
-        del manager._pending_actors_to_enqueued_actor_tasks[actor]
 
 
 def _failures(trial: object) -> list[str]:
