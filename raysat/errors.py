@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Integral, Real
+from typing import TypeGuard
 
 import numpy as np
 
@@ -43,17 +44,21 @@ def plain(value: object) -> object:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether the value is a whole number, Python's or NumPy's; True is none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def positive(name: str, value: object) -> float:
     """The value, a positive and finite number, Python's or NumPy's, as Python's."""
-    as_float = isinstance(value, Real) and not (isinstance(value, Integral) and value > LARGEST)
-    if isinstance(value, bool) or not as_float or not 0 < value < math.inf:
+    if not _is_float(value) or not 0 < value < math.inf:
         raise InputError(f"{name} has {shown(value)}: give positive, finite numbers.")
     return float(value)
+
+
+def _is_float(value: object) -> TypeGuard[float]:
+    """Whether the value is a real number, no larger than a column holds where it is whole; True is none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and not (is_whole(value) and value > LARGEST)
 
 
 def among(name: str, value: object, names: Iterable[str]) -> str:

@@ -90,11 +90,12 @@ def number(value: object, digits: int = 3) -> str:
     """
     if value is None or not isinstance(value, Real) or math.isnan(value):  # pandas' NA is no number
         return "-"
-    if math.isinf(value):
-        return "∞" if value > 0 else "-∞"
-    if abs(value) >= HUGE:
-        return f"{float(value):.{digits}g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+    real = float(value)
+    if math.isinf(real):
+        return "∞" if real > 0 else "-∞"
+    if abs(real) >= HUGE:
+        return f"{real:.{digits}g}"
+    return f"{real:,.0f}" if abs(real) >= 1000 else f"{real:.{digits}g}"
 
 
 def percent(share: object) -> str:
@@ -107,7 +108,7 @@ def percent(share: object) -> str:
     return f"{number(100 * float(share) if isinstance(share, Real) else None, 2)} %"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
     """A duration for a person: `0.4 s`, `42 s`, `3 min 20 s`, `5 h 10 min`, `3 d 4 h`; a dash where it is not known."""
     if not isinstance(seconds, Real) or not math.isfinite(seconds):
         return number(seconds)

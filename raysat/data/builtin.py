@@ -30,7 +30,10 @@ def digits() -> Dataset:
 
     They come with scikit-learn and have no canonical split: this one is random, and always the same.
     """
-    folder = Path(find_spec("sklearn").origin).parent  # not imported, which would take each process a second
+    sklearn = find_spec("sklearn")  # not imported, which would take each process a second
+    assert sklearn is not None
+    assert sklearn.origin is not None  # not a package without a file
+    folder = Path(sklearn.origin).parent
     table = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     images = torch.from_numpy(table[:, :-1] / 16).float().view(-1, 1, 8, 8)
     y = _one_hot(table[:, -1])

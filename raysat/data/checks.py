@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from raysat.errors import InputError
 from raysat.losses.targets import check_range, whole_or_finite
 
 
-def split(name: str, x: object, y: object, vocabulary: int | None, *, positions: bool) -> tuple[Inputs, Tensor]:
+def split(name: str, x: Any, y: Any, vocabulary: int | None, *, positions: bool) -> tuple[Inputs, Tensor]:
     """One split as it is used: several input tensors as `Fields`, labels as int64.
 
     Args:
@@ -97,7 +98,7 @@ def _label_shape(x: Inputs, name: str, y: Tensor) -> None:
     tokens = isinstance(x, Tensor) and not x.is_floating_point()
     if y.ndim == 0:
         raise InputError(f"Dataset has {name} of shape []: give a label for each sample.")
-    if tokens and y.ndim > 1 and y.shape != x.shape:
+    if tokens and isinstance(x, Tensor) and y.ndim > 1 and y.shape != x.shape:
         raise InputError(
             f"Dataset has tokens of shape {_shape(x)}, and {name} of shape {_shape(y)}: give one label for each token, "
             "or one for each sample, [n]."

@@ -55,36 +55,46 @@ class Dataset:
         ((7,), 2, True)
     """
 
-    x: Inputs | Several
+    x: Inputs
     y: Tensor
-    x_test: Inputs | Several | None = None
-    y_test: Tensor | None = None
-    classes: bool | None = None
-    vocabulary: int | None = None
-    outputs: int | None = None
-    threshold: float | None = None
+    x_test: Inputs | None
+    y_test: Tensor | None
+    classes: bool
+    vocabulary: int | None
+    outputs: int
+    threshold: float | None
 
-    def __post_init__(self) -> None:
-        if (self.x_test is None) != (self.y_test is None):
+    def __init__(
+        self,
+        x: Inputs | Several,
+        y: Tensor,
+        x_test: Inputs | Several | None = None,
+        y_test: Tensor | None = None,
+        classes: bool | None = None,
+        vocabulary: int | None = None,
+        outputs: int | None = None,
+        threshold: float | None = None,
+    ) -> None:
+        if (x_test is None) != (y_test is None):
             raise InputError("Dataset has only one of x_test and y_test: give both or neither.")
-        for split in ("", "_test") if self.x_test is not None else ("",):
-            given = getattr(self, f"x{split}"), getattr(self, f"y{split}")
-            x, y = checks.split(split, *given, self.vocabulary, positions=bool(self.classes))
-            self._set(**{f"x{split}": x, f"y{split}": y})
-        if self.x_test is not None:
-            checks.alike("x", self.x, self.x_test)
-            checks.alike("y", self.y, self.y_test)
-        labels = not self.y.is_floating_point()
-        if self.outputs is None:
-            self._set(outputs=self._columns())
+        x, y = checks.split("", x, y, vocabulary, positions=bool(classes))
+        if x_test is not None:
+            x_test, y_test = checks.split("_test", x_test, y_test, vocabulary, positions=bool(classes))
+            checks.alike("x", x, x_test)
+            checks.alike("y", y, y_test)
+        self._set(x=x, y=y, x_test=x_test, y_test=y_test, vocabulary=vocabulary)
+        labels = not y.is_floating_point()
+        if outputs is None:
+            outputs = self._columns()
         if labels:
-            checks.labels(self._targets, self.outputs)
-        if self.classes is None:
-            self._set(classes=labels or checks.one_hot(self.y))
-        if self.classes and not labels:
-            checks.columns(self.y, self.outputs)
-            if self.outputs == 1 and self.threshold is None:
-                self._set(threshold=checks.half_way(self._targets))
+            checks.labels(self._targets, outputs)
+        if classes is None:
+            classes = labels or checks.one_hot(y)
+        if classes and not labels:
+            checks.columns(y, outputs)
+            if outputs == 1 and threshold is None:
+                threshold = checks.half_way(self._targets)
+        self._set(classes=classes, outputs=outputs, threshold=threshold)
 
     def _set(self, **values: object) -> None:
         for name, value in values.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pooch
 from rich.console import Console
@@ -28,7 +29,8 @@ def retrieve(address: str, digest: str, folder: Path) -> Path:
     pooch.get_logger().setLevel("WARNING")
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        fetch = pooch.HTTPDownloader(progressbar=_Bar(progress, name), chunk_size=1 << 16)
+        downloader: Any = pooch.HTTPDownloader  # its annotations know of no bar but its own
+        fetch = downloader(progressbar=_Bar(progress, name), chunk_size=1 << 16)
         return Path(pooch.retrieve(address, digest, fname=name, path=folder, downloader=fetch))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -26,9 +27,10 @@ class Fields:
         (5, 2, [2, 2, 1])
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor] | Sequence[Tensor]) -> None:
+    def __init__(self, tensors: Mapping[Any, Tensor] | Sequence[Tensor]) -> None:
         self.named = isinstance(tensors, Mapping)
-        self.tensors = dict(tensors) if self.named else dict(enumerate(tensors))
+        keyed = tensors.items() if isinstance(tensors, Mapping) else enumerate(tensors)
+        self.tensors: dict[str | int, Tensor] = dict(keyed)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Fields:
         """The same fields, a function applied to each tensor."""
@@ -38,7 +40,7 @@ class Fields:
     def __len__(self) -> int:
         return len(next(iter(self.tensors.values())))
 
-    def __getitem__(self, index: object) -> Fields:
+    def __getitem__(self, index: Any) -> Fields:
         return self.map(lambda tensor: tensor[index])
 
     def split(self, size: int) -> list[Fields]:
@@ -97,9 +99,25 @@ def tensors_of(x: Inputs) -> list[Tensor]:
     return list(x.tensors.values()) if isinstance(x, Fields) else [x]
 
 
+@overload
+def each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor: ...
+
+
+@overload
+def each(function: Callable[[Tensor], Tensor], x: Fields) -> Fields: ...
+
+
 def each(function: Callable[[Tensor], Tensor], x: Inputs) -> Inputs:
     """A function of a tensor, applied to each tensor of the inputs."""
     return x.map(function) if isinstance(x, Fields) else function(x)
+
+
+@overload
+def repeated(x: Tensor, count: int) -> Tensor: ...
+
+
+@overload
+def repeated(x: Fields, count: int) -> Fields: ...
 
 
 def repeated(x: Inputs, count: int) -> Inputs:
@@ -116,7 +134,7 @@ def _flatten(fields: Fields) -> tuple[list[Tensor], tuple]:
     return list(fields.tensors.values()), (fields.named, tuple(fields.tensors))
 
 
-def _unflatten(tensors: Sequence[Tensor], context: tuple) -> Fields:
+def _unflatten(tensors: Iterable[Any], context: tuple) -> Fields:
     # Transforms put other things than tensors in their place, such as the numbers of batched axes.
     named, names = context
     return Fields(dict(zip(names, tensors, strict=True)) if named else tuple(tensors))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -140,12 +141,12 @@ def _built_in(name: str) -> tuple[Callable[..., Dataset], Options]:
     return BUILTIN[base], tuple((key, type(defaults[key])(value)) for key, value in given.items())
 
 
-def _parse(name: str) -> tuple[str, dict[str | None, object]]:
+def _parse(name: str) -> tuple[str, dict[str, Any]]:
     """`linear(n=64)` as `("linear", {"n": 64})`; what does not have this form, as it is, without options."""
     try:
         call = ast.parse(name, mode="eval").body
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
-            return call.func.id, {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+            return call.func.id, {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError):
         pass
     return name, {}
@@ -171,8 +172,8 @@ def _subset(name: str, dataset: Dataset, n_train: int | None, n_test: int | None
         dataset,
         x=dataset.x[train],
         y=dataset.y[train],
-        x_test=dataset.x_test[test] if n_test else None,
-        y_test=dataset.y_test[test] if n_test else None,
+        x_test=dataset.x_test[test] if n_test and dataset.x_test is not None else None,
+        y_test=dataset.y_test[test] if n_test and dataset.y_test is not None else None,
     )
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from typing import cast
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from raysat.data.dataset import Dataset
-from raysat.data.fields import Fields, tensors_of
+from raysat.data.fields import Fields, each, tensors_of
 from raysat.errors import InputError
 from raysat.spec.cells import PREPROCESSINGS
 
@@ -57,7 +59,7 @@ def preprocess(dataset: Dataset, how: str) -> Dataset:
             "them floating: set preprocessing='none', and do in the loader what they need."
         )
     change = _unit_norm if how == "unit_norm" else _affine(dataset.x, how)
-    x_test = None if dataset.x_test is None else _apply(change, dataset.x_test)
+    x_test = None if dataset.x_test is None else each(partial(_apply, change), dataset.x_test)
     return replace(dataset, x=_apply(change, dataset.x), x_test=x_test)
 
 
@@ -83,7 +85,7 @@ def _moments(x: Samples, over: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
     def average(change: Change) -> Tensor:
         total = sum(change(rows).sum(0, keepdim=True) for rows in _doubles(x))  # [1, *shape]
-        return (total / len(x)).mean(over, keepdim=True)
+        return (cast(Tensor, total) / len(x)).mean(over, keepdim=True)
 
     first = x[tuple(slice(1 if dim in over else None) for dim in range(x.ndim))].double()
     mean = first + average(lambda rows: rows.sub_(first))

@@ -45,6 +45,7 @@ def read(name: str) -> Iterator[bytes]:
         _download(name, missing)
     for file, digest in source.files.items():
         path = _find(name, file)
+        assert path is not None  # it was found above, or has come since
         content = path.read_bytes()
         algorithm, expected = digest.split(":")
         found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
@@ -143,7 +144,9 @@ def _unpack(archive: Path, files: Sequence[str], aside: Path, folder: Path) -> N
     with tarfile.open(archive) as tar:
         for file in files:
             partial, target = aside / "partial", folder / file
-            with tar.extractfile(file) as member, partial.open("wb") as out:
+            member = tar.extractfile(file)
+            assert member is not None  # a file of an archive whose digest is verified
+            with member, partial.open("wb") as out:
                 shutil.copyfileobj(member, out)
             target.parent.mkdir(exist_ok=True)
             partial.replace(target)

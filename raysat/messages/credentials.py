@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ def hidden(value: T) -> T:
     return _hidden(value, sorted(set(_secrets()), key=len, reverse=True))
 
 
-def _hidden(value: object, secrets: list[str]) -> object:
+def _hidden(value: Any, secrets: list[str]) -> Any:
     if isinstance(value, str):
         for secret in secrets:
             value = value.replace(secret, HIDDEN)

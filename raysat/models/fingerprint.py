@@ -40,7 +40,7 @@ def digest(network: nn.Module) -> str:
     sha = hashlib.sha256()
     for name, tensor in _tensors(network):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.flatten().view(torch.uint8).numpy())
+        sha.update(tensor.flatten().view(torch.uint8).numpy().data)
     return sha.hexdigest()[:16]
 
 

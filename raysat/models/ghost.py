@@ -45,6 +45,10 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         torch.Size([8, 3, 5, 5])
     """
 
+    running_mean: Tensor
+    running_var: Tensor
+    momentum: float
+
     def __init__(self, channels: int, ghost: int = 0, eps: float = 1e-5, momentum: float = 0.1) -> None:
         super().__init__(channels, eps, momentum)
         self.ghost = ghost

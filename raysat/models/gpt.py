@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -141,7 +142,7 @@ def build(
     outputs: int,
     heads: int = 6,
     vocabulary: int | None = None,
-    **options: float | int | bool,
+    **options: Any,
 ) -> GPT:
     """The network for sequences of a given length, `input_shape = (L,)`, and a vocabulary of `outputs` tokens.
 

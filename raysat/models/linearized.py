@@ -54,5 +54,5 @@ class Linearized(nn.Module):
             return call(self.network, weights, x)
 
         start = {name: p.detach() for name, p in self.network.named_parameters()}
-        outputs, tangents = torch.func.jvp(at, (start,), (dict(zip(self.names, self.offsets, strict=True)),))
+        outputs, tangents, *_ = torch.func.jvp(at, (start,), (dict(zip(self.names, self.offsets, strict=True)),))
         return outputs + tangents

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -107,6 +108,6 @@ class MLP(nn.Sequential):
         return super().forward(x)
 
 
-def build(width: int, input_shape: tuple[int, ...], outputs: int, **options: float | int | str) -> MLP:
+def build(width: int, input_shape: tuple[int, ...], outputs: int, **options: Any) -> MLP:
     """The network for inputs of a given shape."""
     return MLP(width, math.prod(input_shape), outputs, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -175,7 +176,7 @@ class ResNet(nn.Module):
         return self.output(x)  # (n, outputs)
 
 
-def build(width: int, input_shape: tuple[int, ...], outputs: int, **options: float | int | str) -> ResNet:
+def build(width: int, input_shape: tuple[int, ...], outputs: int, **options: Any) -> ResNet:
     """The network for images of a given shape.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ class Unpacked(nn.Module):
 
     def forward(self, x: Fields) -> Tensor:
         """The network's output."""
-        tensors = x.tensors
+        tensors: dict[Any, Tensor] = x.tensors
         return self.network(**tensors) if x.named else self.network(*tensors.values())
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from raysat.compute.micro_batch import in_parts
+from raysat.data.fields import Inputs
 from raysat.losses import Loss
 from raysat.user_code.seeding import seeded
 
@@ -36,7 +37,7 @@ HALVINGS = 5
 """Bisections of the last factor of two: t is then known to 2 %, far below the factor sqrt 2 of the grid."""
 
 
-def base_stepsize(network: nn.Module, x: Tensor, y: Tensor, loss: Loss, chunk: int) -> float:
+def base_stepsize(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, chunk: int) -> float:
     """The largest stepsize found at which the loss along its gradient falls by half of what the gradient promises.
 
     Args:
@@ -90,7 +91,7 @@ def _largest(holds: Callable[[float], bool], t: float) -> float:
 
 
 def _loss_and_gradient(
-    network: nn.Module, x: Tensor, y: Tensor, loss: Loss, chunk: int, *, only: bool = False
+    network: nn.Module, x: Inputs, y: Tensor, loss: Loss, chunk: int, *, only: bool = False
 ) -> tuple[float, list[Tensor]]:
     """The mean loss, and its gradient unless the loss `only` is asked for."""
     weights = [p for p in network.parameters() if p.requires_grad]

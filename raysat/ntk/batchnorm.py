@@ -23,6 +23,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TypeGuard
 
 import torch
 from jaxtyping import Float64
@@ -87,7 +88,7 @@ def frozen_batch_norm(network: nn.Module, x: Inputs, memory: int = 1 << 30) -> I
         >>> names, network[1].training, torch.allclose(alone, network(x)[:1], atol=1e-5)
         (('1',), True, True)
     """
-    layers = {module: name for name, module in network.named_modules() if by_batch(module)}
+    layers: dict[_BatchNorm, str] = {module: name for name, module in network.named_modules() if by_batch(module)}
     if not layers:
         yield ()
         return
@@ -101,7 +102,7 @@ def frozen_batch_norm(network: nn.Module, x: Inputs, memory: int = 1 << 30) -> I
         freezer.thaw()
 
 
-def by_batch(module: nn.Module) -> bool:
+def by_batch(module: nn.Module) -> TypeGuard[_BatchNorm]:
     """Whether a layer normalizes by the statistics of the batch: in training mode, or without running averages."""
     return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
 
@@ -119,7 +120,8 @@ class Moments:
     """
 
     def __init__(self) -> None:
-        self.count, self.mean, self._deviations, self.dtype = 0, None, None, None
+        self.count, self.dtype = 0, torch.float32
+        self.mean = self._deviations = torch.zeros(0, dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
         """Take in a batch of shape [n, channels, ...]."""
@@ -129,7 +131,7 @@ class Moments:
             self._join(part.numel() // part.shape[1], *torch.var_mean(part.double(), over, correction=0))
 
     def _join(self, count: int, variance: Float64[Tensor, " channels"], mean: Float64[Tensor, " channels"]) -> None:
-        if self.mean is None:
+        if not self.count:
             self.count, self.mean, self._deviations = count, mean, count * variance
             return
         total, apart = self.count + count, mean - self.mean
@@ -155,7 +157,7 @@ class _Freezer:
         layers: Their names.
     """
 
-    def __init__(self, network: nn.Module, layers: dict[nn.Module, str]) -> None:
+    def __init__(self, network: nn.Module, layers: dict[_BatchNorm, str]) -> None:
         self.network, self.layers = network, layers
         self.frozen: set[nn.Module] = set()
         self._found = {m: (m.training, m.track_running_stats, dict(m._buffers)) for m in layers}
@@ -189,7 +191,7 @@ class _Freezer:
             for module, moments in reached.items():
                 self._set(module, moments)
 
-    def _assert_variances(self, moments: dict[nn.Module, Moments]) -> None:
+    def _assert_variances(self, moments: dict[_BatchNorm, Moments]) -> None:
         for module, found in moments.items():
             if found.count < 2:
                 raise NoStatistics(
@@ -197,7 +199,7 @@ class _Freezer:
                     f"give more samples, {REMEDY}."
                 )
 
-    def _pass(self, parts: Iterable[Inputs], *, cut: bool) -> dict[nn.Module, Moments]:
+    def _pass(self, parts: Iterable[Inputs], *, cut: bool) -> dict[_BatchNorm, Moments]:
         """Pass parts through the network, each of them up to the first layer that is not frozen.
 
         Args:
@@ -207,10 +209,10 @@ class _Freezer:
         Returns:
             Where parts met a layer that was not frozen, and the moments of what they brought.
         """
-        moments: dict[nn.Module, Moments] = {}
+        moments: dict[_BatchNorm, Moments] = {}
         calls: Counter[nn.Module] = Counter()
 
-        def reach(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        def reach(module: _BatchNorm, args: tuple, kwargs: dict) -> None:
             values = args[0] if args else next(iter(kwargs.values()))
             if not self._is_to_freeze(module, values):
                 return
@@ -238,14 +240,14 @@ class _Freezer:
                 handle.remove()
         return moments
 
-    def _set(self, module: nn.Module, moments: Moments) -> None:
+    def _set(self, module: _BatchNorm, moments: Moments) -> None:
         _evaluate_by(module, moments.mean, moments.variance, moments.dtype)
         self.frozen.add(module)
 
-    def _title(self, module: nn.Module) -> str:
+    def _title(self, module: _BatchNorm) -> str:
         return f"{self.layers[module] or 'the network'} ({type(module).__name__})"
 
-    def _is_to_freeze(self, module: nn.Module, x: Tensor) -> bool:
+    def _is_to_freeze(self, module: _BatchNorm, x: Tensor) -> bool:
         """Whether a layer is one to freeze: a subclass with a forward of its own is tried on a few samples, once.
 
         Raises:
@@ -296,14 +298,14 @@ class _Freezer:
         return min((2 * (memory - fixed) // per_two for fixed, per_two in growing), default=len(x))
 
 
-def _evaluate_by(module: nn.Module, mean: Tensor, variance: Tensor, dtype: torch.dtype = torch.float64) -> None:
+def _evaluate_by(module: _BatchNorm, mean: Tensor, variance: Tensor, dtype: torch.dtype = torch.float64) -> None:
     """Turn a layer alone to evaluation, by given statistics, in the dtype of its tensors, else in a given one."""
     dtype = next((t.dtype for t in (module.weight, module.running_mean) if t is not None), dtype)
     module.training, module.track_running_stats = False, True
     module._buffers |= {"running_mean": mean.to(dtype), "running_var": variance.to(dtype)}
 
 
-def _standardizing_copy(module: nn.Module) -> nn.Module:
+def _standardizing_copy(module: _BatchNorm) -> _BatchNorm:
     """A copy in float64 with weight 1 and bias 0, to be tried without hooks by its `forward`."""
     alone = copy.copy(module)
     values = {"weight": torch.ones_like, "bias": torch.zeros_like}
@@ -316,7 +318,7 @@ def _standardizing_copy(module: nn.Module) -> nn.Module:
     return alone
 
 
-def _ignores_shifts(alone: nn.Module, x: Tensor) -> bool:
+def _ignores_shifts(alone: _BatchNorm, x: Tensor) -> bool:
     """Whether the output in training mode is the same for `x + c`: what takes the batch's own mean away has it so."""
     with suppress(RuntimeError, ValueError):  # such as one that synchronizes between GPUs: it cannot be tried here
         shift = 1 + x.abs().max()
@@ -324,7 +326,7 @@ def _ignores_shifts(alone: nn.Module, x: Tensor) -> bool:
     return True
 
 
-def _evaluates_by_buffers(alone: nn.Module, x: Tensor) -> bool:
+def _evaluates_by_buffers(alone: _BatchNorm, x: Tensor) -> bool:
     """Whether mean m and variance v do to x what 0 and 1 do to `(x - m) sqrt((1 + eps) / (v + eps))`."""
     moments = Moments()
     moments.add(x)

@@ -69,7 +69,7 @@ def check_samples(
             exact = torch.linalg.eigvalsh(weighed)[0, -1].item()
         of_norms.append(difference(norm, exact))
         if y is not None:
-            exact = _square(plain.sample_gradient(network, sample, lambda f: loss.residual(f, target)))  # noqa: B023
+            exact = _square(plain.sample_gradient(network, sample, lambda f: loss.residual(f, y[k : k + 1])))  # noqa: B023
             of_squares.append(abs(found.gradient_squares[k].item() - exact) / max(mean_square, TINY))
     return _largest(of_norms), _largest(of_squares) if of_squares else math.nan
 

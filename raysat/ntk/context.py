@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,8 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
         stack.enter_context(generators_kept())
         stack.callback(_snapshot(network).restore)
         for module in network.modules():
-            for registry in (module._parameters, module._buffers):
+            for registries in (module._parameters, module._buffers):
+                registry: dict[str, Any] = registries
                 for name, tensor in registry.items():
                     if tensor is not None and tensor.is_inference():
                         copy = tensor.clone()
@@ -47,7 +49,7 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
             parameter.grad = None
         for module in network.modules():  # the same gradients, in a layout that has second derivatives
             if getattr(module, "sparse", False) is True:
-                module.sparse = False
+                vars(module)["sparse"] = False
         yield
 
 
@@ -83,7 +85,7 @@ class _snapshot:
 @contextmanager
 def _full_precision() -> Iterator[None]:
     """No TF32 or bfloat16 inside float32 products and convolutions."""
-    backends = torch.backends
+    backends: Any = torch.backends  # of which some settings are attributes since PyTorch 2.9, undeclared
     if hasattr(backends, "fp32_precision"):  # PyTorch 2.9 and newer: reading the older settings may raise
         places = [(backends.cuda.matmul, "ieee"), (backends.cudnn.conv, "ieee"), (backends.cudnn.rnn, "ieee")]
         places += [(backends.mkldnn.matmul, "ieee"), (backends.mkldnn.conv, "ieee"), (backends.mkldnn.rnn, "ieee")]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -61,7 +62,7 @@ def grams(
     if parts.rest:
         rows = parts.rows(network, x, parts.rest)
         gram = gram + rows @ rows.mT
-    return outputs, gram.detach()
+    return outputs, cast(Tensor, gram).detach()
 
 
 def kernel(network: nn.Module, x: Inputs, parts: Parts) -> Float[Tensor, "size size"]:
@@ -80,7 +81,7 @@ def kernel(network: nn.Module, x: Inputs, parts: Parts) -> Float[Tensor, "size s
     if parts.rest:
         rows = parts.rows(network, x, parts.rest).flatten(0, 1)
         total = total + rows @ rows.T
-    return (total / len(x)).detach()
+    return (cast(Tensor, total) / len(x)).detach()
 
 
 def _passes(network: nn.Module, x: Inputs, survey: Survey) -> tuple[Tensor, list[Use], Callable[[int], Tensor]]:

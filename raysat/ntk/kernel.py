@@ -137,7 +137,7 @@ class KernelOperator:
                 return call(self.network, w, samples)
 
             with torch.no_grad():
-                outputs, tangents = torch.func.jvp(at, (weights,), (direction,))
+                outputs, tangents, *_ = torch.func.jvp(at, (weights,), (direction,))
                 products.append(self.loss.factor_transposed(outputs, y, tangents))
         return torch.cat(products)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -146,8 +145,8 @@ def refined(
     """
     tiny = torch.finfo(torch.float64).tiny
     basis, images = list(known.basis[0]), list(known.images[0])
-    direction, products = start.flatten().double(), 0
-    for round_ in itertools.count():
+    direction, products, first = start.flatten().double(), 0, True
+    while True:
         before = direction.norm()
         for _ in range(2):  # twice is enough (Kahan and Parlett)
             stacked = torch.stack(basis)
@@ -163,10 +162,11 @@ def refined(
         value, vector, image = values[-1], vectors[:, -1] @ stacked, vectors[:, -1] @ of_stacked
         direction = image - value * vector
         residual = direction.norm() / value.abs().clamp_min(tiny)
-        exhausted = (round_ > 0 and not grows) or direction.norm() <= tiny
+        exhausted = (not first and not grows) or direction.norm() <= tiny
         if residual <= tolerance or products >= min(most, len(vector)) or exhausted:
             one = (value[None], vector.view(start.shape), image.view(start.shape), residual[None])
             return Eigenpairs(*one, products)
+        first = False
 
 
 def excess(runs: Sequence[tuple[int, float]], size: int, probability: float) -> float:

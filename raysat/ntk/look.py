@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raysat.compute.memory import saved_per_sample
-from raysat.data.fields import Fields, Inputs
+from raysat.compute.sums import summed
+from raysat.data.fields import Fields, Inputs, each
 from raysat.errors import InputError
 from raysat.losses import Loss, as_targets
 from raysat.messages.failures import named
@@ -100,7 +102,7 @@ def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memor
         raise InputError("the statistics need at least one sample: x is empty.")
     with ExitStack() as stack:
         stack.enter_context(undisturbed(network))
-        x, y = _of_normal_mode(x), None if y is None else _of_normal_mode(y)
+        x, y = each(_of_normal_mode, x), None if y is None else _of_normal_mode(y)
         if any(p.dtype in HALVES for p in network.parameters()):
             stack.enter_context(cast(network, torch.float32))
             x = floating_to(x, torch.float32)
@@ -139,18 +141,14 @@ def some_samples(x: Inputs, count: int = 3) -> Tensor:
     return spread.to(x.device)
 
 
-def _of_normal_mode(values: Inputs) -> Inputs:
-    """Copies of tensors that were made in inference mode, which autograd cannot take."""
-    if isinstance(values, Fields):
-        return values.map(_of_normal_mode)
-    return values.clone() if values.is_inference() else values
+def _of_normal_mode(tensor: Tensor) -> Tensor:
+    """A copy of a tensor that was made in inference mode, which autograd cannot take."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def floating_to(values: Inputs, dtype: torch.dtype) -> Inputs:
     """The inputs in a floating-point dtype; whole numbers, such as tokens and masks, stay."""
-    if isinstance(values, Fields):
-        return values.map(lambda tensor: floating_to(tensor, dtype))
-    return values.to(dtype) if values.is_floating_point() else values
+    return each(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, values)
 
 
 def check_weights(network: nn.Module) -> None:
@@ -246,7 +244,7 @@ def _of_loss(loss: Loss) -> Iterator[None]:
         raise InputError(f"loss={loss.name!r} fails on three samples ({named(error)}): fix it.") from error
 
 
-def _run(network: nn.Module, few: Inputs) -> object:
+def _run(network: nn.Module, few: Inputs) -> Any:
     outputs = network(few)
     return outputs.detach() if isinstance(outputs, Tensor) else outputs
 
@@ -372,10 +370,10 @@ def _refuse_mixed_gradients(network: nn.Module, few: Inputs) -> None:
         ) from error
     if not all(g.isfinite().all() for one in alone for g in one.values()):
         raise NoStatistics("a gradient of the network's output is not finite: scale the inputs or the weights.")
-    total = [sum(one[name].double() for one in alone) for name in weights]
-    norm = sum(t.square().sum() for t in total).sqrt()
+    total = [summed(one[name].double() for one in alone) for name in weights]
+    norm = summed(t.square().sum() for t in total).sqrt()
     together = gradients(outputs, list(weights.values()), u)
-    off = sum((a.double() - b).square().sum() for a, b in zip(together, total, strict=True)).sqrt()
+    off = summed((a.double() - b).square().sum() for a, b in zip(together, total, strict=True)).sqrt()
     allowed = ROUNDING[torch.float64 if outputs.dtype == torch.float64 else torch.float32]
     if off > allowed * norm:
         parts = zip(weights, together, total, strict=True)

@@ -11,12 +11,14 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor, nn
 
 from raysat.compute.memory import give_back, out_of_memory
+from raysat.compute.sums import summed
 from raysat.data.fields import Inputs
 from raysat.losses import Loss
 from raysat.ntk import grams, plain
@@ -73,8 +75,15 @@ class PerSample:
     vectors: dict[int, Tensor] = field(default_factory=dict)
 
 
-Chunk = tuple[Tensor, Tensor, Tensor, float, Sequence[Tensor], Tensor | None]
-"""Operator norms, Frobenius norms, gradient squares, sum of losses, sum of gradients, vectors of all samples."""
+class Chunk(NamedTuple):
+    """The quantities of some samples, as in `PerSample`; `vectors` are those of all of them, or None."""
+
+    operator_norms: Tensor
+    frobenius: Tensor
+    gradient_squares: Tensor
+    loss: float
+    gradient: Sequence[Tensor]
+    vectors: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,7 @@ class Way:
 
 def many_outputs(shape: tuple[int, ...]) -> bool:
     """Whether a sample's outputs are too many for its Gram."""
-    return len(shape) > 1 or shape[0] > MOST_OUTPUTS
+    return len(shape) > 1 or math.prod(shape) > MOST_OUTPUTS
 
 
 def ways(look: Look, surveyed: Survey, method: str | None, memory: int) -> Iterator[Way]:
@@ -143,7 +152,7 @@ def _of_grams(network: nn.Module, graph: Tensor, gram: Tensor, y: Tensor | None,
         total, pulled = _summed(network, graph, residual, y, loss)
     weighed = weighed_gram(outputs, gram, y, loss)
     frobenius = weighed.diagonal(dim1=1, dim2=2).sum(1)
-    return torch.linalg.eigvalsh(weighed)[:, -1], frobenius, squares, total, pulled, None
+    return Chunk(torch.linalg.eigvalsh(weighed)[:, -1], frobenius, squares, total, pulled, None)
 
 
 def weighed_gram(outputs: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) -> Tensor:
@@ -170,13 +179,17 @@ def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
         return _of_products(network, products, squares, network(x), y, loss, tolerance)
 
     def alone(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
-        parts = []
+        parts: list[Chunk] = []
         for k in range(len(x)):
             sample, target = x[k : k + 1], None if y is None else y[k : k + 1]
             operator = one_sample(network, sample, loss, target, memory)
             parts.append(_of_products(network, operator, None, network(sample), target, loss, tolerance))
-        *lists, totals, pulled, vectors = zip(*parts, strict=True)
-        return *map(torch.cat, lists), sum(totals), [sum(p) for p in zip(*pulled, strict=True)], torch.cat(vectors)
+        return Chunk(
+            *_joined(parts),
+            sum(part.loss for part in parts),
+            [summed(p) for p in zip(*(part.gradient for part in parts), strict=True)],
+            torch.cat([part.vectors for part in parts if part.vectors is not None]),
+        )
 
     if surveyed.covered and not surveyed.rest:
         largest = max(p.numel() for p in weights.values()) * next(iter(weights.values())).element_size()
@@ -184,6 +197,13 @@ def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
     # A gradient and a direction of each sample, both formed, and values at every layer, forward and tangent.
     yield Way(Method.ITERATION, vmap, lambda: 3 * size + 10 * saved)
     yield Way(Method.PLAIN, alone, lambda: 4 * saved, rehearse=False)
+
+
+def _joined(parts: Sequence[Chunk]) -> tuple[Tensor, Tensor, Tensor]:
+    """Operator norms, Frobenius norms and gradient squares of all samples."""
+    norms = torch.cat([part.operator_norms for part in parts])
+    frobenius = torch.cat([part.frobenius for part in parts])
+    return norms, frobenius, torch.cat([part.gradient_squares for part in parts])
 
 
 def _of_products(
@@ -205,13 +225,13 @@ def _of_products(
     found = largest_eigenpairs(products, start, tolerance=tolerance)
     nothing = torch.full([len(outputs)], math.nan, device=outputs.device)
     if y is None:
-        return found.values, nothing, nothing, math.nan, [], found.vectors
+        return Chunk(found.values, nothing, nothing, math.nan, [], found.vectors)
     residual = loss.residual(outputs, y)
     square = squares(residual) if squares else None  # while the graph is there
     total, pulled = _summed(network, graph, residual, y, loss)
     if square is None:
-        square = sum(g.double().square().sum() for g in pulled)[None]
-    return found.values, nothing, square, total, pulled, found.vectors
+        square = summed(g.double().square().sum() for g in pulled)[None]
+    return Chunk(found.values, nothing, square, total, pulled, found.vectors)
 
 
 def _summed(network: nn.Module, graph: Tensor, residual: Tensor, y: Tensor, loss: Loss) -> tuple[float, list[Tensor]]:
@@ -246,7 +266,7 @@ def per_sample(
     """
     most = AT_ONCE if way.method is Method.PLAIN else len(x)
     chunk = max(1, min(most, memory // max(1, way.bytes_per_sample())))
-    parts: list[list] = []
+    parts: list[Chunk] = []
     vectors: dict[int, Tensor] = {}
     gradient = [] if y is None else [torch.zeros_like(p, dtype=torch.float64) for p in trained(network).values()]
     first, largest = 0, -math.inf
@@ -259,9 +279,8 @@ def per_sample(
                 raise
             chunk = -(-chunk // 2)
             continue
-        *values, pulled, kept = part
-        norms = values[0]
-        for total, addend in zip(gradient, pulled, strict=True):
+        norms, kept = part.operator_norms, part.vectors
+        for total, addend in zip(gradient, part.gradient, strict=True):
             total += addend
         if kept is not None:
             vectors |= {k: kept[k - first] for k in watched if first <= k < first + len(norms)}
@@ -269,11 +288,11 @@ def per_sample(
                 top = int(norms.argmax())
                 vectors = {k: v for k, v in vectors.items() if k in watched} | {first + top: kept[top]}
         largest = max(largest, norms.max().item())
-        parts.append(values)
+        parts.append(part._replace(gradient=(), vectors=None))
         first += len(norms)
         if way.rehearse:  # rows of the Jacobian, in large blocks
             give_back()
         if progress:
             progress(first)
-    joined = (torch.cat([part[k] for part in parts]).double() for k in range(3))
-    return PerSample(*joined, sum(part[3] for part in parts), gradient, vectors)
+    norms, frobenius, squares = (values.double() for values in _joined(parts))
+    return PerSample(norms, frobenius, squares, sum(part.loss for part in parts), gradient, vectors)

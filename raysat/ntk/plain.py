@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
+from raysat.compute.sums import summed
 from raysat.data.fields import Inputs
 from raysat.losses import Loss
 
@@ -118,7 +119,7 @@ def sample_rows(network: nn.Module, sample: Inputs, names: Sequence[str] | None 
 
 def sample_gram(network: nn.Module, sample: Inputs) -> Float64[Tensor, "outputs outputs"]:
     """`J_i J_i^T` of one sample, from all rows of `J_i`; the parameters' shares are summed in float64."""
-    return sum((rows @ rows.T).double() for rows in _rows_by_parameter(network, sample, None))
+    return summed((rows @ rows.T).double() for rows in _rows_by_parameter(network, sample, None))
 
 
 def _rows_by_parameter(network: nn.Module, sample: Inputs, names: Sequence[str] | None) -> list[Tensor]:

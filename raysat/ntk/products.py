@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from raysat.compute.sums import summed
 from raysat.data.fields import Inputs
 from raysat.errors import InputError
 from raysat.losses import Loss
@@ -62,7 +63,7 @@ class ByRules:
         for group in self.groups:
             leaves = [gradients[k].requires_grad_() for k in group]
             with torch.enable_grad():
-                energy = sum(square.sum() for square in self._squares(group, leaves)) / 2
+                energy = summed(square.sum() for square in self._squares(group, leaves)) / 2
                 found = torch.autograd.grad(energy, leaves)
             for k, image in zip(group, found, strict=True):
                 images[k] = image
@@ -76,7 +77,7 @@ class ByRules:
         gradients = self._by_outputs(u)
         with torch.no_grad():
             squares = (self._squares(group, [gradients[k] for k in group]) for group in self.groups)
-            return sum(square.double() for group in squares for square in group)
+            return summed(square.double() for group in squares for square in group)
 
     def _by_outputs(self, u: Tensor) -> list[Tensor]:
         found = torch.autograd.grad(
@@ -95,7 +96,7 @@ class ByRules:
             if len(shares) == 1 and isinstance(shares[0], Outer):
                 squares.append(shares[0].grams().flatten())
             else:
-                total = sum(share.rows() if isinstance(share, Outer) else share for share in shares)
+                total = summed(share.rows() if isinstance(share, Outer) else share for share in shares)
                 squares.append(total.square().sum((1, 2)))
         return squares
 
@@ -126,7 +127,7 @@ def by_vmap(
             return call(network, w, sample[None])
 
         target = None if target is None else target[None]
-        outputs, pull = torch.func.vjp(at, weights)
+        outputs, pull, *_ = torch.func.vjp(at, weights)
         (gradient,) = pull(loss.factor(outputs, target, direction[None]))
         return loss.factor_transposed(outputs, target, torch.func.jvp(at, (weights,), (gradient,))[1])[0]
 
@@ -142,12 +143,12 @@ def gradient_squares_by_vmap(network: nn.Module, x: Inputs, u: Float[Tensor, "n 
     weights = {name: p.detach() for name, p in trained(network).items()}
 
     def gradient(sample: Inputs, direction: Tensor) -> dict[str, Tensor]:
-        _, pull = torch.func.vjp(lambda w: call(network, w, sample[None])[0], weights)
+        _, pull, *_ = torch.func.vjp(lambda w: call(network, w, sample[None])[0], weights)
         return pull(direction)[0]
 
     with torch.no_grad():
         rows = torch.func.vmap(gradient)(x, u)
-    return sum(row.flatten(1).double().square().sum(1) for row in rows.values())
+    return summed(row.flatten(1).double().square().sum(1) for row in rows.values())
 
 
 def one_sample(network: nn.Module, sample: Inputs, loss: Loss, y: Tensor | None, memory: int) -> KernelOperator:

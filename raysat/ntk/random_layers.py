@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,13 +84,13 @@ def _drawing(network: nn.Module, few: Inputs) -> list[str]:
     return found
 
 
-def _generators(device: torch.device) -> tuple[Tensor | object, ...]:
+def _generators(device: torch.device) -> tuple[Any, ...]:
     """The states of the global generators."""
-    states = [torch.get_rng_state(), np.random.get_state()[1:3], random.getstate()]
+    legacy: Any = np.random.get_state()  # a tuple, or on request a dictionary
+    _, keys, position, *_ = legacy
+    states: list[Any] = [torch.get_rng_state(), (keys.tobytes(), position), random.getstate()]
     if device.type == "cuda":
         states.append(torch.cuda.get_rng_state(device))
-    keys, position = states[1]
-    states[1] = (keys.tobytes(), position)
     return tuple(states)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,10 @@ State = tuple[Tensor, ...]
 @contextmanager
 def unrolled(network: nn.Module) -> Iterator[None]:
     """Let the network's `nn.RNN`, `nn.LSTM` and `nn.GRU` layers run as loops, while the context lasts."""
-    layers = [m for m in network.modules() if type(m) in (nn.RNN, nn.LSTM, nn.GRU) and "forward" not in vars(m)]
+    kinds = nn.RNN, nn.LSTM, nn.GRU
+    layers = [
+        m for m in network.modules() if isinstance(m, nn.RNNBase) and type(m) in kinds and "forward" not in vars(m)
+    ]
     for layer in layers:
         layer.__dict__["forward"] = partial(_forward, layer)
     try:
@@ -68,7 +72,10 @@ def _start(layer: nn.RNNBase, x: Tensor) -> State:
 def _along(layer: nn.RNNBase, k: int, sequence: list[Tensor], state: State) -> tuple[list[Tensor], State]:
     """One layer in one direction: the outputs along the sequence, and the last state."""
     weights = layer._all_weights[k]
-    of = lambda name: next((getattr(layer, w) for w in weights if w.startswith(name)), None)  # noqa: E731
+
+    def of(name: str) -> Any:
+        return next((getattr(layer, w) for w in weights if w.startswith(name)), None)
+
     w_in, w_hidden, b_in, b_hidden, w_out = map(of, ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"))
     step = _STEPS[type(layer)](layer)
     outputs = []

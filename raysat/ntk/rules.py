@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _NormBase
 
 from raysat.models.layers import NTKConv2d, NTKEmbedding, NTKLinear, NTKUnembedding
 
@@ -51,12 +54,14 @@ class Outer:
 
 
 Share = Outer | Tensor
-Rule = Callable[[nn.Module, Tensor, Tensor], dict[str, Share]]
-"""`(module, inputs [n, ...], gradients [n, C, ...]) -> {parameter name: Outer or rows [n, C, size]}`."""
+Rule = Callable[[Any, Tensor, Tensor], dict[str, Share]]
+"""`(module, inputs [n, ...], gradients [n, C, ...]) -> {parameter name: Outer or rows [n, C, size]}`, of a layer."""
 
 
 def linear_rule(
-    module: nn.Module, inputs: Float[Tensor, "n *at inputs"], gradients: Float[Tensor, "n outputs *at units"]
+    module: nn.Module | SimpleNamespace,
+    inputs: Float[Tensor, "n *at inputs"],
+    gradients: Float[Tensor, "n outputs *at units"],
 ) -> dict[str, Share]:
     """`z = scale W a + d`, at one or several positions of a sample."""
     scale = getattr(module, "scale", 1.0)
@@ -72,13 +77,16 @@ def linear_rule(
 
 
 def _convolution(
-    module: nn.Module,
+    module: nn.Conv1d | nn.Conv2d | NTKConv2d,
     inputs: Float[Tensor, "n channels *space"],
     gradients: Float[Tensor, "n outputs units *space_out"],
 ) -> dict[str, Share]:
     """A convolution is a linear layer applied to patches; in one dimension, of height 1."""
     axes = inputs.ndim - 2
-    along = lambda value: (value,) * axes if isinstance(value, int) else tuple(value)  # noqa: E731
+
+    def along(value: Any) -> tuple[int, ...]:
+        return (value,) * axes if isinstance(value, int) else tuple(value)
+
     kernel, stride, dilation = along(module.kernel_size), along(module.stride), along(module.dilation)
     if module.padding == "same":
         total = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
@@ -98,19 +106,21 @@ def _convolution(
     return shares
 
 
-def _embedding(module: nn.Module, inputs: Tensor, gradients: Float[Tensor, "n outputs *at units"]) -> dict[str, Share]:
+def _embedding(
+    module: nn.Embedding | NTKEmbedding, inputs: Tensor, gradients: Float[Tensor, "n outputs *at units"]
+) -> dict[str, Share]:
     """`z_t = scale E[token_t]`: the gradients of all positions that hold a token add up in its row."""
     entries, units = module.weight.shape
     rows = gradients.flatten(2, -2)  # [n, C, positions, units]
-    if getattr(module, "padding_idx", None) is not None:
-        rows = rows * (inputs != module.padding_idx).flatten(1)[:, None, :, None]
+    if (padding := getattr(module, "padding_idx", None)) is not None:
+        rows = rows * (inputs != padding).flatten(1)[:, None, :, None]
     index = inputs.flatten(1)[:, None, :, None].expand_as(rows)
     summed = rows.new_zeros(*rows.shape[:2], entries, units).scatter_add_(2, index, rows)
     return {"weight": getattr(module, "scale", 1.0) * summed.flatten(2)}
 
 
 def _convolution_3d(
-    module: nn.Module,
+    module: nn.Conv3d,
     inputs: Float[Tensor, "n channels depth height width"],
     gradients: Float[Tensor, "n outputs units *space_out"],
 ) -> dict[str, Share]:
@@ -130,20 +140,21 @@ def _convolution_3d(
     return shares
 
 
-def _same_padding(module: nn.Module) -> list[tuple[int, int]]:
+def _same_padding(module: nn.Conv3d) -> list[tuple[int, int]]:
     """What `padding="same"` adds before and behind each axis; the odd one behind."""
     total = [gap * (size - 1) for gap, size in zip(module.dilation, module.kernel_size, strict=True)]
     return [(each // 2, each - each // 2) for each in total]
 
 
 def _transposed_convolution(
-    module: nn.Module,
+    module: nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d,
     inputs: Float[Tensor, "n channels *space"],
     gradients: Float[Tensor, "n outputs units *space_out"],
 ) -> dict[str, Share]:
     """The adjoint of a convolution: the weight's row at an input position takes the patch of the gradient there."""
     n, outputs = gradients.shape[:2]
     space = inputs.shape[2:]
+    assert not isinstance(module.padding, str)  # which only a convolution has that is not transposed
     patches = F.pad(gradients.flatten(0, 1), [size for size in reversed(module.padding) for _ in range(2)])
     sizes = zip(module.kernel_size, module.stride, module.dilation, space, strict=True)
     for axis, (size, step, gap, length) in enumerate(sizes):
@@ -172,7 +183,10 @@ def _transposed_linear(module: nn.Module, inputs: Tensor, gradients: Tensor) -> 
 def _affine(module: nn.Module, normalized: Tensor, gradients: Tensor, dims: tuple[int, ...]) -> dict[str, Share]:
     """`z = w x_hat + d`, summed over the positions `dims` (of gradients) that share w and d."""
     shares: dict[str, Share] = {}
-    total = lambda rows: (rows.sum(dims) if dims else rows).flatten(2)  # noqa: E731
+
+    def total(rows: Tensor) -> Tensor:
+        return (rows.sum(dims) if dims else rows).flatten(2)
+
     if module.weight is not None:
         shares["weight"] = total(gradients * normalized[:, None])
     if getattr(module, "bias", None) is not None:
@@ -196,13 +210,13 @@ def _rms_norm(module: nn.RMSNorm, inputs: Tensor, gradients: Tensor) -> dict[str
     return _affine(module, normalized, gradients, tuple(range(2, gradients.ndim - len(module.normalized_shape))))
 
 
-def _instance_norm(module: nn.Module, inputs: Tensor, gradients: Tensor) -> dict[str, Share]:
+def _instance_norm(module: _NormBase, inputs: Tensor, gradients: Tensor) -> dict[str, Share]:
     if module.track_running_stats and not module.training:
         return _batch_norm(module, inputs, gradients)
     return _affine(module, F.instance_norm(inputs, eps=module.eps), gradients, tuple(range(3, gradients.ndim)))
 
 
-def _batch_norm(module: nn.Module, inputs: Tensor, gradients: Tensor) -> dict[str, Share]:
+def _batch_norm(module: _NormBase, inputs: Tensor, gradients: Tensor) -> dict[str, Share]:
     """In evaluation mode only: the running statistics are constants."""
     normalized = F.batch_norm(inputs, module.running_mean, module.running_var, eps=module.eps)
     return _affine(module, normalized, gradients, tuple(range(3, gradients.ndim)))

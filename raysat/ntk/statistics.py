@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -135,9 +136,9 @@ def _compute(
         log.warning("%s: %s; its statistics take a slower way.", type(look.network).__name__, reasons)
     subset = _subset(len(look.x), k_samples).to(look.x.device)
     top = top_eigenvalue(look, loss, subset, k_tolerance, memory)
-    noise = _noise(look, loss, samples, memory) if look.y is not None else None
-    spectra = _spectra(look, top, loss, samples, spectrum, probes, k_tolerance)
-    dense = _dense(look, loss, dense_samples)
+    noise = _noise(look, look.y, loss, samples, memory) if look.y is not None else None
+    spectra: dict[str, Any] = _spectra(look, top, loss, samples, spectrum, probes, k_tolerance)
+    dense: dict[str, Any] = _dense(look, loss, dense_samples)
     gamma = samples.operator_norms.max().item()
     if not (gamma > 0 and top.value > 0):
         raise NoStatistics(
@@ -259,7 +260,7 @@ def _passes(checks: tuple[float, float], allowed: float) -> bool:
     return checks[0] <= allowed and (math.isnan(checks[1]) or checks[1] <= allowed)
 
 
-def _noise(look: Look, loss: Loss, samples: PerSample, memory: int) -> tuple[float, float]:
+def _noise(look: Look, y: Tensor, loss: Loss, samples: PerSample, memory: int) -> tuple[float, float]:
     """The noise scale, and how far ||grad L||^2 of some samples is from what the loss's own gradient says.
 
     The signal is made of residuals; its check differentiates the loss itself, over other chunks.
@@ -267,7 +268,7 @@ def _noise(look: Look, loss: Loss, samples: PerSample, memory: int) -> tuple[flo
     mean_square = samples.gradient_squares.mean().item()
     signal = sum(part.square().sum().item() for part in samples.gradient) / len(look.x) ** 2
     some = _subset(len(look.x), 64).to(look.x.device)
-    x, y = look.x[some], look.y[some]
+    x, y = look.x[some], y[some]
     by_residuals = gradient_square(look.network, x, y, loss, look.chunk(memory))
     weights = list(trained(look.network).values())
     total = [torch.zeros_like(w, dtype=torch.float64) for w in weights]
@@ -319,7 +320,8 @@ def _spectra(
     start = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     has_residual = y is not None and loss.name == "mse" and bool((outputs != y).any())
     with differentiable(look.network):
-        measure, ritz = spectral_measure(operator, loss.residual(outputs, y) if has_residual else start, steps)
+        start = start if y is None or not has_residual else loss.residual(outputs, y)
+        measure, ritz = spectral_measure(operator, start, steps)
         density = spectral_density(operator, outputs, -(-steps // DENSITY_SHARE), probes, ritz, trace, tolerance)
     found = {"density_nodes": density.nodes, "density_weights": density.weights}
     if has_residual:

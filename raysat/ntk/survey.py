@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from raysat.compute.sums import summed
 from raysat.data.fields import Inputs
 from raysat.messages.failures import first_sentence
 from raysat.ntk.look import ROUNDING
@@ -51,8 +52,8 @@ def survey(network: nn.Module, few: Inputs, more: Inputs | None = None, chunk: i
     try:
         notes = _notes(network, few)
         believed = _believed(network, few, notes)
-        for first in range(0, 0 if more is None else len(more), chunk):
-            believed &= _believed_of_all(network, more[first : first + chunk], notes, believed)
+        for part in () if more is None else more.split(chunk):
+            believed &= _believed_of_all(network, part, notes, believed)
     except Exception as error:  # whatever it is, the ways without rules do not depend on it
         return Survey((), frozenset(), names, f"layer rules do not serve ({first_sentence(error)})")
     rest = tuple(name for name in names if name not in believed)
@@ -80,10 +81,17 @@ def _notes(network: nn.Module, few: Inputs) -> list[Note]:
     notes = []
     for one, other in zip(two, three, strict=True):
         inputs, output = (_axis(a, b) for a, b in zip(one.seen, other.seen, strict=True))
-        later = [tensor._version != version for tensor, version in zip(other.seen, other.versions, strict=True)]
+        changed_in, changed_out = (
+            tensor._version != version for tensor, version in zip(other.seen, other.versions, strict=True)
+        )
         once = inputs is None and output is None
         notes.append(
-            Note(other.key, inputs or Axis(0), output or Axis(0), *later, once, once or bool(inputs and output))
+            Note(
+                *(other.key, inputs or Axis(0), output or Axis(0)),
+                *(changed_in, changed_out),
+                once,
+                once or bool(inputs and output),
+            )
         )
     return notes
 
@@ -138,8 +146,10 @@ def _believed(network: nn.Module, few: Inputs, notes: list[Note]) -> set[str]:
             if isinstance(share, Outer):
                 share = share.rows()
             before = rows.get(name, 0)
-            lost = share is None or before is None or share.shape[:2] != (len(few), 1)
-            rows[name] = None if lost else before + share[:, 0].double()
+            if share is None or before is None or share.shape[:2] != (len(few), 1):
+                rows[name] = None  # lost
+            else:
+                rows[name] = before + share[:, 0].double()
     plain = [sample_gradient(network, few[k : k + 1], u[k : k + 1]) for k in range(len(few))]
     size = torch.stack([torch.stack([g.double().square().sum() for g in one.values()]).sum() for one in plain]).sqrt()
     believed = set()
@@ -162,7 +172,7 @@ def _believed_of_all(network: nn.Module, x: Inputs, notes: Sequence[Note], belie
     by_output = torch.autograd.grad(outputs, [use.output for use in uses], u, allow_unused=True, materialize_grads=True)
     weights = {name: p for name, p in trained(network).items() if name in believed}
     exact = dict(zip(weights, gradients(network(x), list(weights.values()), u), strict=True))
-    size = sum(gradient.double().square().sum() for gradient in exact.values()).sqrt()
+    size = summed(gradient.double().square().sum() for gradient in exact.values()).sqrt()
     allowed = ROUNDING[torch.float64 if outputs.dtype == torch.float64 else torch.float32]
     agreed = set(weights)
     for name, share in shares_of(uses, notes, lambda k: by_output[k][None], frozenset(weights)):

@@ -10,7 +10,7 @@ afterwards are copied first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from raysat.compute.sums import summed
 from raysat.data.fields import Inputs
 from raysat.ntk.plain import trained
 from raysat.ntk.rules import Outer, Rule, Share, linear_rule, rule_for
@@ -157,7 +158,7 @@ class Recorder:
         return recorded
 
     def _record(
-        self, rule: Rule, layer: object, own: dict[str, Tensor], inputs: Tensor, output: Tensor
+        self, rule: Rule, layer: object, own: Mapping[str, Tensor], inputs: Tensor, output: Tensor
     ) -> Tensor | None:
         """Take down a use; returns what is to go on in the place of the output, if anything else."""
         names = {name: self.names[id(p)] for name, p in own.items()}
@@ -253,4 +254,4 @@ def shares_of(
         if len(found) == 1:
             yield name, found[0]
         else:
-            yield name, sum(share.rows() if isinstance(share, Outer) else share for share in found)
+            yield name, summed(share.rows() if isinstance(share, Outer) else share for share in found)

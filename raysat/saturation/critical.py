@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Real
@@ -69,7 +69,7 @@ def critical_batch(
         quantity: `h`, of which 1/h follows the law, or `N`, which follows it.
         resolution: The error of each batch size's log N that all seeds share, such as that of the stepsizes' distance.
     """
-    counts = {
+    counts: dict[str, Any] = {
         "seeds": int(np.isfinite(values).any(axis=1).sum()),
         "batch_sizes": int(np.isfinite(values).any(axis=0).sum()),
     }

@@ -28,6 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -56,7 +57,7 @@ class Spectrum:
     outputs: int
 
     @classmethod
-    def of(cls, row: Mapping[str, object]) -> Spectrum:
+    def of(cls, row: Mapping) -> Spectrum:
         """From a row of `ntk` (or the fields of `NTKStatistics`) that has the spectral measures.
 
         Raises:
@@ -136,7 +137,7 @@ def largest_stable(spectrum: Spectrum, phi: float) -> float:
     return low
 
 
-def stable_below(row: Mapping[str, object], b: int, sampling: str) -> float:
+def stable_below(row: Mapping[str, Any], b: int, sampling: str) -> float:
     """The stepsize up to which SGD on the linearized network is stable: `largest_stable`, or an upper bound of it.
 
     `largest_stable` is as good as delocalization is: where the residual keeps to few directions, SGD is unstable from

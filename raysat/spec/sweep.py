@@ -236,6 +236,11 @@ class Sweep:
             raise InputError("stepsizes has grid(auto=True) beside a relative grid, which are read as one: drop one.")
 
     @property
+    def each_seed(self) -> tuple[int, ...]:
+        """The seeds, which `seeds` may give by their number."""
+        return self.seeds if isinstance(self.seeds, tuple) else tuple(range(self.seeds))
+
+    @property
     def grows(self) -> bool:
         """Whether which cells are run depends on results."""
         return self.adaptive or any(stepsize.policy == "grid_auto" for stepsize in self.stepsizes)
@@ -268,7 +273,9 @@ class Sweep:
         """T of a batch size under the sweep's budget."""
         if self.iterations is not None:
             return self.iterations
-        return iterations_of(self.samples if self.epochs is None else self.epochs * n, batch_size, training)
+        samples = self.samples if self.epochs is None else self.epochs * n
+        assert samples is not None  # one of the three is given
+        return iterations_of(samples, batch_size, training)
 
     def initializations(
         self, n: int, n_test: int, code: Callable[[Model], str] = lambda _: ""
@@ -282,7 +289,7 @@ class Sweep:
         """
         for model in self.models:
             for width in self.widths if model.has_width else (0,):
-                for seed in self.seeds:
+                for seed in self.each_seed:
                     yield Initialization(
                         dataset=self.dataset,
                         preprocessing=self.preprocessing,
@@ -297,7 +304,7 @@ class Sweep:
                         loss=self.loss,
                         spectrum=self.spectrum,
                         dense_samples=self.dense_samples,
-                        evaluation_samples=0 if (self.evaluation_samples or n) >= n else self.evaluation_samples,
+                        evaluation_samples=0 if (count := self.evaluation_samples or n) >= n else count,
                         code=code(model),
                     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from raysat.errors import InputError, among, listed, plain, positive, whole
 
@@ -139,7 +140,7 @@ class Training:
         return math.sqrt(max(b / self.base_batch - 1, 0.0)) if self.noise else 0.0
 
 
-def asynchronous(learners: int, staleness: Staleness = ROUND_ROBIN, **others: object) -> Training:
+def asynchronous(learners: int, staleness: Staleness = ROUND_ROBIN, **others: Any) -> Training:
     """Asynchronous SGD with p learners, simulated exactly (see `raysat.sgd.asynchronous`).
 
     Args:
@@ -175,7 +176,7 @@ def iterations_of(samples: float, b: int, training: Training) -> int:
 def _as_staleness(value: object) -> Staleness:
     if isinstance(value, str) and value in (ROUND_ROBIN, RANDOM):
         return value
-    numbers = () if isinstance(value, str) else tuple(map(plain, listed("staleness", value)))
+    numbers: tuple[Any, ...] = () if isinstance(value, str) else tuple(map(plain, listed("staleness", value)))
     real = all(isinstance(number, int | float) and 0 <= number < math.inf for number in numbers)
     if not (numbers and real and sum(numbers) > 0):
         raise InputError(f"staleness={value!r}: use 'round_robin', 'random', or how often 0, 1, 2, ... was measured.")

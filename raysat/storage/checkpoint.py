@@ -8,6 +8,7 @@ import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
@@ -40,11 +41,11 @@ class Progress:
 
     iteration: int = 0
     weights: dict[str, Tensor] | None = None
-    curve: list[dict[str, float | int | None]] = field(default_factory=list)
-    ntk: list[dict[str, object]] = field(default_factory=list)
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    ntk: list[dict[str, Any]] = field(default_factory=list)
     step_seconds: float = 0.0
     seconds: float = 0.0
-    engine: dict[str, object] | None = None
+    engine: dict[str, Any] | None = None
     at_once: int | None = None
     attempts: int = 1
     eta: float | None = None
@@ -143,7 +144,7 @@ _DIGITS = 64
 """Of a SHA-256, which stands at the end of a checkpoint, as the comment that a zip archive may have."""
 
 
-def _write(content: dict[str, object], path: Path) -> None:
+def _write(content: dict[str, Any], path: Path) -> None:
     """Write a checkpoint with a digest of all its bytes.
 
     `torch.load` passes over the checksums of the archive's members, and these say nothing of its list of members.

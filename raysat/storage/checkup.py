@@ -162,10 +162,10 @@ def _cells(contents: Contents) -> Iterator[Finding]:
 
 
 def _statistics(contents: Contents) -> Iterator[Finding]:
-    recall, ntk = _recall(contents), contents.rows("ntk")
-    if recall is None or ntk.empty:
+    recall, ntk, record = _recall(contents), contents.rows("ntk"), contents.record
+    if recall is None or record is None or ntk.empty:
         return
-    resolved = contents.record["resolved"]
+    resolved = record["resolved"]
     wanted = {init.init_id for init in recall.sweep.initializations(resolved["n"], resolved["n_test"])}
     unknown = set(ntk.loc[ntk["cell_id"].isna(), "init_id"]) - wanted - set(contents.rows("trials")["init_id"])
     if unknown:
@@ -227,7 +227,7 @@ def _checkpoints(contents: Contents) -> Iterator[Finding]:
         yield Finding("stale checkpoints", f"{_few(stale)} are of finished cells, and of no use", files)
     for cell_id, progress in contents.checkpoints.items():
         path, at, curve = f"checkpoints/{cell_id}.pt", progress.iteration, progress.curve
-        most = recall.longest(contents.record["resolved"]["n"]) if recall else None
+        most = recall.longest(contents.record["resolved"]["n"]) if recall and contents.record else None
         if at < 0 or (most is not None and at > most):
             text = f"{path} is at iteration {at}, beyond T = {most}; move it: its trial starts over"
             yield Finding("strange checkpoint", text, (path,))

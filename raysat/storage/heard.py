@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Any
 
 _REAL = int | float
 _OF_DRIVER = {
@@ -40,7 +41,7 @@ def _fields(record: object, types: dict) -> dict | None:
     return None if wrong else found
 
 
-def _is_time(text: object) -> bool:
+def _is_time(text: Any) -> bool:
     """Whether a text is a time that can be set beside the present one."""
     try:
         return datetime.fromisoformat(text).tzinfo is not None

@@ -18,10 +18,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from raysat.errors import InputError
@@ -33,7 +34,9 @@ from raysat.text import STORED, plain
 
 log = logging.getLogger(__name__)
 
-Row = Mapping[str, object]
+pc: Any = pyarrow.compute  # makes its functions when it is imported, and declares none
+
+Row = Mapping[str, Any]
 
 KEYS = {"trials": ["cell_id"], "curves": ["cell_id", "iteration"], "ntk": ["init_id", "cell_id", "iteration"]}
 """The columns that name a row."""
@@ -176,7 +179,8 @@ class PartFiles:
             parts = self._readable_parts(table, paths)
             own = {path: part for path, part in parts.items() if _cells(part) <= {path.stem}}
             for path in (set(paths) - set(parts)) | _copies(own):
-                path.rename(path.with_name(f"_{path.name}"))
+                target: Any = path.with_name(f"_{path.name}")  # of the same kind
+                path.rename(target)
             merged = {path: part for path, part in parts.items() if path not in own}
             self._merged[table] = self._single(table, merged, set().union(*map(_cells, own.values())))
             delete([path for path, part in own.items() if _cells(part) & self._merged[table]])

@@ -7,16 +7,17 @@ not what was computed. Rows have less than a cell: of what they lack the sweep's
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from itertools import product
+from typing import Any
 
 from raysat.spec.cells import Cell, Initialization, Model
 from raysat.spec.stepsizes import Stepsize
 from raysat.spec.sweep import FEWEST_EVALUATIONS, Sweep
 from raysat.spec.training import Training
 
-Row = Mapping[str, object]
+Row = Mapping
 
 
 def sweep_of(record: Mapping) -> Sweep | None:
@@ -25,16 +26,18 @@ def sweep_of(record: Mapping) -> Sweep | None:
         stored = {field.name: record["sweep"][field.name] for field in fields(Sweep) if field.name in record["sweep"]}
         models = [Model(one["builder"], _pairs(one["options"]), one["has_width"]) for one in stored["models"]]
         stepsizes = [Stepsize(**one) for one in stored["stepsizes"]]
-        trainings = [
-            Training(**{name: tuple(value) if isinstance(value, list) else value for name, value in one.items()})
-            for one in stored.get("trainings", [{}])
-        ]
+        trainings = [_training(one) for one in stored.get("trainings", [{}])]
         return Sweep(**{**stored, "models": models, "stepsizes": stepsizes, "trainings": trainings})
     except (LookupError, TypeError, ValueError, AttributeError):
         return None
 
 
-def _pairs(options: list) -> tuple[tuple[str, object], ...]:
+def _training(stored: Mapping) -> Training:
+    values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in stored.items()}
+    return Training(**values)
+
+
+def _pairs(options: Iterable) -> tuple[tuple[str, Any], ...]:
     return tuple((name, value) for name, value in options)
 
 
@@ -54,9 +57,10 @@ class Recall:
         sweep, n = self.sweep, int(row["n"])
         model = Model(row["model"], _pairs(json.loads(row["model_options"]).items()), bool(row["width"]))
         samples = int(row["evaluation_samples"])
+        columns: dict[str, Any] = {name: row[name] for name in ("dataset", "preprocessing", "dtype", "loss")}
+        columns |= {name: int(row[name]) for name in ("n", "n_test", "width", "seed")}
         return Initialization(
-            **{name: row[name] for name in ("dataset", "preprocessing", "dtype", "loss")},
-            **{name: int(row[name]) for name in ("n", "n_test", "width", "seed")},
+            **columns,
             model=model,
             k_samples=min(sweep.k_samples, n),
             k_tolerance=float(sweep.k_tolerance),
@@ -70,7 +74,7 @@ class Recall:
         sweep = self.sweep
         return (
             not sweep.grows
-            and row["seed"] in sweep.seeds
+            and row["seed"] in sweep.each_seed
             and row["batch_size"] in sweep.batch_sizes
             and (row["width"] in sweep.widths or not row["width"])
             and row["stepsize"] in {one.label for one in sweep.stepsizes}

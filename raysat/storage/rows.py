@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 
 from raysat.spec.cells import Cell, Initialization
 from raysat.user_code.identity import user_files
 
-Row = dict[str, object]
+Row = dict[str, Any]
 
 INHERITED = ("n_outputs", "parameters", "loss_init", "k_samples", "b_star", "b_star_thm33", "noise_scale")
 INHERITED += ("gamma", "gamma_mean", "gamma_frobenius", "k_op", "k_op_residual")
@@ -23,7 +24,7 @@ INHERITED += ("statistics_dtype", "frozen_norms", "off")
 """The columns that a trial's row has from its initialization."""
 
 
-def inherited(statistics: Mapping[str, object]) -> Row:
+def inherited(statistics: Mapping[str, Any]) -> Row:
     """What a trial's row has from its initialization."""
     return {name: known(value) for name, value in statistics.items() if name in INHERITED}
 
@@ -84,6 +85,6 @@ def installed() -> str | None:
         return None
 
 
-def known(value: object) -> object:
+def known(value: Any) -> Any:
     """What stands in a row: null for a number that is not known."""
     return None if isinstance(value, float) and math.isnan(value) else value

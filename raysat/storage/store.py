@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -75,7 +76,7 @@ class Store(PartFiles):
         """What was asked, as JSON."""
         return self.root / "sweep.json"
 
-    def open(self, sweep: Sweep, about: Mapping[str, object], resolved: Mapping[str, object]) -> None:
+    def open(self, sweep: Sweep, about: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
         """Make the folder, or take up the one that is there, and record the sweep in it.
 
         Part-files that cannot be read are set aside under a name that Parquet readers pass over.
@@ -124,7 +125,7 @@ class Store(PartFiles):
             if not (self.root / table / "schema.parquet").exists():
                 self._write(table, "schema", [])
 
-    def check(self, sweep: Sweep, resolved: Mapping[str, object]) -> None:
+    def check(self, sweep: Sweep, resolved: Mapping[str, Any]) -> None:
         """Raise `InputError` unless the folder is new or holds cells of this very sweep.
 
         Where its `sweep.json` is not there or cannot be read, the rows say of which sweep they are.
@@ -163,7 +164,7 @@ class Store(PartFiles):
         with reached(self.root):
             return strangers(walk(self.root))
 
-    def _said_by_rows(self, now: Mapping[str, object]) -> dict[str, object]:
+    def _said_by_rows(self, now: Mapping[str, Any]) -> dict[str, Any]:
         """What the rows say of their sweep, by name; where they disagree, the first value that is not that of `now`."""
         trials, said = self.read("trials"), {}
         for name in IN_ROWS:
@@ -176,7 +177,7 @@ class Store(PartFiles):
         folder = self.root / SET_ASIDE
         folder.mkdir(parents=True, exist_ok=True)
         taken = {entry.name for entry in folder.iterdir()}
-        target = folder / next(name for k in count(1) if (name := f"{path.name}-{k}") not in taken)
+        target: Any = folder / next(name for k in count(1) if (name := f"{path.name}-{k}") not in taken)
         path.rename(target)
         return target
 
@@ -190,7 +191,7 @@ class Store(PartFiles):
         parts = (record.get("sweep"), record.get("resolved")) if isinstance(record, dict) else (None,)
         return record if all(isinstance(part, dict) for part in parts) else None
 
-    def _json(self, path: Location) -> object:
+    def _json(self, path: Location) -> Any:
         """What a file of JSON has; None where it is not there, or nothing of the kind."""
         with reached(self.root):
             try:
@@ -198,7 +199,7 @@ class Store(PartFiles):
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
                 return None
 
-    def write_status(self, status: Mapping[str, object]) -> None:
+    def write_status(self, status: Mapping[str, Any]) -> None:
         """Store what runs."""
         write_aside(
             self.root / "status.json", lambda path: path.write_text(json.dumps(hidden(status), indent=2) + "\n")
@@ -284,10 +285,11 @@ class Store(PartFiles):
         missing = due.merge(there, "left", ["cell_id", "iteration"], indicator=True)
         return set(missing.loc[missing["_merge"] == "left_only", "cell_id"])
 
-    def statistics(self) -> dict[str, dict[str, float]]:
+    def statistics(self) -> dict[str, dict[str, Any]]:
         """The rows of `ntk` at initialization, by init_id."""
         rows = self.read("ntk")
-        return {row["init_id"]: row for row in rows[rows["iteration"] == 0].to_dict("records")}
+        initial: list[Any] = rows[rows["iteration"] == 0].to_dict("records")
+        return {row["init_id"]: row for row in initial}
 
 
 def _absolute(folder: Location) -> Location:

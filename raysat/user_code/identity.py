@@ -207,7 +207,7 @@ class Present:
         sources, own = plugins.installed(), references_of(init.dataset, init.loss, init.model.builder)
         return cls(sources, folders(sources) if own else (), own)
 
-    def changed(self, row: Mapping[str, object]) -> list[str]:
+    def changed(self, row: Mapping) -> list[str]:
         """The files that have changed, or are gone, since a row of `trials` or `ntk` was made."""
         own = references_of(row["dataset"], row["loss"], row["model"])
         if not isinstance(row.get("user_files"), str) or not set(own) <= set(self.references):

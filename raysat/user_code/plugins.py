@@ -32,6 +32,7 @@ from functools import cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from raysat.errors import InputError
 from raysat.messages.failures import named
@@ -79,7 +80,7 @@ def read(path: Path) -> str:
     return importlib.util.decode_source(path.read_bytes())
 
 
-def resolve(reference: str) -> Callable[..., object]:
+def resolve(reference: str) -> Callable[..., Any]:
     """The function that an import path `module:function` names.
 
     Raises:
@@ -321,7 +322,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         )
 
     def exec_module(self, module: ModuleType) -> None:
-        text, origin = self.sources[module.__name__].text, module.__spec__.origin
+        text, spec = self.sources[module.__name__].text, module.__spec__
+        assert spec is not None  # that of `find_spec`, which names an origin
+        assert spec.origin is not None
+        origin = spec.origin
         linecache.cache[origin] = (len(text), None, text.splitlines(True), origin)  # tracebacks show the lines
         with process.undisturbed(but=process.LASTING):
             exec(compile(text, origin, "exec"), module.__dict__)

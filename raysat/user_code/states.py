@@ -24,11 +24,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from itertools import chain
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import multiprocessing, overrides
+from torch import _tensor_str, multiprocessing, overrides
+from torch._C import _autograd
 from torch.utils import _python_dispatch as dispatch
 
 from raysat.user_code import libraries
@@ -52,10 +54,10 @@ class State(NamedTuple):
 
     name: str
     read: Callable[[], object]
-    write: Callable[[object], object]
+    write: Callable[[Any], object]
 
 
-Pair = tuple[Callable[[], object], Callable[[object], object]]
+Pair = tuple[Callable[[], object], Callable[[Any], object]]
 """What reads a value, and what sets it."""
 
 
@@ -73,10 +75,10 @@ class _Itself(NamedTuple):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Itself) and (self.number, self.content) == (other.number, other.content)
 
-    __hash__ = None
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  # as of any class that is mutable
 
     @property
-    def value(self) -> object:
+    def value(self) -> Any:
         return self.one[0]
 
 
@@ -103,7 +105,7 @@ def _attributes(owner: object, *names: str) -> list[Pair]:
     return [(partial(getattr, owner, name), partial(setattr, owner, name)) for name in names if hasattr(owner, name)]
 
 
-def _object(owner: object, name: str) -> State:
+def _object(owner: ModuleType, name: str) -> State:
     """Which object an attribute is; of a list also what it holds, which is put back into the same list."""
 
     def read() -> _Itself:
@@ -148,7 +150,7 @@ def _of_torch() -> Iterator[State]:
         kernels.append((getattr(cuda, f"{name}_sdp_enabled"), getattr(cuda, f"enable_{name}_sdp")))
     yield _flags("kernels", [*kernels, (backends.mha.get_fastpath_enabled, backends.mha.set_fastpath_enabled)])
     yield State("numbers close to zero", _are_flushed, torch.set_flush_denormal)
-    autocast = [(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled)]
+    autocast: list[Pair] = [(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled)]
     for kind in ("cpu", "cuda"):
         autocast.append((partial(torch.is_autocast_enabled, kind), partial(torch.set_autocast_enabled, kind)))
         autocast.append((partial(torch.get_autocast_dtype, kind), partial(torch.set_autocast_dtype, kind)))
@@ -163,7 +165,7 @@ def _of_torch() -> Iterator[State]:
     for name, hooks in vars(torch.nn.modules.module).items():
         if name.startswith("_global_") and isinstance(hooks, dict):
             yield _content(f"hooks of all modules ({name})", hooks)
-    yield _content("printing of tensors", vars(torch._tensor_str.PRINT_OPTS))
+    yield _content("printing of tensors", vars(_tensor_str.PRINT_OPTS))
     yield State("memory of processes", multiprocessing.get_sharing_strategy, multiprocessing.set_sharing_strategy)
     started = partial(multiprocessing.get_start_method, allow_none=True)
     yield State("start of processes", started, partial(multiprocessing.set_start_method, force=True))
@@ -194,27 +196,27 @@ def _set_modes(before: tuple[list, list]) -> None:
 def _saving() -> list:
     """The hooks of tensors that are kept for gradients which someone has entered and not left."""
     found = []
-    while pair := torch._C._autograd._top_saved_tensors_default_hooks(True):
+    while pair := _autograd._top_saved_tensors_default_hooks(True):
         found.insert(0, [_Itself.of(hook) for hook in pair])
-        torch._C._autograd._pop_saved_tensors_default_hooks()
+        _autograd._pop_saved_tensors_default_hooks()
     for pair in found:
-        torch._C._autograd._push_saved_tensors_default_hooks(*(hook.value for hook in pair))
+        _autograd._push_saved_tensors_default_hooks(*(hook.value for hook in pair))
     return found
 
 
 def _set_saving(before: list) -> None:
     for _ in _saving():
-        torch._C._autograd._pop_saved_tensors_default_hooks()
+        _autograd._pop_saved_tensors_default_hooks()
     for pair in before:
-        torch._C._autograd._push_saved_tensors_default_hooks(*(hook.value for hook in pair))
+        _autograd._push_saved_tensors_default_hooks(*(hook.value for hook in pair))
 
 
-def _precisions() -> list[tuple[Callable[[object], object], object]]:
+def _precisions() -> list[tuple[Callable[[Any], object], object]]:
     """In what matrix products and convolutions are computed: what sets each place, and its value.
 
     The places stand in such an order that each may be set without an effect on those before it.
     """
-    backends = torch.backends
+    backends: Any = torch.backends  # of which some settings are attributes since PyTorch 2.9, undeclared
     matmul, cudnn, mkldnn = backends.cuda.matmul, backends.cudnn, backends.mkldnn
     names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
     places = [(matmul, name) for name in (*names, "allow_fp16_accumulation")]
@@ -222,8 +224,8 @@ def _precisions() -> list[tuple[Callable[[object], object], object]]:
     if hasattr(backends, "fp32_precision"):  # PyTorch 2.9 and newer
         owners = backends, cudnn, mkldnn, matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn
         places += [(owner, "fp32_precision") for owner in owners]
-    found = [(torch.set_float32_matmul_precision, _said(torch.get_float32_matmul_precision))]
-    return found + [(partial(setattr, *place), _said(partial(getattr, *place))) for place in places]
+    first = torch.set_float32_matmul_precision, _said(torch.get_float32_matmul_precision)
+    return [first, *((partial(setattr, *place), _said(partial(getattr, *place))) for place in places)]
 
 
 def _said(read: Callable[[], object]) -> object:
@@ -254,7 +256,8 @@ def _of_numpy() -> Iterator[State]:
 
 def generators() -> tuple:
     """Where the generators of Python, NumPy and PyTorch are."""
-    name, keys, *rest = np.random.get_state()
+    legacy: Any = np.random.get_state()  # a tuple, or on request a dictionary
+    name, keys, *rest = legacy
     graphics = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     drawn = tuple(state.numpy().tobytes() for state in (torch.get_rng_state(), *graphics))
     return random.getstate(), (name, keys.tobytes(), *rest), drawn
@@ -294,7 +297,8 @@ def _of_python() -> Iterator[State]:
 
 def _set_warnings(before: tuple) -> None:
     warnings.resetwarnings()  # in its way, so that Python forgets what it remembers of filters
-    warnings.filters[:] = before[0]
+    filters: Any = warnings.filters  # a list
+    filters[:] = before[0]
     warnings.showwarning = before[1].value
 
 
@@ -325,7 +329,7 @@ def _decimal() -> tuple:
 
 def _set_decimal(before: tuple) -> None:
     *plain, flags, traps = before
-    decimal.setcontext(decimal.Context(*plain, list(flags), list(traps)))
+    decimal.setcontext(decimal.Context(*plain, flags=list(flags), traps=list(traps)))
 
 
 def _of_the_system() -> Iterator[State]:
@@ -375,7 +379,7 @@ def _umask() -> int:
 _SIGNALS = ("INT", "TERM", "HUP", "QUIT", "ABRT", "ALRM", "CHLD", "CONT", "PIPE", "TSTP", "USR1", "USR2", "XCPU")
 
 
-def _handlers() -> dict[str, object]:
+def _handlers() -> dict[str, Any]:
     """What signals do; nothing in threads that may not say so."""
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -383,7 +387,7 @@ def _handlers() -> dict[str, object]:
     return {name: signal.getsignal(getattr(signal, name)) for name in names}
 
 
-def _set_handlers(before: Mapping[str, object]) -> None:
+def _set_handlers(before: Mapping[str, Any]) -> None:
     for name, handler in before.items():
         if _handlers()[name] != handler:
             signal.signal(getattr(signal, name), handler)

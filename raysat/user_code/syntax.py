@@ -276,8 +276,8 @@ def _is_docstring(node: ast.stmt) -> bool:
 def _is_for_a_command(node: ast.stmt) -> bool:
     """Whether it is `if __name__ == "__main__":`, which no import runs."""
     match node:
-        case ast.If(test=ast.Compare(left=ast.Name("__name__"), comparators=[ast.Constant("__main__")]), orelse=[]):
-            return isinstance(node.test.ops[0], ast.Eq)
+        case ast.If(test=ast.Compare(ast.Name("__name__"), [ast.Eq()], [ast.Constant("__main__")]), orelse=[]):
+            return True
     return False
 
 
@@ -300,9 +300,9 @@ def _binds(node: ast.stmt) -> frozenset[str] | None:
             names = [target]
         case _:
             return None
-    if any(not isinstance(name, ast.Name) for name in names) or (value is not None and _calls(value)):
-        return None
-    return frozenset(name.id for name in names)
+    bound = frozenset(name.id for name in names if isinstance(name, ast.Name))
+    simple = all(isinstance(name, ast.Name) for name in names)
+    return bound if simple and (value is None or not _calls(value)) else None
 
 
 def _is_plain_member(node: ast.stmt) -> bool:

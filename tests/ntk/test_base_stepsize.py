@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raysat.losses import LOSSES
+from raysat.models.unpacked import adapt
 from raysat.ntk.base_stepsize import HALVINGS, base_stepsize
 
 FINE = 2 ** (1 / 2**HALVINGS)
@@ -81,6 +82,25 @@ def test_it_serves_what_has_no_statistics_and_twice_the_same():
         found.append(base_stepsize(network, x, y, LOSSES["mse"], chunk=40))
     assert found[0] == found[1]
     assert 1e-3 < found[0] < 1e3
+
+
+class Added(nn.Module):
+    """A network of two inputs."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, one, other):
+        return self.network(one + other)
+
+
+def test_inputs_of_several_tensors_have_that_of_their_network():
+    x, y = problem(2)
+    network = nn.Linear(x.shape[1], y.shape[1]).double()
+    alone = base_stepsize(network, x, y, LOSSES["mse"], chunk=7)
+    both, fields = adapt(Added(network), {"one": x / 4, "other": 3 * x / 4})
+    assert base_stepsize(both, fields, y, LOSSES["mse"], chunk=7) == pytest.approx(alone, rel=1e-9)
 
 
 def test_at_it_the_loss_falls_by_half_of_what_the_gradient_promises_and_a_little_further_by_less():
