@@ -78,7 +78,7 @@ def analyze(
     at_once = trials_at_once(trials)
     points, fits, comparison, costs, choices = [], [], [], [], []
     for _, group in trials.groupby(list(GROUP), dropna=False):
-        foreseen = Foreseen(reason="no table ntk was given") if ntk is None else foresee(group, ntk)
+        foreseen = Foreseen(reason="no table ntk was given") if ntk is None else foresee(group, ntk, paths)
         for reading in readings(group):
             for measured in measure(reading, group, paths, targets):
                 points += measured.points

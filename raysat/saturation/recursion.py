@@ -12,10 +12,11 @@ is that of a sum of b of the n numbers `z_i = u_ji^T r_i`, scaled by `eta lambda
     n sum_i z_i^2  ~  (1/C) sum_k v_k + (1 + 1/C) v_j,
 
 **delocalization**: the entries of the eigenvectors are as good as independent normal numbers of variance 1/(nC). Then
-of the sum over k, l of `E (u_k^T r)(u_l^T r) n sum_i (u_ji^T u_ki)(u_ji^T u_li)` the terms k = l remain (Isserlis), with
-the weight 1/C for k != j and `1 + 2/C` for k = j: a residual along u_j is large at just those samples at which u_j is,
-and its noise falls back on itself. With `n sum_i |u_ji|^4 = 1/C`, as of vectors that are even in size over the samples
-and independent of the residual, the last term would be absent; on least squares that costs 10 to 30 % of N at small b.
+of the sum over k, l of `E (u_k^T r)(u_l^T r) n sum_i (u_ji^T u_ki)(u_ji^T u_li)` the terms k = l remain (Isserlis),
+with the weight 1/C for k != j and `1 + 2/C` for k = j: a residual along u_j is large at just those samples at which u_j
+is, and its noise falls back on itself. Without that last term N of least squares comes out 10 to 30 % too small at
+small b. Of an eigenvector that is even in size over the samples, as the first one of a network with one output often
+is, the weight is 1 in the place of 3: there N of the mean loss comes out up to 5 % too large.
 
 The two approximations fail where the kernel moves (narrow networks, stepsizes near or beyond 2/k_op, long runs) and
 where samples differ: of those with larger gradients more of each eigenvector is made, and single samples may have
@@ -127,7 +128,7 @@ def largest_stable(spectrum: Spectrum, phi: float, own: float | None = None) -> 
     Args:
         spectrum: The spectrum.
         phi: Noise factor, from `noise_factor`.
-        own: The weight of v_j itself beside the mean over k in the noise of direction j. Default: 1/C, as derived above.
+        own: The weight of v_j itself, beside that of the sum, in the noise of direction j. Default: 1/C, as above.
     """
     largest = float(spectrum.nodes.max(initial=0.0))
     if not largest > 0:

@@ -50,13 +50,13 @@ WORK = 3e8
 """Numbers, of runs times nodes times iterations, that are worth drawing for one table of N(b); there are fewer runs
 where it would take more. Default: 3e8, some five seconds on a core."""
 
-ENDLESS = 1e120
-"""Where a run that diverges is held, that its square is a number still."""
+ENDLESS, TINY = 1e20, 1e-30
+"""Where the loss of a run that diverges is held, and one that has vanished: single precision has numbers for both."""
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """A spectrum as few directions.
+    """A spectrum as few directions, those that stand for several eigenvalues first.
 
     Attributes:
         values: Eigenvalues.
@@ -88,7 +88,8 @@ class Nodes:
         np.add.at(counts, above, count * share)
         rest = count * others * (high - others) / (np.where(low > 0, low, 1) * apart)
         np.add.at(counts, below, np.where((low > 0) & (high > low), rest, 0))
-        return cls(values, masses, counts)
+        order = np.argsort(counts <= 1, kind="stable")
+        return cls(values[order], masses[order], counts[order])
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,13 @@ def typical_runs(
     until = np.broadcast_to(until, eta.shape)
     losses, lowest = (np.full((len(eta), iterations + 1), np.nan) for _ in range(2))
     left = np.arange(len(eta))  # those that run still
-    mass = np.broadcast_to(nodes.mass, (len(eta), runs, len(nodes.mass))).copy()
+    c = np.tile(np.sqrt(nodes.mass).astype(np.float32), (len(eta), runs, 1))
     least = np.full((len(eta), runs), np.inf)
-    along, across = np.sqrt(np.minimum(nodes.count, 1)), np.maximum(nodes.count - 1, 0) / 2
+    along, across = np.sqrt(np.minimum(nodes.count, 1)).astype(np.float32), np.maximum(nodes.count - 1, 0)
+    several = int((across > 0).sum())  # they come first
     freedom = outputs / np.maximum(phi, 1e-12) / 2
     for t in range(iterations + 1):
-        total = mass.sum(-1)
+        total = np.einsum("krq,krq->kr", c, c)
         losses[left, t] = _geometric(total / 2)
         counted = np.ones(len(left), bool) if seen is None else seen[left, t]
         least[counted] = np.minimum(least[counted], total[counted] / 2)
@@ -146,11 +148,21 @@ def typical_runs(
         if t == iterations or not going.any():
             break
         if not going.all():
-            left, mass, least, total = left[going], mass[going], least[going], total[going]
-        e = along * draw.standard_normal((runs, len(along)))
-        spread = 2 * draw.standard_gamma(across, (runs, len(across)))
+            left, c, least, total = left[going], c[going], least[going], total[going]
+        if (total > ENDLESS).any():
+            c *= np.sqrt(np.minimum(1, ENDLESS / np.maximum(total, ENDLESS)))[..., None]
+            total = np.minimum(total, ENDLESS)
+        e = along * draw.standard_normal((runs, len(along)), dtype=np.float32)
+        spread = _chi_square(across[:several], draw.standard_normal((runs, several), dtype=np.float32))
         g = draw.standard_gamma(freedom[left, None], (len(left), runs)) / freedom[left, None]
-        mass = _step(mass, total, eta[left, None, None] * nodes.values, phi[left, None] / outputs, g, e, spread)
+        deviation = np.sqrt(total * g * phi[left, None] / outputs)
+        pull = g - deviation * np.einsum("krq,rq->kr", c, e) / np.maximum(total, TINY)
+        step = (eta[left, None] * nodes.values).astype(np.float32)[:, None]
+        put = step * deviation.astype(np.float32)[..., None]
+        c *= 1 - step * pull.astype(np.float32)[..., None]
+        c -= put * e
+        some = c[..., :several]
+        some[:] = np.sqrt(some**2 + put[..., :several] ** 2 * spread)
     return Typical(losses, lowest)
 
 
@@ -183,23 +195,11 @@ def affordable(spectrum: Spectrum, iterations: float) -> int:
     return int(np.clip(WORK / max(1.0, iterations * len(spectrum.nodes)), LEAST_RUNS, RUNS))
 
 
-def _step(
-    mass: Float[np.ndarray, "k r q"],
-    total: Float[np.ndarray, "k r"],
-    step: Float[np.ndarray, "k 1 q"],
-    noise: Float[np.ndarray, "k 1"],
-    g: Float[np.ndarray, "k r"],
-    e: Float[np.ndarray, "r q"],
-    spread: Float[np.ndarray, "r q"],
-) -> Float[np.ndarray, "k r q"]:
-    """The squares of c after an iteration; `noise` is phi/C, `spread` the chi^2 of the directions across."""
-    c = np.sqrt(mass)
-    deviation = np.sqrt(total * g * noise)
-    pull = g - deviation * np.einsum("krq,rq->kr", c, e) / np.maximum(total, np.finfo(float).tiny)
-    put = step * deviation[..., None]
-    mass = (c * (1 - step * pull[..., None]) - put * e) ** 2 + put**2 * spread
-    return np.minimum(mass, ENDLESS)
+def _chi_square(freedom: Float[np.ndarray, " q"], z: Float[np.ndarray, "r q"]) -> Float[np.ndarray, "r q"]:
+    """Squares of the lengths of normal vectors, from normal numbers, by Wilson and Hilferty's cube (1931)."""
+    ninth = (2 / 9 / freedom).astype(np.float32)
+    return freedom.astype(np.float32) * np.maximum(1 - ninth + np.sqrt(ninth) * z, 0) ** 3
 
 
 def _geometric(values: Float[np.ndarray, "k r"]) -> Float[np.ndarray, " k"]:
-    return np.exp(np.log(np.maximum(values, np.finfo(float).tiny)).mean(1))
+    return np.exp(np.log(np.maximum(values, TINY)).mean(1))
