@@ -2,10 +2,10 @@
 
     python -W ignore benchmarks/linearization.py [WIDTH ...]
 
-It needs MNIST (RAYSAT_DATA), 3 GB and half an hour a width on one core. With the dense kernel K of w_0 one step of
+It needs MNIST (RAYSAT_DATA), 3 GB and a quarter of an hour a width on a core. With the dense kernel K of w_0 a step of
 linearized SGD is `r <- r - eta (n/b) K P_S r`, a product with b C of K's rows, so that N(b) is found to the iteration.
-Of each of three networks there are 350 runs with each batch size's best stepsize, sought in steps of 2^(1/4) about that
-of the forecast by 32 runs of each. N of a typical run is their geometric mean, and that of the mean loss is where the
+Of each of three networks there are 100 runs with each batch size's best stepsize, sought in steps of 2^(1/4) about that
+of the forecast by 12 runs of each. N of a typical run is their geometric mean, and that of the mean loss is where the
 mean of their losses crosses the target. What the forecast of the mean loss is off from the latter, and that of the
 typical run from the former, is delocalization; what is between the two is that the mean is not the typical run; and
 what is between exact linearized SGD and networks (sweeps/critical_batch.py) is that their kernel moves.
@@ -28,7 +28,7 @@ from raysat.saturation.targets import steps_to_target
 N, TARGET, SIZES, SEEDS = 1000, 0.6, (1, 2, 4, 8, 16, 32, 64, 256), range(3)
 MODEL = mlp(depth=3, hidden_gain=2**0.5)
 LONGEST = 4_000
-RUNS, FEW, STEPPED = 350, 32, 2.0**0.25
+RUNS, FEW, STEPPED = 100, 12, 2.0**0.25
 WHOLE = 64
 """Batch size from which on a product with all of K is faster than one with its rows for each run; N scatters so little
 there that a quarter of the runs will do."""

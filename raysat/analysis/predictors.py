@@ -20,7 +20,7 @@ from raysat.analysis.measure import FITS, Measurement, Paths, at_edges, best_by_
 from raysat.analysis.reading import policy
 from raysat.saturation.critical import critical_batch
 from raysat.saturation.fits import fit_saturation
-from raysat.saturation.forecast import NEAR
+from raysat.saturation.forecast import near
 from raysat.saturation.formulas import exponent
 from raysat.saturation.recursion import Spectrum, loss_curves, noise_factor
 from raysat.saturation.targets import steps_to_target
@@ -66,8 +66,8 @@ class Foreseen:
     def typical(self, trials: pd.DataFrame, eps: float) -> Paths:
         """The lowest loss so far along a typical run of each trial, up to where it is at most eps.
 
-        Only of trials whose expected loss comes to eps nearly as soon as that of any other stepsize of their seed and
-        batch size: another is not the best one.
+        Only of trials whose stepsize is near that with which the expected loss of their seed and batch size comes to
+        eps first: another is not the best one.
 
         Args:
             trials: Rows of `trials`.
@@ -76,8 +76,11 @@ class Foreseen:
         expected = pd.Series(
             [steps_to_target(*self.paths[cell_id], eps) for cell_id in trials["cell_id"]], trials.index
         )
-        least = expected.groupby([trials["seed"], trials["batch_size"]]).transform("min")
-        trials, expected = trials[expected <= NEAR * least], expected[expected <= NEAR * least]
+        expected = expected.fillna(math.inf)
+        of_size = expected.groupby([trials["seed"], trials["batch_size"]])
+        least, best = of_size.transform("min"), trials["eta"][of_size.transform("idxmin")].to_numpy()
+        some = np.isfinite(least) & near(trials["eta"], best)
+        trials, expected = trials[some], least[some]
         key = (eps, *sorted(trials["cell_id"]))
         if key in self.drawn:
             return self.drawn[key]

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from raysat.saturation.critical import CriticalBatch, critical_batch
 from raysat.saturation.formulas import beta
@@ -23,13 +23,16 @@ from raysat.saturation.targets import steps_to_target
 from raysat.saturation.typical import typical_steps
 from raysat.text import number
 
-GRID = 2.0 ** np.arange(-4, 0, 0.25)
-"""The stepsizes among which the best is sought, as fractions of the largest stable one: powers of 2^(1/4)."""
+GRID = 2.0 ** np.array([*np.arange(-4, -0.125, 0.25), -0.125, -0.0625])
+"""The stepsizes among which the best is sought, as fractions of the largest stable one: powers of 2^(1/4), and near 1,
+where large batches have theirs, of less."""
 
-NEAR = 1.6
-"""A stepsize whose mean loss needs more than so many times the iterations of the best one is not tried for the typical
-run. Default: 1.6; the typical run's best stepsize is up to twice the mean's, and the mean needs 1.4 times as long with
-it (`python benchmarks/forecast.py typical`)."""
+AROUND = 0.8, 2.1
+"""Where the typical run's best stepsize is sought, in units of the mean loss's: it is larger where single bad batches
+raise the mean, on steep spectra up to nearly twice as large."""
+
+AHEAD = 1.5
+"""By how much a typical run may reach the target before the mean loss does, whose stepsize must be known for it."""
 
 
 @dataclass(frozen=True)
@@ -95,16 +98,23 @@ def tuned_steps(
     phi = np.array([noise_factor(int(size), spectrum.n, replacement=replacement) for size in b])
     most = np.array([largest_stable(spectrum, value) for value in phi])
     eta, noise = most[:, None] * GRID, np.repeat(phi[:, None], len(GRID), 1)
-    curves = loss_curves(spectrum, eta.ravel(), noise.ravel(), math.ceil(NEAR * iterations))
+    curves = loss_curves(spectrum, eta.ravel(), noise.ravel(), math.ceil(AHEAD * iterations))
     t = np.arange(curves.shape[1])
     mean = np.array([steps_to_target(t, curve, eps) for curve in curves]).reshape(eta.shape)
     mean = np.where(np.isnan(mean), math.inf, mean)
-    tried = np.isfinite(mean) & (mean <= NEAR * mean.min(1, keepdims=True))
+    known = np.isfinite(mean.min(1, keepdims=True))
+    tried = known & near(np.broadcast_to(GRID, eta.shape), GRID[mean.argmin(1)][:, None])
     typical = np.full(eta.shape, math.inf)
-    typical[tried] = typical_steps(spectrum, eta[tried], noise[tried], eps, iterations, mean[tried])
+    expected = np.broadcast_to(mean.min(1, keepdims=True), eta.shape)[tried]
+    typical[tried] = typical_steps(spectrum, eta[tried], noise[tried], eps, iterations, expected)
     typical = np.where(np.isnan(typical), math.inf, typical)
     mean = np.where(mean > iterations, math.inf, mean)
     return Tuned(*_best(typical), *_best(mean))
+
+
+def near(eta: Float[np.ndarray, "..."], best: Float[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+    """Which stepsizes may be a typical run's best, where `best` is that of the mean loss."""
+    return (eta >= AROUND[0] * best) & (eta <= AROUND[1] * best)
 
 
 def _best(steps: Float[np.ndarray, "k g"]) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:

@@ -1,11 +1,10 @@
-r"""N(b) of a typical run of SGD on the linearized network: runs drawn in the recursion's coordinates.
+"""N(b) of a typical run of SGD on the linearized network: runs drawn in the recursion's coordinates.
 
 **Why the mean does not tell.** N(b; eps) is measured as the geometric mean over runs of the first iteration at which
 the loss is at most eps. `raysat.saturation.recursion` follows the mean loss, and reaches eps later, for two reasons:
 the mean is raised by the few runs that meet bad batches, and a run whose loss goes up and down is below eps for the
-first time before it stays there. On least squares the second counts for more: at b = 1 and the best stepsize the mean
-loss takes 175 iterations, the geometric mean of the losses 169, and the runs 153
-(`python benchmarks/forecast.py typical`).
+first time before it stays there. On least squares the second counts for more: at b = 1 and their best stepsizes the
+mean loss takes 205 iterations, the mean of its logarithm 203, and the runs 182 (`benchmarks/forecast.py linear`).
 
 **The runs.** What the recursion takes of the eigenvectors of K is that their entries are as good as independent normal
 numbers, drawn anew for each batch. That is a stochastic process of its own, whose mean is the recursion exactly. Let
