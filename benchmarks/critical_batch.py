@@ -17,8 +17,8 @@ import pandas as pd
 
 from raysat.analysis import load
 from raysat.analysis.reading import best_of, usable
-from raysat.forecast import forecast
 from raysat.saturation.critical import critical_batch
+from raysat.saturation.forecast import forecast
 from raysat.saturation.targets import steps_to_target
 from raysat.storage.store import Store
 
@@ -64,8 +64,9 @@ def main(root: Path) -> None:
         print(f"width {width}, L <= {target}; mean of {len(seeds)} seeds: {seeds.mean().round(2).to_dict()}")
         sizes = sorted(set(group["batch_size"]))
         made = [forecast(statistics[key], sizes, FORECAST_ITERATIONS, target) for key in group["init_id"].unique()]
-        print(f"  forecast: b_N {', '.join(f'{one.b_N:.3g}' for one in made)} by seed; means over seeds")
-        tables = pd.concat(one.by_batch for one in made)[["batch_size", "N_best", "eta_best", "eta_max"]]
+        found = (f"{one.typical.value:.3g} ({one.mean.value:.3g})" for one in made)
+        print(f"  forecast: b_N of a typical run (of the mean loss) {', '.join(found)} by seed; means over seeds")
+        tables = pd.concat(one.by_batch for one in made)[["batch_size", "N", "eta", "N_mean", "eta_max"]]
         print(np.exp(np.log(tables).groupby(tables["batch_size"]).mean()).T.to_string(float_format="{:.3g}".format))
         show("tuned freely", group)
         show("below 2/k_op", group[group["eta"] * group["k_op"] < 2])

@@ -14,9 +14,10 @@ import numpy as np
 
 from raysat import data, linear, linearized, mlp, models, ntk_statistics
 from raysat.data.linear import linear_problem
-from raysat.forecast import GRID, STEPS, forecast
+from raysat.forecast import STEPS
 from raysat.losses import LOSSES
-from raysat.saturation.fits import fit_saturation
+from raysat.saturation.critical import critical_batch
+from raysat.saturation.forecast import GRID, forecast
 from raysat.saturation.formulas import beta
 from raysat.saturation.recursion import Spectrum, loss_curves, noise_factor
 from raysat.saturation.targets import steps_to_target
@@ -25,6 +26,7 @@ from raysat.sgd.evaluate import evaluate
 from raysat.sgd.sampler import batches
 
 N, T, SIZES = 1000, 300, (1, 4, 16, 64)
+RUNS = 1000
 MODEL = mlp(depth=3, hidden_gain=2**0.5)
 
 
@@ -92,31 +94,73 @@ def exact_steps(x: np.ndarray, error: np.ndarray, eta: float, b: int, steps: int
     return np.nan
 
 
+def exact_runs(
+    x: np.ndarray, error: np.ndarray, eta: float, b: int, target: float, longest: int
+) -> tuple[float, float, float]:
+    """Of `RUNS` runs of SGD: the geometric mean of N, its relative error, and N of the geometric mean of the losses."""
+    n, draw, runs = len(x), np.random.default_rng(b), RUNS if b < len(x) else 1
+    w, losses, lowest = np.tile(error, (runs, 1)), [], np.inf
+    while len(losses) <= longest:
+        losses.append(((w @ x.T) ** 2).sum(1) / (2 * n))
+        lowest = np.minimum(lowest, losses[-1])
+        if (lowest <= target).all() and np.log(losses[-1]).mean() <= np.log(target):
+            break
+        batch = draw.random((runs, n)).argpartition(b - 1, axis=1)[:, :b]
+        w = w - eta / b * np.einsum("rbd,rb->rd", x[batch], np.einsum("rbd,rd->rb", x[batch], w))
+    t, paths = np.arange(len(losses)), np.array(losses)
+    logs = np.log([steps_to_target(t, path, target) for path in paths.T])
+    off = logs.std() / runs**0.5
+    return float(np.exp(logs.mean())), off, steps_to_target(t, np.exp(np.log(paths).mean(1)), target)
+
+
 def against_least_squares(share: float = 0.1, steps: int = 600) -> None:
-    """b_N on the linear data set: under eta = 1/beta(b), and tuned among the forecast's stable stepsizes."""
-    problem = linear_problem()
-    n, sizes = len(problem.x), np.array([1, 2, 4, 8, 16, 32, 64, 128, 256])
-    dataset = data.load("linear", preprocessing="none", dtype="float64")
-    network = models.build(linear(), 0, dataset.input_shape, dataset.outputs, seed=0).double()
-    statistics = asdict(ntk_statistics(network, dataset.x, dataset.y, spectrum=STEPS))
-    error = next(network.parameters()).detach().numpy().ravel() - problem.w_bar
-    target = share * statistics["loss_init"]
-    made = forecast(statistics, sizes.tolist(), steps, target)
-    exact: dict[str, list[float]] = {"eta = 1/beta(b)": [], "tuned": []}
-    for b, most in zip(sizes, made.by_batch["eta_max"], strict=True):
-        eta = 1 / beta(int(b), n, problem.gamma, problem.k_op)
-        exact["eta = 1/beta(b)"].append(exact_steps(problem.x, error, eta, b, steps, target))
-        tried = [exact_steps(problem.x, error, most * part, b, steps, target) for part in GRID[GRID > 0.2]]
-        exact["tuned"].append(float(np.nanmin(tried)))
-    for (name, found), b_n in zip(exact.items(), (made.b_N_theory, made.b_N), strict=True):
-        truth = float(fit_saturation(sizes, np.array(found)).b_c)
-        steps_of = made.by_batch["N_best" if name == "tuned" else "N_theory"]
-        print(
-            f"linear, L <= {share} L(w_0), {name}: b_N forecast {b_n:.4g}, exact {truth:.4g}, forecast off by "
-            f"{100 * (b_n / truth - 1):+.1f} %\n  N exact    {' '.join(f'{value:.4g}' for value in found)}\n"
-            f"  N forecast {' '.join(f'{value:.4g}' for value in steps_of)}",
-            flush=True,
-        )
+    """b_N on least squares: of the mean loss against its exact recursion, of the typical run against 1,000 runs.
+
+    `linear` is the data set; the two others have a steeper and a flat spectrum. Stepsizes are 1/beta(b), or the best of
+    `GRID`; of the runs the best of the forecast's own and its neighbours.
+    """
+    for name, power in (("linear", 1.0), ("linear(power=2.0)", 2.0), ("linear(power=0.0)", 0.0)):
+        # With one eigenvalue a large batch takes a single iteration, which has no b_N.
+        sizes = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256] if power else [1, 2, 4, 8, 16, 32])
+        problem = linear_problem(power=power)
+        n = len(problem.x)
+        dataset = data.load(name, preprocessing="none", dtype="float64")
+        network = models.build(linear(), 0, dataset.input_shape, dataset.outputs, seed=0).double()
+        statistics = asdict(ntk_statistics(network, dataset.x, dataset.y, spectrum=STEPS))
+        error = next(network.parameters()).detach().numpy().ravel() - problem.w_bar
+        target = share * statistics["loss_init"]
+        rows = forecast(statistics, sizes.tolist(), steps, target).by_batch.set_index("batch_size")
+        exact: dict[str, list[float]] = {"N_theory": [], "N_mean": [], "N": []}
+        losses, errors = [], []
+        for b, row in rows.iterrows():
+            eta = 1 / beta(int(b), n, problem.gamma, problem.k_op)
+            exact["N_theory"].append(exact_steps(problem.x, error, eta, b, steps, target))
+            tried = [exact_steps(problem.x, error, row["eta_max"] * part, b, steps, target) for part in GRID]
+            exact["N_mean"].append(float(np.nanmin(tried)))
+            own = [row["eta"] * 2 ** (k / 4) for k in (-1, 0, 1) if row["eta"] * 2 ** (k / 4) < row["eta_max"]]
+            found = [exact_runs(problem.x, error, eta, b, target, steps) for eta in own]
+            best = min(found, key=lambda one: np.nan_to_num(one[0], nan=np.inf))
+            exact["N"].append(best[0])
+            losses.append(best[2])
+            errors.append(best[1])
+        for column, what in (
+            ("N_theory", "mean loss, eta = 1/beta(b)"),
+            ("N_mean", "mean loss, tuned"),
+            ("N", "typical run, tuned"),
+        ):
+            foreseen, truth = (critical_batch(sizes, np.array([v]), "N").value for v in (rows[column], exact[column]))
+            print(
+                f"{name}, L <= {share} L(w_0), {what}: b_N forecast {foreseen:.4g}, exact {truth:.4g}, off by "
+                f"{100 * (foreseen / truth - 1):+.1f} %\n  N exact    {_words(exact[column])}\n"
+                f"  N forecast {_words(rows[column])}",
+                flush=True,
+            )
+        print(f"  N of the geometric mean of the runs' losses {_words(losses)}")
+        print(f"  standard error of the exact N of typical runs {100 * max(errors):.1f} % at most", flush=True)
+
+
+def _words(values) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
 
 
 PARTS = {"linearized": against_linearized, "trained": against_trained, "linear": against_least_squares}

@@ -135,3 +135,83 @@ def least_squares_recursion(x: np.ndarray, errors: np.ndarray, eta: float, b: in
         m = m - eta * (h @ m + m @ h) + eta**2 * (own / b + (b - 1) / b * pairs)
         losses.append(np.trace(h @ m) / 2)
     return np.array(losses)
+
+
+def normal_sgd(
+    eigenvalues: np.ndarray,
+    start: np.ndarray,
+    eta: float,
+    b: int,
+    steps: int,
+    runs: int,
+    outputs: int = 1,
+    seed: int = 0,
+) -> np.ndarray:
+    """The losses of runs of SGD whose samples are drawn anew for each batch, with normal entries of eigenvectors.
+
+    A sample's residual is `g a`, g the entries of the eigenvectors there, `[outputs, eigenvalues]` of variance
+    1/outputs, a the residual's coefficients, and one step is `a <- a - eta diag(eigenvalues) mean_s g_s^T g_s a`.
+
+    Args:
+        eigenvalues: Of K.
+        start: The coefficients at the start, by sample: their squares sum to 2 L.
+        eta: Stepsize.
+        b: Batch size.
+        steps: T.
+        runs: How many.
+        outputs: C.
+        seed: Of the draws.
+
+    Returns:
+        A row an iteration, a column a run.
+    """
+    draw = np.random.default_rng(seed)
+    a = np.tile(start, (runs, 1))
+    losses = [(a**2).sum(1) / 2]
+    for _ in range(steps):
+        g = draw.normal(size=(runs, b, outputs, len(start))) / math.sqrt(outputs)
+        residuals = np.einsum("rbck,rk->rbc", g, a)
+        a = a - eta * eigenvalues * np.einsum("rbck,rbc->rk", g, residuals) / b
+        losses.append((a**2).sum(1) / 2)
+    return np.array(losses)
+
+
+def least_squares_sgd(
+    x: np.ndarray, error: np.ndarray, eta: float, b: int, steps: int, runs: int, seed: int = 0
+) -> np.ndarray:
+    """The losses of runs of SGD on least squares, with batches of b distinct samples.
+
+    Args:
+        x: The samples. Shape: [n, d].
+        error: w_0 - w_bar. Shape: [d].
+        eta: Stepsize.
+        b: Batch size.
+        steps: T.
+        runs: How many.
+        seed: Of the batches.
+
+    Returns:
+        A row an iteration, a column a run.
+    """
+    draw, n, w = np.random.default_rng(seed), len(x), np.tile(error, (runs, 1))
+    losses = [((w @ x.T) ** 2).sum(1) / (2 * n)]
+    for _ in range(steps):
+        batch = np.argsort(draw.random((runs, n)), axis=1)[:, :b]
+        w = w - eta / b * np.einsum("rbd,rb->rd", x[batch], np.einsum("rbd,rd->rb", x[batch], w))
+        losses.append(((w @ x.T) ** 2).sum(1) / (2 * n))
+    return np.array(losses)
+
+
+def geometric_steps(losses: np.ndarray, eps: float) -> tuple[float, float]:
+    """The geometric mean over runs of the first iteration at which the loss is at most eps, and its relative error.
+
+    Args:
+        losses: A row an iteration, a column a run; log L is linear between them.
+        eps: The target, which every run reaches.
+    """
+    logs = []
+    for path in losses.T:
+        k = int(np.argmax(path <= eps))
+        assert path[k] <= eps < path[0]
+        logs.append(math.log(k - 1 + math.log(path[k - 1] / eps) / math.log(path[k - 1] / path[k])))
+    return math.exp(np.mean(logs)), float(np.std(logs, ddof=1)) / math.sqrt(len(logs))

@@ -1,9 +1,9 @@
 """What was predicted before a step was trained, beside what was measured: one row for each predictor of each fit.
 
 Three predictors are numbers of the initialization: `b_star`, `b_star_thm33` and `noise_scale`. The fourth, `forecast`,
-is the same experiment by the recursion of `raysat.saturation.recursion`: the same trials, with the same stepsizes,
-tuned in the same way and fitted by the same law, only that each trial's loss curve is the expected one of the
-linearized network.
+is the same experiment on the linearized network: the same trials, with the same stepsizes, tuned in the same way and
+fitted by the same law. Of N each trial is a typical run, evaluated when the trial was (`raysat.saturation.typical`); of
+h, in which the two hardly differ, its loss curve is the expected one (`raysat.saturation.recursion`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Int
 
 from raysat.analysis.measure import FITS, Measurement, Paths, at_edges, best_by_h, best_by_steps, by_seed
 from raysat.analysis.reading import policy
 from raysat.saturation.critical import critical_batch
 from raysat.saturation.fits import fit_saturation
+from raysat.saturation.forecast import near
 from raysat.saturation.formulas import exponent
 from raysat.saturation.recursion import Spectrum, loss_curves, noise_factor
+from raysat.saturation.targets import steps_to_target
+from raysat.saturation.typical import LEAST_RUNS, RUNS, affordable, typical_runs
 from raysat.storage.schema import DIVERGED, FAILED
 
 PREDICTORS = ("b_star", "b_star_thm33", "noise_scale", "forecast")
@@ -45,19 +49,71 @@ class Foreseen:
 
     Attributes:
         paths: The expected loss along each trial, to `HORIZON` T.
+        spectra: What each trial's network is, by `init_id`.
+        phi: Each trial's noise factor.
+        evaluated: When each trial's loss was evaluated.
         reason: Why there are none; empty where there are.
+        drawn: What `typical` has found: the readings of a group ask for the same trials.
     """
 
     paths: Paths = field(default_factory=dict)
+    spectra: Mapping[str, Spectrum] = field(default_factory=dict)
+    phi: Mapping[str, float] = field(default_factory=dict)
+    evaluated: Mapping[str, Int[np.ndarray, " t"]] = field(default_factory=dict)
     reason: str = ""
+    drawn: dict[tuple, Paths] = field(default_factory=dict, repr=False)
+
+    def typical(self, trials: pd.DataFrame, eps: float) -> Paths:
+        """The lowest loss so far along a typical run of each trial, up to where it is at most eps.
+
+        Only of trials whose stepsize is near that with which the expected loss of their seed and batch size comes to
+        eps first: another is not the best one.
+
+        Args:
+            trials: Rows of `trials`.
+            eps: The target loss.
+        """
+        expected = pd.Series(
+            [steps_to_target(*self.paths[cell_id], eps) for cell_id in trials["cell_id"]], trials.index
+        )
+        expected = expected.fillna(math.inf)
+        of_size = expected.groupby([trials["seed"], trials["batch_size"]])
+        least, best = of_size.transform("min"), trials["eta"][of_size.transform("idxmin")].to_numpy()
+        some = np.isfinite(least) & near(trials["eta"], best)
+        trials, expected = trials[some], least[some]
+        key = (eps, *sorted(trials["cell_id"]))
+        if key in self.drawn:
+            return self.drawn[key]
+        found = self.drawn[key] = {}
+        share = max(LEAST_RUNS, RUNS // max(1, trials["init_id"].nunique()))
+        for init_id, own in trials.groupby("init_id"):
+            spectrum, horizon = self.spectra[init_id], len(self.paths[own["cell_id"].iloc[0]][0]) - 1
+            seen = np.array([_seen(self.evaluated[cell_id], horizon) for cell_id in own["cell_id"]])
+            phi = np.array([self.phi[cell_id] for cell_id in own["cell_id"]])
+            runs = min(share, affordable(spectrum, float(expected.sum())))
+            eta = own["eta"].to_numpy(dtype=float)
+            made = typical_runs(spectrum, eta, phi, horizon, until=eps, seen=seen, runs=runs)
+            for cell_id, lowest, at in zip(own["cell_id"], made.lowest, seen, strict=True):
+                found[cell_id] = np.flatnonzero(at), lowest[at]
+        return found
 
 
-def foresee(group: pd.DataFrame, ntk: pd.DataFrame) -> Foreseen:
+def _seen(evaluated: Int[np.ndarray, " t"], horizon: int) -> Bool[np.ndarray, " horizon"]:
+    """The iterations at which a trial was evaluated, and from there to the horizon some that lie as far apart."""
+    seen = np.zeros(horizon + 1, bool)
+    seen[evaluated[evaluated <= horizon]] = True
+    far = max(1, int(evaluated[-1] - evaluated[-2])) if len(evaluated) > 1 else 1
+    seen[evaluated[-1] if len(evaluated) else 0 :: far] = True
+    return seen
+
+
+def foresee(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> Foreseen:
     """The expected loss along each trial of a group, from the statistics of its own seed and with its own stepsize.
 
     Args:
         group: Rows of `trials` that share data, model and stepsize policy.
         ntk: The `ntk` table.
+        paths: The losses along the trials as they were measured.
     """
     row = group.iloc[0]
     if row["unpredicted"]:
@@ -74,14 +130,16 @@ def foresee(group: pd.DataFrame, ntk: pd.DataFrame) -> Foreseen:
     if not trials["init_id"].isin(spectra.index).all():
         return Foreseen(reason="not every seed has spectral measures in ntk: run the sweep with spectrum=64")
     horizon = HORIZON * int(row["iterations"])
-    t, paths = np.arange(horizon + 1), {}
+    made, t, replacement = Foreseen(), np.arange(horizon + 1), row["sampling"] == "with_replacement"
     for init_id, own in trials.groupby("init_id"):
         spectrum = Spectrum.of(spectra.loc[init_id].to_dict())
-        replacement = row["sampling"] == "with_replacement"
         phi = np.array([noise_factor(int(b), spectrum.n, replacement=replacement) for b in own["batch_size"]])
         curves = loss_curves(spectrum, own["eta"].to_numpy(dtype=float), phi, horizon)
-        paths |= {cell_id: (t, curve) for cell_id, curve in zip(own["cell_id"], curves, strict=True)}
-    return Foreseen(paths)
+        made.spectra[init_id] = spectrum
+        for cell_id, noise, curve in zip(own["cell_id"], phi, curves, strict=True):
+            made.paths[cell_id], made.phi[cell_id] = (t, curve), float(noise)
+            made.evaluated[cell_id] = paths.get(cell_id, (np.zeros(0, int),))[0]
+    return made
 
 
 def compare(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) -> Iterator[dict]:
@@ -119,7 +177,8 @@ def _forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) 
     if about["quantity"] == "h":
         best = best_by_h(trials.assign(h=[_exponent(foreseen.paths, row) for row in trials.to_dict("records")]))
     else:
-        best = best_by_steps(trials, foreseen.paths, about["target"])
+        paths = foreseen.typical(trials, about["target"])
+        best = best_by_steps(trials, paths, about["target"])
         if late := sorted(set(best.loc[best["value"].isna(), "batch_size"])):
             sizes = ", ".join(map(str, late))
             words = f"it does not reach L <= {about['target']:g} in {HORIZON} T iterations at b = {sizes}"

@@ -81,7 +81,7 @@ def analyze(
     points, fits, comparison, costs, choices = [], [], [], [], []
     for _, group in trials.groupby(list(GROUP), dropna=False):
         own = targets if automatic is None else automatic[group.index[0]]
-        foreseen = Foreseen(reason="no table ntk was given") if ntk is None else foresee(group, ntk)
+        foreseen = Foreseen(reason="no table ntk was given") if ntk is None else foresee(group, ntk, paths)
         for reading in readings(group):
             for measured in measure(reading, group, paths, own):
                 points += measured.points

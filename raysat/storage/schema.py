@@ -264,7 +264,7 @@ TRIALS = (
         _REAL,
         "eta",
         "Stepsize up to which SGD on the linearized network is stable at this b "
-        "(`raysat.saturation.recursion.largest_stable`); without spectral measures 2/k_op, which is necessary at every "
+        "(`raysat.saturation.recursion.stable_below`); without spectral measures 2/k_op, which is necessary at every "
         "b and exact at b = n.",
     ),
     Column("budget", _TEXT, "", "What ends a trial: `4000 iterations`, `60000 samples` or `10 epochs`."),
@@ -377,8 +377,8 @@ ANALYSIS = (
         "predictor",
         _TEXT,
         "",
-        "`b_star`; `b_star_thm33`, which is 4 gamma / k_op; `noise_scale`; `forecast`: the same trials by the "
-        "recursion of `raysat.saturation.recursion`, tuned and fitted in the same way.",
+        "`b_star`; `b_star_thm33`, which is 4 gamma / k_op; `noise_scale`; `forecast`: the same trials on the "
+        "linearized network, tuned and fitted in the same way, of b_N as typical runs (`raysat.saturation.typical`).",
     ),
     Column("predicted", _REAL, "samples", "Its value: the mean over seeds, of the forecast the fit to all seeds."),
     Column("predicted_min", _REAL, "samples", "The smallest of a seed."),

@@ -24,13 +24,13 @@ SAMPLES, T = 1000, 300
 
 def recursion(eta, b, steps):
     """The mean-field recursion of the expected loss, one eigenvalue at a time."""
-    phi = (SAMPLES - b) / (b * (SAMPLES - 1))
+    phi = 1 / b
     v, losses = list(MASSES), []
     for _ in range(steps + 1):
         total = sum(v)
         losses.append(total / 2)
         v = [
-            (1 - eta * eigenvalue) ** 2 * own + eta**2 * phi * eigenvalue**2 * (total - own)
+            (1 - eta * eigenvalue) ** 2 * own + eta**2 * phi * eigenvalue**2 * (total + own)
             for eigenvalue, own in zip(EIGENVALUES, v, strict=True)
         ]
     return losses
@@ -44,13 +44,24 @@ def statistics(**changes):
     return pa.Table.from_pylist([row], schema=arrow_schema("ntk")).to_pandas()
 
 
-def exact(b, stepsize, eta, **changes):
+def exact(b, stepsize, eta, losses=None, **changes):
     """A trial whose loss is the recursion's, evaluated at every iteration."""
-    losses = recursion(eta, b, T)
+    losses = recursion(eta, b, T) if losses is None else losses
     ended = {"status": "diverged", "rate": 0.0} if losses[-1] > losses[0] else {"rate": 0.0}
     ended |= {"h": math.log(losses[0] / losses[-1]) / T} if losses[-1] <= losses[0] else {}
-    row, _ = trial(b, 0, stepsize, eta, init_id="init", n=SAMPLES, **{**ended, "loss_init": losses[0], **changes})
+    ended |= {"init_id": "init", "n": SAMPLES, "sampling": "with_replacement", "loss_init": losses[0]}
+    row, _ = trial(b, changes.pop("seed", 0), stepsize, eta, **{**ended, **changes})
     return row, [{"cell_id": row["cell_id"], "iteration": t, "train_loss": loss} for t, loss in enumerate(losses)]
+
+
+def sampled(b, stepsize, etas, seeds=12):
+    """Trials of SGD of which every sample is drawn, one a seed and stepsize."""
+    for eta in etas:
+        with np.errstate(over="ignore", invalid="ignore"):
+            losses = oracles.normal_sgd(EIGENVALUES, np.sqrt(MASSES), eta, b, T, seeds, seed=b)
+        for seed, path in enumerate(losses.T):
+            if np.isfinite(path).all() and path[-1] < path[0]:
+                yield exact(b, stepsize, eta, path.tolist(), seed=seed)
 
 
 def compared(made, ntk, targets=(3.0, 1.0)):
@@ -69,12 +80,33 @@ THEORY = [exact(b, "theory(1)", 1 / (6 / b + 0.5)) for b in SIZES]
 
 class TestForecast:
     @pytest.mark.parametrize("made", [GRID, THEORY], ids=["grid", "theory"])
-    def test_is_the_measured_value_where_the_recursion_is_the_truth(self, made):
-        """Tuned in the same way, at the same target and the same T: what follows from equal curves is equal."""
-        rows = forecasts(made, statistics())
-        assert len(rows) == (6 if made is GRID else 3)  # two readings of the grid
+    def test_of_h_is_the_measured_value_where_the_recursion_is_the_truth(self, made):
+        """Tuned in the same way, at the same T: what follows from equal curves is equal."""
+        rows = forecasts(made, statistics()).query("quantity == 'b_h'")
+        assert len(rows) == (2 if made is GRID else 1)  # two readings of the grid
         assert rows["ratio"].to_numpy() == pytest.approx(np.ones(len(rows)), rel=1e-6)
         assert rows["predicted_min"].to_numpy() == pytest.approx(rows["predicted"].to_numpy(), rel=1e-6)  # of one seed
+
+    @pytest.mark.parametrize(("stepsize", "target"), [("grid", 0.5), ("theory(1)", 1.0)])
+    def test_of_n_is_what_runs_show_that_draw_every_sample(self, stepsize, target):
+        """Single runs are ahead of the mean loss at small b, where noise is large."""
+        made = []
+        for b in (1, 2, 4, 8, 16, 64):
+            tuned = 1 / (6 / b + 0.5)
+            etas = tuned * 2.0 ** np.arange(-1.5, 1.5, 0.5) if stepsize == "grid" else [tuned]
+            made += sampled(b, stepsize, etas)
+        rows = forecasts(made, statistics(), targets=(target,)).query("quantity == 'b_N'")
+        assert len(rows) == (2 if stepsize == "grid" else 1)
+        assert rows["ratio"].to_numpy() == pytest.approx(np.ones(len(rows)), rel=0.06)
+
+    def test_of_n_is_evaluated_when_the_trials_were(self):
+        """Seen at each iteration a run is below the target sooner than seen at every twentieth."""
+        made = [cell for b in SIZES for cell in sampled(b, "theory(1)", [1 / (6 / b + 0.5)], seeds=4)]
+        seldom = [(row, [point for point in curve if point["iteration"] % 20 == 0]) for row, curve in made]
+        often, late = (
+            forecasts(one, statistics(), targets=(0.1,)).query("quantity == 'b_N'") for one in (made, seldom)
+        )
+        assert often["predicted"].iloc[0] != late["predicted"].iloc[0]
 
     def test_of_a_free_reading_stays_among_stable_stepsizes(self):
         """A finite network may survive beyond 2/k_op; there the forecast keeps the best of the stable stepsizes."""
@@ -86,7 +118,7 @@ class TestForecast:
         free, stable = rows.loc[("free", "b_N", 1.0)], rows.loc[("stable", "b_N", 1.0)]
         assert math.isnan(free["value"])  # every b takes the same few steps
         assert free["predicted"] == pytest.approx(stable["predicted"])
-        assert stable["ratio"] == pytest.approx(1, rel=1e-6)
+        assert stable["ratio"] == pytest.approx(1, rel=0.2)  # of the mean loss, where the forecast is of a typical run
 
     def test_has_a_value_for_a_target_that_it_reaches_after_t(self):
         slower = statistics(residual_weights=(SAMPLES * MASSES * 1.2).tolist())

@@ -1,0 +1,195 @@
+"""The page of a forecast, and its figures: what to use, N(b), and a row a batch size with each column explained."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from functools import partial
+from html import escape
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from matplotlib import rc_context, rc_file_defaults
+
+from raysat.plots.drawing import draw
+from raysat.plots.foreseen import CAPTION, foreseen_steps
+from raysat.report.figures import AXES, SMOOTH, Json, numbers
+from raysat.report.html import Section, figure, listing, page, paragraphs, table
+from raysat.saturation.fits import law
+from raysat.saturation.forecast import Forecast
+from raysat.storage.files import Location, write_aside, written
+from raysat.text import number
+
+COLUMNS = {
+    "batch_size": ("b", "samples", "batch size"),
+    "N": ("N", "iterations", "of a typical run to the target, with its best stable stepsize"),
+    "samples": ("b N", "samples", "that these iterations take"),
+    "eta": ("eta", "stepsize", "the best one of a typical run"),
+    "N_mean": (
+        "N mean",
+        "iterations",
+        "of the mean loss over all runs, which rare bad batches raise, with its best stepsize",
+    ),
+    "eta_max": ("eta max", "stepsize", "the largest at which the mean loss of the linearized network does not grow"),
+}
+"""The columns that are shown: head, unit, and what it is."""
+
+MORE = COLUMNS | {
+    "eta_theory": ("1/beta", "stepsize", "what the theory grants every network"),
+    "N_theory": ("N at 1/beta", "iterations", "of the mean loss to the target, with that stepsize"),
+    "h_theory": ("h at 1/beta", "1/iterations", "log(L(w_0)/L(w_T))/T of the mean loss, with that stepsize"),
+}
+"""Those of the page."""
+
+HOW = (
+    "Nothing was trained: the network is linearized at initialization, and SGD on it is followed by the spectrum of "
+    "its kernel and of the residual, with eigenvectors as good as random. Where the kernel moves (narrow networks, "
+    "large stepsizes, long runs) real training differs: see docs/reproduction.md for by how much it did."
+)
+
+TITLE = "Iterations to the target loss, forecast"
+
+
+def sentence(made: Forecast) -> str:
+    """What batch size to use, or why that cannot be said."""
+    if math.isnan(made.typical.value):
+        why = next(said for said in made.remarks if said.startswith("No b_N"))
+        return f"No batch size can be advised. {why}"
+    rows = made.by_batch
+    first, worth = rows.iloc[0], rows[rows["batch_size"] <= made.typical.value]
+    much = ""
+    if len(worth) > 1:
+        last = worth.iloc[-1]
+        much = (
+            f" b = {int(last['batch_size'])} takes {number(last['N'])} iterations where b = "
+            f"{int(first['batch_size'])} takes {number(first['N'])}."
+        )
+    return (
+        f"Use b up to about {number(made.typical.value, 2)}: beyond, larger batches cease to save iterations in "
+        f"proportion.{much}"
+    )
+
+
+def details(made: Forecast) -> str:
+    """The critical batch sizes in each sense, and the target."""
+    typical, mean, theory = (number(fit.value) for fit in (made.typical, made.mean, made.theory))
+    return (
+        f"To L <= {number(made.target)}, each b with its best stable stepsize. b_N, where perfect scaling ends: "
+        f"{typical} for a typical run, {mean} for the mean loss; under 1/beta(b) {theory}, and b_h, at T = "
+        f"{made.iterations:,}, {number(made.b_h_theory.value)}. b_star = gamma/k_op: {number(made.b_star)}."
+    )
+
+
+def cells(made: Forecast, columns: Mapping[str, object] = COLUMNS) -> list[list[str]]:
+    """The rows of the table, as text."""
+    rows = made.by_batch.assign(samples=made.by_batch["batch_size"] * made.by_batch["N"])
+    return [[number(row[name]) for name in columns] for row in rows[list(columns)].to_dict("records")]
+
+
+def explained(columns: Mapping[str, tuple[str, str, str]] = COLUMNS) -> list[str]:
+    """Each column in words."""
+    return [f"{head} ({unit}): {what}." for head, unit, what in columns.values()]
+
+
+def save(made: Mapping[str, Forecast], name: str, notes: Sequence[str], folder: Location) -> Location:
+    """Write `forecast.html`, and of each forecast a figure as PNG and PDF, to a folder, which is made.
+
+    Args:
+        made: Forecasts by the name of their network.
+        name: The sweep's.
+        notes: What holds for all of them.
+        folder: Where.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    with written(folder), TemporaryDirectory(prefix="raysat-") as drawn:
+        folder.mkdir(parents=True, exist_ok=True)
+        with rc_context():
+            rc_file_defaults()  # and not what a user's code may have set in this process
+            labels = [f"forecast-{k}" if len(made) > 1 else "forecast" for k in range(1, len(made) + 1)]
+            named = zip(labels, made.items(), strict=True)
+            draw({label: foreseen_steps(one, title) for label, (title, one) in named}, Path(drawn))
+        for file in sorted(Path(drawn).iterdir()):
+            write_aside(folder / file.name, partial(shutil.copyfile, file))
+        stills = [(Path(drawn) / f"{label}.png").read_bytes() for label in labels]
+        text, path = render(made, name, notes, stills), folder / "forecast.html"
+        write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    return path
+
+
+def render(made: Mapping[str, Forecast], name: str, notes: Sequence[str], stills: Sequence[bytes]) -> str:
+    """The page.
+
+    Args:
+        made: Forecasts by the name of their network.
+        name: The sweep's.
+        notes: What holds for all of them.
+        stills: A PNG of each, for readers without scripts.
+    """
+    answers = [
+        f'<p class="setting">{escape(title)}</p>'
+        + paragraphs([sentence(one)], "said")
+        + paragraphs([details(one)])
+        + listing(one.remarks)
+        for title, one in made.items()
+    ]
+    images = "".join(
+        f'<img alt="{escape(title)}" src="data:image/png;base64,{b64encode(png).decode()}">'
+        for title, png in zip(made, stills, strict=True)
+    )
+    heads = [head for head, *_ in MORE.values()]
+    tables = [
+        f"<h3>{escape(title)}</h3>" + table(heads, cells(one, MORE), set(), f"Forecast by batch size: {title}")
+        for title, one in made.items()
+    ]
+    sections = [
+        Section("answer", "Answer", f'<div class="answer">{"".join(answers)}</div>{listing(notes)}'),
+        Section("figures", "Figure", figure("foreseen", TITLE, CAPTION, images)),
+        Section("table", "By batch size", "\n".join([*tables, listing(explained(MORE))])),
+        Section("how", "How it was made", paragraphs([HOW])),
+    ]
+    drawn = {"name": "foreseen", "title": TITLE, "caption": CAPTION, **AXES["steps"]}
+    drawn["views"] = [{"at": [title], **_view(one)} for title, one in made.items()]
+    payload = {"file": f"{name}-forecast", "choices": ["Network"], "start": [next(iter(made))], "figures": [drawn]}
+    lead = "A forecast from the network at initialization: nothing was trained."
+    return page(f"{name}: forecast", lead, sections, payload)
+
+
+def _view(made: Forecast) -> Json:
+    """The interactive figure of a forecast."""
+    rows, fit = made.by_batch, made.typical
+    b = np.geomspace(rows["batch_size"].min(), rows["batch_size"].max(), SMOOTH)
+    sizes, first = rows["batch_size"].tolist(), rows.iloc[0]
+    typical = {"name": "N, typical run", "tone": "blue", "mark": 0, "x": {"b": sizes}, "y": numbers(rows["N"])}
+    marks = [{"name": f"b_star = {number(made.b_star)}", "tone": "orange", "dash": "6 4", **_at(made.b_star)}]
+    if not math.isnan(fit.value):
+        typical["fit"] = {"x": {"b": numbers(b)}, "y": numbers(law(b, fit.asymptote, fit.value, fit.q))}
+        marks.insert(
+            0, {"name": f"b_N = {number(fit.value)}, forecast", "tone": "blue", "dash": "8 3 2 3", **_at(fit.value)}
+        )
+    if not math.isnan(made.mean.value):
+        name = f"b_N = {number(made.mean.value)}, of the mean loss"
+        marks.append({"name": name, "tone": "soft", "dash": "8 3 2 3", **_at(made.mean.value)})
+    mean = {"name": "N, mean loss", "tone": "ink", "mark": 1, "x": {"b": sizes}, "y": numbers(rows["N_mean"])}
+    perfect = {"name": f"perfect scaling N({sizes[0]})/b", "tone": "soft", "dash": "2 4", "line": True}
+    perfect |= {"x": {"b": numbers(b)}, "y": numbers(first["N"] * sizes[0] / b), "quiet": True, "loose": True}
+    for series, column in ((typical, "eta"), (mean, "eta_mean")):
+        series["extra"] = {"eta": numbers(rows[column])}
+    return {
+        "series": [typical, mean, perfect],
+        "marks": marks,
+        "notes": list(made.remarks),
+        "summary": f"{sentence(made)} {details(made)}",
+        "ticks": {"b": sizes},
+    }
+
+
+def _at(value: float) -> Json:
+    return dict.fromkeys(("at", "low", "high"), numbers([value])[0])

@@ -1,0 +1,195 @@
+"""What the statistics at initialization say of a sweep: N(b), the best stepsizes, and the critical batch sizes.
+
+Loss curves are those of the linearized network: of the mean loss (`raysat.saturation.recursion`), and of the typical
+run (`raysat.saturation.typical`), which is what a measurement sees. The docstrings there derive them and say when they
+fail. Critical batch sizes are refused in words where measured ones would be (`raysat.saturation.critical`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, Int
+
+from raysat.saturation.critical import CriticalBatch, critical_batch
+from raysat.saturation.formulas import beta
+from raysat.saturation.recursion import Spectrum, largest_stable, loss_curves, noise_factor
+from raysat.saturation.targets import steps_to_target
+from raysat.saturation.typical import typical_steps
+from raysat.text import number
+
+GRID = 2.0 ** np.array([*np.arange(-4, -0.125, 0.25), -0.125, -0.0625])
+"""The stepsizes among which the best is sought, as fractions of the largest stable one: powers of 2^(1/4), and near 1,
+where large batches have theirs, of less."""
+
+AROUND = 0.8, 2.1
+"""Where the typical run's best stepsize is sought, in units of the mean loss's: it is larger where single bad batches
+raise the mean, on steep spectra up to nearly twice as large."""
+
+AHEAD = 1.5
+"""By how much a typical run may reach the target before the mean loss does, whose stepsize must be known for it."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What the statistics at initialization say of a sweep.
+
+    Attributes:
+        by_batch: One row a batch size: `N`, the iterations of a typical run with `eta`, the best stepsize for it;
+            `N_mean`, those of the mean loss with the best stepsize for that, `eta_mean`; `eta_max`, the largest stable
+            stepsize; `eta_theory` = 1/beta(b), and what the mean loss does under it: `N_theory` and `h_theory`.
+        typical: b_N, fitted to N; without a value where `remarks` say why.
+        mean: Fitted to N_mean; likewise.
+        theory: Fitted to N_theory; likewise.
+        b_h_theory: Fitted to h_theory, at T iterations; likewise.
+        b_star: gamma / k_op.
+        n: Training samples.
+        target: The loss to which N belongs.
+        iterations: T.
+        remarks: Why a critical batch size is refused, and where the best stepsizes lie at an end of those tried.
+    """
+
+    by_batch: pd.DataFrame
+    typical: CriticalBatch
+    mean: CriticalBatch
+    theory: CriticalBatch
+    b_h_theory: CriticalBatch
+    b_star: float
+    n: int
+    target: float
+    iterations: int
+    remarks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """N(b; eps) with each batch size's best stepsize, and which one that is, over the largest stable one.
+
+    Attributes:
+        steps: Of the typical run; nan where the target lies further than was looked.
+        share: Its best stepsize.
+        mean_steps: Of the mean loss; likewise.
+        mean_share: Its best stepsize.
+    """
+
+    steps: Float[np.ndarray, " k"]
+    share: Float[np.ndarray, " k"]
+    mean_steps: Float[np.ndarray, " k"]
+    mean_share: Float[np.ndarray, " k"]
+
+
+def tuned_steps(
+    spectrum: Spectrum, b: Int[np.ndarray, " k"], eps: float, iterations: int, *, replacement: bool = False
+) -> Tuned:
+    """N(b; eps) with each batch size's best stepsize of `GRID`.
+
+    Args:
+        spectrum: The spectrum.
+        b: Batch sizes.
+        eps: The target loss.
+        iterations: How far to look.
+        replacement: How batches are drawn.
+    """
+    phi = np.array([noise_factor(int(size), spectrum.n, replacement=replacement) for size in b])
+    most = np.array([largest_stable(spectrum, value) for value in phi])
+    eta, noise = most[:, None] * GRID, np.repeat(phi[:, None], len(GRID), 1)
+    curves = loss_curves(spectrum, eta.ravel(), noise.ravel(), math.ceil(AHEAD * iterations))
+    t = np.arange(curves.shape[1])
+    mean = np.array([steps_to_target(t, curve, eps) for curve in curves]).reshape(eta.shape)
+    mean = np.where(np.isnan(mean), math.inf, mean)
+    known = np.isfinite(mean.min(1, keepdims=True))
+    tried = known & near(np.broadcast_to(GRID, eta.shape), GRID[mean.argmin(1)][:, None])
+    typical = np.full(eta.shape, math.inf)
+    expected = np.broadcast_to(mean.min(1, keepdims=True), eta.shape)[tried]
+    typical[tried] = typical_steps(spectrum, eta[tried], noise[tried], eps, iterations, expected)
+    typical = np.where(np.isnan(typical), math.inf, typical)
+    mean = np.where(mean > iterations, math.inf, mean)
+    return Tuned(*_best(typical), *_best(mean))
+
+
+def near(eta: Float[np.ndarray, "..."], best: Float[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+    """Which stepsizes may be a typical run's best, where `best` is that of the mean loss."""
+    return (eta >= AROUND[0] * best) & (eta <= AROUND[1] * best)
+
+
+def _best(steps: Float[np.ndarray, "k g"]) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
+    """The least of each row and its share of `GRID`; nan where there is none."""
+    least = steps.min(1)
+    found = np.isfinite(least)
+    return np.where(found, least, math.nan), np.where(found, GRID[steps.argmin(1)], math.nan)
+
+
+def forecast(
+    row: Mapping[str, object],
+    batch_sizes: Sequence[int],
+    iterations: int,
+    target: float | None = None,
+    *,
+    replacement: bool = False,
+) -> Forecast:
+    """Forecast a sweep's critical batch sizes from a row of statistics.
+
+    Args:
+        row: A row of `ntk`, or the fields of `NTKStatistics`, with spectral measures.
+        batch_sizes: Batch sizes.
+        iterations: T.
+        target: The loss that N counts to. Default: what b = 1 (the smallest b) reaches under 1/beta(b) in T iterations.
+        replacement: How batches are drawn.
+    """
+    spectrum = Spectrum.of(row)
+    gamma, k_op = float(row["gamma"]), float(row["k_op"])
+    b = np.array(sorted(batch_sizes))
+    phi = np.array([noise_factor(int(size), spectrum.n, replacement=replacement) for size in b])
+    eta = 1 / np.array([beta(int(size), spectrum.n, gamma, k_op, replacement=replacement) for size in b])
+    curves = loss_curves(spectrum, eta, phi, iterations)
+    if target is None:
+        target = float(curves[0].min())
+    t = np.arange(iterations + 1)
+    n_theory = np.array([steps_to_target(t, curve, target) for curve in curves])
+    with np.errstate(divide="ignore"):
+        h = np.log(curves[:, 0] / curves[:, -1]) / iterations
+    tuned = tuned_steps(spectrum, b, target, iterations, replacement=replacement)
+    eta_max = np.array([largest_stable(spectrum, value) for value in phi])
+    table = {"batch_size": b, "N": tuned.steps, "eta": tuned.share * eta_max}
+    table |= {"N_mean": tuned.mean_steps, "eta_mean": tuned.mean_share * eta_max, "eta_max": eta_max}
+    table |= {"eta_theory": eta, "N_theory": n_theory, "h_theory": h}
+    missed = f"in T = {iterations:,} iterations L <= {number(target)} is not reached"
+    fits = {
+        "b_N": _fit(b, tuned.steps, "N", missed),
+        "b_N of the mean loss": _fit(b, tuned.mean_steps, "N", missed),
+        "b_N under 1/beta(b)": _fit(b, n_theory, "N", missed),
+        "b_h under 1/beta(b)": _fit(b, h, "h", "the loss grows beyond all bounds"),
+    }
+    refused = {name: fit.reason for name, fit in fits.items() if math.isnan(fit.value)}
+    return Forecast(
+        pd.DataFrame(table),
+        *fits.values(),
+        b_star=gamma / k_op,
+        n=spectrum.n,
+        target=target,
+        iterations=iterations,
+        remarks=(*(f"No {name}: {why}." for name, why in refused.items()), *_at_ends(b, tuned.share)),
+    )
+
+
+def _fit(b: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"], quantity: Literal["h", "N"], missed: str):
+    """A critical batch size, or why there is none; `missed` says what it means that a value is none."""
+    if not (known := np.isfinite(values)).all():
+        return CriticalBatch(reason=f"{missed} at b = {', '.join(map(str, b[~known]))}")
+    return replace(critical_batch(b, values[None], quantity), low=math.nan, high=math.nan, interval="")
+
+
+def _at_ends(b: Int[np.ndarray, " k"], share: Float[np.ndarray, " k"]) -> Iterator[str]:
+    """Where the best stepsize may lie beyond those that were tried."""
+    for end, name in ((GRID[0], "smallest"), (GRID[-1], "largest")):
+        if (share == end).any():
+            sizes = ", ".join(map(str, b[share == end]))
+            yield (
+                f"At b = {sizes} the best stepsize is the {name} tried, {end:.2g} of the largest stable one: N may be "
+                "smaller beyond it."
+            )
