@@ -30,12 +30,14 @@ from raysat.analysis.words import (
     about_h,
     about_intervals,
     estimate,
+    key_of,
     method,
     network,
     no_interpolation,
     number,
     scatter,
     setting,
+    short_settings,
 )
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "comparable",
     "devices",
     "estimate",
+    "key_of",
     "load",
     "main",
     "method",
@@ -67,6 +70,7 @@ __all__ = [
     "save",
     "scatter",
     "setting",
+    "short_settings",
     "summary",
     "usable",
     "what_to_use",

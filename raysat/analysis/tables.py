@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysat.analysis.efficiency import CHOICES, COSTS, trials_at_once, weigh
-from raysat.analysis.measure import FITS, POINTS, measure
+from raysat.analysis.measure import FITS, POINTS, Paths, measure
 from raysat.analysis.predictors import COMPARISON, Foreseen, compare, foresee
 from raysat.analysis.reading import GROUP, comparable, readings
 from raysat.analysis.targets import shared
@@ -66,16 +66,7 @@ def analyze(
         targets: Loss levels for N(b). Default: those that what is compared shares (`raysat.analysis.targets.shared`).
         ntk: The `ntk` table, for the forecast. Default: there is no forecast.
     """
-    trials = comparable(trials).sort_values("finished_at", kind="stable")
-    # The same cell twice, under two ids, where a user's own module changed between two runs: the later one holds.
-    outdated = trials.duplicated([*GROUP, "seed", "batch_size", "eta"], keep="last") & trials["eta"].notna()
-    trials = trials[~outdated]
-    reasons = refused(ntk)
-    trials = trials.assign(unpredicted=[reasons.get(init_id, "") for init_id in trials["init_id"]])
-    paths = {
-        cell_id: (path["iteration"].to_numpy(), path["train_loss"].to_numpy(dtype=float))
-        for cell_id, path in curves.sort_values("iteration").groupby("cell_id")
-    }
+    trials, paths = prepared(trials, curves, ntk)
     at_once = trials_at_once(trials)
     automatic = None if targets else shared(trials, paths)
     points, fits, comparison, costs, choices = [], [], [], [], []
@@ -97,6 +88,27 @@ def analyze(
         costs=pd.DataFrame(costs, columns=list(COSTS)),
         choices=pd.DataFrame(choices, columns=list(CHOICES)),
     )
+
+
+def prepared(trials: pd.DataFrame, curves: pd.DataFrame, ntk: pd.DataFrame | None) -> tuple[pd.DataFrame, Paths]:
+    """The trials that count, with the column `unpredicted` (why their network has no statistics), and their losses.
+
+    Args:
+        trials: The `trials` table.
+        curves: The `curves` table.
+        ntk: The `ntk` table, if there is one.
+    """
+    trials = comparable(trials).sort_values("finished_at", kind="stable")
+    # The same cell twice, under two ids, where a user's own module changed between two runs: the later one holds.
+    outdated = trials.duplicated([*GROUP, "seed", "batch_size", "eta"], keep="last") & trials["eta"].notna()
+    paths = {
+        cell_id: (path["iteration"].to_numpy(), path["train_loss"].to_numpy(dtype=float))
+        for cell_id, path in curves.sort_values("iteration").groupby("cell_id")
+    }
+    # As Python's own strings: of Arrow's each column is a block of its own, and a cut through the table takes as long.
+    texts = {name: object for name, kind in trials.dtypes.items() if isinstance(kind, pd.StringDtype)}
+    reasons, kept = refused(ntk), trials[~outdated].astype(texts)
+    return kept.assign(unpredicted=[reasons.get(init_id, "") for init_id in kept["init_id"]]).copy(), paths
 
 
 def refused(ntk: pd.DataFrame | None) -> dict[str, str]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import pandas as pd
+
+from raysat.analysis.reading import READING, SETTING
 from raysat.text import number, percent
 
 THEORY_CAVEAT = (
@@ -33,6 +36,33 @@ def setting(row: Mapping) -> str:
     """What a group was measured on, in one line: network, sampling, T, and the training where it is not plain SGD."""
     other = "" if row.get("training", "sgd") == "sgd" else f", {row['training']} (the prediction is for plain SGD)"
     return f"{network(row)}, {row['sampling']}, T = {iterations(row)}{other}"
+
+
+def short_settings(fits: pd.DataFrame) -> dict[tuple, str]:
+    """A name for each setting, of the data set, the model and what else differs between them."""
+    rows = fits[list(SETTING)].drop_duplicates().to_dict("records")
+    facts = []
+    for row in rows:
+        try:
+            options = dict(json.loads(row["model_options"]))
+        except (TypeError, ValueError):
+            options = {}
+        hidden = {"model_options", "depth", "activation", "iterations_least"}  # depth, activation are options too
+        facts.append({name: value for name, value in row.items() if name not in hidden} | options)
+    every = list(dict.fromkeys(name for fact in facts for name in fact))
+    varied = [name for name in every if len({str(fact.get(name)) for fact in facts}) > 1]
+    return {
+        key_of(row, SETTING): ", ".join(
+            [f"{fact['dataset']}", f"{fact['model']}"]
+            + [f"{name} = {fact[name]}" for name in varied if name not in ("dataset", "model") and name in fact]
+        )
+        for row, fact in zip(rows, facts, strict=True)
+    }
+
+
+def key_of(row: Mapping, columns: Sequence[str] = READING) -> tuple:
+    """A reading's values as a dictionary's key: nan, which equals nothing, is None."""
+    return tuple(None if pd.isna(row[name]) else row[name] for name in columns)
 
 
 def iterations(row: Mapping) -> str:

@@ -7,16 +7,17 @@ state: figures can be made in threads, on machines without a display, and many a
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raysat.analysis import SETTING, Analysis, comparable, policy, setting
+from raysat.analysis import SETTING, Analysis, comparable, key_of, policy, setting, short_settings
 from raysat.plots.attempts import Attempt, plainly
 from raysat.plots.drawing import draw
 from raysat.plots.figures import costs, exponents, loss_curves, steps
@@ -70,7 +71,17 @@ class Plate:
     figure: Figure
 
 
-def plates(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis, attempt: Attempt = plainly) -> list[Plate]:
+def plates(
+    trials: pd.DataFrame,
+    curves: pd.DataFrame,
+    analysis: Analysis,
+    attempt: Attempt = plainly,
+    *,
+    kinds: Collection[str] = tuple(CAPTIONS),
+    ax: Axes | None = None,
+    target: float | None = None,
+    title: str | None = None,
+) -> list[Plate]:
     """All figures of a sweep, in the order of a report: each setting in figures of at most 3 x 3 panels.
 
     Args:
@@ -78,17 +89,27 @@ def plates(trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis, attem
         curves: The `curves` table.
         analysis: Its analysis.
         attempt: Makes each figure. Default: an error is raised.
+        kinds: Which figures.
+        ax: Axes on which the best evidence of the first setting is drawn instead.
+        target: A loss that is marked in loss curves.
+        title: The title. Default: data set and model, and what else differs between settings.
     """
     draw = {
-        "steps": lambda page: steps(page(analysis.points), page(analysis.fits)),
-        "costs": lambda page: costs(page(analysis.costs)),
-        "exponents": lambda page: exponents(page(analysis.points), page(analysis.fits)),
-        "loss-curves": lambda page: loss_curves(page(comparable(trials)), curves),
+        "steps": lambda page, title: steps(page(analysis.points), page(analysis.fits), ax, title),
+        "costs": lambda page, title: costs(page(analysis.costs), ax, title),
+        "exponents": lambda page, title: exponents(page(analysis.points), page(analysis.fits), ax, title),
+        "loss-curves": lambda page, title: loss_curves(page(comparable(trials)), curves, ax, target, title),
     }
+    names = short_settings(analysis.fits)
     pages = list(_pages(analysis.fits))
+    if ax is not None:
+        pages = [(row, partial(_matching, row=row)) for row, _ in pages[:1]]
     made = []
-    for kind, make in draw.items():
-        drawn = [(row, attempt(f"Figure {kind}", partial(make, page))) for row, page in pages]
+    for kind in (kind for kind in draw if kind in kinds):
+        drawn = []
+        for row, page in pages:
+            said = names[key_of(row, SETTING)] if title is None and ax is None else title
+            drawn.append((row, attempt(f"Figure {kind}", partial(draw[kind], page, said))))
         drawn = [(row, figure) for row, figure in drawn if figure is not None]
         for k, (row, figure) in enumerate(drawn, 1):
             name = f"{kind}-{k}" if len(drawn) > 1 else kind

@@ -45,17 +45,27 @@ SMALLEST = 1e-250
 """The smallest loss on a log axis: below it the axis' own margin comes to 0, which such an axis does not have."""
 
 
-def loss_curves(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure | None:
+def loss_curves(
+    trials: pd.DataFrame,
+    curves: pd.DataFrame,
+    ax: Axes | None = None,
+    target: float | None = None,
+    title: str | None = None,
+) -> Figure | None:
     """L(w_t) against t, log-log, one line a batch size; None where no trial is measured, or none has its curve.
 
     Args:
         trials: Rows of `trials`, of one setting.
         curves: The `curves` table.
+        ax: Axes on which the best evidence is drawn. Default: a figure with a panel for each width and stepsize.
+        target: A loss that is marked.
+        title: The title. Default: what is shown, in short.
     """
     trials = usable(trials).assign(tuning="", score=lambda rows: -rows["h"])
     if trials.empty:
         return None
-    figure, axes = panels_of(trials, sharey=True)
+    panels = panels_of(trials, ax, title, sharey=True)
+    axes = panels.axes
     sizes = sorted(trials["batch_size"].unique())
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(sizes)))
     looks = {b: look for b, *look in zip(sizes, shades, cycle(MARKERS), strict=False)}
@@ -84,25 +94,31 @@ def loss_curves(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure | None:
     for key, panel in axes.items():
         log_ticks(panel)
         label_ends(panel, ends[key])
+        if target is not None:
+            panel.axhline(target, color=SOFT, linestyle=":", linewidth=1)
     loss = trials["loss"].iloc[0]
     named = {"mse": "½ mean squared residual", "cross_entropy": "mean cross-entropy, nats"}
     unit = named.get(loss, f"mean of {loss}")
-    finish(figure, axes, "iteration t", f"loss L ({unit})")
-    return figure
+    finish(panels, "iteration t", f"loss L ({unit})")
+    return panels.figure
 
 
-def exponents(points: pd.DataFrame, fits: pd.DataFrame) -> Figure | None:
+def exponents(
+    points: pd.DataFrame, fits: pd.DataFrame, ax: Axes | None = None, title: str | None = None
+) -> Figure | None:
     """h(b) with intervals against the interpolated h, and the range of h in words; None where there is no h.
 
     Args:
         points: `Analysis.points`, of one setting.
         fits: `Analysis.fits`, of one setting.
+        ax: As for `loss_curves`.
+        title: As for `loss_curves`.
     """
     points, fits = points[points["quantity"] == "h"], fits[fits["quantity"] == "b_h"]
     if points["value"].isna().all():
         return None
-    figure, axes = panels_of(points)
-    for key, panel in axes.items():
+    panels = panels_of(points, ax, title)
+    for key, panel in panels.axes.items():
         rows, fit = panel_of(points, key), panel_of(fits, key).iloc[0]
         interpolated = rows["h_interp"].notna().any()
         if interpolated:
@@ -122,27 +138,29 @@ def exponents(points: pd.DataFrame, fits: pd.DataFrame) -> Figure | None:
         if not interpolated:
             said.append(no_interpolation(rows.iloc[0]))
         say(panel, said, "bottom")
-    finish(figure, axes, "batch size b (samples)", "exponent h (1/iterations)")
+    finish(panels, "batch size b (samples)", "exponent h (1/iterations)")
     legend(
-        figure,
+        panels,
         ("measured h, 95 % interval", {"marker": "o", "color": INK, "linestyle": ""}),
         ("interpolated, h(1) to h(n)", {"color": FIT, "linestyle": "--"}),
     )
-    return figure
+    return panels.figure
 
 
-def steps(points: pd.DataFrame, fits: pd.DataFrame) -> Figure | None:
+def steps(points: pd.DataFrame, fits: pd.DataFrame, ax: Axes | None = None, title: str | None = None) -> Figure | None:
     """N(b) and its fits on log-log axes, with perfect scaling, b_N and b_star; None where no target is reached.
 
     Args:
         points: `Analysis.points`, of one setting.
         fits: `Analysis.fits`, of one setting.
+        ax: As for `loss_curves`.
+        title: As for `loss_curves`.
     """
     points, fits = points[points["quantity"] == "N"], fits[fits["quantity"] == "b_N"]
     if points["value"].isna().all():
         return None
-    figure, axes = panels_of(points)
-    for key, panel in axes.items():
+    panels = panels_of(points, ax, title)
+    for key, panel in panels.axes.items():
         reached = panel_of(points, key).dropna(subset="value")
         if len(reached):
             panel.set(yscale="log", ylim=(reached["value"].min() / 1.6, reached["value"].max() * 3))
@@ -159,29 +177,31 @@ def steps(points: pd.DataFrame, fits: pd.DataFrame) -> Figure | None:
             if fit["headline"]:
                 _mark_critical(panel, fit)
         label_ends(panel, ends)
-    finish(figure, axes, "batch size b (samples)", "iterations N to the target loss")
+    finish(panels, "batch size b (samples)", "iterations N to the target loss")
     legend(
-        figure,
+        panels,
         ("measured N, 95 % interval", {"marker": "o", "color": INK, "linestyle": ""}),
         ("fit N_inf (1 + (b_N/b)^q)^(1/q)", {"color": FIT}),
         ("perfect scaling N(1)/b", {"color": SOFT, "linestyle": ":"}),
         ("b_N, fitted", {"color": FIT, "linestyle": "-."}),
         ("b_star, predicted", {"color": STAR, "linestyle": "--"}),
     )
-    return figure
+    return panels.figure
 
 
-def costs(rows: pd.DataFrame) -> Figure | None:
+def costs(rows: pd.DataFrame, ax: Axes | None = None, title: str | None = None) -> Figure | None:
     """What the headline target costs at each b, over the least that it costs; None where no target is reached.
 
     Args:
         rows: `Analysis.costs`, of one setting.
+        ax: As for `loss_curves`.
+        title: As for `loss_curves`.
     """
     rows = rows[rows["headline"].astype(bool)]
     if rows.empty:
         return None
-    figure, axes = panels_of(rows)
-    for key, panel in axes.items():
+    panels = panels_of(rows, ax, title)
+    for key, panel in panels.axes.items():
         said = []
         for cost, (name, look) in COSTS.items():
             own = panel_of(rows, key)
@@ -200,10 +220,10 @@ def costs(rows: pd.DataFrame) -> Figure | None:
         batch_axis(panel, rows["batch_size"])
         log_ticks(panel)
         say(panel, [f"L ≤ {panel_of(rows, key)['target'].iloc[0]:g}", *said], "top")
-    finish(figure, axes, "batch size b (samples)", "cost to the target over its least")
+    finish(panels, "batch size b (samples)", "cost to the target over its least")
     shown = [(name, look) for cost, (name, look) in COSTS.items() if (rows["cost"] == cost).any()]
-    legend(figure, *shown, ("20 % above the least", {"color": SOFT, "linestyle": ":"}))
-    return figure
+    legend(panels, *shown, ("20 % above the least", {"color": SOFT, "linestyle": ":"}))
+    return panels.figure
 
 
 def _one_target(panel: Axes, rows: pd.DataFrame, fit: dict, marker: str) -> None:

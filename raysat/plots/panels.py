@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -12,8 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from raysat.analysis import method, setting
+from raysat.analysis import by_evidence, method, short_settings
 from raysat.text import printable
+
+KEY = ("width", "stepsize", "tuning")
+"""The columns that name a panel of a setting."""
 
 MARKERS = "osD^vP*X<>hd"
 INK, FIT, STAR, SOFT = "black", "#0072b2", "#d55e00", "0.45"
@@ -21,12 +25,39 @@ INK, FIT, STAR, SOFT = "black", "#0072b2", "#d55e00", "0.45"
 are to colour-blind eyes."""
 
 
-def panels_of(table: pd.DataFrame, *, sharey: bool = False) -> tuple[Figure, dict[tuple, Axes]]:
-    """A figure with a row for each width and a column for each stepsize; panels without data are left out."""
-    keys = list(table[["width", "stepsize", "tuning"]].drop_duplicates().itertuples(index=False, name=None))
+@dataclass(frozen=True)
+class Panels:
+    """Where a figure is drawn.
+
+    Attributes:
+        figure: The figure.
+        axes: Its panels, by width, stepsize and tuning.
+        own: Whether the figure is made for them; otherwise there is one panel, on a user's axes.
+    """
+
+    figure: Figure
+    axes: dict[tuple, Axes]
+    own: bool = True
+
+
+def panels_of(table: pd.DataFrame, ax: Axes | None, title: str | None, *, sharey: bool = False) -> Panels:
+    """A figure with a row for each width and a column for each stepsize; panels without data are left out.
+
+    Args:
+        table: What is drawn.
+        ax: Axes on which the reading of the best evidence is drawn instead.
+        title: Of the figure. Default: data set and model. Of `ax`, by default, width and stepsizes.
+        sharey: Whether the panels have one vertical axis.
+    """
+    if ax is not None:
+        first = by_evidence(table).iloc[0]
+        ax.set_title(printable(_name(*first[list(KEY)]) if title is None else title), parse_math=False)
+        return Panels(ax.figure, {tuple(first[list(KEY)]): ax}, own=False)
+    keys = list(table[list(KEY)].drop_duplicates().itertuples(index=False, name=None))
     widths = sorted({key[0] for key in keys})
     columns = sorted({key[1:] for key in keys})
     figure = Figure(figsize=(1.2 + 3.6 * len(columns), 1.4 + 2.8 * len(widths)), layout="constrained")
+    title = next(iter(short_settings(table).values())) if title is None else title
     grid = figure.subplots(len(widths), len(columns), squeeze=False, sharex=True, sharey=sharey)
     axes = {}
     for i, width in enumerate(widths):
@@ -35,14 +66,17 @@ def panels_of(table: pd.DataFrame, *, sharey: bool = False) -> tuple[Figure, dic
             if (width, *column) not in keys:
                 panel.remove()
                 continue
-            label = method({"stepsize": column[0], "tuning": column[1]})
-            name = printable(f"width {width}, {label}" if width else label)
-            panel.set_title(name, fontsize=10, y=1, parse_math=False)
+            panel.set_title(printable(_name(width, *column)), fontsize=10, y=1, parse_math=False)
             panel.grid(visible=True, which="major", color="0.9", linewidth=0.6)
             axes[width, *column] = panel
-    title = setting(table.iloc[0].to_dict())
     figure.suptitle("\n".join(_wrapped(printable(title), 40 * len(columns))), fontsize=11, parse_math=False)
-    return figure, axes
+    return Panels(figure, axes)
+
+
+def _name(width: int, stepsize: str, tuning: str) -> str:
+    """What a panel shows: `width 256, grid (free)`."""
+    label = method({"stepsize": stepsize, "tuning": tuning})
+    return f"width {width}, {label}" if width else label
 
 
 def panel_of(table: pd.DataFrame, key: tuple) -> pd.DataFrame:
@@ -111,20 +145,25 @@ def say(panel: Axes, lines: list[str], end: Literal["top", "bottom"]) -> None:
     panel.text(0.97, y, words, transform=panel.transAxes, fontsize=8, va=end, ha="right", bbox=box, zorder=4)
 
 
-def finish(figure: Figure, axes: dict[tuple, Axes], x: str, y: str) -> None:
+def finish(panels: Panels, x: str, y: str) -> None:
     """Axis names, on the outer panels only."""
-    for panel in axes.values():
-        place = panel.get_subplotspec()
-        panel.tick_params(labelsize=7, labelbottom=True)
-        panel.set_xlabel(x if place.is_last_row() else "", fontsize=9)
-        panel.set_ylabel(printable(y) if place.is_first_col() else "", fontsize=9, parse_math=False)
+    for panel in panels.axes.values():
+        place = panel.get_subplotspec() if panels.own else None
+        if panels.own:
+            panel.tick_params(labelsize=7, labelbottom=True)
+        panel.set_xlabel(x if place is None or place.is_last_row() else "", fontsize=9)
+        panel.set_ylabel(printable(y) if place is None or place.is_first_col() else "", fontsize=9, parse_math=False)
 
 
-def legend(figure: Figure, *entries: tuple[str, dict]) -> None:
-    """Names and looks of what is drawn, below the panels."""
+def legend(panels: Panels, *entries: tuple[str, dict]) -> None:
+    """Names and looks of what is drawn, below the panels; on a user's axes inside of them."""
     handles = [Line2D([], [], label=label, **look) for label, look in entries]
-    columns = min(len(handles), max(1, int(figure.get_figwidth() / 2.2)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    if not panels.own:
+        for panel in panels.axes.values():
+            panel.legend(handles=handles, loc="best", fontsize=8, frameon=False)
+        return
+    columns = min(len(handles), max(1, int(panels.figure.get_figwidth() / 2.2)))
+    panels.figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def _wrapped(text: str, width: int) -> list[str]:

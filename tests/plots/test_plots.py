@@ -47,7 +47,7 @@ def test_loss_curves_have_a_named_line_for_each_batch_size():
     assert len(curves) == len(SIZES)
     assert curves[0].get_ydata()[-1] == pytest.approx(math.exp(-300 * 0.02 / 13))
     assert len({line.get_marker() for line in curves}) == len(SIZES)  # told apart without colour
-    assert "toy (center, n = 1,000)" in figure.get_suptitle()
+    assert figure.get_suptitle() == "toy, mlp"
 
 
 def test_names_of_lines_that_end_together_stay_apart_and_inside():
@@ -173,6 +173,7 @@ def test_settings_and_many_widths_make_several_figures():
     assert [plate.name for plate in drawn] == [f"{kind}-{k}" for kind in CAPTIONS for k in (1, 2, 3)]
     by_name = {plate.name: plate for plate in drawn}
     assert "n = 500" in by_name["steps-1"].title
+    assert {drawn.figure.get_suptitle() for drawn in by_name.values()} == {"toy, mlp, n = 500", "toy, mlp, n = 1000"}
     assert len(by_name["steps-2"].figure.axes) == 3
     assert len(by_name["steps-3"].figure.axes) == 1
 
