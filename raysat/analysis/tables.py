@@ -72,7 +72,7 @@ def analyze(
     reasons = refused(ntk)
     trials = trials.assign(unpredicted=[reasons.get(init_id, "") for init_id in trials["init_id"]])
     paths = {
-        cell_id: (path["iteration"].to_numpy(), path["train_loss"].to_numpy(dtype=float))
+        str(cell_id): (path["iteration"].to_numpy(), path["train_loss"].to_numpy(dtype=float))
         for cell_id, path in curves.sort_values("iteration").groupby("cell_id")
     }
     at_once = trials_at_once(trials)
