@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -98,7 +98,7 @@ class Forecast:
 
 
 def forecast(
-    row: Mapping[str, object],
+    row: Mapping[str, Any],
     batch_sizes: Sequence[int],
     iterations: int,
     target: float | None = None,
@@ -186,7 +186,7 @@ def show(name: str, made: Forecast, console: Console) -> None:
         console.print(remark, highlight=False)
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     for column in made.by_batch:
-        shown.add_column(column, justify="right")
+        shown.add_column(str(column), justify="right")
     for row in made.by_batch.to_dict("records"):
         shown.add_row(
             str(row["batch_size"]), *(number(value, 4) for name, value in row.items() if name != "batch_size")
@@ -220,7 +220,8 @@ def _main(options: argparse.Namespace, console: Console) -> None:
             "sampling='epochs': the recursion is that of batches drawn independently; set sampling to "
             "'without_replacement' or 'with_replacement'."
         )
-    sweep = replace(sweep, seeds=sweep.seeds[:1], spectrum=sweep.spectrum or STEPS)
+    iterations = sweep.iterations
+    sweep = replace(sweep, seeds=sweep.each_seed[:1], spectrum=sweep.spectrum or STEPS)
     laid_out = plan(sweep, options.file.parent)
     target = options.target or (min(sweep.targets) if sweep.targets else None)
     seen = set()
@@ -232,9 +233,7 @@ def _main(options: argparse.Namespace, console: Console) -> None:
         row = compute_statistics(job)
         if row["gamma"] is None:
             raise InputError(f"{cell.init.name} has no statistics to forecast from: {row['method_reason']}.")
-        made = forecast(
-            row, sweep.batch_sizes, sweep.iterations, target, replacement=sweep.sampling == "with_replacement"
-        )
+        made = forecast(row, sweep.batch_sizes, iterations, target, replacement=sweep.sampling == "with_replacement")
         show(f"{cell.init.name}, {duration(row['seconds'])}", made, console)
     console.print(
         "From the network at initialization, linearized, with delocalized eigenvectors: see the head of "

@@ -15,6 +15,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -153,7 +154,7 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
             # The report's libraries are loaded while trials run, and not beside Ray's end, which a thread that frees
             # something of Ray's would turn into that of this process.
             beside = stack.enter_context(ThreadPoolExecutor(1))
-            load = partial(beside.submit, import_module, "raysat.report")
+            load: Any = partial(beside.submit, import_module, "raysat.report")
             show = console, options.quiet
             failed = run(laid_out, agenda, store, executor, *show, shares=shares, meanwhile=load, check=signals.check)
         signals.arm()
@@ -243,7 +244,8 @@ def from_shell() -> int:
     code = main()
     gc.freeze()  # as the interpreter would do once more on its way out
     if code == ending.NO_CLUSTER:  # what is left of Ray in this process would wait for what has died
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
     return code
 

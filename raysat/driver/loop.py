@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from rich.console import Console
@@ -180,6 +181,7 @@ class Recorder:
 
     def _renew(self, init: Initialization, before: Row, row: Row) -> None:
         """Bring the trials of an initialization in line with its new statistics, before these are stored."""
+        assert self.trials is not None  # they are read where there is something outdated
         trials = self.trials[self.trials["init_id"] == init.init_id]
         found = Consequences.of(before, row, trials, init.k_tolerance)
         if found.again:
@@ -358,7 +360,7 @@ def run(
     return recorder.failed
 
 
-def _number(value: object) -> float:
+def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from raysat.data import sharing
 from raysat.errors import InputError
@@ -88,7 +89,7 @@ class OnRay:
             raise
         return self
 
-    def _look_around(self, address: str | None, dashboard: str) -> None:
+    def _look_around(self, address: str | None, dashboard: str | None) -> None:
         """Find what a trial may have, and say where it runs."""
         import ray
 
@@ -120,6 +121,7 @@ class OnRay:
         return Vigil(ids, "" if ids else getattr(worker._global_node, "gcs_address", ""))
 
     def _fits(self, node: Mapping[str, float]) -> bool:
+        assert self.gpus is not None  # known since it was looked around
         return self.cpus <= node.get("CPU", 0) and self.gpus <= node.get("GPU", 0)
 
     def slots(self) -> int:
@@ -144,7 +146,10 @@ class OnRay:
         if self.vigil.died:  # a shutdown would wait for what has died, until Ray's core ends this process
             atexit.unregister(ray.shutdown)
             with suppress(Exception):
-                ray._private.worker._global_node.kill_all_processes(check_alive=False)
+                from ray._private import worker
+
+                node: Any = worker._global_node
+                node.kill_all_processes(check_alive=False)
         else:
             ray.shutdown()
         shutil.rmtree(self.storage, ignore_errors=True)
@@ -155,6 +160,7 @@ class OnRay:
     def lacking(self, path: Path) -> list[str]:
         """The other hosts of the cluster that do not see a file of this one; one that does not answer is left out."""
         import ray
+        from ray.exceptions import RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = ray.get_runtime_context().get_node_id()
@@ -168,7 +174,7 @@ class OnRay:
         answered = ray.wait(list(asked), num_returns=len(asked), timeout=60)[0] if asked else []
         lacking = set()
         for answer in answered:
-            with suppress(ray.exceptions.RayError):
+            with suppress(RayError):
                 if not ray.get(answer):
                     lacking.add(asked[answer])
         return sorted(lacking)
@@ -185,6 +191,7 @@ class OnRay:
 
     def _gpus_of(self, job: Job) -> float:
         """GPUs of a job: those of a trial, of statistics one at most."""
+        assert self.gpus is not None  # known since it was looked around
         if job.cell is None:
             return min(self.gpus, 1.0)
         return packing.share(job.cell, job.statistics) if self.packs else self.gpus
@@ -231,7 +238,7 @@ def _alone() -> Iterator[None]:
 
 def _await_node(gcs_address: str) -> None:
     """Return when the cluster has a node, or so late that there is something wrong, of which Ray is to speak."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]  # compiled, and its stub has no such
 
     client, begun = GcsClient(address=gcs_address), time.monotonic()
     while not client.get_all_node_info() and time.monotonic() - begun < NODE_SECONDS:
