@@ -24,7 +24,7 @@ from raysat.storage.files import location, output_option, write_aside, written
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog=program("raysat.ablation"), description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program("raysat.ablation"), description=str(__doc__).splitlines()[0])
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     output_option(parser)
     options = parser.parse_args(arguments)

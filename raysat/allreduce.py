@@ -23,7 +23,7 @@ from raysat.storage.files import location
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog=program("raysat.allreduce"), description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program("raysat.allreduce"), description=str(__doc__).splitlines()[0])
     parser.add_argument("file", metavar="FILE.json", help="what is written, a path or an address")
     parser.add_argument(
         "--ranks", type=int, nargs="+", default=[2], help="numbers of processes, one run each; torchrun has its own [2]"

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from raysat.compute.micro_batch import couples_samples
+from raysat.data import Dataset
 from raysat.driver import sweepfile
 from raysat.driver.plan import plan
 from raysat.errors import InputError, whole
@@ -107,7 +109,7 @@ class Learner:
     """
 
     def __init__(self, job: Job) -> None:
-        cell, init = job.cell, job.init
+        cell, init = job.trained_cell, job.init
         dataset, self.network, device = prepare(job)
         at_once = fitting(job, dataset, self.network)
         self.engine = AutogradEngine(self.network, dataset.x, dataset.y, resolve(init.loss), 0.0, at_once)
@@ -119,7 +121,7 @@ class Learner:
         (batch,) = self.batches.take(number, 1)
         return [gradient.cpu() for gradient in self.engine.gradients(batch)]
 
-    def work(self, exchange: Callable[..., object]) -> None:
+    def work(self, exchange: Callable[..., Any]) -> None:
         """Learn until there is no more to do.
 
         Args:
@@ -160,11 +162,11 @@ def run(job: Job, learners: int, begun: Callable[[list[int]], None] | None = Non
     """
     check(job)
     dataset, network, _ = prepare(job)
-    at = _evaluations(job.cell)
+    at = _evaluations(job.trained_cell)
     trained = [weight.cpu() for weight in _trained(network)]
-    server = partial(Server, trained, _eta(job), job.cell.iterations, at)
+    server = partial(Server, trained, _eta(job), job.trained_cell.iterations, at)
     (kept, counts), died = with_server(server, partial(Learner, job), learners, begun)
-    if job.cell.iterations not in kept:
+    if job.trained_cell.iterations not in kept:
         raise RuntimeError("all learners are lost")
     evaluate = _evaluator(job, dataset, network)
     curve = []
@@ -198,7 +200,7 @@ def simulate(job: Job, learners: int, staleness: Sequence[float], seed: int) -> 
         seed: Of the draws. A real run has the batches of its cell's seed: another one has others.
     """
     dataset, network, device = prepare(job)
-    cell, evaluate = job.cell, _evaluator(job, dataset, network)
+    cell, evaluate = job.trained_cell, _evaluator(job, dataset, network)
     common = network, dataset.x, dataset.y, resolve(job.init.loss), _eta(job)
     engine = AsynchronousEngine(*common, learners, tuple(staleness), seed)
     curve, done = [], 0
@@ -224,12 +226,12 @@ def _evaluations(cell: Cell) -> list[int]:
     return evaluation_iterations(cell.iterations, cell.evaluations)
 
 
-def _evaluator(job: Job, dataset: object, network: nn.Module) -> Evaluator:
+def _evaluator(job: Job, dataset: Dataset, network: nn.Module) -> Evaluator:
     return Evaluator(job.init, dataset, fitting(job, dataset, network))
 
 
 def _eta(job: Job) -> float:
-    return stepsize_and_beta(job.cell, job.statistics)[0]
+    return stepsize_and_beta(job.trained_cell, job.statistics)[0]
 
 
 def _trained(network: nn.Module) -> list[Tensor]:
@@ -245,7 +247,7 @@ def _put(network: nn.Module, weights: Sequence[Tensor]) -> None:
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog=program("raysat.asgd"), description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program("raysat.asgd"), description=str(__doc__).splitlines()[0])
     parser.add_argument("file", type=Path, help="a sweep file, of which the first cell is run")
     parser.add_argument("--learners", type=int, default=4, help="p [4]")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a field of the sweep")

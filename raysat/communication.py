@@ -144,7 +144,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
     lost = table.index[table["efficiency"] < WORTH]
     kept = table if lost.empty else table.loc[: lost[0]].iloc[:-1]
     return Verdict(
-        fastest=int(table.loc[table["seconds"].idxmin(), "workers"]),
+        fastest=int(table["workers"].iloc[table["seconds"].argmin()]),
         worth=int(kept["workers"].max()) if len(kept) else 1,
     )
 
@@ -219,7 +219,7 @@ def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float]
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit code: 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog=program("raysat.communication"), description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=program("raysat.communication"), description=str(__doc__).splitlines()[0])
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     where = parser.add_mutually_exclusive_group()
     where.add_argument(

@@ -27,7 +27,7 @@ from raysat.messages.terminal import Terminal
 from raysat.status import other_driver
 from raysat.storage.checkpoint import Progress, read
 from raysat.storage.checkup import Contents, Finding, findings
-from raysat.storage.files import walk
+from raysat.storage.files import Location, walk
 from raysat.storage.partfiles import checked, reached
 from raysat.storage.schema import FAILED, FINISHED, TABLES, arrow_schema
 from raysat.storage.store import Store
@@ -125,7 +125,7 @@ def _repair(store: Store, finding: Finding) -> None:
         store.make_schemas()
 
 
-def _path(store: Store, name: str) -> Path:
+def _path(store: Store, name: str) -> Location:
     path = store.root
     for part in filter(None, name.split("/")):
         path /= part

@@ -290,7 +290,8 @@ def from_shell() -> int:
     code = main()
     gc.freeze()  # as the interpreter would do once more on its way out
     if code == ending.NO_CLUSTER:  # what is left of Ray in this process would wait for what has died
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
     return code
 

@@ -116,11 +116,11 @@ def mean_and_interval(values: pd.Series) -> tuple[float, float, float]:
 
 def model_labels(table: pd.DataFrame) -> pd.Series:
     """How the models of a table are told apart: the architecture, and the options in which they differ."""
-    options = table["model_options"].map(lambda text: json.loads(text or "{}"))
+    options = [json.loads(text or "{}") for text in table["model_options"]]
     names = {name for one in options for name in one}
     differing = sorted(name for name in names if len({repr(one.get(name)) for one in options}) > 1)
-    said = options.map(lambda one: ", ".join(f"{name}={one[name]}" for name in differing if name in one))
-    return table["model"] + said.map(lambda text: f"({text})" if text else "")
+    said = [", ".join(f"{name}={one[name]}" for name in differing if name in one) for one in options]
+    return table["model"] + pd.Series([f"({text})" if text else "" for text in said], table.index, dtype=str)
 
 
 NAMES = ("model", "stepsize", "training")

@@ -251,15 +251,14 @@ def _sentence(own: pd.DataFrame) -> str:
         seconds = number(own.at["least_seconds", "value"])
         said += f" and b = {_size(own, 'least_seconds')} the least time ({seconds} s of steps)"
     if "least_device_hours" in own.index:
-        hours = own.at["least_device_hours", "batch_size"]
-        same = hours == own.at["least_seconds", "batch_size"]
+        same = own["batch_size"]["least_device_hours"] == own["batch_size"]["least_seconds"]
         said += " and device-hours" if same else f", b = {_size(own, 'least_device_hours')} the fewest device-hours"
-    if math.isinf(own.at["b_20", "batch_size"]):
+    if math.isinf(own["batch_size"]["b_20"]):
         said += f"; {own.at['b_20', 'reason']} as 20 % of the samples."
     else:
         said += f"; up to b = {_size(own, 'b_20')} less than 20 % of the samples are wasted."
     for choice, reason in own.loc[own.index != "b_20", "reason"].items():
-        said += f" The {choice.replace('_', ' ')}: {reason}." * bool(reason)
+        said += f" The {str(choice).replace('_', ' ')}: {reason}." * bool(reason)
     if row["seeds"] == 1 and math.isnan(own["low"].iloc[0]):
         said += " There are no intervals: there is one seed, and no fit about which it could scatter."
     elif row["seeds"] == 1:
@@ -274,5 +273,5 @@ def _sentence(own: pd.DataFrame) -> str:
 
 
 def _size(own: pd.DataFrame, choice: str) -> str:
-    row = own.loc[choice]
-    return " ".join(filter(None, [number(row["batch_size"]), bounds(row["low"], row["high"])]))
+    size, low, high = (own[column][choice] for column in ("batch_size", "low", "high"))
+    return " ".join(filter(None, [number(size), bounds(low, high)]))

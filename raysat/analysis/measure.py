@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -129,7 +130,8 @@ def stepsize_resolution(trials: pd.DataFrame, depth: Float[np.ndarray, " trials"
     """
     found = np.zeros(len(trials))
     log_eta = np.log(trials["eta"].to_numpy(dtype=float))
-    for rows in trials.groupby(["seed", "batch_size"]).indices.values():
+    places: Any = trials.groupby(["seed", "batch_size"]).indices  # arrays, by key
+    for rows in places.values():
         rows = rows[np.isfinite(depth[rows])]
         rows = rows[np.argsort(log_eta[rows])]
         k = int(np.argmin(depth[rows])) if len(rows) else 0
@@ -219,12 +221,13 @@ def _points(
     predicts = about["quantity"] == "h" and b[0] == 1 and about["iterations_least"] == about["iterations"]
     by_size = best.assign(eta_k_op=best["eta"] * best["k_op"]).groupby("batch_size")
     etas = by_size[["eta", "eta_beta", "eta_k_op"]].median().to_dict("records")
+    counts = by_size.size()
     return [
         {name: about[name] for name in (*READING, "quantity", "target")}
         | {"batch_size": int(size), "value": mean[k], "low": low[k], "high": high[k], "seeds": seeds}
         | {**etas[k], "h_interp_n": int(b[-1])}
         | {"h_interp": h_interpolated(float(size), mean[0], mean[-1]) if predicts else math.nan}
-        for k, (size, seeds) in enumerate(by_size.size().items())
+        for k, (size, seeds) in enumerate(zip(counts.index, counts, strict=True))
     ]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -164,7 +165,7 @@ def compare(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) ->
         yield {**shared, "predictor": predictor, **predicted, "ratio": ratio, "remark": "; ".join(remarks)}
 
 
-def _forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) -> dict[str, object]:
+def _forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) -> dict[str, Any]:
     """The forecast of a measurement, over the same seeds and batch sizes; nan with a reason where there is none."""
     none = dict.fromkeys(("predicted", "predicted_min", "predicted_max"), math.nan)
     about = measured.about

@@ -91,6 +91,7 @@ def by_evidence(rows: pd.DataFrame) -> pd.DataFrame:
 
     The largest width, for the theory is one of wide networks.
     """
-    rank = rows["stepsize"].map(lambda label: EVIDENCE.index(policy(label)) if policy(label) in EVIDENCE else 99)
+    policies = [policy(label) for label in rows["stepsize"]]
+    rank = [EVIDENCE.index(one) if one in EVIDENCE else 99 for one in policies]
     order = pd.DataFrame({"rank": rank, "narrow": -rows["width"], "tuning": rows["tuning"]})
     return rows.loc[order.sort_values(["rank", "narrow", "tuning"], kind="stable").index]

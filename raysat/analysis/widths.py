@@ -74,7 +74,7 @@ def _mean_and_range(values: pd.Series) -> tuple[float, float, float]:
     return values.mean(), values.min(), values.max()
 
 
-def _range(row: Mapping[str, float]) -> str:
+def _range(row: Mapping) -> str:
     return f"{number(row['b_star_min'])} to {number(row['b_star_max'])}"
 
 

@@ -11,6 +11,8 @@ import pandas as pd
 from raysat.analysis.reading import READING, SETTING
 from raysat.text import number, percent
 
+Row = Mapping | pd.Series
+
 THEORY_CAVEAT = (
     "Under theory(c) the stepsize is made from beta(b), so that N(b) follows beta(b) nearly by construction: b_N near "
     "b_star checks the code, not the theory."
@@ -19,7 +21,7 @@ THEORY_CAVEAT = (
 NOTHING = "No trial has ended yet: there is nothing to analyze."
 
 
-def network(row: Mapping) -> str:
+def network(row: Row) -> str:
     """Which network on which data: `mnist (center, n = 1,000), mlp(activation=relu, depth=3), mse, float32`."""
     try:
         options = json.loads(row["model_options"])
@@ -32,7 +34,7 @@ def network(row: Mapping) -> str:
     return f"{data}, {model}, {row['loss']}, {row['dtype']}"
 
 
-def setting(row: Mapping) -> str:
+def setting(row: Row) -> str:
     """What a group was measured on, in one line: network, sampling, T, and the training where it is not plain SGD."""
     other = "" if row.get("training", "sgd") == "sgd" else f", {row['training']} (the prediction is for plain SGD)"
     return f"{network(row)}, {row['sampling']}, T = {iterations(row)}{other}"
@@ -71,7 +73,7 @@ def iterations(row: Mapping) -> str:
     return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
-def method(row: Mapping) -> str:
+def method(row: Row) -> str:
     """The stepsize policy and, of a grid, how it was tuned: `theory(1)`, `grid (stable)`."""
     return f"{row['stepsize']} ({row['tuning']})" if row["tuning"] else row["stepsize"]
 
@@ -82,7 +84,7 @@ def bounds(low: float, high: float) -> str:
     return "" if math.isnan(low) or math.isnan(high) else f"[{short(low)}, {short(high)}]"
 
 
-def estimate(row: Mapping, name: str) -> tuple[str, str]:
+def estimate(row: Row, name: str) -> tuple[str, str]:
     """A critical batch size of `summary` and its interval, as text; the interval is empty where there is none."""
     return number(row[name]), bounds(row[f"{name}_low"], row[f"{name}_high"])
 
@@ -99,12 +101,12 @@ def scatter(rms: float) -> str:
     return "scatter < 1 %" if rms < 0.01 else f"scatter {percent(rms) if rms >= 10 else f'{100 * rms:.0f} %'}"
 
 
-def about_h(row: Mapping) -> str:
+def about_h(row: Row) -> str:
     """The reservation that holds for every b_h of a setting."""
     return f"h, and with it b_h, depends on the number of iterations, here T = {iterations(row)}; b_N does not."
 
 
-def no_interpolation(row: Mapping) -> str:
+def no_interpolation(row: Row) -> str:
     """Why a reading's points have no `h_interp`."""
     if row["iterations_least"] < row["iterations"]:
         return "no interpolation: T differs between batch sizes"

@@ -66,7 +66,7 @@ class Finding:
     of_limit: float = math.nan
 
     @classmethod
-    def of(cls, row: Mapping[str, object], iterations: Sequence[int], losses: Sequence[float]) -> Finding:
+    def of(cls, row: Mapping, iterations: Sequence[int], losses: Sequence[float]) -> Finding:
         """From a row of `trials`, and the columns `iteration` and `train_loss` of its rows of `curves`."""
         eta, limit = (math.nan if row.get(name) is None else float(row[name]) for name in ("eta", "eta_limit"))
         of_limit = eta / limit if limit > 0 else math.nan

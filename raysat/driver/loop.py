@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from rich.console import Console
@@ -178,7 +179,7 @@ def run(
     return recorder.failed
 
 
-def _number(value: object) -> float:
+def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -32,7 +33,7 @@ CERTIFICATES = tuple({"gamma_check", "k_op_check"} & set(NTKStatistics.__datacla
 _VALUES = ("gamma", "k_op", "base_stepsize")
 
 
-def is_certified(row: Mapping[str, object]) -> bool:
+def is_certified(row: Mapping[str, Any]) -> bool:
     """Whether a row of `ntk` is of this raysat: it names its w_0, and has certificates if it has statistics."""
     names = ("w0_digest",) if row["method"] in (REFUSED, FAILED) else ("w0_digest", *CERTIFICATES)
     return not any(_missing(row.get(name)) for name in names)
@@ -81,7 +82,7 @@ class Consequences:
             trials: The rows of `trials` of this initialization.
             k_tolerance: The relative residual of k_op that was asked for.
         """
-        residuals = [row.get("k_op_residual") for row in (before, now)]
+        residuals: list[Any] = [row.get("k_op_residual") for row in (before, now)]
         tolerance = AGREEMENT * max([k_tolerance, *(float(one) for one in residuals if not _missing(one))])
         agree = all(_agree(before.get(name), now.get(name), tolerance) for name in _VALUES)
         made = trials["stepsize"].str.startswith(OF_STATISTICS) & trials["status"].isin(FINISHED)
@@ -100,7 +101,7 @@ def _line(before: Row, now: Row) -> str:
     return f"{name}: an earlier run stored gamma {gamma} and k_op {k_op}; they are {new_gamma} and {new_k_op}"
 
 
-def _agree(before: object, now: object, tolerance: float) -> bool:
+def _agree(before: Any, now: Any, tolerance: float) -> bool:
     if _missing(before) or _missing(now):
         return _missing(before) and _missing(now)
     return abs(float(before) - float(now)) <= tolerance * abs(float(now))
@@ -110,7 +111,7 @@ def _missing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def _brought_up(trial: Row, statistics: Row) -> Row:
+def _brought_up(trial: Mapping, statistics: Row) -> Row:
     """What a trial's row is to say of the statistics; its loss at w_0 is its own."""
     row = {name: None for name in INHERITED} | inherited(statistics)
     del row["loss_init"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,7 +45,7 @@ class Plan:
     cells: list[Cell]
     flops: dict[tuple[Model, int], cost.Flops]
     sources: plugins.Sources
-    data: dict[str, object]
+    data: dict[str, Any]
     codes: dict[Model, str]
     present: Present
 
@@ -65,7 +66,7 @@ class Plan:
         if sweep.engine != "auto":
             return sweep.engine == "stacked"
         measured = sweep.cpus_per_trial == 1 and cell.batch_size <= LARGEST_BATCH
-        wanted = len(sweep.seeds) > 1 and cell.precision == "full"
+        wanted = len(sweep.each_seed) > 1 and cell.precision == "full"
         return measured and wanted and self.flops[cell.init.model, cell.init.width].stackable
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -152,7 +153,7 @@ class View:
         """All in one line."""
         return summary_line(self.record())
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> dict[str, Any]:
         """The same as plain data, for `raysat.status`."""
         now = time.monotonic()
         return {
@@ -217,7 +218,7 @@ def mishap(name: str, status: str, why: str, what: str = "") -> Text:
     return Text.assemble(f"{name}: ", (what or status, COLOURS[status]), f": {why}")
 
 
-def trial_line(row: Mapping[str, object]) -> Text:
+def trial_line(row: Mapping[str, Any]) -> Text:
     """One line for a cell that has ended; any of its numbers may be missing, zero or infinite."""
     stepsize, eta = row["stepsize"], row.get("eta")
     if stepsize.startswith("grid") and eta is not None:  # which of the grid's

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from raysat.storage.rows import installed
 
 
-def about(path: Path) -> dict[str, object]:
+def about(path: Path) -> dict[str, Any]:
     """Versions, machine and commit, for `sweep.json`."""
     packages = ("torch", "ray", "numpy", "pandas", "pyarrow", "scipy", "matplotlib")
     git = ["git", "-C", str(path.resolve().parent)]

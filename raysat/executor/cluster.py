@@ -85,7 +85,7 @@ class OnRay:
             raise
         return self
 
-    def _look_around(self, address: str | None, dashboard: str) -> None:
+    def _look_around(self, address: str | None, dashboard: str | None) -> None:
         """Find what a trial may have, and say where it runs."""
         import ray
 
@@ -109,6 +109,7 @@ class OnRay:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
 
     def _fits(self, node: Mapping[str, float]) -> bool:
+        assert self.gpus is not None  # known since it was looked around
         return self.cpus <= node.get("CPU", 0) and self.gpus <= node.get("GPU", 0)
 
     def slots(self) -> int:
@@ -143,6 +144,7 @@ class OnRay:
     def lacking(self, path: Path) -> list[str]:
         """The other hosts of the cluster that do not see a file of this one; one that does not answer is left out."""
         import ray
+        from ray.exceptions import RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         here = ray.get_runtime_context().get_node_id()
@@ -156,7 +158,7 @@ class OnRay:
         answered = ray.wait(list(asked), num_returns=len(asked), timeout=60)[0] if asked else []
         lacking = set()
         for answer in answered:
-            with suppress(ray.exceptions.RayError):
+            with suppress(RayError):
                 if not ray.get(answer):
                     lacking.add(asked[answer])
         return sorted(lacking)
@@ -173,6 +175,7 @@ class OnRay:
 
     def _gpus_of(self, job: Job) -> float:
         """GPUs of a job: those of a trial, of statistics one at most."""
+        assert self.gpus is not None  # known since it was looked around
         if job.cell is None:
             return min(self.gpus, 1.0)
         return packing.share(job.cell, job.statistics) if self.packs else self.gpus

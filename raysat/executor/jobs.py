@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from raysat.messages.credentials import hidden
 from raysat.messages.failures import traced
@@ -31,7 +31,7 @@ class Outcome:
     """
 
     job: Job
-    value: object = None
+    value: Any = None
     error: str = ""
     died: bool = False
 
@@ -64,6 +64,7 @@ class Source(Protocol):
     @property
     def waiting(self) -> bool:
         """Whether a job that was named has not ended, so that more may be named then."""
+        ...
 
     def next(self) -> Job | None:
         """The next job; None if none is available now. `waiting` tells blocked from finished."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 from raysat.executor.bookkeeping import RETRIES
 
@@ -24,7 +24,7 @@ class Talker(Protocol):
 class _Serving:
     """The process of a server, as a Ray actor."""
 
-    def __init__(self, make: Callable[[], object]) -> None:
+    def __init__(self, make: Callable[[], Any]) -> None:
         self.server = make()
 
     def exchange(self, *message: object) -> object:
@@ -43,18 +43,18 @@ class _Talking:
     def process(self) -> int:
         return os.getpid()
 
-    def work(self, server: object) -> None:
+    def work(self, server: Any) -> None:
         import ray
 
         self.talker.work(lambda *message: ray.get(server.exchange.remote(*message)))
 
 
 def with_server(
-    server: Callable[[], object],
+    server: Callable[[], Any],
     talker: Callable[[], Talker],
     count: int,
     begun: Callable[[list[int]], None] | None = None,
-) -> tuple[object, int]:
+) -> tuple[Any, int]:
     """Run talkers beside a server, each in a process of its own, on the cluster that this process has joined.
 
     A talker that dies is started anew, up to `RETRIES` times; the others do not wait for it.
@@ -69,20 +69,21 @@ def with_server(
         The server's result, and how many talkers have died.
     """
     import ray
+    from ray.exceptions import RayActorError
 
-    serving = ray.remote(_Serving).options(num_cpus=0).remote(server)
+    serving: Any = ray.remote(_Serving).options(num_cpus=0).remote(server)
     actor = ray.remote(_Talking).options(num_cpus=0, num_gpus=0, max_restarts=RETRIES, max_task_retries=-1)
-    actors = [actor.remote(talker) for _ in range(count)]
+    actors: list[Any] = [actor.remote(talker) for _ in range(count)]
     before = ray.get([one.process.remote() for one in actors])
     working = [one.work.remote(serving) for one in actors]
     if begun:
         begun(before)
     for work in working:
-        with suppress(ray.exceptions.RayActorError):  # it has died more often than it is started anew
+        with suppress(RayActorError):  # it has died more often than it is started anew
             ray.get(work)
     result, after = ray.get(serving.result.remote()), [None] * count
     for k, one in enumerate(actors):
-        with suppress(ray.exceptions.RayActorError):  # dead for good
+        with suppress(RayActorError):  # dead for good
             after[k] = ray.get(one.process.remote())
     for one in (*actors, serving):
         ray.kill(one)

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import tune
@@ -175,10 +176,10 @@ class _Callbacks(TrialProgressCallback):
     def __reduce__(self) -> tuple:
         return TrialProgressCallback, ()
 
-    def on_trial_start(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **_: object) -> None:
         self.book.start(_key(trial))
 
-    def on_trial_result(self, iteration: int, trials: list, trial: object, result: dict, **_: object) -> None:
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **_: object) -> None:
         if "outcome" in result:
             self.book.end(_key(trial), *result.pop("outcome"))
         elif "leaves" in result:
@@ -186,7 +187,7 @@ class _Callbacks(TrialProgressCallback):
         elif "told" in result:
             self.book.report(_key(trial), *result["told"])
 
-    def on_trial_recover(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+    def on_trial_recover(self, iteration: int, trials: list, trial: Any, **_: object) -> None:
         if not self.book.counts(_key(trial), lost_node=_lost_its_node(trial)) or _told_twice(trial):
             trial.max_failures += 1
 
@@ -194,10 +195,10 @@ class _Callbacks(TrialProgressCallback):
         self.book.hand_on()
         self.book.listener.tick()
 
-    def on_trial_complete(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **_: object) -> None:
         pass
 
-    def on_trial_error(self, iteration: int, trials: list, trial: object, **_: object) -> None:
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **_: object) -> None:
         tries_left = trial.num_failures - _told_twice(trial) <= trial.max_failures
         self.book.give_up(_key(trial), plain(_error_of(trial)), tries_left=tries_left)
 
@@ -209,12 +210,12 @@ class _Scheduler(FIFOScheduler):
         private.forget_ended(tune_controller)
 
 
-def _key(trial: object) -> str:
+def _key(trial: Any) -> str:
     """The key of a trial's job."""
     return repr(trial.config["job"])
 
 
-def _error_of(trial: object) -> str:
+def _error_of(trial: Any) -> str:
     """What Tune has written of a trial's failures; empty where there is nothing that can be read."""
     try:
         return Path(trial.error_file).read_text(errors="backslashreplace")
@@ -227,13 +228,13 @@ def _failures(trial: object) -> list[str]:
     return _error_of(trial).split("Failure # ")[1:]
 
 
-def _lost_its_node(trial: object) -> bool:
+def _lost_its_node(trial: Any) -> bool:
     """Whether a trial's last failure was that of its node: Tune may try it in several processes of one that is gone."""
     last = "".join(_failures(trial)[-1:])
     return any(words in last for words in ("node was terminated", "node has died", "node died"))
 
 
-def _told_twice(trial: object) -> bool:
+def _told_twice(trial: Any) -> bool:
     """Whether the last two failures are one death: Tune gives a trial anew to a process whose end it has not seen."""
     *_, before, last = "", "", *(re.findall(r"actor_id: (\w+)", failure) for failure in _failures(trial))
     return bool(last) and last == before

@@ -99,7 +99,9 @@ class Vigil:
                 if time.monotonic() - silent_since > SILENT:
                     self.died = f"GCS at {self.address}"
         self._noticed.set()
-        signal.pthread_kill(threading.main_thread().ident, SIGNAL)
+        main = threading.main_thread().ident
+        assert main is not None  # it has been started
+        signal.pthread_kill(main, SIGNAL)
         if self._ended.wait(GRACE):
             time.sleep(LAST)  # a process that ends takes this thread with it
         print(f"raysat: {self.sentence}; what is finished stays: run the same command again.", file=sys.stderr)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
+from matplotlib import color_sequences
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -27,7 +28,7 @@ def figure(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     joined = kept[["cell_id", "training", "rest"]].merge(curves, on="cell_id")
     joined = joined[joined["iteration"] > 0]
     trainings = kept["training"].unique()
-    palette = colormaps["tab10" if len(trainings) <= 10 else "tab20"].colors
+    palette = color_sequences["tab10" if len(trainings) <= 10 else "tab20"]
     colors = dict(zip(trainings, palette * len(trainings), strict=False))
     dashes = dict(zip(kept["rest"].unique(), DASHES * len(kept), strict=False))
     drawn = Figure(figsize=(13, 5), layout="constrained")
@@ -63,5 +64,5 @@ def _scale(values: Iterable[np.ndarray]) -> str:
 def _joined(kept: pd.DataFrame, names: Sequence[str]) -> pd.Series:
     """What tells rows apart, as text: `mlp(ghost=4), b = 16`."""
     words = {"width": "width {}", "batch_size": "b = {}"}
-    parts = [kept[name].map(words.get(name, "{}").format) for name in names]
+    parts: list[Any] = [kept[name].map(words.get(name, "{}").format) for name in names]
     return parts[0].str.cat(parts[1:], sep=", ") if len(parts) > 1 else parts[0]

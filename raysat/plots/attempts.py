@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, overload
 
 from raysat.messages.credentials import hidden
 from raysat.messages.failures import cause, traced
@@ -47,16 +47,22 @@ class Attempts:
         return [f"{what} could not be made ({cause(error)})." for what, error in self.failures.items()]
 
 
-class once:
+class once(Generic[T]):
     """A property that is made when first asked for. Where that fails, it fails again in the same way, at no cost."""
 
-    def __init__(self, make: Callable[[object], T]) -> None:
+    def __init__(self, make: Callable[[Any], T]) -> None:
         self.make, self.__doc__ = make, make.__doc__
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = f"_{name}_once"
 
-    def __get__(self, instance: object, owner: type | None = None) -> T:
+    @overload
+    def __get__(self, instance: None, owner: type | None = None) -> once[T]: ...
+
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> T: ...
+
+    def __get__(self, instance: object, owner: type | None = None) -> once[T] | T:
         """What was made, or the error."""
         if instance is None:
             return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +34,7 @@ from raysat.plots.panels import (
 from raysat.saturation.fits import law
 from raysat.saturation.formulas import h_interpolated
 
-COSTS = {
+COSTS: dict[str, tuple[str, dict[str, Any]]] = {
     "samples": ("samples", {"color": INK, "marker": "o", "linestyle": "-"}),
     "seconds": ("seconds", {"color": FIT, "marker": "s", "linestyle": "--"}),
     "device_hours": ("device-hours", {"color": STAR, "marker": "^", "linestyle": "-.", "markerfacecolor": "white"}),
@@ -208,7 +209,7 @@ def costs(rows: pd.DataFrame, ax: Axes | None = None, title: str | None = None) 
             own = own[own["cost"] == cost].sort_values("batch_size")
             if own.empty:
                 continue
-            least = own.loc[own["value"].idxmin()]
+            least = own.iloc[own["value"].argmin()]
             said.append(f"least: {number(least['value'])} {name} at b = {least['batch_size']}")
             relative = own.assign(**{end: own[end] / least["value"] for end in ("value", "low", "high")})
             panel.plot(relative["batch_size"], relative["value"], linewidth=1, **look)

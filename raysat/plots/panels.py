@@ -87,12 +87,11 @@ def panel_of(table: pd.DataFrame, key: tuple) -> pd.DataFrame:
 
 def batch_axis(panel: Axes, sizes: pd.Series) -> None:
     """A log2 axis with the batch sizes that were run as its ticks, thinned to ten, the ends kept."""
-    sizes = np.unique(sizes)
+    ran = np.unique(sizes)
+    ticks = ran[np.linspace(0, len(ran) - 1, min(10, len(ran))).round().astype(int)]
     panel.set_xscale("log", base=2)
-    panel.set_xlim(sizes[0] / 1.5, sizes[-1] * 1.5)
-    panel.xaxis.set_major_locator(
-        FixedLocator(sizes[np.linspace(0, len(sizes) - 1, min(10, len(sizes))).round().astype(int)])
-    )
+    panel.set_xlim(ran[0] / 1.5, ran[-1] * 1.5)
+    panel.xaxis.set_major_locator(FixedLocator(ticks.tolist()))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 

@@ -11,6 +11,7 @@ script of `assets/`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib import rc_context, rc_file_defaults
 from rich.console import Console
@@ -113,5 +114,5 @@ def render(material: Material, images: Sequence[tuple[plots.Plate, bytes]], atte
     return page(title, lead, parts(makes), {"file": title, **drawn})
 
 
-def _drawn(material: Material, attempt: Attempts) -> dict[str, object]:
+def _drawn(material: Material, attempt: Attempts) -> dict[str, Any]:
     return payload(material.trials, material.curves, material.analysis, material.first, attempt)

@@ -52,9 +52,9 @@ def answers(table: pd.DataFrame) -> list[Answer]:
 
 def _answer(rows: pd.DataFrame) -> Answer:
     known = {name: place for place, name in enumerate(_ORDER)}
-    rank = rows["stepsize"].map(lambda label: known.get(policy(label), len(known)))
+    rank = [known.get(policy(label), len(known)) for label in rows["stepsize"]]
     ordered = rows.assign(
-        untuned=rank >= len(EVIDENCE),
+        untuned=[place >= len(EVIDENCE) for place in rank],
         missing=rows["b_N"].isna(),
         rank=rank,
         narrow=-rows["width"],

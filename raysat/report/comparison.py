@@ -183,7 +183,7 @@ def _series(name: str, group: pd.DataFrame, names: Mapping[tuple, str]) -> Itera
         yield {**look, "x": {x: ends}, "y": ends}
 
 
-def _key(row: Mapping) -> tuple:
+def _key(row: Mapping | pd.Series) -> tuple:
     return (row["sweep"], *key_of(row, SETTING))
 
 

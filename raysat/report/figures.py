@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -41,7 +42,7 @@ from raysat.plots.attempts import Attempt, plainly
 from raysat.saturation.fits import law
 from raysat.saturation.formulas import h_interpolated
 
-Json = dict[str, object]
+Json = dict[str, Any]
 
 DIGITS = 5
 """Significant digits of the numbers in a page."""
@@ -153,7 +154,7 @@ AXES = {
 }
 
 
-def numbers(values: Sequence[float]) -> list[float | str | None]:
+def numbers(values: Iterable[float]) -> list[float | str | None]:
     """The values as JSON has them: a few digits, `INFINITE` for infinity, null for what is no number."""
     return [
         INFINITE if value == math.inf else float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
@@ -183,7 +184,7 @@ def short_settings(fits: pd.DataFrame) -> dict[tuple, str]:
     }
 
 
-def key_of(row: Mapping, columns: Sequence[str] = READING) -> tuple:
+def key_of(row: Mapping | pd.Series, columns: Sequence[str] = READING) -> tuple:
     """A reading's values as a dictionary's key: nan, which equals nothing, is None."""
     return tuple(None if pd.isna(row[name]) else row[name] for name in columns)
 
@@ -228,7 +229,7 @@ def _loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame) -> Json | None:
         return None
     series, ends = [], []
     for k, (b, losses) in enumerate(by_size):
-        losses = losses.loc[b]
+        losses = losses.droplevel("batch_size")
         losses = losses[losses["count"] == losses["count"].max()]
         several = losses["count"].max() > 1
         ends.append(next(iter(losses["median"].dropna().iloc[::-1]), math.nan))

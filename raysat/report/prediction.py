@@ -79,7 +79,7 @@ def _remarks(by_predictor: pd.Series) -> Iterator[str]:
     names: dict[str, list[str]] = {}
     for predictor, remarks in by_predictor.items():
         for remark in filter(None, remarks.split("; ")):
-            names.setdefault(remark, []).append(PREDICTOR[predictor])
+            names.setdefault(remark, []).append(PREDICTOR[str(predictor)])
     for remark, of in names.items():
         yield f"{'all predictors' if len(of) == len(PREDICTOR) else ', '.join(of)}: {remark}."
 

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from typing import Any
 
 import pandas as pd
 
@@ -284,9 +285,10 @@ def _failures(trials: pd.DataFrame) -> Iterator[str]:
     yield from filter(None, (traceback(own[0]["error"]) for own in groups.values()))
 
 
-def _several(values: Sequence[object], most: int = 6) -> str:
+def _several(values: Sequence[Any], most: int = 6) -> str:
     """The values, each once: `1, 2, 4`, or `1, 2, 4, ... (12)` where they are many."""
-    once = list(dict.fromkeys(map(_plain, sorted(values, key=str if isinstance(values[0], str) else None))))
+    ordered = sorted(values, key=str) if isinstance(values[0], str) else sorted(values)
+    once = list(dict.fromkeys(map(_plain, ordered)))
     return ", ".join(once) if len(once) <= most else f"{', '.join(once[:most])}, ... ({len(once)})"
 
 
@@ -325,7 +327,7 @@ def _picture(plate: Plate, png: bytes) -> str:
     return f'<img src="data:image/png;base64,{source}" alt="{escape(f"{plate.name}: {plate.title}")}">'
 
 
-def _plain(value: object) -> str:
+def _plain(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, Mapping | list | tuple):

@@ -17,6 +17,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ def _rank(rank: int, ranks: int, sizes: Sequence[int], backend: str, repeats: in
 
 
 def measure_here(
-    path: Location, sizes: Sequence[int], backend: str, gpu: int, repeats: int, warmup: int, **group: object
+    path: Location, sizes: Sequence[int], backend: str, gpu: int, repeats: int, warmup: int, **group: Any
 ) -> None:
     """Measure as one of several ranks, of which the first writes the result."""
     torch.set_num_threads(1)

@@ -11,6 +11,8 @@ run does is decided by the order in which learners arrive alone, so that nothing
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Int64, Real
 from torch import Tensor, nn
@@ -127,11 +129,11 @@ class AsynchronousEngine(OverAutograd):
         with torch.no_grad():
             torch._foreach_copy_(parameters, newest)
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """All that the engine holds beside the network, for a checkpoint."""
         return {"step": self.step, "counts": self.counts, "read_at": self.read_at, "stale": self.stale}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.step, self.counts, self.read_at = state["step"], state["counts"], list(state["read_at"])
         for place, stored in zip(self.stale, state["stale"], strict=True):

@@ -56,7 +56,7 @@ class AutogradEngine:
             self.name, self.forward = "compiled", torch.compile(network, dynamic=False)
         self.network, self.x, self.y, self.loss, self.eta = network, x, y, loss, eta
         self.bfloat16 = bfloat16
-        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        self.parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.reentrant: bool | None = None  # known from the first step's graph
         self.together = together(network)
         self.at_once = len(x) if self.together == 0 or at_once is None else at_once

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class _Counter(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: object, args: tuple = (), kwargs: dict[str, object] | None = None
+        self, func: OpOverload, types: object, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> object:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)

@@ -7,12 +7,11 @@ in place. Given the same batches they differ by rounding alone, and a test compa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int64
 from torch import Tensor, nn
 
 from raysat.compute.matmul import keep_memory
@@ -68,29 +67,37 @@ class StepEngine(Protocol):
     Attributes:
         name: As it stands in the trial's row.
         matmul: Where its matrix products are computed, one of `raysat.compute.matmul.Matmul`.
-        at_once: Samples whose gradient is computed at a time, halved as memory runs out.
     """
 
     name: str
     matmul: str
-    at_once: int
 
-    def run(self, batches: Int64[Tensor, "steps b"]) -> None:
-        """One SGD step for each row of indices. `StackedEngine` takes as many such as it has networks."""
+    @property
+    def at_once(self) -> int:
+        """Samples whose gradient is computed at a time, halved as memory runs out."""
+        ...
+
+    @property
+    def run(self) -> Callable[..., None]:
+        """One SGD step for each row of indices, [steps, b]; `StackedEngine` takes as many such as it has networks."""
+        ...
 
     def block(self, b: int) -> int:
         """The steps of batch size b that are computed together, and that a call of `run` should not divide."""
+        ...
 
 
 @runtime_checkable
 class Stateful(Protocol):
     """An engine that holds more than the network's parameters."""
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """All that it holds beside the network, for a checkpoint."""
+        ...
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
+        ...
 
 
 def build_for(
@@ -101,7 +108,7 @@ def build_for(
     y: Tensor,
     loss: Loss,
     etas: Sequence[float],
-    at_once: int,
+    at_once: int | None,
     ranks: int = 1,
 ) -> StepEngine:
     """The engine of a cell: that of its training, or for plain SGD the one asked for; cf. `build`.
@@ -116,7 +123,7 @@ def build_for(
     (network,), (eta,) = networks, etas
     if training.is_plain:
         built = build(engine, network, x, y, loss, eta, at_once, ranks, bfloat16=cell.precision == "bfloat16")
-        if built.name == "compiled":
+        if isinstance(built, AutogradEngine) and built.name == "compiled":
             built.compile_for(cell.batch_size)
         return built
     if cell.precision == "bfloat16":

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from raysat.compute.matmul import Call, Products, choose
 from raysat.compute.micro_batch import out_of_memory
+from raysat.data.fields import Inputs
 from raysat.errors import InputError
 from raysat.losses import Loss, SquaredError
 from raysat.models.layers import NTKLinear
@@ -63,9 +65,9 @@ class Layer:
 
 def layers_of(network: nn.Module) -> list[Layer] | None:
     """The layers of a fully-connected network, all of whose weights are trained; None for any other module."""
-    if type(network) not in (MLP, nn.Sequential) or _hooked(network):
+    if not isinstance(network, nn.Sequential) or type(network) not in (MLP, nn.Sequential) or _hooked(network):
         return None
-    modules = list(network)
+    modules: list[Any] = list(network)
     if modules and type(modules[0]) is nn.Flatten and (modules[0].start_dim, modules[0].end_dim) == (1, -1):
         modules = modules[1:]
     linear, activations = modules[::2], modules[1::2]
@@ -120,10 +122,11 @@ class FusedEngine:
     name = "fused"
 
     def __init__(
-        self, network: nn.Module, x: Tensor, y: Tensor, loss: Loss, eta: float, at_once: int | None = None
+        self, network: nn.Module, x: Inputs, y: Tensor, loss: Loss, eta: float, at_once: int | None = None
     ) -> None:
         self.network, self.y, self.loss, self.eta = network, y, loss, eta
         self.layers = known_layers(network, self.name)
+        assert isinstance(x, Tensor)  # several tensors go into an `Unpacked`, of which no layers are known
         self.x = x.flatten(1).to(self.layers[0].weight.dtype)
         self.products = Products(choose(self.x.dtype, self.x.device))
         self.matmul = self.products.choice.label
@@ -137,6 +140,7 @@ class FusedEngine:
         for chunk in batches.split(self.block(b)):
             block = self._block(len(chunk), b)
             if block is None:
+                assert self._parts is not None  # `_block` makes them where it has no block
                 self._parts.run(chunk)
                 self.at_once = self._parts.at_once
             else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
@@ -70,11 +72,11 @@ class OptimizerEngine(OverAutograd):
             self.optimizer.step()
             self.step += 1
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         """All that the engine holds beside the network, for a checkpoint."""
         return {"step": self.step, "optimizer": self.optimizer.state_dict()}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.step = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])

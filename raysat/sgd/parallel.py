@@ -16,6 +16,7 @@ import threading
 import weakref
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import Any
 
 import torch
 import torch.distributed
@@ -173,7 +174,7 @@ class _Pickler(pickle.Pickler):
         self.tensors: list[Tensor] = []
         self.places: dict[int, int] = {}
 
-    def persistent_id(self, thing: object) -> int | None:
+    def persistent_id(self, thing: Any) -> int | None:
         if type(thing) not in (Tensor, nn.Parameter):
             return None
         if id(thing) not in self.places:
@@ -200,12 +201,14 @@ def _packed(things: object) -> tuple[bytes, bytes]:
     return structure.getvalue(), tensors.getvalue()
 
 
-def _unpacked(structure: bytes, tensors: bytes) -> object:
+def _unpacked(structure: bytes, tensors: bytes) -> Any:
     """What `_packed` was given; the bytes come from the process that started this one, and from no file."""
     return _Unpickler(io.BytesIO(structure), torch.load(io.BytesIO(tensors), weights_only=True)).load()
 
 
 def _end_with_parent() -> None:
     """End this process as the trial's ends, also in the middle of an all_reduce that will never return."""
-    wait([multiprocessing.parent_process().sentinel])
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a rank is a process that the trial started
+    wait([parent.sentinel])
     os._exit(1)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from raysat.compute.matmul import Call, Matmul
 from raysat.compute.micro_batch import out_of_memory
+from raysat.data.fields import Inputs
 from raysat.losses import Loss, SquaredError
 from raysat.sgd.fused import (
     BACKWARD,
@@ -73,7 +74,7 @@ class StackedEngine:
     def __init__(
         self,
         networks: Sequence[nn.Module],
-        x: Tensor,
+        x: Inputs,
         y: Tensor,
         loss: Loss,
         etas: Sequence[float],
@@ -90,6 +91,7 @@ class StackedEngine:
         for network, weights in zip(networks, zip(*self.weights, strict=True), strict=False):
             for parameter, weight in zip(network.parameters(), weights, strict=True):
                 parameter.data = weight
+        assert isinstance(x, Tensor)  # several tensors go into an `Unpacked`, of which no layers are known
         self.x = x.flatten(1).to(self.weights[0].dtype)
         self.at_once = len(networks) * len(x) if at_once is None else at_once
         self._blocks: dict[tuple[int, int], _Block] = {}

@@ -91,14 +91,14 @@ def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
 
 def _telling(job: Job) -> Callable[[int], object] | None:
     """What tells the driver from time to time how many samples have passed."""
-    if job.tell is None:
+    if (tell_driver := job.tell) is None:
         return None
     due = time.monotonic() + TELL_SECONDS
 
     def tell(samples: int) -> None:
         nonlocal due
         if time.monotonic() > due:
-            job.tell(samples, {job.key: None})
+            tell_driver(samples, {job.key: None})
             due = time.monotonic() + TELL_SECONDS
 
     return tell

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ class Job:
     sweep: str
     init: Initialization
     cell: Cell | None = None
-    statistics: Mapping[str, object] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
     sources: plugins.Sources = field(default_factory=dict)
     checkpoints: Location | str | None = None
     checkpoint_seconds: float = 60.0
@@ -66,6 +67,12 @@ class Job:
     def trials(self) -> tuple[Job, ...]:
         """The job of each cell: this one, and its mates."""
         return (self, *self.mates)
+
+    @property
+    def trained_cell(self) -> Cell:
+        """The cell, of a job that trains one."""
+        assert self.cell is not None
+        return self.cell
 
     @property
     def name(self) -> str:

@@ -32,11 +32,12 @@ class Evaluator:
     def __init__(self, init: Initialization, dataset: data.Dataset, at_once: int) -> None:
         count = init.evaluation_samples or init.n
         self.train = dataset.x[:count], dataset.y[:count]
-        self.test = None if dataset.x_test is None else (dataset.x_test, dataset.y_test)
+        x_test, y_test = dataset.x_test, dataset.y_test
+        self.test = None if x_test is None or y_test is None else (x_test, y_test)
         self.loss, self.classes, self.threshold = resolve(init.loss), dataset.classes, dataset.threshold
         self.chunk = min(_EVALUATED_AT_ONCE, at_once)
 
-    def __call__(self, network: nn.Module) -> dict[str, float | None]:
+    def __call__(self, network: nn.Module) -> Row:
         """The columns of `raysat.storage.schema.EVALUATION`."""
         train = self._over(network, *self.train)
         test = self._over(network, *self.test) if self.test else None

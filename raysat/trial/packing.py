@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,7 +60,7 @@ def measure(network: nn.Module, dataset: Dataset, loss: Loss, engine: str) -> di
     }
 
 
-def trials_at_once(cell: Cell, measured: Mapping[str, object]) -> int:
+def trials_at_once(cell: Cell, measured: Mapping[str, Any]) -> int:
     """The number of such trials that share a GPU; 1 where it was not measured.
 
     Args:
@@ -68,7 +69,7 @@ def trials_at_once(cell: Cell, measured: Mapping[str, object]) -> int:
             sample_seconds.
     """
     names = ("parameters", "data_bytes", "sample_bytes", "device_bytes", "launch_seconds", "sample_seconds")
-    values = [measured.get(name) for name in names]
+    values: list[Any] = [measured.get(name) for name in names]
     if any(value is None or math.isnan(value) for value in values):
         return 1
     parameters, data, sample, device, launch, each = values
@@ -79,6 +80,6 @@ def trials_at_once(cell: Cell, measured: Mapping[str, object]) -> int:
     return max(1, int(min(MOST, FILLED * device / needed, idle)))
 
 
-def share(cell: Cell, measured: Mapping[str, object]) -> float:
+def share(cell: Cell, measured: Mapping[str, Any]) -> float:
     """A trial's share of a GPU, rounded down to the four digits that Ray counts; cf. `trials_at_once`."""
     return math.floor(1e4 / trials_at_once(cell, measured)) / 1e4

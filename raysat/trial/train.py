@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ Rows = tuple[Row, list[Row], list[Row]]
 """A trial's row of `trials`, its rows of `curves`, and its rows of `ntk`."""
 
 
-def stepsize_and_beta(cell: Cell, statistics: Mapping[str, object]) -> tuple[float, float]:
+def stepsize_and_beta(cell: Cell, statistics: Mapping[str, Any]) -> tuple[float, float]:
     """Eta, scaled to the batch size where the training asks for it, and beta(b); nan where there are no statistics."""
     gamma, k_op, base = (
         math.nan if statistics.get(name) is None else float(statistics[name])
@@ -74,24 +75,24 @@ class _Trial:
     """
 
     def __init__(self, job: Job, dataset: Dataset, network: nn.Module) -> None:
-        self.job, self.cell, self.dataset, self.network = job, job.cell, dataset, network
+        self.job, self.cell, self.dataset, self.network = job, job.trained_cell, dataset, network
         _check_weights(job, network)
-        self.eta, self.beta = stepsize_and_beta(job.cell, job.statistics)
-        cell, init, device = job.cell, job.cell.init, str(dataset.x.device)
+        cell, init, device = self.cell, self.cell.init, str(dataset.x.device)
+        self.eta, self.beta = stepsize_and_beta(cell, job.statistics)
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, device)
         self.start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
-        self.ntk_at = () if isinstance(network, Linearized) else job.cell.ntk_at  # its kernel never moves
+        self.ntk_at = () if isinstance(network, Linearized) else cell.ntk_at  # its kernel never moves
         one_position = dataset.y.ndim == 1 + dataset.y.is_floating_point()
         drifts = self.ntk_at and one_position and not math.isnan(self.beta)
         self.drift = Drift(network, dataset.x) if drifts else None
         folder = job.checkpoints and location(job.checkpoints)
-        self.checkpoint = Checkpoint(folder / f"{job.cell.cell_id}.pt" if folder else None)
+        self.checkpoint = Checkpoint(folder / f"{cell.cell_id}.pt" if folder else None)
         self.progress = self._from_here(self.checkpoint.load())
-        if self.progress.at_once is None:
-            self.progress.at_once = fitting(job, dataset, network)
+        if (at_once := self.progress.at_once) is None:
+            at_once = self.progress.at_once = fitting(job, dataset, network)
         if self.progress.weights is not None:
             network.load_state_dict(self.progress.weights)
-        self.evaluate = Evaluator(job.init, dataset, self.progress.at_once)
+        self.evaluate = Evaluator(job.init, dataset, at_once)
         self.status = COMPLETED
 
     def _from_here(self, stored: Progress) -> Progress:
@@ -279,6 +280,7 @@ def _engine(trials: Sequence[_Trial]) -> engines.StepEngine:
     problem = dataset.x, dataset.y, resolve(cell.init.loss)
     engine = engines.build_for(cell, job.engine, networks, *problem, etas, progress.at_once, job.ranks)
     if progress.engine is not None:
+        assert isinstance(engine, engines.Stateful)  # as that was which stored it
         engine.load_state_dict(progress.engine)
     return engine
 
@@ -297,7 +299,7 @@ def _of_its_own(value: Tensor) -> Tensor:
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
-def _known_losses(statistics: Mapping[str, object]) -> dict[str, float | None] | None:
+def _known_losses(statistics: Mapping[str, Any]) -> dict[str, Any] | None:
     """The losses at w_0, which were found with the statistics; None where they were not."""
     losses = {column.name: known(statistics.get(column.name)) for column in EVALUATION}
     return None if losses["train_loss"] is None else losses
@@ -320,7 +322,7 @@ def failed_row(job: Job, error: str) -> Row:
     return {
         **inherited(job.statistics),
         **describe(job.sweep, job.init),
-        **describe_cell(job.cell),
+        **describe_cell(job.trained_cell),
         "status": FAILED,
         "budget": job.budget or None,
         "error": error,
