@@ -38,9 +38,9 @@ def setting(row: Mapping) -> str:
     return f"{network(row)}, {row['sampling']}, T = {iterations(row)}{other}"
 
 
-def short_settings(fits: pd.DataFrame) -> dict[tuple, str]:
-    """A name for each setting, of the data set, the model and what else differs between them."""
-    rows = fits[list(SETTING)].drop_duplicates().to_dict("records")
+def short_settings(table: pd.DataFrame) -> dict[tuple, str]:
+    """A name for each setting of a table, of the data set, the model and what else differs between them."""
+    rows = table.reindex(columns=list(SETTING)).drop_duplicates().to_dict("records")
     facts = []
     for row in rows:
         try:
