@@ -66,9 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace, console: Console) -> None:
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
     _check(sweep)
+    assert sweep.iterations is not None  # checked above
+    assert not isinstance(sweep.seeds, int)  # a sweep has made a tuple of a number
     sweep = replace(sweep, seeds=sweep.seeds[:1], spectrum=sweep.spectrum or STEPS)
     laid_out = plan(replace(sweep, batch_sizes=(min(sweep.batch_sizes),)), options.file.parent)
-    n = laid_out.data["n"]
+    n = int(laid_out.data["n"])
     sizes = [b for b in sweep.batch_sizes if b <= n]
     above = ", ".join(f"{b:,}" for b in sorted(set(sweep.batch_sizes) - set(sizes)))
     notes = [f"Left out: b = {above}, for there are {n:,} training samples."] * bool(above)

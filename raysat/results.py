@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 # What reads, draws and analyzes is imported where it is used: every worker imports raysat, and with it this module.
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from raysat.analysis import Analysis
@@ -83,31 +84,64 @@ class Results:
 
         return recommendations(self._analysis.fits, self._analysis.points)
 
-    def plot_loss_curves(self) -> list[Figure]:
-        """L(w_t) against t by batch size: a matplotlib figure for each model and data set, and for many widths more."""
-        return self._plot("loss-curves")
+    def plot_loss_curves(
+        self, ax: Axes | None = None, *, target: float | None = None, title: str | None = None
+    ) -> list[Figure]:
+        """L(w_t) against t by batch size: a matplotlib figure for each model and data set, and for many widths more.
 
-    def plot_exponents(self) -> list[Figure]:
-        """h(b) with intervals and the paper's predicted curve."""
-        return self._plot("exponents")
+        Args:
+            ax: Axes on which the reading of the recommendation is drawn instead, alone. Their figure is returned.
+            target: A loss that is marked.
+            title: The title. Default: what is shown, in short.
+        """
+        return self._plot("loss-curves", ax, target=target, title=title)
 
-    def plot_steps(self) -> list[Figure]:
-        """N(b) with its fit, perfect scaling, b_N and b_star."""
-        return self._plot("steps")
+    def plot_exponents(self, ax: Axes | None = None, *, title: str | None = None) -> list[Figure]:
+        """h(b) with intervals and the paper's predicted curve.
 
-    def plot_costs(self) -> list[Figure]:
-        """Samples, seconds and device-hours to the target against b, each over its least."""
-        return self._plot("costs")
+        Args:
+            ax: As for `plot_loss_curves`.
+            title: As for `plot_loss_curves`.
+        """
+        return self._plot("exponents", ax, title=title)
+
+    def plot_steps(
+        self, ax: Axes | None = None, *, target: float | None = None, title: str | None = None
+    ) -> list[Figure]:
+        """N(b) with its fit, perfect scaling, b_N and b_star.
+
+        Args:
+            ax: As for `plot_loss_curves`.
+            target: The loss to which N(b) counts. Default: those of the sweep, or chosen ones.
+            title: As for `plot_loss_curves`.
+        """
+        return self._plot("steps", ax, target=target, title=title)
+
+    def plot_costs(
+        self, ax: Axes | None = None, *, target: float | None = None, title: str | None = None
+    ) -> list[Figure]:
+        """Samples, seconds and device-hours to the target against b, each over its least.
+
+        Args:
+            ax: As for `plot_loss_curves`.
+            target: As for `plot_steps`.
+            title: As for `plot_loss_curves`.
+        """
+        return self._plot("costs", ax, target=target, title=title)
 
     def _read(self, table: str) -> pd.DataFrame:
         from raysat.storage.store import Store
 
         return Store(self.root).read(table)
 
-    def _plot(self, kind: str) -> list[Figure]:
+    def _plot(
+        self, kind: str, ax: Axes | None, *, target: float | None = None, title: str | None = None
+    ) -> list[Figure]:
         from raysat.plots import plates
 
-        return [plate.figure for plate in plates(self.trials, self.curves, self._analysis) if plate.kind == kind]
+        analysis = self._analysis if target is None or kind == "loss-curves" else self.fit([target])
+        made = plates(self.trials, self.curves, analysis, kinds=[kind], ax=ax, target=target, title=title)
+        return [plate.figure for plate in made]
 
     @cached_property
     def _analysis(self) -> Analysis:
@@ -122,13 +156,13 @@ class Results:
     def _repr_html_(self) -> str:
         """What a notebook shows: the answer and the table of the report."""
         from raysat.analysis import summary
-        from raysat.report import sections
+        from raysat.report import prediction, sections
 
         table = summary(self._analysis.fits)
         parts = [
             f"<h3>{escape(str(self.record['sweep']['name']))}</h3>",
             f"<p>{escape(sections.progress(self.record, self.trials))}</p>",
             sections.answer(table, self.trials, self.recommendation).html,
-            sections.numbers(table),
+            prediction.tables(self._analysis.comparison, table, self.ntk),
         ]
         return "\n".join(parts)

@@ -209,7 +209,7 @@ def _run(
         # The report's libraries are loaded while trials run, and not beside Ray's end, which a thread that frees
         # something of Ray's would turn into that of this process.
         beside = stack.enter_context(ThreadPoolExecutor(1))
-        load = partial(beside.submit, import_module, "raysat.report")
+        load = partial(beside.submit, partial(import_module, "raysat.report"))
         deadline = begun + 60 * (sweep.minutes or math.inf)
         until = {"check": signals.check, "deadline": deadline}
         failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares, meanwhile=load, **until)

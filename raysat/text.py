@@ -103,7 +103,7 @@ def percent(share: object) -> str:
 
     A dash where there is none.
     """
-    if isinstance(share, Real) and share >= 10:
+    if isinstance(share, Real) and float(share) >= 10:
         return f"a factor of {number(1 + float(share), 2)}"
     return f"{number(100 * float(share) if isinstance(share, Real) else None, 2)} %"
 

@@ -267,8 +267,9 @@ def _remarks(
 
 def _less_than_an_epoch(best: pd.DataFrame) -> str:
     """The batch sizes at which N is less than a pass over the training samples."""
-    epochs = np.exp(np.log(best["value"] * best["batch_size"] / best["n"]).groupby(best["batch_size"]).mean())
-    return ", ".join(map(str, epochs.index[epochs < 1]))
+    epochs = best["value"] * best["batch_size"] / best["n"]
+    log_mean = pd.Series(np.log(epochs.to_numpy(dtype=float))).groupby(best["batch_size"].to_numpy()).mean()
+    return ", ".join(map(str, log_mean.index[log_mean < 0]))
 
 
 def at_edges(best: pd.DataFrame, reading: pd.DataFrame) -> Iterator[tuple[str, str]]:

@@ -57,10 +57,10 @@ class Foreseen:
         drawn: What `typical` has found: the readings of a group ask for the same trials.
     """
 
-    paths: Paths = field(default_factory=dict)
-    spectra: Mapping[str, Spectrum] = field(default_factory=dict)
-    phi: Mapping[str, float] = field(default_factory=dict)
-    evaluated: Mapping[str, Int[np.ndarray, " t"]] = field(default_factory=dict)
+    paths: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    spectra: dict[str, Spectrum] = field(default_factory=dict)
+    phi: dict[str, float] = field(default_factory=dict)
+    evaluated: dict[str, Int[np.ndarray, " t"]] = field(default_factory=dict)
     reason: str = ""
     drawn: dict[tuple, Paths] = field(default_factory=dict, repr=False)
 
@@ -80,7 +80,7 @@ class Foreseen:
         expected = expected.fillna(math.inf)
         of_size = expected.groupby([trials["seed"], trials["batch_size"]])
         least, best = of_size.transform("min"), trials["eta"][of_size.transform("idxmin")].to_numpy()
-        some = np.isfinite(least) & near(trials["eta"], best)
+        some = np.isfinite(least) & near(trials["eta"].to_numpy(dtype=float), best)
         trials, expected = trials[some], least[some]
         key = (eps, *sorted(trials["cell_id"]))
         if key in self.drawn:
@@ -88,7 +88,7 @@ class Foreseen:
         found = self.drawn[key] = {}
         share = max(LEAST_RUNS, RUNS // max(1, trials["init_id"].nunique()))
         for init_id, own in trials.groupby("init_id"):
-            spectrum, horizon = self.spectra[init_id], len(self.paths[own["cell_id"].iloc[0]][0]) - 1
+            spectrum, horizon = self.spectra[str(init_id)], len(self.paths[own["cell_id"].iloc[0]][0]) - 1
             seen = np.array([_seen(self.evaluated[cell_id], horizon) for cell_id in own["cell_id"]])
             phi = np.array([self.phi[cell_id] for cell_id in own["cell_id"]])
             runs = min(share, affordable(spectrum, float(expected.sum())))
@@ -136,7 +136,7 @@ def foresee(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> Foreseen:
         spectrum = Spectrum.of(spectra.loc[init_id].to_dict())
         phi = np.array([noise_factor(int(b), spectrum.n, replacement=replacement) for b in own["batch_size"]])
         curves = loss_curves(spectrum, own["eta"].to_numpy(dtype=float), phi, horizon)
-        made.spectra[init_id] = spectrum
+        made.spectra[str(init_id)] = spectrum
         for cell_id, noise, curve in zip(own["cell_id"], phi, curves, strict=True):
             made.paths[cell_id], made.phi[cell_id] = (t, curve), float(noise)
             made.evaluated[cell_id] = paths.get(cell_id, (np.zeros(0, int),))[0]

@@ -102,7 +102,7 @@ def prepared(trials: pd.DataFrame, curves: pd.DataFrame, ntk: pd.DataFrame | Non
     # The same cell twice, under two ids, where a user's own module changed between two runs: the later one holds.
     outdated = trials.duplicated([*GROUP, "seed", "batch_size", "eta"], keep="last") & trials["eta"].notna()
     paths = {
-        cell_id: (path["iteration"].to_numpy(), path["train_loss"].to_numpy(dtype=float))
+        str(cell_id): (path["iteration"].to_numpy(), path["train_loss"].to_numpy(dtype=float))
         for cell_id, path in curves.sort_values("iteration").groupby("cell_id")
     }
     # As Python's own strings: of Arrow's each column is a block of its own, and a cut through the table takes as long.

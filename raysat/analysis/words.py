@@ -40,9 +40,9 @@ def setting(row: Row) -> str:
     return f"{network(row)}, {row['sampling']}, T = {iterations(row)}{other}"
 
 
-def short_settings(fits: pd.DataFrame) -> dict[tuple, str]:
-    """A name for each setting, of the data set, the model and what else differs between them."""
-    rows = fits[list(SETTING)].drop_duplicates().to_dict("records")
+def short_settings(table: pd.DataFrame) -> dict[tuple, str]:
+    """A name for each setting of a table, of the data set, the model and what else differs between them."""
+    rows = table.reindex(columns=list(SETTING)).drop_duplicates().to_dict("records")
     facts = []
     for row in rows:
         try:
@@ -62,12 +62,12 @@ def short_settings(fits: pd.DataFrame) -> dict[tuple, str]:
     }
 
 
-def key_of(row: Mapping, columns: Sequence[str] = READING) -> tuple:
+def key_of(row: Row, columns: Sequence[str] = READING) -> tuple:
     """A reading's values as a dictionary's key: nan, which equals nothing, is None."""
     return tuple(None if pd.isna(row[name]) else row[name] for name in columns)
 
 
-def iterations(row: Mapping) -> str:
+def iterations(row: Row) -> str:
     """T, or of a budget of samples the range of T: `300`, `10 to 640`."""
     least, most = row.get("iterations_least", row["iterations"]), row["iterations"]
     return f"{most:,}" if least == most else f"{least:,} to {most:,}"

@@ -172,6 +172,7 @@ class Recorder:
 
     def _renew(self, init: Initialization, before: Row, row: Row) -> None:
         """Bring the trials of an initialization in line with its new statistics, before these are stored."""
+        assert self.trials is not None  # they are read where there is something outdated
         trials = self.trials[self.trials["init_id"] == init.init_id]
         found = Consequences.of(before, row, trials, init.k_tolerance)
         if found.again:

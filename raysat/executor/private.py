@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 SWITCH = "RAYSAT_PLAIN_RAY"
 
@@ -48,7 +48,7 @@ def switch_off(name: str, error: Exception) -> None:
     log.warning("Ray is not as raysat knows it (%s: %s): %s is off.", type(error).__name__, error, name)
 
 
-def fast_path(otherwise: T) -> Callable[[Callable[P, T]], Callable[P, T]]:
+def fast_path(otherwise: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Have a function return something else where it is off, or as it finds Ray changed."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -112,7 +112,7 @@ def _replace(stack: ExitStack, owner: object, name: str, value: object) -> None:
 @fast_path(otherwise=None)
 def _await_node(gcs_address: str) -> None:
     """Return when the cluster has a node, or so late that there is something wrong, of which Ray is to speak."""
-    from ray._raylet import GcsClient
+    from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]  # compiled, its stub has no such
 
     client, begun = GcsClient(address=gcs_address), time.monotonic()
     while not client.get_all_node_info() and time.monotonic() - begun < NODE_SECONDS:
@@ -135,11 +135,12 @@ def kill_processes() -> None:
     """End what is left of a Ray that has died."""
     from ray._private import worker
 
-    worker._global_node.kill_all_processes(check_alive=False)
+    node: Any = worker._global_node
+    node.kill_all_processes(check_alive=False)
 
 
 @fast_path(otherwise=None)
-def forget_ended(controller: object) -> None:
+def forget_ended(controller: Any) -> None:
     """Take the trials that have ended out of what Tune's controller keeps of each, and looks through at each step.
 
     It keeps them for the experiment's end, where nobody asks for them; and the first task of each process that was

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
+from typing import cast
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from raysat.plots.panels import FIT, INK, SOFT, STAR, batch_axis, finish, legend, log_ticks, say
+from raysat.plots.panels import FIT, INK, SOFT, STAR, Panels, batch_axis, finish, legend, log_ticks, say
 from raysat.saturation.fits import law
 from raysat.saturation.forecast import Forecast
 from raysat.text import number, printable
@@ -37,7 +38,8 @@ def foreseen_steps(made: Forecast, title: str = "", ax: Axes | None = None) -> F
         figure = Figure(figsize=(5.6, 4.4), layout="constrained")
         panel = figure.subplots()
     else:
-        panel, figure = ax, ax.figure
+        panel, figure = ax, cast(Figure, ax.figure)
+    panels = Panels(figure, {(): panel}, own=ax is None)
     panel.set_title("\n".join(textwrap.wrap(printable(title), 70)), fontsize=10, parse_math=False)
     panel.grid(visible=True, which="major", color="0.9", linewidth=0.6)
     rows = made.by_batch
@@ -63,15 +65,14 @@ def foreseen_steps(made: Forecast, title: str = "", ax: Axes | None = None) -> F
     b_N = [f"b_N = {number(fit.value)}", f"(mean loss {number(made.mean.value)})"]
     said = ["no b_N: see the remarks"] if math.isnan(fit.value) else b_N
     say(panel, [f"L ≤ {number(made.target)}", *said, f"b_star = {number(made.b_star)}"], "top")
-    finish(figure, {(): panel}, "batch size b (samples)", "iterations N to the target loss")
-    if ax is None:
-        legend(
-            figure,
-            ("forecast N, typical run", {"marker": "o", "color": INK, "linestyle": ""}),
-            ("forecast N, mean loss", {"marker": "s", "color": INK, "linestyle": "", "markerfacecolor": "white"}),
-            ("fit N_inf (1 + (b_N/b)^q)^(1/q)", {"color": FIT}),
-            ("perfect scaling N(1)/b", {"color": SOFT, "linestyle": ":"}),
-            ("b_N", {"color": FIT, "linestyle": "-."}),
-            ("b_star", {"color": STAR, "linestyle": "--"}),
-        )
+    finish(panels, "batch size b (samples)", "iterations N to the target loss")
+    legend(
+        panels,
+        ("forecast N, typical run", {"marker": "o", "color": INK, "linestyle": ""}),
+        ("forecast N, mean loss", {"marker": "s", "color": INK, "linestyle": "", "markerfacecolor": "white"}),
+        ("fit N_inf (1 + (b_N/b)^q)^(1/q)", {"color": FIT}),
+        ("perfect scaling N(1)/b", {"color": SOFT, "linestyle": ":"}),
+        ("b_N", {"color": FIT, "linestyle": "-."}),
+        ("b_star", {"color": STAR, "linestyle": "--"}),
+    )
     return figure

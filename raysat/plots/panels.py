@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -52,7 +52,7 @@ def panels_of(table: pd.DataFrame, ax: Axes | None, title: str | None, *, sharey
     if ax is not None:
         first = by_evidence(table).iloc[0]
         ax.set_title(printable(_name(*first[list(KEY)]) if title is None else title), parse_math=False)
-        return Panels(ax.figure, {tuple(first[list(KEY)]): ax}, own=False)
+        return Panels(cast(Figure, ax.figure), {tuple(first[list(KEY)]): ax}, own=False)
     keys = list(table[list(KEY)].drop_duplicates().itertuples(index=False, name=None))
     widths = sorted({key[0] for key in keys})
     columns = sorted({key[1:] for key in keys})

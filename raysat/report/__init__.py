@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.text import Text
 
 from raysat import plots
-from raysat.analysis import print_summary, save
+from raysat.analysis import print_summary, save, short_settings
+from raysat.analysis.ladder import Ladder
 from raysat.analysis.recommendation import recommendations
 from raysat.analysis.widths import sentences
 from raysat.plots.attempts import Attempts
@@ -29,12 +30,13 @@ from raysat.report.html import page, parts
 from raysat.report.material import Material
 from raysat.report.prediction import predictions
 from raysat.report.statistics import certificates
+from raysat.report.target import sliders
 from raysat.storage.files import Location, location, write_aside, written
 from raysat.storage.store import Store
 
 __all__ = ["compare", "finish", "render"]
 
-NOTHING_DRAWN = {"choices": [], "start": [], "figures": []}
+NOTHING_DRAWN = {"choices": [], "start": [], "figures": [], "targets": []}
 """The payload of a page without interactive figures."""
 
 
@@ -99,11 +101,13 @@ def render(material: Material, images: Sequence[tuple[plots.Plate, bytes]], atte
     lead = attempt("The count of cells", lambda: sections.progress(m.record, m.trials)) or ""
     drawn = attempt("The interactive figures", lambda: _drawn(m, attempt)) or NOTHING_DRAWN
     makes = {
-        "Answer": lambda: sections.answer(m.summary, m.trials, recommendations(m.analysis.fits, m.analysis.points)),
-        "What to use": lambda: sections.advice(m.analysis.choices),
+        "Answer": lambda: sections.answer(
+            m.summary, m.trials, recommendations(m.analysis.fits, m.analysis.points), drawn["targets"]
+        ),
         "Figures": lambda: sections.figures(drawn, images, attempt),
-        "What was predicted before a step was trained": lambda: predictions(m.analysis.comparison, m.ntk),
-        "Measured and predicted": lambda: sections.measured(m.summary),
+        "What to use": lambda: sections.advice(m.analysis.choices),
+        "Measured and predicted": lambda: predictions(m.analysis.comparison, m.summary, m.ntk),
+        "Symbols": sections.symbols,
         "What vouches for the statistics": lambda: certificates(m.ntk),
         "Ways of training": lambda: sections.trainings(m.trials, m.curves),
         "What becomes exact with width": lambda: sections.widths(m.widths),
@@ -115,4 +119,9 @@ def render(material: Material, images: Sequence[tuple[plots.Plate, bytes]], atte
 
 
 def _drawn(material: Material, attempt: Attempts) -> dict[str, Any]:
-    return payload(material.trials, material.curves, material.analysis, material.first, attempt)
+    m = material
+    ladder = attempt("The ladder of targets", lambda: m.ladder)
+    names = short_settings(m.analysis.fits)
+    moved = attempt("The answers at other targets", lambda: sliders(m.record, ladder, names)) if ladder else ()
+    made = payload(m.trials, m.curves, m.analysis, ladder or Ladder.own(m.analysis), m.first, attempt)
+    return {**made, "targets": moved or []}

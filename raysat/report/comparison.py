@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from html import escape
 from itertools import cycle
@@ -13,12 +14,14 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from raysat.analysis import SETTING, analyze_folder, load, method, number, policy, summary
+from raysat.analysis import SETTING, analyze_folder, key_of, load, method, number, policy, short_settings, summary
+from raysat.analysis.recommendation import recommendations
 from raysat.errors import InputError
 from raysat.plots.attempts import Attempts
 from raysat.report.answer import EVIDENCE, answers, spelled
-from raysat.report.figures import TONES, Json, key_of, numbers, short_settings
 from raysat.report.html import AT, Section, failures, figure, listing, page, paragraphs, parts, table
+from raysat.report.sections import symbols
+from raysat.report.series import TONES, Json, numbers
 from raysat.storage.files import Location, location, write_aside, written
 from raysat.storage.store import reached
 
@@ -68,34 +71,47 @@ def compare(root: Location | str, console: Console, output: Location | str | Non
     output = root if output is None else location(output)
     with reached(root):
         inside = sorted(root.iterdir()) if root.exists() else []
-    tables, unread = {}, []
+    found, unread = {}, []
     for folder in inside:
         attempt = Attempts()
         try:
-            table = attempt(f"The analysis of {folder}", partial(_summary, folder))
+            one = attempt(f"The analysis of {folder}", partial(_compared, folder))
         except InputError as error:
             unread.append(str(error))
             continue
         unread += attempt.sentences
-        if table is not None:
-            tables[folder.name] = table
-    if not (tables or unread):
+        if one is not None:
+            found[folder.name] = one
+    if not (found or unread):
         raise InputError(
             f"{root} holds neither a sweep (sweep.json) nor folders of sweeps: "
             "give a results folder, RESULTS/NAME, or the parent of several, RESULTS."
         )
-    linked = {name for name in tables if output == root and (root / name / "report.html").exists()}
+    linked = {name for name in found if output == root and (root / name / "report.html").exists()}
     title = root.resolve().name if isinstance(root, Path) else root.name
-    html, path = render(title, tables, linked, unread), output / "report.html"
+    html, path = render(title, found, linked, unread), output / "report.html"
     with written(output):
         output.mkdir(parents=True, exist_ok=True)
         write_aside(path, lambda aside: aside.write_text(html, encoding="utf-8", errors="backslashreplace"))
-    console.print(Text(f"Sweeps: {', '.join(tables) or 'none that can be read'}\nReport: {path}"), soft_wrap=True)
+    console.print(Text(f"Sweeps: {', '.join(found) or 'none that can be read'}\nReport: {path}"), soft_wrap=True)
     return path
 
 
-def _summary(folder: Location) -> pd.DataFrame | None:
-    """The summary of a sweep; None where the folder is none.
+@dataclass(frozen=True)
+class Compared:
+    """What the page has of a sweep.
+
+    Attributes:
+        table: The result of `raysat.analysis.summary`.
+        leads: What to use, by the setting that it is of.
+    """
+
+    table: pd.DataFrame
+    leads: Mapping[str, str]
+
+
+def _compared(folder: Location) -> Compared | None:
+    """What a folder has; None where it holds no sweep.
 
     Raises:
         InputError: It cannot be read.
@@ -103,37 +119,40 @@ def _summary(folder: Location) -> pd.DataFrame | None:
     with reached(folder):
         if not (folder / "sweep.json").exists():
             return None
-    return summary(analyze_folder(folder, *load(folder)).fits)
+    made = analyze_folder(folder, *load(folder))
+    leads = {one.setting: one.sentence for one in recommendations(made.fits, made.points)}
+    return Compared(summary(made.fits), leads)
 
 
-def render(title: str, tables: Mapping[str, pd.DataFrame], linked: set[str], unread: Sequence[str] = ()) -> str:
+def render(title: str, found: Mapping[str, Compared], linked: set[str], unread: Sequence[str] = ()) -> str:
     """The page as HTML.
 
     Args:
         title: The folder's name.
-        tables: The result of `raysat.analysis.summary` for each sweep, by its folder's name.
+        found: What each sweep has, by its folder's name.
         linked: The sweeps that have a page of their own.
         unread: Why other folders are left out.
     """
-    filled = [table.assign(sweep=name) for name, table in tables.items() if len(table)]
+    filled = [one.table.assign(sweep=name) for name, one in found.items() if len(one.table)]
     rows = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=["sweep"])
     attempt = Attempts()
     drawn = attempt("The figures", partial(payload, rows)) if len(rows) else None
     drawn = drawn or {"choices": ["Stepsizes"], "start": [], "figures": []}
     shown = [figure(one["name"], one["title"], one["caption"], _STILL) for one in drawn["figures"]]
     makes = {
-        "Answers": lambda: Section("answers", "Answers", _answers(tables, linked) + listing(unread)),
-        "Figures": lambda: Section("figures", "Figures", "\n".join([*shown, failures(attempt)])),
+        "Answers": lambda: Section("answers", "Answers", _answers(found, linked) + listing(unread)),
         "Measured and predicted": lambda: Section(
             "numbers", "Measured and predicted", _numbers(rows, linked) if len(rows) else ""
         ),
+        "Figures": lambda: Section("figures", "Figures", "\n".join([*shown, failures(attempt)])),
+        "Symbols": symbols,
     }
-    lead = f"{len(tables)} sweep{'s' * (len(tables) != 1)} compared"
+    lead = f"{len(found)} sweep{'s' * (len(found) != 1)} compared"
     lead += f", {len(unread)} left out." if unread else "."
     return page(title, lead, parts(makes), {"file": title, **drawn})
 
 
-_STILL = "<p>This figure is drawn by a script; its numbers are in the table below.</p>"
+_STILL = "<p>This figure is drawn by a script; its numbers are in the table above.</p>"
 
 
 def payload(rows: pd.DataFrame) -> Json:
@@ -192,14 +211,15 @@ def _names(rows: pd.DataFrame) -> dict[tuple, str]:
     return {(sweep, *key): name for sweep, own in rows.groupby("sweep") for key, name in short_settings(own).items()}
 
 
-def _answers(tables: Mapping[str, pd.DataFrame], linked: set[str]) -> str:
+def _answers(found: Mapping[str, Compared], linked: set[str]) -> str:
     parts = []
-    for name, rows in tables.items():
+    for name, compared in found.items():
         parts.append(f"<h3>{_link(name, linked)}</h3>")
-        said = answers(rows)
+        said = answers(compared.table)
         for one in said:
-            parts.append(f'<p class="setting">{escape(one.setting)}</p>' + paragraphs([" ".join(one.sentences)]))
-            parts.append(listing(one.caveats))
+            leads = [compared.leads[one.setting]] if one.setting in compared.leads else []
+            parts.append(f'<p class="setting">{escape(one.setting)}</p>')
+            parts.append(paragraphs([*leads, " ".join(one.sentences)]) + listing(one.caveats))
         if not said:
             parts.append(paragraphs(["No trial has ended yet."]))
     return "\n".join(parts)
@@ -207,16 +227,15 @@ def _answers(tables: Mapping[str, pd.DataFrame], linked: set[str]) -> str:
 
 def _numbers(rows: pd.DataFrame, linked: set[str]) -> str:
     names = _names(rows)
-    columns = ("sweep", "data and model", "width", "stepsizes", "b_star", "noise scale", "b_h", "b_N", AT)
+    columns = ("sweep", "b_N", AT, "width", "stepsizes", "b_star", "noise scale", "b_h", "data and model")
     cells = []
     for row in rows.to_dict("records"):
         label = names[_key(row)]
+        found = [spelled(row, "b_N"), number(row["target"]), str(row["width"] or "none"), method(row)]
         statistics = [number(row[name]) for name in ("b_star", "noise_scale")]
-        fits = [spelled(row, name) for name in ("b_h", "b_N")]
-        plain = [label, str(row["width"] or "none"), method(row), *statistics, *fits, number(row["target"])]
-        cells.append([_link(row["sweep"], linked), *map(escape, plain)])
+        cells.append([_link(row["sweep"], linked), *map(escape, [*found, *statistics, spelled(row, "b_h"), label])])
     words = {"sweep", "data and model", "stepsizes"}
-    return table(columns, cells, words, "Measured and predicted, all sweeps") + paragraphs(
+    return table(columns, cells, words, "Measured and predicted, all sweeps", cards=True) + paragraphs(
         ["A dash: no number can be given; the sweep's own page says why. Brackets: 95 % intervals over seeds."], "soft"
     )
 

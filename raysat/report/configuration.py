@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields
 from itertools import groupby
+from typing import Any
 
 from raysat.spec.sweep import Sweep, powers_of_two
 from raysat.spec.training import Training
@@ -35,7 +36,7 @@ def sweep_file(record: Mapping) -> str:
     return "\n".join([f"from raysat import {', '.join(sorted(used))}", "", "sweep = Sweep(", *lines, ")"])
 
 
-def _chosen(record: Mapping) -> Iterator[tuple[str, object]]:
+def _chosen(record: Mapping) -> Iterator[tuple[str, Any]]:
     """The fields that are not at their defaults."""
     for field in fields(Sweep):
         default = None if field.default is MISSING else json.loads(json.dumps(field.default, default=asdict))
@@ -46,7 +47,7 @@ def _chosen(record: Mapping) -> Iterator[tuple[str, object]]:
             yield field.name, value
 
 
-def _field(name: str, value: object, used: set[str]) -> str:
+def _field(name: str, value: Any, used: set[str]) -> str:
     """A field's value as Python; the names of raysat that stand in it are added to `used`."""
     if name == "seeds" and value == list(range(len(value))):
         return repr(len(value))

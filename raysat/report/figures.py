@@ -2,59 +2,47 @@
 
 A *figure* has axes and several *views*, one for each combination of what a reader can choose (`at`). A view has
 *series* (points, or a line, each with a name in the legend), *marks* (values on the horizontal axis) and notes. A
-figure of several quantities has a view for each, which says what it is `of`. A value of null is not drawn, an infinite
-end of an interval is drawn to the frame. A *quiet* series is a curve without points to be asked for, a *loose* one may
-leave the frame.
+figure of several quantities has a view for each, which says what it is `of`. A view of several targets has their
+losses (`levels`), the place of the headline's (`start`), and what it shows at each (`by`), beside what all of them
+share: notes, marks, and where series have none of their own their `x`, which of curves is `dense`. A value of null is
+not drawn, an infinite end of an interval is drawn to the frame. A *quiet* series is a curve without points to be asked
+for, a *loose* one may leave the frame.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from raysat.analysis import (
     GROUP,
     READING,
     SETTING,
-    THEORY_CAVEAT,
     Analysis,
     best_of,
     comparable,
     devices,
+    key_of,
     method,
     no_interpolation,
     number,
-    policy,
     readings,
     scatter,
+    short_settings,
     usable,
 )
 from raysat.analysis.efficiency import RULES
+from raysat.analysis.ladder import Ladder
 from raysat.analysis.words import bounds
 from raysat.plots import CAPTIONS as STATIC_CAPTIONS
 from raysat.plots.attempts import Attempt, plainly
-from raysat.saturation.fits import law
+from raysat.report import iterations
+from raysat.report.series import TONES, Json, dense, ends_of, mark_at, measured, numbers, sentence
 from raysat.saturation.formulas import h_interpolated
-
-Json = dict[str, Any]
-
-DIGITS = 5
-"""Significant digits of the numbers in a page."""
-
-SMOOTH = 96
-"""Points of a curve that is known at every b. Default: 96, at which no corner is seen on either kind of axis."""
-
-TONES = ("blue", "orange", "green", "purple", "ink")
-"""Colours of series without an order, named in `assets/page.css`, which says how far apart they are."""
-
-INFINITE = "Infinity"
-"""How an infinite number stands in a page, for JSON has none."""
 
 CHOICES = ("Data and model", "Width", "Stepsizes")
 """What a reader picks, in the order of a view's `at`."""
@@ -63,7 +51,12 @@ LOSS = {"mse": "loss L (½ mean squared residual)", "cross_entropy": "loss L (me
 
 
 def payload(
-    trials: pd.DataFrame, curves: pd.DataFrame, analysis: Analysis, start: Mapping | None, attempt: Attempt = plainly
+    trials: pd.DataFrame,
+    curves: pd.DataFrame,
+    analysis: Analysis,
+    ladder: Ladder,
+    start: Mapping | None,
+    attempt: Attempt = plainly,
 ) -> Json:
     """All figures of a sweep.
 
@@ -71,15 +64,18 @@ def payload(
         trials: The `trials` table.
         curves: The `curves` table.
         analysis: Its analysis.
+        ladder: The same at many targets.
         start: The row of `raysat.analysis.summary` that is shown first. Default: the first reading.
         attempt: Makes the views of each reading. Default: an error is raised.
     """
     names = short_settings(analysis.fits)
     at = {key: [names[key[: len(SETTING)]], _width(row), method(row)] for key, row in _rows(analysis.fits)}
     points, fits, costs, choices = map(_by_reading, (analysis.points, analysis.fits, analysis.costs, analysis.choices))
+    steps, rungs = map(_by_reading, (ladder.points, ladder.fits))
     chosen = _chosen(comparable(trials))
     draw = {
-        "steps": lambda key: [_steps(points[key], fits[key])] if key in points else [],
+        "steps": lambda key: [iterations.steps(steps[key], rungs[key])] if key in steps else [],
+        "targets": lambda key: [iterations.targets(rungs[key])] if key in rungs else [],
         "costs": lambda key: _costs(costs[key], choices[key]) if key in costs else [],
         "exponents": lambda key: [_exponents(points[key], fits[key])] if key in points else [],
         "loss-curves": lambda key: [_loss_curves(chosen[key], curves)] if key in chosen else [],
@@ -107,6 +103,7 @@ TITLES = {
     "loss-curves": "Loss along training, by batch size",
     "exponents": "Convergence exponent against batch size",
     "steps": "Iterations to a target loss against batch size",
+    "targets": "Critical batch size against the target loss",
     "costs": "Cost to a target loss against batch size",
 }
 
@@ -114,7 +111,14 @@ CAPTIONS = STATIC_CAPTIONS | {
     "steps": (
         "Iterations N(b) to a target loss against batch size b: geometric mean over seeds with 95 % interval, the fit "
         "N_inf (1 + (b_N/b)^q)^(1/q), perfect scaling N(1)/b, and, with their intervals, the fitted critical batch "
-        "size b_N of the deepest target (circles) and b_star = gamma/k_op, predicted at initialization."
+        "size b_N and b_star = gamma/k_op, predicted at initialization. The target is that of the answer; move it to "
+        "see another."
+    ),
+    "targets": (
+        "The critical batch size b_N, fitted to N(b), against the target loss that N counts to, with its 95 % "
+        "interval; b_star, predicted at initialization, is dashed. Hollow: the best stepsize of some batch size is the "
+        "largest or smallest that was tried there, so that another might be better. Where there is no point the data "
+        "support no b_N; the notes of the figure above say why. Training goes from right to left."
     ),
     "costs": (
         "What a target loss costs against batch size b: samples b N(b), seconds in SGD steps (evaluations not "
@@ -146,47 +150,16 @@ AXES = {
     },
     "exponents": {"x": _BATCH, "y": {"label": "exponent h (1/iterations)", "short": "h", "log": False}},
     "steps": {"x": _BATCH, "y": {"label": "iterations N to the target loss", "short": "N", "log": True}},
+    "targets": {
+        "x": [{"key": "target", "label": "target loss L", "short": "L ≤", "log": True}],
+        "y": {"label": "critical batch size b_N (samples)", "short": "b_N", "log": True},
+    },
     "costs": {
         "x": _BATCH,
         "y": {"label": "cost to the target", "short": "cost", "log": True},
         "of": [{"key": cost, "label": axis["label"]} for cost, axis in COSTS.items()],
     },
 }
-
-
-def numbers(values: Iterable[float]) -> list[float | str | None]:
-    """The values as JSON has them: a few digits, `INFINITE` for infinity, null for what is no number."""
-    return [
-        INFINITE if value == math.inf else float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
-        for value in map(float, values)
-    ]
-
-
-def short_settings(fits: pd.DataFrame) -> dict[tuple, str]:
-    """A name for each setting, of the data set, the model and what else differs between them."""
-    rows = fits[list(SETTING)].drop_duplicates().to_dict("records")
-    facts = []
-    for row in rows:
-        try:
-            options = dict(json.loads(row["model_options"]))
-        except (TypeError, ValueError):
-            options = {}
-        hidden = {"model_options", "depth", "activation", "iterations_least"}  # depth, activation are options too
-        facts.append({name: value for name, value in row.items() if name not in hidden} | options)
-    every = list(dict.fromkeys(name for fact in facts for name in fact))
-    varied = [name for name in every if len({str(fact.get(name)) for fact in facts}) > 1]
-    return {
-        key_of(row, SETTING): ", ".join(
-            [f"{fact['dataset']}", f"{fact['model']}"]
-            + [f"{name} = {fact[name]}" for name in varied if name not in ("dataset", "model") and name in fact]
-        )
-        for row, fact in zip(rows, facts, strict=True)
-    }
-
-
-def key_of(row: Mapping | pd.Series, columns: Sequence[str] = READING) -> tuple:
-    """A reading's values as a dictionary's key: nan, which equals nothing, is None."""
-    return tuple(None if pd.isna(row[name]) else row[name] for name in columns)
 
 
 def _rows(table: pd.DataFrame) -> Iterator[tuple[tuple, dict]]:
@@ -255,10 +228,10 @@ def _exponents(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
     if points["value"].isna().all():
         return None
     name = "measured h, 95 % interval" if points["low"].notna().any() else "measured h"
-    series = [_measured(points, name, "ink", 0, extra=("h_interp",))]
+    series = [measured(points, name, "ink", 0, extra=("h_interp",))]
     notes = [] if math.isnan(fit["range"]) else [f"h varies by a factor of {number(fit['range'])}."]
     if points["h_interp"].notna().any():
-        b, stands_in = _dense(points["batch_size"]), int(points["h_interp_n"].iloc[0])
+        b, stands_in = dense(points["batch_size"]), int(points["h_interp_n"].iloc[0])
         one, full = points["value"].iloc[0], points["value"].iloc[-1]
         curve = {"x": {"b": numbers(b)}, "y": numbers(h_interpolated(size, one, full) for size in b)}
         name = f"predicted: interpolated from h(1) and h({stands_in})"
@@ -266,51 +239,12 @@ def _exponents(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
         if stands_in < points["n"].iloc[0]:
             notes.append(f"h({stands_in}) stands in for h(n), n = {points['n'].iloc[0]:,}.")
     else:
-        notes.append(_sentence(no_interpolation(points.iloc[0])))
+        notes.append(sentence(no_interpolation(points.iloc[0])))
     if not math.isnan(fit["value"]):
         notes.append(f"Fit: b_h = {number(fit['value'])} samples, {scatter(fit['rms_log_residual'])}.")
-    notes += [_sentence(fit["reason"])] * bool(fit["reason"])
-    said = _ends(points, "h", "per iteration")
+    notes += [sentence(fit["reason"])] * bool(fit["reason"])
+    said = ends_of(points, "h", "per iteration")
     return {"series": series, "notes": notes, "summary": said, "ticks": {"b": points["batch_size"].tolist()}}
-
-
-def _steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
-    points, fits = points[points["quantity"] == "N"], fits[fits["quantity"] == "b_N"]
-    if points["value"].isna().all():
-        return None
-    series, marks, notes, said = [], [], [], []
-    by_rank = fits.sort_values(["headline", "target"], ascending=[False, True])
-    tones = iter(("blue", *(tone for tone in TONES if tone not in ("blue", "orange"))))  # orange is b_star's
-    for k, fit in enumerate(by_rank.to_dict("records")):
-        rows = points[(points["target"] == fit["target"]) & points["value"].notna()]
-        if fit["headline"]:
-            marks = _marks(fit)
-            if not math.isnan(fit["value"]):
-                notes.append(f"Fit: b_N = {number(fit['value'])} samples, {scatter(fit['rms_log_residual'])}.")
-            notes += [_sentence(fit["reason"])] * bool(fit["reason"])
-        if rows.empty:
-            continue
-        one = _measured(rows, f"N to L ≤ {fit['target']:g}", next(tones, "ink"), k)
-        b = _dense(rows["batch_size"])
-        if not math.isnan(fit["value"]):
-            fitted = law(b, fit["asymptote"], fit["value"], fit["q"])
-            one["fit"] = {"x": {"b": numbers(b)}, "y": numbers(fitted)}
-            one["name"] += f", fit b_N = {number(fit['value'])}"
-        series.append(one)
-        if fit["headline"]:
-            first = rows.iloc[0]
-            perfect = first["value"] * first["batch_size"] / b
-            curve = {"x": {"b": numbers(b)}, "y": numbers(perfect)}
-            name = f"perfect scaling N({first['batch_size']})/b"
-            series.append(
-                {"name": name, "tone": "soft", "dash": "2 4", "line": True, "quiet": True, "loose": True, **curve}
-            )
-            said.append(_ends(rows, "N", f"iterations to loss {fit['target']:g}"))
-    if policy(by_rank["stepsize"].iloc[0]) == "theory":
-        notes.append(THEORY_CAVEAT)
-    said += [f"Marked: {mark['name']}." for mark in marks]
-    sizes = sorted(points["batch_size"].unique().tolist())
-    return {"series": series, "marks": marks, "notes": notes, "summary": " ".join(said), "ticks": {"b": sizes}}
 
 
 def _costs(costs: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Json]:
@@ -325,7 +259,7 @@ def _costs(costs: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Json]:
         chosen = choices[choices["headline"].astype(bool) & choices["choice"].isin(RULES[cost])]
         tones = iter(("blue", *(tone for tone in TONES if tone not in ("blue", "orange"))))
         series = [
-            _measured(rows, f"to L ≤ {target:g}", next(tones, "ink"), k) | {"line": True}
+            measured(rows, f"to L ≤ {target:g}", next(tones, "ink"), k) | {"line": True}
             for k, (target, rows) in enumerate(own.groupby("target", sort=False))
         ]
         marks, notes = [], [NO_INTERVALS] * bool(own["low"].isna().all())
@@ -333,60 +267,10 @@ def _costs(costs: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Json]:
             name, tone, dash = ("b_20", "orange", "6 4") if choice["choice"] == "b_20" else ("least", "ink", "8 3 2 3")
             said = f"{name} at b = {number(choice['batch_size'])} {bounds(choice['low'], choice['high'])}".strip()
             if math.isfinite(choice["batch_size"]):
-                marks.append(_mark(said, tone, dash, (choice["batch_size"], choice["low"], choice["high"])))
+                marks.append(mark_at(said, tone, dash, (choice["batch_size"], choice["low"], choice["high"])))
             notes += [f"{name}: {choice['reason']}."] * bool(choice["reason"])
         first = own[own["headline"].astype(bool)]
-        said = [_ends(first if len(first) else own, axis["short"].capitalize(), axis["label"])]
+        said = [ends_of(first if len(first) else own, axis["short"].capitalize(), axis["label"])]
         said += [f"Marked: {mark['name']}." for mark in marks]
         about = {"of": cost, "y": axis, "ticks": {"b": sizes}, "summary": " ".join(said)}
         yield {**about, "series": series, "marks": marks, "notes": notes}
-
-
-def _measured(rows: pd.DataFrame, name: str, tone: str, mark: int, extra: Sequence[str] = ()) -> Json:
-    """Points with intervals, and what else a reader may want to know of each."""
-    shown = {"seeds": rows["seeds"].tolist()}
-    shown |= {
-        column: numbers(rows[column])
-        for column in (*extra, "eta", "eta_beta", "eta_k_op")
-        if column in rows and rows[column].notna().any()
-    }
-    values = {end: numbers(rows[end]) for end in ("low", "high")} if rows["low"].notna().any() else {}
-    spread = {"spread": "bars"} if values else {}
-    about = {"name": name, "tone": tone, "mark": mark, "x": {"b": rows["batch_size"].tolist()}}
-    return about | {"y": numbers(rows["value"]), **values, **spread, "extra": shown}
-
-
-def _marks(fit: Mapping) -> list[Json]:
-    """b_N and b_star on the axis of batch sizes, with their intervals."""
-    marks = []
-    for name, key, tone, dash, kind in (
-        ("b_N", "value", "blue", "8 3 2 3", "measured"),
-        ("b_star", "b_star", "orange", "6 4", "predicted"),
-    ):
-        ends = ("low", "high") if key == "value" else ("b_star_min", "b_star_max")
-        value, low, high = (fit[column] for column in (key, *ends))
-        if not math.isnan(value):
-            ends = f" {bounds(low, high)}".rstrip() if kind == "measured" else ""
-            marks.append(_mark(f"{name} = {number(value)}{ends}, {kind}", tone, dash, (value, low, high)))
-    return marks
-
-
-def _mark(name: str, tone: str, dash: str, values: tuple[float, float, float]) -> Json:
-    """A value on the horizontal axis, and the ends of its interval."""
-    return {"name": name, "tone": tone, "dash": dash} | dict(zip(("at", "low", "high"), numbers(values), strict=True))
-
-
-def _dense(sizes: pd.Series) -> np.ndarray:
-    return np.geomspace(sizes.min(), sizes.max(), SMOOTH)
-
-
-def _ends(rows: pd.DataFrame, quantity: str, unit: str) -> str:
-    rows = rows.dropna(subset="value")
-    if rows.empty:
-        return f"{quantity} has no value."
-    ends = (f"{number(row['value'])} at b = {row['batch_size']}" for row in (rows.iloc[0], rows.iloc[-1]))
-    return f"{quantity} goes from {' to '.join(ends)}, {unit}."
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."

@@ -16,8 +16,9 @@ from matplotlib import rc_context, rc_file_defaults
 
 from raysat.plots.drawing import draw
 from raysat.plots.foreseen import CAPTION, foreseen_steps
-from raysat.report.figures import AXES, SMOOTH, Json, numbers
+from raysat.report.figures import AXES
 from raysat.report.html import Section, figure, listing, page, paragraphs, table
+from raysat.report.series import SMOOTH, Json, numbers
 from raysat.saturation.fits import law
 from raysat.saturation.forecast import Forecast
 from raysat.storage.files import Location, write_aside, written

@@ -12,7 +12,7 @@ from string import Template
 
 from raysat.plots.attempts import Attempts
 
-SCRIPTS = ("scale.js", "chart.js", "figure.js")
+SCRIPTS = ("scale.js", "chart.js", "target.js", "glossary.js", "figure.js")
 """The files of `assets/` that draw the figures, in the order in which they need each other."""
 
 AT = "at\N{NO-BREAK SPACE}L\N{NO-BREAK SPACE}≤"
@@ -87,7 +87,9 @@ def figure(name: str, title: str, caption: str, still: str = "") -> str:
     )
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: set[str], label: str) -> str:
+def table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], text: set[str], label: str, *, cards: bool = False
+) -> str:
     """A table that scrolls by itself on a narrow screen.
 
     Args:
@@ -95,25 +97,27 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], text: set[str],
         rows: The cells, HTML already.
         text: The columns that are words: they stand to the left.
         label: What the table has, for those who do not see it.
+        cards: Whether each row becomes a card on a narrow screen instead, with the heads beside its cells.
     """
     rows = list(rows)
     kinds = [' class="text"' if name in text else "" for name in columns]
+    about = [kind + f' data-head="{escape(name)}"' * cards for name, kind in zip(columns, kinds, strict=True)]
     head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(columns, kinds, strict=True))
     body = "".join(
-        "<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>\n"
+        "<tr>" + "".join(f"<td{own}>{cell}</td>" for cell, own in zip(row, about, strict=True)) + "</tr>\n"
         for row in rows
     )
-    scroll = "scroll long" if len(rows) > LONG else "scroll"
+    scroll, look = "scroll long" if len(rows) > LONG else "scroll", ' class="cards"' if cards else ""
     return (
         f'<div class="{scroll}" role="region" tabindex="0" aria-label="Table: {escape(label)}">'
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+        f"<table{look}><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
     )
 
 
 def footnoted(
     columns: Sequence[str], rows: Sequence[tuple[Sequence[str], Sequence[str]]], text: set[str], label: str, key: str
 ) -> str:
-    """A table whose last column, `notes`, refers to the notes below it.
+    """A table whose last column, `notes`, refers to the notes below it; its rows are cards on a narrow screen.
 
     Args:
         columns: The heads, as text.
@@ -126,7 +130,7 @@ def footnoted(
     link = lambda k: f'<a href="#{key}-{k}" aria-label="note {k}">{k}</a>'  # noqa: E731
     cells = [[*own, " ".join(link(notes[note]) for note in said)] for own, said in rows]
     items = "".join(f'<li id="{key}-{k}">{escape(note)}</li>' for note, k in notes.items())
-    return table([*columns, "notes"], cells, {*text, "notes"}, label) + (
+    return table([*columns, "notes"], cells, {*text, "notes"}, label, cards=True) + (
         f'<ol class="notes">{items}</ol>' if items else ""
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from raysat.analysis import Analysis, analyze, by_evidence, summary, widths
+from raysat.analysis.ladder import Ladder, ladder
 from raysat.analysis.tables import levels
 from raysat.plots.attempts import once
 from raysat.storage.store import Store
@@ -47,6 +48,11 @@ class Material:
     def analysis(self) -> Analysis:
         """Fits and estimates."""
         return analyze(self.trials, self.curves, levels(self.record, self.targets), self.ntk)
+
+    @once
+    def ladder(self) -> Ladder:
+        """N(b) and b_N at many targets."""
+        return ladder(self.trials, self.curves, self.analysis, self.ntk)
 
     @once
     def summary(self) -> pd.DataFrame:

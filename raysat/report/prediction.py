@@ -1,26 +1,46 @@
-"""What was predicted before a step was trained, beside what was measured of it, or word that nothing was yet."""
+"""What was measured beside what was predicted of it before a step was trained, in one table a setting."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from html import escape
 
 import pandas as pd
 
-from raysat.analysis import SETTING, method, network, number, setting
+from raysat.analysis import (
+    ABOUT_SCATTER,
+    READING,
+    SETTING,
+    about_h,
+    about_intervals,
+    key_of,
+    method,
+    network,
+    number,
+    scatter,
+    setting,
+)
+from raysat.analysis.predictors import BY_CONSTRUCTION
 from raysat.analysis.words import bounds
 from raysat.report.html import Section, footnoted, paragraphs
 
 PREDICTOR = {
     "b_star": "b_star",
-    "b_star_thm33": "4\N{NO-BREAK SPACE}gamma/k_op",
+    "b_star_thm33": "4 gamma/k_op",
     "noise_scale": "noise scale",
     "forecast": "forecast",
 }
-"""The predictors of `raysat.analysis.predictors` as the heads of the table."""
+"""The predictors of `raysat.analysis.predictors`, as a person reads them."""
 
-COLUMNS = ("width", "stepsizes", "quantity", "measured", *PREDICTOR.values())
+STATISTICS = ("gamma", "k_op")
+"""What b_star is made of: columns of `ntk` and of the comparison, which share a column of the table."""
+
+COLUMNS = (
+    *("width", "stepsizes", "quantity", "measured, in samples"),
+    *(f"predicted: {name}" for name in PREDICTOR.values()),
+    ", ".join(STATISTICS),
+)
 
 NETWORK = (
     *("dataset", "preprocessing", "n", "model", "model_options", "depth", "activation", "loss", "dtype", "width"),
@@ -28,8 +48,11 @@ NETWORK = (
 """The columns that `ntk` and `trials` have in common of what is predicted."""
 
 ABOUT = (
-    "In parentheses: predicted over measured. The forecast is the same trials, with the same stepsizes, by the "
-    "expected loss of SGD on the linearized network, tuned and fitted in the same way."
+    "A row is a critical batch size: b_N from the iterations to a target loss, b_h from the convergence exponent. "
+    "Measured: with its 95 % interval, and how far the values lie from the fitted law. Predicted: from the network at "
+    "initialization, in samples; in parentheses over what was measured, so that 1 is a prediction that came true. The "
+    "forecast is the same trials, with the same stepsizes, by the expected loss of SGD on the linearized network, "
+    "tuned and fitted in the same way. A dash: there is no such number; the notes say why."
 )
 
 LATER = "forecast: it takes the stepsizes of the trials; before they have ended, python -m raysat.forecast FILE has it."
@@ -38,62 +61,98 @@ Row = tuple[list[str], list[str]]
 """Of a row of the table its cells, HTML already, and its notes."""
 
 
-def predictions(comparison: pd.DataFrame, ntk: pd.DataFrame) -> Section:
+def predictions(comparison: pd.DataFrame, summary: pd.DataFrame, ntk: pd.DataFrame) -> Section:
+    """The section of predictions and measurements.
+
+    Args:
+        comparison: `Analysis.comparison`.
+        summary: The result of `raysat.analysis.summary`.
+        ntk: The `ntk` table.
+    """
+    return Section("predictions", TITLE, tables(comparison, summary, ntk))
+
+
+TITLE = "Measured and predicted"
+
+
+def tables(comparison: pd.DataFrame, summary: pd.DataFrame, ntk: pd.DataFrame) -> str:
     """Every predictor of each headline b_N and b_h, measured or not, and of the networks of which nothing has ended.
 
     Args:
         comparison: `Analysis.comparison`.
+        summary: The result of `raysat.analysis.summary`.
         ntk: The `ntk` table.
     """
-    title = "What was predicted before a step was trained"
-    tables: dict[str, list[Row]] = {}
-    rows = comparison[comparison["headline"].astype(bool)]
-    for _, of_setting in rows.groupby(list(SETTING), dropna=False, sort=False):
-        tables[setting(of_setting.iloc[0])] = list(_measured(of_setting))
+    made: dict[str, list[Row]] = {}
+    about: dict[str, str] = {}
+    for _, readings in summary.groupby(list(SETTING), dropna=False, sort=False):
+        records = readings.to_dict("records")
+        name, seeds = setting(records[0]), max(row["seeds"] for row in records)
+        about[name] = f"{about_h(records[0])} {about_intervals(seeds)} {ABOUT_SCATTER}"
+        made[name] = [row for k in range(len(readings)) for row in _of_reading(readings.iloc[k : k + 1], comparison)]
     for name, row in _unmeasured(comparison, ntk):
-        tables.setdefault(name, []).append(row)
-    parts = [
-        f"<h3>{escape(name)}</h3>"
-        + footnoted(COLUMNS, cells, {"stepsizes", "quantity"}, f"{title}: {name}", f"predicted-{k}")
-        for k, (name, cells) in enumerate(tables.items(), 1)
-    ]
-    return Section("predictions", title, "\n".join([*parts, paragraphs([ABOUT], "soft")]) if parts else "")
+        made.setdefault(name, []).append(row)
+    parts = [paragraphs([ABOUT], "soft")] * bool(made)
+    for k, (name, rows) in enumerate(made.items(), 1):
+        label = f"{TITLE}: {name}"
+        parts.append(
+            f"<h3>{escape(name)}</h3>" + footnoted(COLUMNS, rows, {"stepsizes", "quantity"}, label, f"note-{k}")
+        )
+        parts.append(paragraphs([about[name]] if name in about else [], "soft"))
+    return "\n".join(parts)
 
 
-def _measured(rows: pd.DataFrame) -> Iterator[Row]:
-    """A row for each fit of one setting."""
-    for _, own in rows.groupby(["width", "stepsize", "tuning", "quantity"], sort=False):
-        fit, said = own.iloc[0], own.set_index("predictor").loc[list(PREDICTOR)]
-        quantity = fit["quantity"] if math.isnan(fit["target"]) else f"{fit['quantity']}, L ≤ {number(fit['target'])}"
-        found = [number(fit["value"]), bounds(fit["low"], fit["high"])]
-        cells = [[str(fit["width"] or "none")], [method(fit)], [quantity]]
-        cells.append(["not measured"] if math.isnan(fit["value"]) else found)
-        for predicted, ratio in zip(said["predicted"], said["ratio"], strict=True):
-            cells.append([number(predicted), "" if math.isnan(ratio) else f"({number(ratio)})"])
-        notes = [f"{fit['quantity']}: {fit['reason']}."] * bool(fit["reason"])
-        yield ["<br>".join(map(escape, filter(None, lines))) for lines in cells], [*notes, *_remarks(said["remark"])]
+def _of_reading(reading: pd.DataFrame, comparison: pd.DataFrame) -> Iterator[Row]:
+    """The rows of a reading: of b_N, then of b_h."""
+    said = reading.iloc[0].to_dict()
+    own = comparison[comparison["headline"].astype(bool)].merge(reading[list(READING)], on=list(READING))
+    for quantity in ("b_N", "b_h"):
+        others = [note for note in said["notes"] if note.startswith(("b_N: ", "b_h: "))]
+        notes = [note for note in said["notes"] if note not in others or note.startswith(quantity)]
+        yield _row(own[own["quantity"] == quantity], said, notes)
 
 
-def _remarks(by_predictor: pd.Series) -> Iterator[str]:
-    """What is remarked on predictors, each remark once, with those it is of."""
+def _row(own: pd.DataFrame, reading: Mapping, notes: list[str]) -> Row:
+    """A critical batch size and its predictions.
+
+    Args:
+        own: The rows of the comparison, one a predictor.
+        reading: The row of the summary.
+        notes: What is said of the measurement.
+    """
+    fit, by_predictor = own.iloc[0], own.set_index("predictor").loc[list(PREDICTOR)]
+    quantity = fit["quantity"] if math.isnan(fit["target"]) else f"{fit['quantity']}, L ≤ {number(fit['target'])}"
+    found = [number(fit["value"]), bounds(fit["low"], fit["high"]), scatter(fit["rms_log_residual"])]
+    cells = [[str(fit["width"] or "none")], [method(reading)], [quantity]]
+    cells.append(["not measured", found[2]] if math.isnan(fit["value"]) else found)
+    for predicted, ratio in zip(by_predictor["predicted"], by_predictor["ratio"], strict=True):
+        cells.append([number(predicted), "" if math.isnan(ratio) else f"({number(ratio)})"])
+    cells.append([number(fit[name]) for name in STATISTICS])
+    remarks = _remarks(by_predictor["remark"], {BY_CONSTRUCTION, reading["unpredicted"]})  # the notes have both
+    return ["<br>".join(map(escape, filter(None, lines))) for lines in cells], [*notes, *remarks]
+
+
+def _remarks(by_predictor: pd.Series, said: set[str]) -> Iterator[str]:
+    """What is remarked on predictors and not said yet, each remark once, with those it is of."""
     names: dict[str, list[str]] = {}
     for predictor, remarks in by_predictor.items():
         for remark in filter(None, remarks.split("; ")):
             names.setdefault(remark, []).append(PREDICTOR[str(predictor)])
     for remark, of in names.items():
-        yield f"{'all predictors' if len(of) == len(PREDICTOR) else ', '.join(of)}: {remark}."
+        if remark not in said:
+            yield f"{'all predictors' if len(of) == len(PREDICTOR) else ', '.join(of)}: {remark}."
 
 
 def _unmeasured(comparison: pd.DataFrame, ntk: pd.DataFrame) -> Iterator[tuple[str, Row]]:
     """The networks whose statistics are known and of which no trial has ended: the heading of each, and its row."""
-    key = lambda row: tuple(None if pd.isna(row[name]) else row[name] for name in NETWORK)  # noqa: E731
-    measured = {key(row) for row in comparison[list(NETWORK)].drop_duplicates().to_dict("records")}
+    measured = {key_of(row, NETWORK) for row in comparison[list(NETWORK)].drop_duplicates().to_dict("records")}
     for _, own in ntk[ntk["iteration"] == 0].groupby(list(NETWORK), dropna=False, sort=False):
         first = own.iloc[0].to_dict()
-        if key(first) in measured:
+        if key_of(first, NETWORK) in measured:
             continue
-        values = [number(own[name].astype(float).mean()) for name in PREDICTOR if name != "forecast"]
+        mean = {name: number(own[name].astype(float).mean()) for name in (*PREDICTOR, *STATISTICS) if name in own}
         why = own["method_reason"].iloc[0] if own["b_star"].isna().all() else ""
         notes = [f"No prediction: {why}."] if why else [LATER]
-        cells = [str(first["width"] or "none"), "any", "b_N, b_h", "not measured", *values, number(math.nan)]
-        yield network(first), (list(map(escape, cells)), notes)
+        values = [mean.get(name, number(math.nan)) for name in PREDICTOR]
+        cells = [str(first["width"] or "none"), "any", "b_N, b_h", "not measured", *values]
+        yield network(first), ([*map(escape, cells), "<br>".join(mean[name] for name in STATISTICS)], notes)

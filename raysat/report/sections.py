@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,18 +11,14 @@ from html import escape
 from typing import Any
 
 import pandas as pd
+from PIL import Image
 
 from raysat.analysis import (
-    ABOUT_SCATTER,
     NOTHING,
     SETTING,
     ablation,
-    about_h,
-    about_intervals,
-    estimate,
     method,
     number,
-    scatter,
     setting,
     usable,
     what_to_use,
@@ -29,23 +26,69 @@ from raysat.analysis import (
 from raysat.analysis.recommendation import Recommendation
 from raysat.analysis.widths import sentences
 from raysat.analysis.words import bounds
-from raysat.messages.failures import cause
+from raysat.messages.failures import by_cause, cause
 from raysat.plots import Plate
 from raysat.plots.attempts import Attempts
 from raysat.report.answer import answers
-from raysat.report.html import AT, Section, failures, figure, footnoted, listing, paragraphs, table, traceback
+from raysat.report.configuration import sweep_file
+from raysat.report.html import AT, Section, failures, figure, listing, paragraphs, table, traceback
 from raysat.storage.schema import DIVERGED, FAILED, FINISHED
 
 LISTED = 50
 """Diverged cells that are listed one by one. Default: 50; the rest are counted, and are all in `trials`."""
 
+DRAWN = "This figure is drawn by a script."
+
+COLOURS = 64
+"""Of the pictures in the page; those of `figures/` have all."""
+
+NAMED = 2
+"""Errors that the answer names; all are in a table. Default: the two that ended most cells."""
+
 FAILED_AT = {"model": "model", "width": "width", "stepsize": "stepsize", "b": "batch_size", "seed": "seed"}
 """What is said of the cells that an error ended: heads, and columns of `trials`."""
 
 SYMBOLS = (
-    ("b", "batch size in samples; n is the number of training samples, T that of iterations, eta the stepsize."),
-    ("gamma", "max_i λ_max(J_i J_iᵀ), J_i the Jacobian of sample i at initialization: the worst sample."),
-    ("k_op", "λ_max(K), K = J Jᵀ/n the neural tangent kernel at initialization: what the samples have in common."),
+    ("b", "the batch size, in samples; n is the number of training samples."),
+    ("eta", "the stepsize, also called learning rate."),
+    ("T", "the number of iterations of a trial. Under a budget of samples it falls with b."),
+    ("L", "the training loss, over all training samples. L ≤ 0.1 is a target: training counts until L is at most 0.1."),
+    ("N(b)", "the iterations that batch size b takes until the loss is at most the target, at its best stepsize."),
+    (
+        "b_N",
+        "the measured critical batch size: up to it twice the batch takes half the iterations, beyond it hardly fewer. "
+        "It is fitted to N(b) = N_inf (1 + (b_N/b)^q)^(1/q), as where perfect scaling, N_inf b_N/b, meets the plateau "
+        "N_inf.",
+    ),
+    (
+        "q",
+        "how sharply N(b) bends at b_N. It is 1 unless batch sizes that are left out are foretold better by a sharper "
+        "bend.",
+    ),
+    (
+        "scatter",
+        "by how much measured values differ from the fitted law, as a share: root mean square of the logarithm.",
+    ),
+    (
+        "h(b)",
+        "log(L(w_0)/L(w_T))/T, the convergence exponent: how fast the loss falls, per iteration. It depends on T.",
+    ),
+    ("b_h", "the critical batch size fitted to 1/h(b), by the law of N(b)."),
+    (
+        "b_star",
+        "gamma/k_op, the critical batch size that theory predicts from the network at initialization (Theorems 1.1 and "
+        "4.2): both terms of beta(b) are equal there.",
+    ),
+    (
+        "gamma",
+        "max_i λ_max(J_i J_iᵀ), J_i the Jacobian of sample i at initialization: what the worst single sample asks of "
+        "the stepsize.",
+    ),
+    (
+        "k_op",
+        "λ_max(K), K = J Jᵀ/n the neural tangent kernel at initialization: what all samples together ask of the "
+        "stepsize.",
+    ),
     ("beta(b)", "gamma/b + (b-1)/b k_op, here exact for the sampling used (Lemma 3.1): eta = 1/beta(b) is granted."),
     ("eta beta(b)", "the stepsize in units of what the theory grants at that b."),
     ("eta k_op", "the stepsize in units of 1/k_op: gradient descent on the linearized network is stable below 2."),
@@ -55,8 +98,9 @@ SYMBOLS = (
         "where noise feeds itself.",
     ),
     (
-        "b_star",
-        "gamma/k_op, the predicted critical batch size (Theorems 1.1 and 4.2): both terms of beta(b) are equal.",
+        "free, stable",
+        "how stepsizes were tuned: the best of each b among all that were tried, which is what one trains with (free), "
+        "or among those below eta_limit, of which alone the theory speaks (stable).",
     ),
     ("4 gamma/k_op", "b_star with the looser constants of Theorem 3.3 (the column b_star_thm33)."),
     ("noise scale", "tr(Σ)/‖∇L‖² at initialization (McCandlish et al. 2018): a rival prediction."),
@@ -65,19 +109,7 @@ SYMBOLS = (
         "the same trials by the expected loss of SGD on the linearized network, from the spectrum of K and the initial "
         "residual, tuned and fitted in the same way.",
     ),
-    ("h(b)", "log(L(w_0)/L(w_T))/T, the convergence exponent per iteration; it depends on T."),
-    ("b_h", "fit of 1/h(b) by the law of N(b)."),
-    ("N(b)", "iterations until the loss over all training samples is at most the target."),
-    (
-        "b_N",
-        "fit of N(b) = N_inf (1 + (b_N/b)^q)^(1/q): where perfect scaling, N_inf b_N/b, meets the plateau N_inf. q = 1 "
-        "unless batch sizes that are left out are foretold better by a sharper bend.",
-    ),
     ("b_20", "largest b whose samples to the target, b N(b), are at most 1.2 times the least (Zhang et al. 2024)."),
-    (
-        "free, stable",
-        "a grid's best stepsize of each b: of all, or of those below eta_limit; the theory speaks of these.",
-    ),
 )
 """Every symbol of the page, and what it means in a line."""
 
@@ -107,25 +139,35 @@ def progress(record: Mapping, trials: pd.DataFrame) -> str:
     return f"{ended} of {asked} cells have ended; {', '.join(counts)}."
 
 
-def answer(summary: pd.DataFrame, trials: pd.DataFrame, recommended: Sequence[Recommendation] = ()) -> Section:
+def answer(
+    summary: pd.DataFrame,
+    trials: pd.DataFrame,
+    recommended: Sequence[Recommendation] = (),
+    targets: Sequence[Mapping] = (),
+) -> Section:
     """What batch size is worth using, as far as the sweep can say.
 
     Args:
         summary: The result of `raysat.analysis.summary`.
         trials: The `trials` table.
         recommended: What to use, in each setting; it leads.
+        targets: What moves with the target (`raysat.report.target.sliders`): below each recommendation its slider.
     """
+    moved = {one["about"]: k for k, one in enumerate(targets)}
     said, leads = answers(summary), {one.setting: one.sentence for one in recommended}
     parts = []
     for one in said:
         parts.append(f'<p class="setting">{escape(one.setting)}</p>')
-        parts.append(paragraphs([leads[one.setting]], "said") if one.setting in leads else "")
+        if one.setting in leads:
+            parts.append(paragraphs([leads[one.setting]], "said"))
+            parts.append(f'<div data-target="{moved[one.setting]}"></div>' if one.setting in moved else "")
         parts.append(paragraphs([" ".join(one.sentences)], "said") + listing(one.caveats))
     measured = trials["status"].isin(FINISHED) & (trials["status"] != DIVERGED)
     if len(trials) and not measured.any():
         parts = [paragraphs(["No trial was measured: all of them failed or diverged. They are listed below."], "said")]
     elif not said:
         parts = [paragraphs([NOTHING], "said")]
+    parts.append(paragraphs(_failed(trials), "failed"))
     return Section("answer", "Answer", f'<div class="answer">{"".join(parts)}</div>')
 
 
@@ -156,33 +198,13 @@ def advice(choices: pd.DataFrame) -> Section:
     return Section("use", title, "\n".join(parts))
 
 
-def measured(summary: pd.DataFrame) -> Section:
-    """Predictions and measurements of every reading, with their footnotes, and the symbols."""
-    symbols = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(what)}</dd></div>" for name, what in SYMBOLS)
-    explained = f'<h3>Symbols</h3><dl class="symbols">{symbols}</dl>'
-    return Section("numbers", "Measured and predicted", numbers(summary) + explained)
-
-
-def numbers(summary: pd.DataFrame) -> str:
-    """A table a setting, with its footnotes, as HTML."""
-    parts = []
-    columns = ("width", "stepsizes", "gamma", "k_op", "b_star", "noise scale", "b_h", "b_N", AT)
-    for k, (_, rows) in enumerate(summary.groupby(list(SETTING), dropna=False, sort=False), 1):
-        records = rows.to_dict("records")
-        cells = []
-        for row in records:
-            statistics = [number(row[name]) for name in ("gamma", "k_op", "b_star", "noise_scale")]
-            fits = ["\n".join(filter(None, (*estimate(row, q), scatter(row[f"{q}_scatter"])))) for q in ("b_h", "b_N")]
-            plain = [str(row["width"] or "none"), method(row), *statistics, *fits, number(row["target"])]
-            cells.append(([escape(value).replace("\n", "<br>") for value in plain], row["notes"]))
-        title = setting(records[0])
-        seeds = max(row["seeds"] for row in records)
-        parts += [
-            f"<h3>{escape(title)}</h3>",
-            footnoted(columns, cells, {"stepsizes"}, f"Measured and predicted: {title}", f"note-{k}"),
-            paragraphs([f"{about_h(records[0])} {about_intervals(seeds)} {ABOUT_SCATTER}"], "soft"),
-        ]
-    return "\n".join(parts)
+def symbols() -> Section:
+    """Every symbol of the page; `assets/glossary.js` makes links of those that it meets, which show what they mean."""
+    entries = "".join(
+        f'<div id="symbol-{k}"><dt>{escape(name)}</dt><dd id="meaning-{k}">{escape(what)}</dd></div>'
+        for k, (name, what) in enumerate(SYMBOLS, 1)
+    )
+    return Section("symbols", "Symbols", f'<dl class="symbols">{entries}</dl>')
 
 
 def figures(payload: Mapping, images: Sequence[tuple[Plate, bytes]], attempt: Attempts) -> Section:
@@ -197,7 +219,7 @@ def figures(payload: Mapping, images: Sequence[tuple[Plate, bytes]], attempt: At
     for one in payload["figures"]:
         name = one["name"]
         pictures = "".join(_picture(plate, png) for plate, png in images if plate.kind == name)
-        parts.append(figure(name, one["title"], one["caption"], pictures))
+        parts.append(figure(name, one["title"], one["caption"], pictures or paragraphs([DRAWN])))
     if parts:
         kept = (
             "The same figures, all widths and stepsizes side by side, are in figures/ beside this page, as PNG and PDF."
@@ -269,20 +291,29 @@ def lost(trials: pd.DataFrame) -> Section:
 
 
 def _failures(trials: pd.DataFrame) -> Iterator[str]:
-    """A table of the errors, each with the cells that it ended, and the traceback of the first of each."""
+    """A table of the errors, each with the cells that it ended and the traceback of the first of them."""
     if trials.empty:
         return
-    rows = trials.to_dict("records")
     groups: dict[str, list[dict]] = {}
-    for row in rows:
+    for row in trials.to_dict("records"):
         groups.setdefault(cause(_plain(row["error"])), []).append(row)
-    columns = ("cells", "error", *FAILED_AT)
     cells = []
     for error, own in sorted(groups.items(), key=lambda group: -len(group[1])):
-        at = (_several([row[name] for row in own]) for name in FAILED_AT.values())
-        cells.append([escape(text) for text in (str(len(own)), error, *at)])
+        at = (escape(_several([row[name] for row in own])) for name in FAILED_AT.values())
+        cells.append([escape(error) + traceback(own[0]["error"]), str(len(own)), *at])
+    columns = ("error", "cells", *FAILED_AT)
     yield table(columns, cells, {"error", "model", "stepsize"}, "Failed cells by error")
-    yield from filter(None, (traceback(own[0]["error"]) for own in groups.values()))
+
+
+def _failed(trials: pd.DataFrame) -> list[str]:
+    """That cells failed, and of what, in a sentence; empty where none did."""
+    failed = trials[trials["status"] == FAILED]
+    if failed.empty:
+        return []
+    errors = by_cause(("", _plain(error)) for error in failed["error"])
+    counted = [f"{error} ({len(cells)})" if len(errors) > 1 else error for error, cells in errors.items()]
+    shown, more = "; ".join(counted[:NAMED]), f"; and {len(counted) - NAMED} other errors" * (len(counted) > NAMED)
+    return [f"{len(failed)} of {len(trials)} cells failed: {shown}{more}. The next run of the sweep tries them again."]
 
 
 def _several(values: Sequence[Any], most: int = 6) -> str:
@@ -311,10 +342,10 @@ def _diverged(trials: pd.DataFrame) -> Iterator[str]:
 
 
 def provenance(record: Mapping) -> Section:
-    """What `sweep.json` has, whatever it has: a table for each group of values, one for what stands alone."""
+    """What `sweep.json` has: the sweep as the text of a sweep file, and tables of versions, machine and the rest."""
+    groups = {name: value for name, value in record.items() if isinstance(value, Mapping) and name != "sweep"}
     alone = {name: value for name, value in record.items() if not isinstance(value, Mapping)}
-    groups = {name: value for name, value in record.items() if isinstance(value, Mapping)}
-    parts = []
+    parts = [f"<h3>sweep</h3><pre>{escape(sweep_file(record['sweep']))}</pre>"]
     for name, values in {**groups, "other": alone}.items():
         rows = [[escape(str(key)), escape(_plain(value))] for key, value in values.items()]
         if rows:
@@ -323,7 +354,10 @@ def provenance(record: Mapping) -> Section:
 
 
 def _picture(plate: Plate, png: bytes) -> str:
-    source = base64.b64encode(png).decode()
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:  # of a palette it takes a quarter of the bytes, and looks the same
+        image.quantize(COLOURS, Image.Quantize.FASTOCTREE).save(small, "PNG")
+    source = base64.b64encode(small.getvalue()).decode()
     return f'<img src="data:image/png;base64,{source}" alt="{escape(f"{plate.name}: {plate.title}")}">'
 
 

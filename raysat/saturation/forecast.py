@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -125,7 +125,7 @@ def _best(steps: Float[np.ndarray, "k g"]) -> tuple[Float[np.ndarray, " k"], Flo
 
 
 def forecast(
-    row: Mapping[str, object],
+    row: Mapping[str, Any],
     batch_sizes: Sequence[int],
     iterations: int,
     target: float | None = None,

@@ -23,13 +23,15 @@ from analysis.test_efficiency import timed
 from rich.console import Console
 
 from raysat.analysis import THEORY_CAVEAT, number, setting, summary, what_to_use
+from raysat.analysis.ladder import Ladder
 from raysat.errors import InputError
 from raysat.report import compare, finish
 from raysat.report.__main__ import main
 from raysat.report.answer import answers
-from raysat.report.figures import CHOICES, INFINITE, NO_INTERVALS, numbers, payload
+from raysat.report.figures import CHOICES, NO_INTERVALS, payload
 from raysat.report.prediction import LATER, predictions
 from raysat.report.sections import LISTED, SYMBOLS, advice, progress
+from raysat.report.series import INFINITE, numbers
 from raysat.spec.cells import Model
 from raysat.spec.stepsizes import fixed, grid, theory
 from raysat.spec.training import PLAIN, Training
@@ -81,7 +83,13 @@ def said(made, targets=()):
 
 def drawn(made):
     analysis = analyzed(made)
-    return payload(*tables(made), analysis, summary(analysis.fits).iloc[0])
+    return payload(*tables(made), analysis, Ladder.own(analysis), summary(analysis.fits).iloc[0])
+
+
+def at_first(view):
+    """What a view shows at the target where it starts."""
+    own = view["by"][view["start"]]
+    return view | own | {name: [*own.get(name, []), *view.get(name, [])] for name in ("marks", "notes")}
 
 
 def test_the_page_is_one_file_with_the_answer_first(tmp_path):
@@ -92,13 +100,13 @@ def test_the_page_is_one_file_with_the_answer_first(tmp_path):
     assert len(images) == 4  # for readers without scripts
     assert all(image["src"].startswith("data:image/png;base64,") and image["alt"] for image in images)
     links = {attributes["href"][1:] for tag, attributes in page.tags if tag == "a"}
-    assert {"answer", "figures", "numbers", "lost", "configuration", "note-1-1"} <= links
+    assert {"answer", "figures", "predictions", "symbols", "lost", "configuration", "note-1-1"} <= links
     assert links <= {attributes.get("id") for _, attributes in page.tags}
     assert not re.search(r'(?:src|href)="(?!data:|#)', html)  # nothing is fetched
     order = [
         "does not measure a critical batch size",
         "Loss along training",
-        "Symbols",
+        "the batch size, in samples",
         "They are in no fit",
         "raysat 0.1",
     ]
@@ -106,7 +114,7 @@ def test_the_page_is_one_file_with_the_answer_first(tmp_path):
     assert places == sorted(places)
     assert THEORY_CAVEAT in page.text
     assert "1 diverged, 0 failed" in page.text
-    assert '"builder": "mlp"' in page.text
+    assert "models=[mlp(depth=2)]" in page.text
     assert "raysat 0.1" in page.text
     assert all(symbol in page.text and meaning in page.text for symbol, meaning in SYMBOLS)
     for path in (root / "report.html", root / "figures", root):
@@ -139,7 +147,7 @@ def test_an_unfinished_sweep_has_a_page(tmp_path):
     assert "a fit needs 3" in page.text
     assert list(page.figures) == ["steps", "costs", "exponents", "loss-curves"]  # what answers first
     assert "not measured" in page.text  # and beside it what theory predicted
-    assert "b_star" in page.figures["steps"]["views"][0]["marks"][0]["name"]  # and no b_N
+    assert [mark["name"] for mark in at_first(page.figures["steps"]["views"][0])["marks"]] == ["b_star = 12, predicted"]
 
 
 def test_an_empty_one_too(tmp_path):
@@ -154,8 +162,9 @@ def test_and_one_whose_trials_all_failed(tmp_path):
     made = full(status="failed", error="out of memory")
     _html, page, _ = finished(results(tmp_path / "toy", made))
     assert "all of them failed or diverged" in page.text
-    assert page.text.count("out of memory") == 1, "one error, one row"
-    assert f"{len(made)} out of memory" in page.text
+    assert page.text.count("out of memory") == 2, "one error, one row, and named in the answer"
+    assert f"out of memory {len(made)}" in page.text
+    assert f"{len(made)} of {len(made)} cells failed: out of memory. The next run" in page.text
     assert page.figures == {}
 
 
@@ -196,7 +205,7 @@ def test_where_there_are_no_statistics_the_page_says_why(tmp_path):
     why = "bn (BatchNorm1d) mixes the samples of a batch"
     assert f"Theory predicts no b_star here: {why}." in page.text
     assert f"No prediction: {why}." in page.text
-    assert f"all predictors: {why}." in page.text
+    assert page.text.count(why) == 3, "in the answer, in the notes, and where the statistics are vouched for"
     assert "b_star = -" not in page.text
     assert not any("stable" in view["at"][2] for view in page.figures["steps"]["views"])
 
@@ -222,11 +231,12 @@ def test_failed_cells_are_grouped_by_error_and_each_traceback_is_there_once(tmp_
     made = [trial(b, seed, status="failed", error=errors[b == 1]) for seed in range(3) for b in SIZES]
     html, _page, _ = finished(results(tmp_path / "toy", made, seeds=3))
     (lost,) = re.findall(r'<section id="lost".*?</section>', html, re.DOTALL)
-    assert re.findall(r"<tr><td>(\d+)</td><td class=\"text\">(.*?)</td>", lost) == [
-        (str(3 * (len(SIZES) - 1)), "RuntimeError: a &lt; b"),
-        ("3", "model x draws other weights: mend it"),
+    assert re.findall(r"<tr><td class=\"text\">([^<]*).*?</td><td>(\d+)</td>", lost, re.DOTALL) == [
+        ("RuntimeError: a &lt; b", str(3 * (len(SIZES) - 1))),
+        ("model x draws other weights: mend it", "3"),
     ]
     assert lost.count("line 7") == 1
+    assert f"{len(made)} of {len(made)} cells failed: RuntimeError: a < b (21); model x draws other" in _page.text
 
 
 def test_certificates_are_tabulated_and_approximations_said(tmp_path):
@@ -262,25 +272,46 @@ def test_what_to_use_is_said_and_tabulated():
 NO_NTK = refused_ntk()[:0]
 
 
+def compared(made, targets=()):
+    """The section of predictions, and what it is made of."""
+    analysis = analyzed(made, targets)
+    return predictions(analysis.comparison, summary(analysis.fits), NO_NTK), analysis
+
+
 def test_every_predictor_stands_beside_what_was_measured():
-    comparison = analyzed(full("fixed(0.1)")).comparison
-    section = unescape(predictions(comparison, NO_NTK).html)
-    shown = comparison[comparison["headline"] & comparison["value"].notna()]
+    section, analysis = compared(full("fixed(0.1)"))
+    html = unescape(section.html)
+    shown = analysis.comparison[analysis.comparison["headline"] & analysis.comparison["value"].notna()]
     assert len(shown) == 8  # b_h and b_N, by four predictors
-    assert section.count("<tr>") == 1 + 2
+    assert html.count("<tr>") == 1 + 2
     for row in shown.to_dict("records"):
-        assert number(row["value"]) in section
-        assert row["predictor"] == "forecast" or f"({number(row['ratio'])})" in section
-        assert row["remark"] in section
-    assert predictions(comparison[:0], NO_NTK).html == ""
+        assert number(row["value"]) in html
+        assert row["predictor"] == "forecast" or f"({number(row['ratio'])})" in html
+        assert row["remark"] in html
+    assert "6.5<br>0.5</td>" in html  # gamma and k_op, means over seeds
+    assert all(note in html for note in summary(analysis.fits)["notes"].iloc[0])
+    assert compared([])[0].html == ""
+
+
+def test_a_note_stands_at_the_quantity_that_it_is_of():
+    section, _ = compared([*full("fixed(0.1)", b_c=0.07), trial(256, status="diverged")], [0.99])
+    rows = re.findall(r"<tr><td.*?</tr>", section.html)
+    notes = dict(re.findall(r'<li id="note-1-(\d+)">(.*?)</li>', section.html))
+    said = {re.search("b_[Nh]", row)[0]: [notes[k] for k in re.findall(r"#note-1-(\d+)", row)] for row in rows}
+    assert list(said) == ["b_N", "b_h"]
+    for quantity, own in said.items():
+        assert any(note.startswith(f"{quantity}:") for note in own)
+        other = {"b_N": "b_h", "b_h": "b_N"}[quantity]
+        assert not any(note.startswith(f"{other}:") for note in own)
 
 
 def test_what_was_refused_is_listed_with_its_reason_beside_the_predictions():
-    comparison = analyzed(full(), [1e-9]).comparison
-    page = Page(f'<div>{predictions(comparison, NO_NTK).html}</div><script>{{"figures": []}}</script>')
-    assert "b_N, L ≤ 1e-09 not measured 13 52 30 -" in page.text
+    section, _ = compared(full(), [1e-9])
+    page = Page(f'<div>{section.html}</div><script>{{"figures": []}}</script>')
+    assert "b_N, L ≤ 1e-09 not measured 13 52 30 - 6.5 0.5" in page.text
     assert "b_N: 16 of 16 trials do not reach L <= 1e-09." in page.text
-    assert "all predictors: eta is made from beta(b)" in page.text
+    assert page.text.count(THEORY_CAVEAT) == 1
+    assert "eta is made from beta(b), so that" not in page.text  # the same in other words
 
 
 def test_what_was_predicted_stands_there_before_a_trial_has_ended(tmp_path):
@@ -288,8 +319,8 @@ def test_what_was_predicted_stands_there_before_a_trial_has_ended(tmp_path):
     ntk = [{**row, **known, "method_reason": ""} for row in refused_ntk().dropna(axis=1, how="all").to_dict("records")]
     ntk += [{**row, "width": 128, "init_id": f"{row['init_id']}-128", "b_star": 20.0} for row in ntk]
     _html, page, _ = finished(results(tmp_path / "toy", [], ntk))
-    assert "64 any b_N, b_h not measured 12 48 30 -" in page.text
-    assert "128 any b_N, b_h not measured 20 48 30 -" in page.text
+    assert "64 any b_N, b_h not measured 12 48 30 - 6 0.5" in page.text
+    assert "128 any b_N, b_h not measured 20 48 30 - 6 0.5" in page.text
     assert LATER in page.text
     _html, page, _ = finished(results(tmp_path / "half", full(), ntk))
     assert "64 any" not in page.text
@@ -391,8 +422,8 @@ class TestFigures:
 
     def test_steps_have_a_fit_perfect_scaling_and_both_critical_batches(self):
         figure = {figure["name"]: figure for figure in drawn(full())["figures"]}["steps"]
-        (view,) = figure["views"]
-        first, perfect = view["series"][0], view["series"][1]
+        (view,) = map(at_first, figure["views"])
+        first, perfect = view["series"]
         assert first["fit"]["y"][0] == pytest.approx(first["y"][0], rel=1e-2)
         assert perfect["y"][0] / perfect["y"][-1] == pytest.approx(128, rel=1e-3)
         marks = {mark["name"].split()[0]: mark["at"] for mark in view["marks"]}
@@ -406,7 +437,7 @@ class TestFigures:
     def test_costs_have_a_view_for_each_with_the_least_and_b_20_marked(self):
         made = [timed(b, seed) for seed in (0, 1) for b in SIZES]
         analysis = analyzed(made, [0.7, 0.9])
-        data = payload(*tables(made), analysis, summary(analysis.fits).iloc[0])
+        data = payload(*tables(made), analysis, Ladder.own(analysis), summary(analysis.fits).iloc[0])
         figure = {figure["name"]: figure for figure in data["figures"]}["costs"]
         views = {view["of"]: view for view in figure["views"]}
         assert list(views) == [one["key"] for one in figure["of"]] == ["samples", "seconds", "device_hours"]

@@ -16,15 +16,21 @@ import pandas as pd
 import pytest
 from analysis.test_analysis import full, grid_of, results, trial
 from analysis.test_efficiency import timed
+from analysis.test_recommendation import tuned
 from rich.console import Console
 
 from raysat.report import compare, finish
+from raysat.report.sections import SYMBOLS
 from raysat.spec.stepsizes import grid, theory
 
 pytestmark = pytest.mark.skipif(chromium.PATH is None, reason="no Chromium on this machine")
 
 SCRIPT = "</script><script>console.error('run')</script>"
-LOSS, H, N, COST = (f'[data-figure="{name}"]' for name in ("loss-curves", "exponents", "steps", "costs"))
+LOSS, H, N, COST, AIM = (
+    f'[data-figure="{name}"]' for name in ("loss-curves", "exponents", "steps", "costs", "targets")
+)
+A4, A4_HEIGHT = 718, 1047
+"""What margins of a centimetre leave of a sheet, in pixels of 1/96 inch."""
 
 
 @pytest.fixture(scope="module")
@@ -106,11 +112,12 @@ def click(tab, selector):
 @pytest.mark.parametrize(
     ("name", "look"),
     [
-        ("desktop", {}),
-        ("dark", {"dark": True}),
-        ("phone", {"width": 360}),
-        ("phone-dark", {"width": 360, "dark": True}),
-        ("print", {"width": 720, "medium": "print"}),
+        ("desktop", {"width": 1280}),
+        ("dark", {"width": 1280, "dark": True}),
+        ("phone", {"width": 390}),
+        ("phone-dark", {"width": 390, "dark": True}),
+        ("narrow", {"width": 360}),
+        ("print", {"width": A4, "medium": "print"}),
     ],
 )
 @pytest.mark.parametrize("kind", ["sweep", "comparison"])
@@ -121,11 +128,11 @@ def test_pages_load_without_a_complaint_a_request_or_a_sideways_scroll(browser, 
     assert tab.complaints() == []
     assert tab.requests() == [path.resolve().as_uri()]
     assert tab.js("document.documentElement.scrollWidth") <= tab.width
-    assert count(tab, "svg.chart") == (4 if kind == "sweep" else 3)
+    assert count(tab, "svg.chart") == (5 if kind == "sweep" else 3)
     assert (shots / f"{kind}-{name}.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("look", [{}, {"dark": True}, {"width": 360}], ids=["light", "dark", "phone"])
+@pytest.mark.parametrize("look", [{}, {"dark": True}, {"width": 390}], ids=["light", "dark", "phone"])
 @pytest.mark.parametrize("kind", ["sweep", "comparison"])
 def test_axe_finds_no_serious_fault(browser, parent, kind, look):
     tab = browser.open(parent / "toy" / "report.html" if kind == "sweep" else parent / "report.html", **look)
@@ -232,7 +239,7 @@ def test_costs_are_shown_in_samples_seconds_or_device_hours(browser, tmp_path):
     assert seconds == pytest.approx(samples * 1.0625e-3, rel=0.01)
     assert hours == pytest.approx(2 * seconds / 3600, rel=0.01)
     assert [name.split(" at ")[0] for name in curves(tab, COST)] == ["least", "to L ≤ 0.7"]
-    assert count(tab, "svg.chart") == 4
+    assert count(tab, "svg.chart") == 5
     assert tab.complaints() == []
 
 
@@ -285,19 +292,25 @@ def test_the_keyboard_reaches_everything_and_moves_through_the_values(browser, p
         assert at[1] != "none"  # the focus is seen
         reached.append(at[0])
     assert {"A", "SELECT", "INPUT", "BUTTON", "SUMMARY", "plot"} <= set(reached)
-    assert reached.count("plot") == 4
+    assert reached.count("plot") == 5
+    assert "term" in reached
     tab.js(f"document.querySelector('{N} .plot').focus()")
     tab.press("Home")
     said = [text(tab, f"{N} .readout")]
-    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowDown", "Home", "ArrowUp"):
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End", "Home"):
         tab.press(key)
         said.append(text(tab, f"{N} .readout"))
     sizes = [re.search(r"b = (\d+)", words)[1] for words in said]
-    assert sizes == ["1", "2", "4", "2", "128", "128", "1", "1"]
-    names = [words.split(":")[0] for words in said]
-    assert names[4] != names[5] == names[6] != names[7] == names[0]
+    assert sizes == ["1", "2", "4", "2", "128", "1"]
     tab.press("Escape")
     assert text(tab, f"{N} .readout") == ""
+    tab.js(f"document.querySelector('{LOSS} .plot').focus()")
+    said = []
+    for key in ("Home", "ArrowDown", "End", "ArrowUp"):
+        tab.press(key)
+        said.append(text(tab, f"{LOSS} .readout"))
+    assert [words.split(":")[0] for words in said] == ["b = 1", "b = 2", "b = 2", "b = 1"]
+    assert len(set(said)) == 4
     assert "Arrow keys" in tab.js(f"document.querySelector('{N} .plot').getAttribute('aria-label')")
     tab.js(f"document.querySelector('{LOSS} input').focus()")
     tab.press(" ")
@@ -340,6 +353,98 @@ def test_data_and_drawing_are_downloaded(browser, page, tmp_path):
     assert not re.search(r"var\(|oklab", found["svg"])  # and colours that any program knows
 
 
+@pytest.fixture(scope="module")
+def aimed(tmp_path_factory):
+    """The page of a sweep whose best stepsizes lie inside, at every target."""
+    made = tuned(seeds=2)
+    fields = {"targets": (0.7,), "stepsizes": grid([0.25, 0.5, 1.0, 2.0])}
+    return finish(results(tmp_path_factory.mktemp("aimed") / "toy", made, **fields), Console(file=io.StringIO()))
+
+
+def aim(tab, selector, place):
+    """Move a slider, and tell the page."""
+    tab.js(
+        f"(one => {{ one.value = {place}; one.dispatchEvent(new Event('input')); }})"
+        f"(document.querySelector({json.dumps(selector + ' input[type=range]')}))"
+    )
+
+
+def of_target(tab):
+    """What the target moves: the sentence, whether the end is said, and two drawings."""
+    end = tab.js("!document.querySelector('.answer [data-target] > p').hidden")
+    drawn = [tab.js(f"document.querySelector('{figure} svg.chart').outerHTML") for figure in (N, AIM)]
+    return text(tab, ".answer .said"), end, drawn
+
+
+def test_the_target_moves_n_b_n_and_the_answer(browser, aimed):
+    tab = browser.open(aimed)
+    (slider,) = tab.js("JSON.parse(document.getElementById('payload').textContent).targets")
+    start, last = slider["start"], len(slider["levels"]) - 1
+    assert "L ≤ 0.7, the sweep's own" in text(tab, f"{N} .slider output")
+    sentence, end, first = of_target(tab)
+    assert (sentence, end) == (slider["said"][start], False)
+    for moved, follows, place in ((".answer", N, last), (N, ".answer", last // 2), (AIM, N, start)):
+        aim(tab, moved, place)
+        said = f"L ≤ {slider['levels'][place]:.3g}"
+        assert text(tab, f"{follows} .slider output").startswith(said)
+        assert said in text(tab, f"{N} .legend")
+        sentence, end, drawn = of_target(tab)
+        assert (sentence, end) == (slider["said"][place], place == last)
+        assert (drawn == first) == (place == start)
+    assert tab.complaints() == []
+
+
+def test_the_target_is_moved_by_keys_and_the_end_names_the_command(browser, aimed):
+    tab = browser.open(aimed)
+    tab.js("document.querySelector('.answer input[type=range]').focus()")
+    tab.press("End")
+    assert text(tab, ".answer [data-target] code").startswith("raysat run SWEEP.py --set iterations=600 ")
+    assert tab.js("document.activeElement.getAttribute('aria-valuetext')") == text(tab, ".answer .slider output")
+    tab.press("Home")
+    assert tab.js("document.activeElement.value") == "0"
+    assert tab.complaints() == []
+
+
+def test_a_symbol_shows_its_meaning_to_pointer_and_keyboard(browser, aimed):
+    tab = browser.open(aimed)
+    heads = tab.js("[...document.querySelectorAll('#predictions th a.term')].map(one => one.textContent)")
+    assert {"b_star", "4 gamma/k_op", "noise scale", "forecast", "gamma", "k_op"} <= set(heads)
+    about, name = dict(SYMBOLS), text(tab, ".answer a.term")
+    hidden = "document.querySelector('.meaning').hidden"
+    assert tab.js(hidden)
+    for how in ("focus()", "dispatchEvent(new Event('pointerenter'))"):
+        tab.js(f"document.querySelector('.answer a.term').{how}")
+        assert not tab.js(hidden)
+        assert text(tab, ".meaning") == f"{name}: {about[name]}"
+        tab.press("Escape")
+        assert tab.js(hidden)
+    described = tab.js("document.querySelector('.answer a.term').getAttribute('aria-describedby')")
+    assert text(tab, f"#{described}") == about[name]
+    assert tab.complaints() == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_b_n_is_seen_on_the_comparison_page_without_a_sideways_scroll(browser, parent, width):
+    tab = browser.open(parent / "report.html", width=width)
+    edges = tab.js("[...document.querySelectorAll('td[data-head=b_N]')].map(one => one.getBoundingClientRect().right)")
+    assert len(edges) == 5, "a grid's two readings, and three of theory"
+    assert all(0 < edge <= width for edge in edges)
+    assert tab.js("(one => one.scrollWidth - one.clientWidth)(document.querySelector('#numbers .scroll'))") <= 0
+
+
+def test_on_paper_two_figures_fit_a_page_and_nothing_is_cut_off(browser, parent):
+    tab = browser.open(parent / "toy" / "report.html", width=A4, medium="print")
+    heights = tab.js("[...document.querySelectorAll('figure')].map(one => one.getBoundingClientRect().height)")
+    assert len(heights) == 5
+    assert max(heights) <= A4_HEIGHT / 2
+    assert tab.js(
+        "[...document.querySelectorAll('table')].every(one => one.getBoundingClientRect().right <= innerWidth)"
+    )
+    hidden = "input, select, .files, .readout, details"
+    shown = tab.js(f"[...document.querySelectorAll('{hidden}')].filter(one => one.getClientRects().length).length")
+    assert shown == 0
+
+
 @pytest.mark.parametrize("made", [[], full(status="failed", error="out of memory"), full(seeds=1)[:2]])
 def test_a_page_of_little_loads_too(browser, tmp_path, made):
     tab = browser.open(finish(results(tmp_path / "toy", made), Console(file=io.StringIO())))
@@ -355,7 +460,7 @@ def test_a_page_of_300_trials_is_small(browser, tmp_path):
     assert page.stat().st_size < 5e6
     tab = browser.open(page)
     assert tab.complaints() == []
-    assert count(tab, "svg.chart") == 4
+    assert count(tab, "svg.chart") == 5
     assert "forecast" in text(tab, "#predictions")
     assert "spectrum=64" not in text(tab, "#predictions")  # the folder has spectra: the forecast is in its time
     assert serious_faults(tab) == []

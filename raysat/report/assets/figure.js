@@ -9,6 +9,7 @@ const EXTRA = {
   h_interp: "predicted h",
   target: "at L ≤",
   width: "width",
+  q: "sharpness q",
 };
 
 function html(name, attributes = {}, ...children) {
@@ -30,6 +31,12 @@ class Page {
   constructor(payload) {
     this.payload = payload;
     this.selection = [...payload.start];
+    this.glossary = new Glossary("th, figcaption, .answer p, .answer li, .notes li, section > p");
+    this.losses = new Map(); // the target that was picked for each model and data set
+    this.answers = [...document.querySelectorAll("[data-target]")].map(
+      (place) => new Answer(this, place, payload.targets[Number(place.dataset.target)]),
+    );
+    this.answers.forEach((answer) => answer.update());
     // A figure that cannot be drawn says so in its place, and the others stand.
     this.figures = payload.figures.flatMap((data) => {
       try {
@@ -48,6 +55,18 @@ class Page {
   pick(k, value) {
     this.selection[k] = value;
     this.figures.forEach((figure) => figure.update());
+  }
+
+  /** Pick a target for a model and data set, which all figures then show. */
+  aim(at, loss) {
+    this.losses.set(at, loss);
+    this.answers.forEach((answer) => answer.update());
+    this.pick(0, at);
+  }
+
+  /** The place among some levels of the target that was picked, or else where they start. */
+  placeOf(at, levels, start) {
+    return this.losses.has(at) ? nearestLevel(levels, this.losses.get(at)) : start;
   }
 }
 
@@ -80,6 +99,10 @@ class Figure {
   makeControls() {
     const { data, page, state } = this;
     this.selects = page.payload.choices.map((label, k) => this.addSelect(label, (value) => page.pick(k, value)));
+    if (data.views.some((view) => view.by)) {
+      this.slider = new Slider((loss) => page.aim(this.view.at[0], loss));
+      this.controls.append(this.slider.box);
+    }
     if (data.x.length > 1) {
       const axis = this.addSelect("Horizontal axis", (value) => {
         state.x = value;
@@ -125,7 +148,13 @@ class Figure {
       box.hidden = new Set(this.data.views.map((view) => view.at[k])).size < 2;
       views = views.filter((view) => view.at[k] === value);
     });
-    this.view = views.find((view) => view.of === this.state.of) || views[0];
+    const picked = views.find((view) => view.of === this.state.of) || views[0];
+    const place = picked.by ? this.page.placeOf(picked.at[0], picked.levels, picked.start) : 0;
+    this.view = viewAt(picked, place);
+    if (this.slider) {
+      this.slider.box.hidden = !picked.by || picked.by.length < 2;
+      if (picked.by) this.slider.show(picked.levels, place, picked.own.includes(place));
+    }
     if (this.quantity) {
       const { box, select } = this.quantity;
       const known = this.data.of.filter((one) => views.some((view) => view.of === one.key));
@@ -186,7 +215,8 @@ class Figure {
     drawn.root.setAttribute("aria-hidden", "true"); // its words are in the label, the read-out and the table
     this.plot.replaceChildren(drawn.root);
     const choices = this.page.payload.choices.map((name, k) => `${name.toLowerCase()}: ${this.view.at[k]}`).join("; ");
-    this.shown.textContent = `${choices}.`;
+    const target = this.slider && !this.slider.box.hidden ? `; target: ${this.slider.words.textContent}` : "";
+    this.shown.textContent = `${choices}${target}.`;
     const help = "Arrow keys move from point to point, Escape leaves.";
     this.plot.setAttribute("aria-label", `${this.data.title}; ${choices}. ${this.view.summary} ${help}`);
     this.show(null);
@@ -334,7 +364,8 @@ class Figure {
   download(kind) {
     const [text, type] = kind === "csv" ? [this.csv(), "text/csv"] : [this.drawing(), "image/svg+xml"];
     const url = URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` }));
-    const parts = [this.page.payload.file, this.data.name, ...this.view.at, this.view.of].join("-");
+    const level = this.view.by && `L-${format(this.view.level)}`;
+    const parts = [this.page.payload.file, this.data.name, ...this.view.at, this.view.of, level].join("-");
     const link = html("a", { href: url, download: `${parts.replace(/[^\w.]+/g, "-").replace(/-+$/, "")}.${kind}` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(url), 10000);

@@ -1,0 +1,65 @@
+// The target: a slider in the answer and above each figure that has several; they move together. It picks among numbers
+// that are in the page, and computes none.
+
+/** A slider over losses, from the initial one down. */
+class Slider {
+  constructor(picked) {
+    this.input = html("input", { type: "range", min: 0, step: 1, "data-control": "target" });
+    this.words = html("output");
+    this.box = html("label", { class: "slider" }, html("span", {}, "Target loss"), this.input, this.words);
+    this.input.addEventListener("input", () => picked(this.levels[Number(this.input.value)]));
+  }
+
+  show(levels, k, own) {
+    this.levels = levels;
+    const said = `L ≤ ${format(levels[k])}${own ? ", the sweep's own" : ""}`;
+    this.input.max = levels.length - 1;
+    this.input.value = k;
+    this.input.setAttribute("aria-valuetext", said);
+    this.words.textContent = said;
+  }
+}
+
+/** The place of a loss among levels: the nearest. */
+function nearestLevel(levels, loss) {
+  const apart = levels.map((level) => Math.abs(Math.log(level / loss)));
+  return apart.indexOf(Math.min(...apart));
+}
+
+/** What a view shows at one of its targets, together with what all of them share. */
+function viewAt(view, k) {
+  if (!view.by) return view;
+  const own = view.by[k];
+  const series = (own.series || view.series).map((one) => ({
+    ...one,
+    x: one.x || (one.quiet ? view.dense : view.x),
+    ...(one.fit ? { fit: { x: view.dense, ...one.fit } } : {}),
+  }));
+  const both = (name) => [...(own[name] || []), ...(view[name] || [])];
+  return { ...view, ...own, level: view.levels[k], series, marks: both("marks"), notes: both("notes") };
+}
+
+/** The slider of the answer, which moves the sentence above it too. */
+class Answer {
+  constructor(page, place, target) {
+    this.page = page;
+    this.target = target;
+    this.sentence = place.previousElementSibling;
+    this.sentence.setAttribute("aria-live", "polite");
+    this.slider = new Slider((loss) => page.aim(target.at, loss));
+    const words = target.command.split(/(?<= )(?=--)/).map((word) => html("span", { class: "whole" }, word));
+    this.end = html("p", { class: "soft" }, `${target.end} `, html("code", {}, ...words));
+    place.append(html("div", { class: "controls" }, this.slider.box), this.end);
+  }
+
+  update() {
+    const { levels, start, own, said } = this.target;
+    const k = this.page.placeOf(this.target.at, levels, start);
+    this.slider.show(levels, k, own.includes(k));
+    if (this.sentence.textContent !== said[k]) {
+      this.sentence.textContent = said[k];
+      this.page.glossary.mark(this.sentence);
+    }
+    this.end.hidden = k < levels.length - 1;
+  }
+}

@@ -1,0 +1,89 @@
+"""What a reader picks by moving the target: of each setting its levels, and what to use at each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from raysat.analysis import READING, SETTING, by_evidence, key_of, number, setting
+from raysat.analysis.ladder import Ladder
+from raysat.analysis.recommendation import recommendations
+
+BUDGETS = ("iterations", "samples", "epochs")
+"""The fields of a sweep of which one says how long a trial runs."""
+
+
+def sliders(record: Mapping, ladder: Ladder, names: Mapping[tuple, str]) -> list[dict[str, Any]]:
+    """Of each setting that has several targets: its levels, and what stands in the answer at each.
+
+    Args:
+        record: The content of `sweep.json`.
+        ladder: The sweep at its targets.
+        names: The name of each setting in the figures' controls (`raysat.report.figures.short_settings`).
+
+    Returns:
+        For each `about` (the setting in full) and `at` (its name in the controls), `levels` (losses, descending),
+        `start` (the place of the headline's), `own` (the places of the sweep's own), `said` (the recommendation at
+        each), `end` (why there are no lower ones) and `command` (which has them).
+    """
+    return [slider for slider in _each(record, ladder, names) if len(slider["levels"]) > 1]
+
+
+def _each(record: Mapping, ladder: Ladder, names: Mapping[tuple, str]) -> Iterator[dict[str, Any]]:
+    for _, fits in ladder.fits.groupby(list(SETTING), dropna=False, sort=False):
+        leading = by_evidence(fits[fits["headline"].astype(bool)]).iloc[:1]
+        rungs = fits.merge(leading[list(READING)], on=list(READING)).dropna(subset="target")
+        rungs = rungs.sort_values("target", ascending=False, ignore_index=True)
+        points = ladder.points.merge(leading[list(READING)], on=list(READING))
+        end = ladder.ends.merge(leading[list(SETTING)], on=list(SETTING)).iloc[0].to_dict()
+        row = leading.iloc[0].to_dict()
+        yield {
+            "about": setting(row),
+            "at": names[key_of(row, SETTING)],
+            "levels": rungs["target"].tolist(),
+            "start": int(rungs["headline"].argmax()) if len(rungs) else 0,
+            "own": rungs.index[rungs["own"]].tolist(),
+            "said": [_said(record, rungs.iloc[k : k + 1], points) for k in range(len(rungs))],
+            **_end(record, end),
+        }
+
+
+def _said(record: Mapping, rung: pd.DataFrame, points: pd.DataFrame) -> str:
+    """The recommendation at a level."""
+    (one,) = recommendations(rung.assign(headline=True), points)
+    searched = any(stepsize["policy"] == "grid_auto" for stepsize in record["sweep"].get("stepsizes", ()))
+    row = rung.iloc[0]
+    if searched and "widen the grid" in row["reason"] and not row["own"] and not math.isnan(row["value"]):
+        command = _command(record, targets=rung["target"].tolist())
+        return f"{one.sentence} Stepsizes were sought for another target: {command} tries those that are missing."
+    return one.sentence
+
+
+def _end(record: Mapping, end: Mapping) -> dict[str, str]:
+    """Why a ladder goes no lower, and the command that goes on."""
+    lower = float(f"{end['deepest'] / 2:.1g}")
+    sweep = record["sweep"]
+    name = f"{sweep.get('name', 'sweep')}-{lower:g}"  # what all cells of a folder share may not change
+    if end["early"]:
+        why = (
+            f"This goes no lower than {end['deepest']:g}: trials were ended at a target, and one that ended there may "
+            "be the first to reach a lower one. To measure further down:"
+        )
+        return {"end": why, "command": _command(record, target_loss=lower, targets=[lower], name=name)}
+    budget = next((one for one in BUDGETS if sweep.get(one)), BUDGETS[0])
+    why = (
+        f"This goes no lower than {end['deepest']:g}: not every batch size comes further in the "
+        f"{number(sweep.get(budget))} {budget} of a trial. To measure further down:"
+    )
+    more = {budget: 2 * sweep[budget]} if sweep.get(budget) else {}
+    return {"end": why, "command": _command(record, **more, targets=[lower], name=name)}
+
+
+def _command(record: Mapping, **fields: float | str | Sequence[float]) -> str:
+    """A sweep's command with other fields."""
+    given = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in fields.items()]
+    words = [f"'{one}'" if "[" in one else one for one in given]
+    return " ".join(["raysat run", record.get("file") or "SWEEP.py", *(f"--set {word}" for word in words)])
