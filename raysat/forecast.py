@@ -66,9 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace, console: Console) -> None:
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
     _check(sweep)
-    assert sweep.iterations is not None  # checked above
-    assert not isinstance(sweep.seeds, int)  # a sweep has made a tuple of a number
-    sweep = replace(sweep, seeds=sweep.seeds[:1], spectrum=sweep.spectrum or STEPS)
+    iterations = sweep.iterations
+    assert iterations is not None  # checked above
+    sweep = replace(sweep, seeds=sweep.each_seed[:1], spectrum=sweep.spectrum or STEPS)
     laid_out = plan(replace(sweep, batch_sizes=(min(sweep.batch_sizes),)), options.file.parent)
     n = int(laid_out.data["n"])
     sizes = [b for b in sweep.batch_sizes if b <= n]
@@ -77,7 +77,7 @@ def _main(options: argparse.Namespace, console: Console) -> None:
     target = options.target or (min(sweep.targets) if sweep.targets else None)
     replacement = sweep.sampling == "with_replacement"
     made = {
-        _named(row): forecast(row, sizes, sweep.iterations, target, replacement=replacement)
+        _named(row): forecast(row, sizes, iterations, target, replacement=replacement)
         for row in _statistics(sweep, laid_out, console)
     }
     from raysat.report import foreseen  # not at the head, for it loads matplotlib: bad input is answered before
