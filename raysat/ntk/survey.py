@@ -85,14 +85,8 @@ def _notes(network: nn.Module, few: Inputs) -> list[Note]:
             tensor._version != version for tensor, version in zip(other.seen, other.versions, strict=True)
         )
         once = inputs is None and output is None
-        notes.append(
-            Note(
-                *(other.key, inputs or Axis(0), output or Axis(0)),
-                *(changed_in, changed_out),
-                once,
-                once or bool(inputs and output),
-            )
-        )
+        serves = once or bool(inputs and output)
+        notes.append(Note(other.key, inputs or Axis(0), output or Axis(0), changed_in, changed_out, once, serves))
     return notes
 
 

@@ -282,6 +282,27 @@ def test_every_way_to_the_grams_agrees():
         torch.testing.assert_close(by_rows, by_rules, rtol=1e-10, atol=1e-12)
 
 
+class Functional(nn.Module):
+    """Holds a weight of its own, and calls the function with it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 5)
+        self.weight = nn.Parameter(torch.randn(3, 5))
+
+    def forward(self, x):
+        return nn.functional.linear(self.first(x).tanh(), self.weight)
+
+
+def test_a_weight_given_to_the_function_is_served_by_the_rule_of_linear_layers():
+    network, x = Functional().double(), torch.randn(6, 4, dtype=torch.float64)
+    surveyed = survey(network, x[:3])
+    assert surveyed.covered == {"first.weight", "first.bias", "weight"}
+    _, by_rules = grams.grams(network, x, grams.Parts(surveyed, (), plain.rows))
+    _, by_rows = grams.grams(network, x, grams.without_rules(network, plain.rows))
+    torch.testing.assert_close(by_rows, by_rules, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("network", "x", "y", "words"),
     [
