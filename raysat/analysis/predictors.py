@@ -25,7 +25,7 @@ from raysat.saturation.forecast import near
 from raysat.saturation.formulas import exponent
 from raysat.saturation.recursion import Spectrum, loss_curves, noise_factor
 from raysat.saturation.targets import steps_to_target
-from raysat.saturation.typical import LEAST_RUNS, RUNS, affordable, typical_runs
+from raysat.saturation.typical import LEAST_RUNS, typical_runs
 from raysat.storage.schema import DIVERGED, FAILED
 
 PREDICTORS = ("b_star", "b_star_thm33", "noise_scale", "forecast")
@@ -41,6 +41,10 @@ HORIZON = 2
 """How far the forecast looks for a target, in multiples of T: a forecast a little slower than the trial that reaches
 its target at T has a value too. Default: 2."""
 
+RUNS = 48
+"""Typical runs that are drawn of each trial, of all seeds together, but `LEAST_RUNS` of a seed. Default: 48; N scatters
+between runs by 5 to 15 %, so that its mean is good to 2 %, in a second or two of a report's time."""
+
 BY_CONSTRUCTION = "eta is made from beta(b), so that N(b) follows it nearly by construction: this checks the code"
 
 
@@ -54,7 +58,7 @@ class Foreseen:
         phi: Each trial's noise factor.
         evaluated: When each trial's loss was evaluated.
         reason: Why there are none; empty where there are.
-        drawn: What `typical` has found: the readings of a group ask for the same trials.
+        drawn: The typical runs that were drawn, and to which loss: readings and targets have trials in common.
     """
 
     paths: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
@@ -62,10 +66,10 @@ class Foreseen:
     phi: dict[str, float] = field(default_factory=dict)
     evaluated: dict[str, Int[np.ndarray, " t"]] = field(default_factory=dict)
     reason: str = ""
-    drawn: dict[tuple, Paths] = field(default_factory=dict, repr=False)
+    drawn: dict[str, tuple[float, tuple]] = field(default_factory=dict, repr=False)
 
-    def typical(self, trials: pd.DataFrame, eps: float) -> Paths:
-        """The lowest loss so far along a typical run of each trial, up to where it is at most eps.
+    def typical(self, trials: pd.DataFrame, eps: float, deepest: float) -> Paths:
+        """The lowest loss so far along a typical run of each trial, up to where it is at most the deepest target.
 
         Only of trials whose stepsize is near that with which the expected loss of their seed and batch size comes to
         eps first: another is not the best one.
@@ -73,30 +77,27 @@ class Foreseen:
         Args:
             trials: Rows of `trials`.
             eps: The target loss.
+            deepest: The smallest that will be asked for.
         """
-        expected = pd.Series(
-            [steps_to_target(*self.paths[cell_id], eps) for cell_id in trials["cell_id"]], trials.index
-        )
-        expected = expected.fillna(math.inf)
+        steps = [steps_to_target(*self.paths[cell_id], eps) for cell_id in trials["cell_id"]]
+        expected = pd.Series(steps, trials.index, dtype=float).fillna(math.inf)
         of_size = expected.groupby([trials["seed"], trials["batch_size"]])
         least, best = of_size.transform("min"), trials["eta"][of_size.transform("idxmin")].to_numpy()
-        some = np.isfinite(least) & near(trials["eta"].to_numpy(dtype=float), best)
-        trials, expected = trials[some], least[some]
-        key = (eps, *sorted(trials["cell_id"]))
-        if key in self.drawn:
-            return self.drawn[key]
-        found = self.drawn[key] = {}
-        share = max(LEAST_RUNS, RUNS // max(1, trials["init_id"].nunique()))
-        for init_id, own in trials.groupby("init_id"):
-            spectrum, horizon = self.spectra[str(init_id)], len(self.paths[own["cell_id"].iloc[0]][0]) - 1
-            seen = np.array([_seen(self.evaluated[cell_id], horizon) for cell_id in own["cell_id"]])
-            phi = np.array([self.phi[cell_id] for cell_id in own["cell_id"]])
-            runs = min(share, affordable(spectrum, float(expected.sum())))
-            eta = own["eta"].to_numpy(dtype=float)
-            made = typical_runs(spectrum, eta, phi, horizon, until=eps, seen=seen, runs=runs)
-            for cell_id, lowest, at in zip(own["cell_id"], made.lowest, seen, strict=True):
-                found[cell_id] = np.flatnonzero(at), lowest[at]
-        return found
+        trials = trials[np.isfinite(least) & near(trials["eta"].to_numpy(dtype=float), best)]
+        missing = trials[[self.drawn.get(cell_id, (math.inf,))[0] > eps for cell_id in trials["cell_id"]]]
+        for _, own in missing.groupby("init_id"):
+            self._draw(own, min(eps, deepest), max(LEAST_RUNS, RUNS // missing["init_id"].nunique()))
+        return {cell_id: self.drawn[cell_id][1] for cell_id in trials["cell_id"]}
+
+    def _draw(self, trials: pd.DataFrame, until: float, runs: int) -> None:
+        """Draw so many runs of trials of one initialization, until they are at a loss."""
+        ids, spectrum = trials["cell_id"].tolist(), self.spectra[trials["init_id"].iloc[0]]
+        horizon = len(self.paths[ids[0]][0]) - 1
+        seen = np.array([_seen(self.evaluated[cell_id], horizon) for cell_id in ids])
+        eta, phi = trials["eta"].to_numpy(dtype=float), np.array([self.phi[cell_id] for cell_id in ids])
+        made = typical_runs(spectrum, eta, phi, horizon, until=until, seen=seen, runs=runs)
+        for cell_id, lowest, at in zip(ids, made.lowest, seen, strict=True):
+            self.drawn[cell_id] = until, (np.flatnonzero(at), lowest[at])
 
 
 def _seen(evaluated: Int[np.ndarray, " t"], horizon: int) -> Bool[np.ndarray, " horizon"]:
@@ -143,20 +144,23 @@ def foresee(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> Foreseen:
     return made
 
 
-def compare(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) -> Iterator[dict]:
+def compare(
+    measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen, deepest: float = math.inf
+) -> Iterator[dict]:
     """A row for each predictor beside a measured critical batch size, of the columns `COMPARISON`.
 
     Args:
         measured: The measurement.
         reading: The trials that it was made from.
         foreseen: The forecast of the reading's group.
+        deepest: The smallest target of all measurements of the reading.
     """
     fit = measured.fit
     shared = {name: fit[name] for name in COMPARISON if name in fit}
     by_construction = policy(fit["stepsize"]) == "theory" and fit["quantity"] == "b_N"
     for predictor in PREDICTORS:
         if predictor == "forecast":
-            predicted = _forecast(measured, reading, foreseen)
+            predicted = _forecast(measured, reading, foreseen, deepest)
         else:
             ends = {f"predicted{end}": fit[predictor + end] for end in ("", "_min", "_max")}
             predicted = ends | {"remark": fit["unpredicted"]}
@@ -165,7 +169,7 @@ def compare(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) ->
         yield {**shared, "predictor": predictor, **predicted, "ratio": ratio, "remark": "; ".join(remarks)}
 
 
-def _forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) -> dict[str, Any]:
+def _forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen, deepest: float) -> dict[str, Any]:
     """The forecast of a measurement, over the same seeds and batch sizes; nan with a reason where there is none."""
     none = dict.fromkeys(("predicted", "predicted_min", "predicted_max"), math.nan)
     about = measured.about
@@ -178,7 +182,7 @@ def _forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen) 
     if about["quantity"] == "h":
         best = best_by_h(trials.assign(h=[_exponent(foreseen.paths, row) for row in trials.to_dict("records")]))
     else:
-        paths = foreseen.typical(trials, about["target"])
+        paths = foreseen.typical(trials, about["target"], deepest)
         best = best_by_steps(trials, paths, about["target"])
         if late := sorted(set(best.loc[best["value"].isna(), "batch_size"])):
             sizes = ", ".join(map(str, late))

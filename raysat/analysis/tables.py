@@ -74,10 +74,12 @@ def analyze(
         own = targets if automatic is None else automatic[group.index[0]]
         foreseen = Foreseen(reason="no table ntk was given") if ntk is None else foresee(group, ntk, paths)
         for reading in readings(group):
-            for measured in measure(reading, group, paths, own):
+            made = list(measure(reading, group, paths, own))
+            deepest = min(one.about["target"] for one in made if one.about["quantity"] == "N")
+            for measured in made:
                 points += measured.points
                 fits.append(measured.fit)
-                comparison += compare(measured, reading, foreseen)
+                comparison += compare(measured, reading, foreseen, deepest)
                 if measured.about["quantity"] == "N":
                     cost, choice = weigh(measured, at_once)
                     costs, choices = costs + cost, choices + choice
