@@ -24,6 +24,7 @@ settings.load_profile("raysat")
 SLOW = (
     "analysis/test_ablation.py",
     "analysis/test_analysis.py",
+    "analysis/test_ladder.py",
     "analysis/test_predictors.py",
     "analysis/test_target_sweeps.py",
     "driver/test_adaptive.py",
@@ -40,6 +41,7 @@ SLOW = (
     "ntk/test_user_networks.py",
     "ntk/test_zoo.py",
     "report/test_report.py",
+    "report/test_target.py",
     "sgd/test_engines.py",
     "sgd/test_parallel.py",
     "sgd/test_stacked.py",
@@ -61,6 +63,15 @@ SLOW = (
     "user_code/test_process.py",
 )
 """Files whose tests take twenty seconds and more each, and together most of the time."""
+
+
+@pytest.fixture(scope="module")
+def few_rungs():
+    """Of each ladder of targets two levels beside the sweep's own, for pages that are made by the dozen."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("FEWEST_RUNGS", "MEASURED"):
+            patch.setattr(f"raysat.analysis.ladder.{name}", 2)
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -25,7 +25,7 @@ from raysat.report.material import Material
 from raysat.storage.schema import DIVERGED, FAILED, REFUSED
 from raysat.storage.store import Store
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.usefixtures("few_rungs")]
 
 AXES = ("stepsize", "width", "seed", "batch_size", "status", "training")
 OF_TRIALS = (

@@ -98,6 +98,11 @@ SYMBOLS = (
         "where noise feeds itself.",
     ),
     (
+        "grid, grid_relative",
+        "several stepsizes were tried at each batch size, each in a trial of its own, and the best counts. Relative "
+        "ones are multiples of 1/beta(b).",
+    ),
+    (
         "free, stable",
         "how stepsizes were tuned: the best of each b among all that were tried, which is what one trains with (free), "
         "or among those below eta_limit, of which alone the theory speaks (stable).",

@@ -37,6 +37,8 @@ from raysat.spec.stepsizes import fixed, grid, theory
 from raysat.spec.training import PLAIN, Training
 from raysat.storage.store import Store
 
+pytestmark = pytest.mark.usefixtures("few_rungs")
+
 
 class Page(HTMLParser):
     """Checks that tags are closed in order; keeps texts, tags, attributes and the figures' data."""

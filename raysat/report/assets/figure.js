@@ -31,7 +31,7 @@ class Page {
   constructor(payload) {
     this.payload = payload;
     this.selection = [...payload.start];
-    this.glossary = new Glossary("th, figcaption, .answer p, .answer li, .notes li, section > p");
+    this.glossary = new Glossary("th, #predictions tbody, figcaption, .answer p, .answer li, .notes li, section > p");
     this.losses = new Map(); // the target that was picked for each model and data set
     this.answers = [...document.querySelectorAll("[data-target]")].map(
       (place) => new Answer(this, place, payload.targets[Number(place.dataset.target)]),
