@@ -1,14 +1,14 @@
 """How far the forecast is from exact linearized SGD, and what of that is what. MNIST, n = 1,000.
 
-    python -W ignore benchmarks/linearization.py [WIDTH ...]
+    python -W ignore benchmarks/linearization.py [WIDTH [NETWORKS]]
 
-It needs MNIST (RAYSAT_DATA), 3 GB and a quarter of an hour a width on a core. With the dense kernel K of w_0 a step of
+It needs MNIST (RAYSAT_DATA), 3 GB and five minutes a network on a core. With the dense kernel K of w_0 a step of
 linearized SGD is `r <- r - eta (n/b) K P_S r`, a product with b C of K's rows, so that N(b) is found to the iteration.
-Of each of three networks there are 100 runs with each batch size's best stepsize, sought in steps of 2^(1/4) about that
-of the forecast by 12 runs of each. N of a typical run is their geometric mean, and that of the mean loss is where the
-mean of their losses crosses the target. What the forecast of the mean loss is off from the latter, and that of the
-typical run from the former, is delocalization; what is between the two is that the mean is not the typical run; and
-what is between exact linearized SGD and networks (sweeps/critical_batch.py) is that their kernel moves.
+Of each network there are 100 runs with each batch size's best stepsize, sought about that of the forecast, among the
+same, by 12 runs of each. N of a typical run is their geometric mean, that of the mean loss is where the mean of their
+losses crosses the target. What the forecasts of either are off from these is delocalization; what is between the two is
+that the mean is not the typical run; and what is between exact linearized SGD and networks (sweeps/critical_batch.py)
+is that their kernel moves.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import torch
 from raysat import data, mlp, models, ntk_statistics
 from raysat.ntk import dense_kernel
 from raysat.saturation.critical import critical_batch
-from raysat.saturation.forecast import Forecast, forecast
+from raysat.saturation.forecast import GRID, Forecast, forecast
 from raysat.saturation.targets import steps_to_target
 
-N, TARGET, SIZES, SEEDS = 1000, 0.6, (1, 2, 4, 8, 16, 32, 64, 256), range(3)
+N, TARGET, SIZES = 1000, 0.6, (1, 2, 4, 8, 16, 32, 64, 256)
 MODEL = mlp(depth=3, hidden_gain=2**0.5)
 LONGEST = 4_000
-RUNS, FEW, STEPPED = 100, 12, 2.0**0.25
+RUNS, FEW = 100, 12
 WHOLE = 64
 """Batch size from which on a product with all of K is faster than one with its rows for each run; N scatters so little
 there that a quarter of the runs will do."""
@@ -65,36 +65,36 @@ def steps_of(losses: torch.Tensor) -> tuple[float, float, float]:
 
 
 def tuned(
-    kernel: torch.Tensor, residual: torch.Tensor, b: int, start: float, of_mean: float
+    kernel: torch.Tensor, residual: torch.Tensor, b: int, most: float, start: int, of_mean: float
 ) -> tuple[float, float, float, float]:
     """N of the typical run at its best stepsize, its error, N of the mean loss, and that stepsize.
 
-    The mean loss is that of the stepsize `of_mean`; the other is sought from `start` on.
+    The stepsizes are those of `GRID`, in units of `most`, sought from the place `start` on; the mean loss is that of
+    the stepsize `of_mean`.
     """
-    few = {}
+    few = {-1: np.inf, len(GRID): np.inf}
 
     def found(k: int) -> float:
         if k not in few:
-            few[k] = steps_of(linearized_runs(kernel, residual, start * STEPPED**k, b, FEW if b < N else 1))[0]
-        return few[k] if few[k] == few[k] else np.inf
+            few[k] = np.nan_to_num(steps_of(linearized_runs(kernel, residual, most * GRID[k], b, FEW))[0], nan=np.inf)
+        return few[k]
 
-    best = 0
-    while (better := min((best - 1, best + 1), key=found)) is not None and found(better) < found(best):
+    best = start
+    while found(better := min((best - 1, best + 1), key=found)) < found(best):
         best = better
-    runs = RUNS if b < WHOLE else RUNS // 4
-    eta = start * STEPPED**best
+    eta, runs = most * GRID[best], RUNS if b < WHOLE else RUNS // 4
     typical, error, mean = steps_of(linearized_runs(kernel, residual, eta, b, runs))
     if abs(np.log(of_mean / eta)) > 1e-6:
         mean = steps_of(linearized_runs(kernel, residual, of_mean, b, runs))[2]
     return typical, error, mean, eta
 
 
-def main(width: int) -> None:
+def main(width: int, networks: int) -> None:
     torch.set_num_threads(1)
     dataset = data.load("mnist", n_train=N, n_test=0)
     names = ("forecast, mean loss", "exact, mean loss", "forecast, typical run", "exact, typical run")
     table: dict[str, list[list[float]]] = {name: [] for name in names}
-    for seed in SEEDS:
+    for seed in range(networks):
         network = models.build(MODEL, width, dataset.input_shape, dataset.outputs, seed=seed)
         found = asdict(ntk_statistics(network, dataset.x, dataset.y, spectrum=64))
         made: Forecast = forecast(found, SIZES, LONGEST, TARGET)
@@ -106,8 +106,9 @@ def main(width: int) -> None:
         with torch.no_grad():
             residual = (network(dataset.x) - dataset.y).float()
         exact = []
-        for b, eta, of_mean in zip(rows["batch_size"], rows["eta"], rows["eta_mean"], strict=True):
-            exact.append(tuned(kernel, residual, b, eta, of_mean))
+        for b, eta, most, of_mean in rows[["batch_size", "eta", "eta_max", "eta_mean"]].itertuples(index=False):
+            start = int(np.abs(GRID - eta / most).argmin())
+            exact.append(tuned(kernel, residual, b, most, start, of_mean))
             typical, error, mean, best = exact[-1]
             row = rows[rows["batch_size"] == b].iloc[0]
             print(
@@ -128,5 +129,5 @@ def main(width: int) -> None:
 
 
 if __name__ == "__main__":
-    for width in map(int, sys.argv[1:] or ("512", "2048")):
-        main(width)
+    width, networks = (*map(int, sys.argv[1:]), *(2048, 3)[len(sys.argv) - 1 :])
+    main(width, networks)

@@ -183,7 +183,7 @@ def test_a_best_stepsize_at_an_end_of_those_tried_is_warned_of():
     row |= {"density_nodes": [0.01, 1.0], "density_weights": [63 / 64, 1 / 64]}
     made = forecast(row, [1, 8, 64], 2000)
     assert made.by_batch["eta"].iloc[-1] == pytest.approx(GRID[-1] * 2.0)
-    assert any(re.match(r"At b = .*64 the best stepsize is the largest tried, 0.84 of", said) for said in made.remarks)
+    assert any(re.match(r"At b = .*64 the best stepsize is the largest tried, 0.96 of", said) for said in made.remarks)
 
 
 def test_on_least_squares_b_n_is_that_of_the_exact_recursion():
