@@ -181,7 +181,7 @@ def test_one_group_without_curves_leaves_the_others_theirs(whole):
     assert "fixed(1e-09)" in labels
 
 
-@pytest.mark.parametrize("part", ["answer", "advice", "measured", "lost", "provenance", "progress", "figures"])
+@pytest.mark.parametrize("part", ["answer", "advice", "symbols", "lost", "provenance", "progress", "figures"])
 def test_a_part_that_fails_says_so_in_its_place_and_the_rest_stands(few, monkeypatch, part):
     def fails(*_):
         raise ArithmeticError("planted <b>")
@@ -194,8 +194,7 @@ def test_a_part_that_fails_says_so_in_its_place_and_the_rest_stands(few, monkeyp
     assert "could not be made (ArithmeticError: planted <b>)." in page.text
     assert re.search(r"<details><summary>traceback</summary><pre>Traceback [^<]*line \d+, in fails", html)
     assert re.findall(r"<h2[^>]*>(.*?)</h2>", html) == [
-        *("Answer", "What to use", "Figures", "What was predicted before a step was trained"),
-        *("Measured and predicted", "What vouches for the statistics"),
+        *("Answer", "Figures", "What to use", "Measured and predicted", "Symbols", "What vouches for the statistics"),
         *("Failed and diverged cells", "Configuration, versions, machine"),
     ]
 
@@ -207,7 +206,7 @@ def test_where_the_analysis_fails_each_part_that_needs_it_says_so_and_the_others
     monkeypatch.setattr("raysat.report.material.analyze", fails)
     console = Console(file=io.StringIO(), width=200)
     page = Page(finish(swept, console).read_text())
-    assert page.text.count("This part could not be made (ArithmeticError: planted).") == 4  # of nine
+    assert page.text.count("This part could not be made (ArithmeticError: planted).") == 3  # of nine
     assert "They are in no fit" in page.text
     assert "The analysis could not be made (ArithmeticError: planted)." in console.file.getvalue()
     assert page.figures == {}
@@ -225,7 +224,7 @@ def test_a_figure_that_fails_says_so_and_the_others_stand(swept, monkeypatch):
     page = Page(finish(swept, Console(file=io.StringIO())).read_text())
     assert "Figure steps could not be made (ArithmeticError: planted)." in page.text
     assert "Convergence exponent against batch size, digits, mlp" in page.text
-    assert set(page.figures) == {"loss-curves", "steps", "costs"}
+    assert set(page.figures) == {"loss-curves", "steps", "targets", "costs"}
     assert not list((swept / "figures").glob("steps*"))
     assert list((swept / "figures").glob("loss-curves*.pdf"))
 

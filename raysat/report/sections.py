@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +10,6 @@ from html import escape
 from typing import Any
 
 import pandas as pd
-from PIL import Image
 
 from raysat.analysis import (
     NOTHING,
@@ -38,9 +36,6 @@ LISTED = 50
 """Diverged cells that are listed one by one. Default: 50; the rest are counted, and are all in `trials`."""
 
 DRAWN = "This figure is drawn by a script."
-
-COLOURS = 64
-"""Of the pictures in the page; those of `figures/` have all."""
 
 NAMED = 2
 """Errors that the answer names; all are in a table. Default: the two that ended most cells."""
@@ -172,7 +167,7 @@ def answer(
         parts = [paragraphs(["No trial was measured: all of them failed or diverged. They are listed below."], "said")]
     elif not said:
         parts = [paragraphs([NOTHING], "said")]
-    parts.append(paragraphs(_failed(trials), "failed"))
+    parts.append(paragraphs(_failed(trials), "warning"))
     return Section("answer", "Answer", f'<div class="answer">{"".join(parts)}</div>')
 
 
@@ -359,10 +354,7 @@ def provenance(record: Mapping) -> Section:
 
 
 def _picture(plate: Plate, png: bytes) -> str:
-    small = io.BytesIO()
-    with Image.open(io.BytesIO(png)) as image:  # of a palette it takes a quarter of the bytes, and looks the same
-        image.quantize(COLOURS, Image.Quantize.FASTOCTREE).save(small, "PNG")
-    source = base64.b64encode(small.getvalue()).decode()
+    source = base64.b64encode(png).decode()
     return f'<img src="data:image/png;base64,{source}" alt="{escape(f"{plate.name}: {plate.title}")}">'
 
 
