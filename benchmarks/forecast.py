@@ -149,10 +149,11 @@ def against_least_squares(share: float = 0.1, steps: int = 600) -> None:
             ("N", "typical run, tuned"),
         ):
             foreseen, truth = (critical_batch(sizes, np.array([v]), "N").value for v in (rows[column], exact[column]))
+            off = np.abs(np.log(rows[column] / exact[column]))[np.array(exact[column]) > 1].max()
             print(
-                f"{name}, L <= {share} L(w_0), {what}: b_N forecast {foreseen:.4g}, exact {truth:.4g}, off by "
-                f"{100 * (foreseen / truth - 1):+.1f} %\n  N exact    {_words(exact[column])}\n"
-                f"  N forecast {_words(rows[column])}",
+                f"{name}, L <= {share} L(w_0), {what}: b_N forecast {foreseen:.4g}, exact {truth:.4g} "
+                f"({100 * (foreseen / truth - 1):+.1f} %); N off by {100 * off:.1f} % at most\n"
+                f"  N exact    {_words(exact[column])}\n  N forecast {_words(rows[column])}",
                 flush=True,
             )
         print(f"  N of the geometric mean of the runs' losses {_words(losses)}")

@@ -2,6 +2,7 @@ import json
 import math
 import re
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from raysat import InputError, data, linearized, mlp, models, ntk_statistics
 from raysat.forecast import main
 from raysat.losses import LOSSES
+from raysat.messages.terminal import Terminal
 from raysat.saturation.fits import fit_saturation
 from raysat.saturation.forecast import GRID, forecast, tuned_steps
 from raysat.saturation.formulas import beta
@@ -286,6 +288,14 @@ def test_batch_sizes_above_n_are_left_out_with_a_note(sweep_file, capsys):
     assert "Left out: b = 64, 1,024" in Path("results/s-forecast/forecast.html").read_text()
     assert main([sweep_file, "--set", "batch_sizes=[64, 1024]"]) == 2
     assert "leave out what is above 60" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_what_is_computed(sweep_file, capsys, monkeypatch):
+    monkeypatch.setattr("raysat.forecast.Terminal", partial(Terminal, force_terminal=True))
+    assert main([sweep_file]) == 0
+    out = capsys.readouterr().out
+    for k, width in ((1, 8), (2, 16)):
+        assert f"{k}/2  statistics of digits, mlp, width {width}, seed 0" in out
 
 
 def test_what_the_command_refuses(sweep_file, tmp_path, capsys):
