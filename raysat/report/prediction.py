@@ -51,7 +51,7 @@ ABOUT = (
     "A row is a critical batch size: b_N from the iterations to a target loss, b_h from the convergence exponent. "
     "Measured: with its 95 % interval, and how far the values lie from the fitted law. Predicted: from the network at "
     "initialization, in samples; in parentheses over what was measured, so that 1 is a prediction that came true. The "
-    "forecast is the same trials, with the same stepsizes, by the expected loss of SGD on the linearized network, "
+    "forecast is the same trials, with the same stepsizes, by typical runs of SGD on the linearized network, "
     "tuned and fitted in the same way. A dash: there is no such number; the notes say why."
 )
 

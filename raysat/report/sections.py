@@ -106,7 +106,7 @@ SYMBOLS = (
     ("noise scale", "tr(Σ)/‖∇L‖² at initialization (McCandlish et al. 2018): a rival prediction."),
     (
         "forecast",
-        "the same trials by the expected loss of SGD on the linearized network, from the spectrum of K and the initial "
+        "the same trials by typical runs of SGD on the linearized network, from the spectrum of K and the initial "
         "residual, tuned and fitted in the same way.",
     ),
     ("b_20", "largest b whose samples to the target, b N(b), are at most 1.2 times the least (Zhang et al. 2024)."),
