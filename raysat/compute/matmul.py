@@ -8,7 +8,11 @@ few rows times a large weight take up to half the time as products of its blocks
 always PyTorch's own.
 
 The choice follows from processor and library alone, never from a clock, so that a trial that is killed and resumed on
-one machine ends in the same bits. `benchmarks/sgd.py` shows what each choice gives, and `RAYSAT_MATMUL` overrides it.
+one machine ends in the same bits. `RAYSAT_MATMUL` overrides it.
+
+Measured (`benchmarks/sgd.py`, 784-1000-1000-1000-10, float32, two threads), in steps per second over PyTorch's own
+products: at b = 8 1.62 on an AMD EPYC (Zen 4) and 1.13 on an Intel Xeon, at b = 64 1.14 and 1.00, from b = 512 on 0.99
+to 1.02.
 """
 
 from __future__ import annotations

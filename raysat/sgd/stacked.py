@@ -9,6 +9,9 @@ or resume alone. Three things would break that. The library's way depends on whe
 begin at a multiple of 64 bytes. A lone product with a vector goes to another routine: where a layer has one input or
 output, a lone network is computed twice. The update at b = 1 is an outer product, for which the library has yet another
 way on Intel's processors: it is computed entry by entry, at the same speed. A test holds PyTorch to the rest.
+
+Measured (`benchmarks/seeds.py`, 64 inputs, one thread, b = 1): three seeds at once take 2.15 times the steps per second
+of one after the other at width 32, 1.49 at 128, and 1.04 at 256.
 """
 
 from __future__ import annotations
