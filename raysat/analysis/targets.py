@@ -2,14 +2,13 @@
 
 b_N depends on the target, so that widths, stepsize policies and trainings can be compared at one target only. It is as
 deep as all of them reach: of each width and training the reading of the best evidence (`by_evidence`) has a say, unless
-it stays far behind the deepest of them, which one training that fails would else make shallow for all.
+it stays far behind the ones that lead, of which recommendations are: one that fails would else make it shallow for all.
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pandas as pd
 
 from raysat.analysis.reading import GROUP, SETTING, Paths, by_evidence, readings, usable
@@ -19,7 +18,8 @@ COMPARED = tuple(name for name in SETTING if name not in ("training", "iteration
 """The columns that readings which are compared have in common: one architecture on one data set."""
 
 HALF_WAY = 0.5
-"""A reading that goes less than this share of the way to the deepest one, in log L, has no say. Default: a half."""
+"""A reading that goes less than this share of the way of those that recommendations are of, in log L, has no say.
+Default: a half."""
 
 
 def deepest(reading: pd.DataFrame, paths: Paths) -> pd.DataFrame:
@@ -39,25 +39,33 @@ def shared(trials: pd.DataFrame, paths: Paths) -> pd.Series:
     """
     found = pd.Series(index=trials.index, dtype=object)
     for _, compared in trials.groupby(list(COMPARED), dropna=False):
-        ends = []
-        for _, own in compared.groupby(["width", "training"], dropna=False):
-            made = [reading for _, group in own.groupby(list(GROUP), dropna=False) for reading in readings(group)]
-            heads = pd.DataFrame([reading.iloc[0] for reading in made]).reset_index(drop=True)
-            ranked = (deepest(made[k], paths) for k in by_evidence(heads).index)
-            if (leading := next((table for table in ranked if len(table)), None)) is not None:
-                ends.append(leading)
-        levels = _levels(ends)
+        ends, leading = [], []
+        for _, of_training in compared.groupby("training", dropna=False):
+            made = [one for _, group in of_training.groupby(list(GROUP), dropna=False) for one in readings(group)]
+            heads = pd.DataFrame([one.iloc[0] for one in made]).reset_index(drop=True)
+            ranked = [(heads["width"][k], deepest(made[k], paths)) for k in by_evidence(heads).index]
+            best: dict[object, pd.DataFrame] = {}
+            for width, end in ranked:
+                if len(end):
+                    best.setdefault(width, end)
+            ends += best.values()
+            leading += list(best.values())[:1]
+        levels = _levels(ends, leading)
         found[compared.index] = [levels] * len(compared)
     return found
 
 
-def _levels(ends: list[pd.DataFrame]) -> tuple[float, ...]:
-    """The levels that readings share."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ways = [float(np.log(end["loss_init"].min() / end["deepest"].max())) for end in ends]
-    most = max((way for way in ways if math.isfinite(way)), default=0.0)
-    counted = [end for end, way in zip(ends, ways, strict=True) if way >= HALF_WAY * most and way > 0]
+def _levels(ends: list[pd.DataFrame], leading: list[pd.DataFrame]) -> tuple[float, ...]:
+    """The levels that readings share, given how deep each goes, and those that lead."""
+    most = max((_way(end) for end in leading), default=0.0)
+    counted = [end for end in ends if _way(end) > 0 and _way(end) >= HALF_WAY * most]
     if not counted:
         return ()
     together = pd.concat(counted)
     return choose_targets(together["loss_init"].to_numpy(dtype=float), together["deepest"].to_numpy(dtype=float))
+
+
+def _way(end: pd.DataFrame) -> float:
+    """How far a reading goes, in log L; 0 where it is not known."""
+    first, last = float(end["loss_init"].min()), float(end["deepest"].max())
+    return math.log(first / last) if 0 < last < first < math.inf else 0.0

@@ -59,3 +59,12 @@ def test_other_data_and_other_architectures_have_their_own():
     assert len(heads) == 3
     assert heads["target"].nunique() == 3
     assert pd.notna(heads["value"]).all()
+
+
+def test_the_widest_network_of_which_the_recommendation_is_has_a_say_however_shallow_it_stays():
+    made = reaching(5.0, width=64) + reaching(1.0, width=256)
+    found, rows = levels(made)
+    assert len(set(found.values())) == 1
+    wide = rows[(rows["width"] == 256) & rows["headline"].astype(bool)].iloc[0]
+    assert wide["value"] > 0
+    assert math.exp(-1.0) <= wide["target"] < 0.4

@@ -124,7 +124,7 @@ def mending(mend):
 def filled_after_a_trial(monkeypatch, fill, free):
     """A disk that `fill` fills once a trial has ended, and `free` frees when it is waited for; returns what is said."""
     make, said = mending(free)
-    monkeypatch.setattr(driver, "PatientWriter", make)
+    monkeypatch.setattr("raysat.driver.recorder.PatientWriter", make)
     monkeypatch.setattr("raysat.report.finish", lambda *_: None)  # figures take more than the disk has
     count = iter(range(100))
 
@@ -154,7 +154,7 @@ def test_storage_that_is_away_while_results_come(sweep_file, bucket, monkeypatch
             servers[0].start()
 
     make, said = mending(back)
-    monkeypatch.setattr(driver, "PatientWriter", make)
+    monkeypatch.setattr("raysat.driver.recorder.PatientWriter", make)
     monkeypatch.setattr(
         "raysat.storage.retry.PAUSES", ()
     )  # trials that start meanwhile would wait a minute for checkpoints

@@ -383,7 +383,8 @@ class TestAnswer:
 
 class TestFigures:
     def test_have_a_view_for_each_model_width_and_reading(self):
-        made = grid_of() + full(width=128) + full(model_options='{"depth": 3}', depth=3)
+        made = grid_of() + [trial(b, s, width=128, rate=0.08 / (1 + 12 / b)) for s in (0, 1) for b in SIZES]
+        made += full(model_options='{"depth": 3}', depth=3)
         data = drawn(made)
         assert len(CHOICES) == len(data["start"])
         names = "toy, mlp, depth = 2", "toy, mlp, depth = 3"
