@@ -13,6 +13,7 @@ import pandas as pd
 
 from raysat.analysis.reading import GROUP, SETTING, Paths, by_evidence, readings, usable
 from raysat.saturation.targets import choose_targets
+from raysat.storage.schema import TARGET_REACHED
 
 COMPARED = tuple(name for name in SETTING if name not in ("training", "iterations", "iterations_least"))
 """The columns that readings which are compared have in common: one architecture on one data set."""
@@ -22,12 +23,24 @@ HALF_WAY = 0.5
 Default: a half."""
 
 
-def deepest(reading: pd.DataFrame, paths: Paths) -> pd.DataFrame:
-    """Of each (seed, batch size) the smallest loss that any of its trials reaches, as `deepest`, beside `loss_init`."""
+def deepest(reading: pd.DataFrame, paths: Paths, *, decided: bool = False) -> pd.DataFrame:
+    """Of each (seed, batch size) the smallest loss that any of its trials reaches, as `deepest`, beside `loss_init`.
+
+    Args:
+        reading: The trials of a reading.
+        paths: The loss along each trial.
+        decided: Whether to go no further than it is decided which trial is first: one that was ended at its target may
+            be the first to reach a lower loss too.
+    """
     trials = usable(reading)
     least = [paths[key][1].min(initial=math.inf) if key in paths else math.inf for key in trials["cell_id"]]
-    groups = trials.assign(deepest=least).groupby(["seed", "batch_size"], as_index=False)
-    return groups.agg(deepest=("deepest", "min"), loss_init=("loss_init", "first"))
+    trials = trials.assign(deepest=least)
+    found = trials.groupby(["seed", "batch_size"], as_index=False).agg(
+        deepest=("deepest", "min"), loss_init=("loss_init", "first")
+    )
+    if decided and (early := trials["status"] == TARGET_REACHED).any():
+        found["deepest"] = found["deepest"].clip(lower=trials.loc[early, "deepest"].max())
+    return found
 
 
 def shared(trials: pd.DataFrame, paths: Paths) -> pd.Series:
@@ -43,7 +56,7 @@ def shared(trials: pd.DataFrame, paths: Paths) -> pd.Series:
         for _, of_training in compared.groupby("training", dropna=False):
             made = [one for _, group in of_training.groupby(list(GROUP), dropna=False) for one in readings(group)]
             heads = pd.DataFrame([one.iloc[0] for one in made]).reset_index(drop=True)
-            ranked = [(heads["width"][k], deepest(made[k], paths)) for k in by_evidence(heads).index]
+            ranked = [(heads["width"][k], deepest(made[k], paths, decided=True)) for k in by_evidence(heads).index]
             best: dict[object, pd.DataFrame] = {}
             for width, end in ranked:
                 if len(end):

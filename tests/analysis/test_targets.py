@@ -68,3 +68,16 @@ def test_the_widest_network_of_which_the_recommendation_is_has_a_say_however_sha
     wide = rows[(rows["width"] == 256) & rows["headline"].astype(bool)].iloc[0]
     assert wide["value"] > 0
     assert math.exp(-1.0) <= wide["target"] < 0.4
+
+
+def test_where_trials_end_at_a_target_none_is_below_it():
+    """Of each batch size one stepsize ends far below the target, and one at it, which may be the first further down."""
+    made = [
+        trial(b, seed, "grid", eta, rate=depth / end, iterations=end, status="target_reached", cell=str(eta))
+        for b, end in ((1, 250), (8, 180), (64, 120), (128, 115))
+        for seed in (0, 1)
+        for eta, depth in ((0.1, 2.4), (0.2, 4.0))
+    ]
+    found, _ = levels(made)
+    lowest = {min(own) for own in found.values()}
+    assert lowest == {0.091}  # exp(-2.4), rounded up
