@@ -31,7 +31,7 @@ from raysat.driver.plan import Plan, plan
 from raysat.driver.provenance import about
 from raysat.driver.queue import Agenda, groups
 from raysat.errors import InputError
-from raysat.executor import ExecutorDied, InProcess, OnRay, vigil
+from raysat.executor import ExecutorDied, InProcess, OnRay
 from raysat.messages import ending
 from raysat.messages.command import command, program
 from raysat.messages.failures import by_cause, named, said, traced
@@ -194,8 +194,7 @@ def _run(
         executor = InProcess()
         if not options.inline:
             tune = Path(stack.enter_context(_scratch()))
-            asked = sweep.cpus_per_trial, sweep.gpus_per_trial, options.address, sweep.ranks_per_trial
-            executor = OnRay(tune, *asked, for_good=signals.for_good)
+            executor = OnRay(tune, sweep.cpus_per_trial, sweep.gpus_per_trial, options.address, sweep.ranks_per_trial)
         stack.enter_context(executor)
         signals.arm()  # Ray has its own handlers in their place
         if not options.quiet:
@@ -290,7 +289,7 @@ def from_shell() -> int:
     gc.freeze()  # else all of torch is looked through for garbage time and again: a second in all
     code = main()
     gc.freeze()  # as the interpreter would do once more on its way out
-    if code == ending.NO_CLUSTER or vigil.holds_exit():  # what is left of Ray here would wait for what has died
+    if code == ending.NO_CLUSTER:  # what is left of Ray in this process would wait for what has died
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -45,20 +45,11 @@ class OnRay:
             for a share of one where several trials fit (`raysat.trial.packing`).
         address: A running cluster's address; None starts one on this machine, unless `RAY_ADDRESS` names one.
         ranks: Processes of a trial.
-        for_good: Whether this process ends with the sweep.
     """
 
     def __init__(
-        self,
-        storage: Path,
-        cpus: int = 1,
-        gpus: float | None = None,
-        address: str | None = None,
-        ranks: int = 1,
-        *,
-        for_good: bool = False,
+        self, storage: Path, cpus: int = 1, gpus: float | None = None, address: str | None = None, ranks: int = 1
     ) -> None:
-        self.for_good = for_good
         self.storage, self.cpus, self.gpus, self.address = storage.resolve(), cpus, gpus, address
         self.ranks, self.packs = ranks, False
         self.where = ""
@@ -86,7 +77,7 @@ class OnRay:
             raise _not_there(address, said(error)) from None
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_signal)  # Ray has put its own in its place
-        self.vigil = Vigil(*private.processes(), for_good=self.for_good).__enter__()
+        self.vigil = Vigil(*private.processes()).__enter__()
         try:
             self._look_around(address, context.dashboard_url)
         except BaseException as error:

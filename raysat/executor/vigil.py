@@ -8,24 +8,24 @@ that watches the driver would serve as well, but shells, batch systems and debug
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 
 from raysat.errors import InputError
 
-GRACE = 8.0
-"""Seconds that the main thread has for storing what has come. Default: 8; it may be held in a call of Ray's that waits
-for what has died, and Ray's core ends the process from some 14 seconds on."""
+GRACE = 5.0
+"""Seconds that the main thread has for storing what has come. Default: 5; it may be held in a call of Ray's that waits
+for what has died, and Ray's core ends the process from some 14 seconds on, sooner on a machine that is busy."""
 
-LAST = 4.0
-"""Seconds more until the process is to have ended, where the main thread came to its end in time. Default: 4, as above;
+LAST = 2.0
+"""Seconds more until the process is to have ended, where the main thread came to its end in time. Default: 2, as above;
 Ray's core would end it with another code."""
 
 NOTICE = 2.0
@@ -51,11 +51,10 @@ class Vigil:
     Args:
         processes: Of Ray's processes that the driver cannot do without, the ids by name.
         address: `host:port` of a GCS that is no process of this machine's, or of somebody else.
-        for_good: Whether this process ends with the sweep. Then also an end by Ray's core is one in words.
     """
 
-    def __init__(self, processes: Mapping[str, int], address: str = "", *, for_good: bool = False) -> None:
-        self.processes, self.address, self.for_good = processes, address, for_good
+    def __init__(self, processes: Mapping[str, int], address: str = "") -> None:
+        self.processes, self.address = processes, address
         self.died = ""
         """Which of them has; empty as long as all live."""
         self._over, self._over_too = os.pipe()
@@ -99,45 +98,15 @@ class Vigil:
                 silent_since = silent_since or time.monotonic()
                 if time.monotonic() - silent_since > SILENT:
                     self.died = f"GCS at {self.address}"
-        if self.for_good:
-            at_exit(self._end)
         self._noticed.set()
         main = threading.main_thread().ident
         assert main is not None  # it has been started
         signal.pthread_kill(main, SIGNAL)
         if self._ended.wait(GRACE):
             time.sleep(LAST)  # a process that ends takes this thread with it
-        self._end()
-
-    def _end(self) -> None:
-        """End the process in words."""
-        words = f"raysat: {self.sentence}; what is finished stays: run the same command again.\n"
-        with suppress(OSError):
-            os.write(2, words.encode())  # Python's own stream may be held by the thread that was ended
+        print(f"raysat: {self.sentence}; what is finished stays: run the same command again.", file=sys.stderr)
+        sys.stderr.flush()
         os._exit(EXIT_CODE)
-
-
-def at_exit(function: Callable[[], object]) -> None:
-    """Have a function called where C's `exit` is, from whatever thread. The process may not end by Python any more.
-
-    Ray's core calls it some 14 seconds after its raylet died, and sooner where a machine is busy: it counts the health
-    checks that were missed, also before.
-    """
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "on_exit"):  # glibc alone has it
-        return
-    called = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)(lambda code, _: function())
-    _kept.append(called)
-    library.on_exit(called, None)
-
-
-_kept: list[object] = []
-"""What C will call, and Python is not to free."""
-
-
-def holds_exit() -> bool:
-    """Whether this process can end by `os._exit` alone, for C would call Python where Python has ended."""
-    return bool(_kept)
 
 
 def answers(address: str) -> bool:

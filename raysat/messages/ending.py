@@ -22,13 +22,9 @@ class Signals:
 
     Of Ctrl-C there may be several: the second cuts short what is done after the first. From `close` on there is
     nothing left that one could cut short, and none counts.
-
-    Args:
-        for_good: Whether the process ends with the sweep.
     """
 
-    def __init__(self, *, for_good: bool = False) -> None:
-        self.for_good = for_good
+    def __init__(self) -> None:
         self._closed = False
         self._due: int | None = None
 
@@ -90,7 +86,7 @@ def signals(*, for_good: bool = False) -> Iterator[Signals]:
         for_good: Whether they stay handled, for the process ends with the sweep.
     """
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    armed = Signals(for_good=for_good)
+    armed = Signals()
     armed.arm()
     try:
         yield armed
