@@ -84,7 +84,8 @@ class Foreseen:
         of_size = expected.groupby([trials["seed"], trials["batch_size"]])
         least, best = of_size.transform("min"), trials["eta"][of_size.transform("idxmin")].to_numpy()
         trials = trials[np.isfinite(least) & near(trials["eta"].to_numpy(dtype=float), best)]
-        missing = trials[[self.drawn.get(cell_id, (math.inf,))[0] > eps for cell_id in trials["cell_id"]]]
+        known = [self.drawn.get(cell_id, (math.inf,))[0] <= eps for cell_id in trials["cell_id"]]
+        missing = trials[~np.array(known, dtype=bool)]  # an empty list would be one of columns
         for _, own in missing.groupby("init_id"):
             self._draw(own, min(eps, deepest), max(LEAST_RUNS, RUNS // missing["init_id"].nunique()))
         return {cell_id: self.drawn[cell_id][1] for cell_id in trials["cell_id"]}
