@@ -158,7 +158,7 @@ def test_statistics_that_fail_cost_only_what_is_made_of_them_and_are_tried_again
     assert ntk["error"].str.contains("Traceback").all()
     assert set(trials[trials["status"] == "failed"]["stepsize"]) == {"theory(1)"}
     page = (folder / "results" / "odd" / "report.html").read_text()
-    assert page.count("<pre>") == 1
+    assert page.count("<summary>traceback</summary>") == 1
     assert "for an error ended them" in page
 
     assert run(folder, *settings) == 0
