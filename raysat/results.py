@@ -71,7 +71,7 @@ class Results:
         """The estimates and fits of all readings, as tidy tables (`raysat.analysis.Analysis`).
 
         Args:
-            targets: Loss levels for N(b). Default: those of the sweep; where it has none, chosen for each reading.
+            targets: Loss levels for N(b). Default: those of the sweep; where it has none, chosen for what is compared.
         """
         from raysat.analysis.tables import analyze, levels
 

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from raysat.analysis.measure import FITS, POINTS, Measurement, measure
-from raysat.analysis.reading import READING, SETTING, Paths, best_of, by_evidence, readings, usable
+from raysat.analysis.reading import READING, SETTING, Paths, by_evidence, readings, usable
 from raysat.analysis.tables import Analysis, prepared
+from raysat.analysis.targets import deepest
 from raysat.storage.schema import TARGET_REACHED
 
 RUNGS, FEWEST_RUNGS, MEASURED = 16, 6, 32
@@ -73,17 +74,19 @@ def ladder(
     rungs = min(rungs, max(FEWEST_RUNGS, MEASURED // max(settings.ngroups, 1)))
     for _, of_setting in settings:
         *read, group = _leading(of_setting)
-        levels = _levels(_followed(read[0], paths), rungs)
+        levels = _levels(deepest(read[0], paths), rungs)
         for k, reading in enumerate(read):
             known = set(own.fits.merge(reading[list(READING)].iloc[:1], on=list(READING))["target"].dropna())
             trials = _followed(reading, paths)
-            made = _decided(reading, group, trials, paths, [level for level in levels if level not in known])
+            low = deepest(reading, paths)["deepest"].max()
+            new = [level for level in levels if level not in known and level >= low]
+            made = _decided(reading, group, trials, paths, new) if new else []
             for measured in made:
                 points += measured.points
                 fits.append(measured.fit | {"headline": False, "own": False})
             if k == 0:
                 early = trials[trials["status"] == TARGET_REACHED]
-                floor = max(_deepest(trials), early["lowest"].max() if len(early) else 0)
+                floor = max(low, early["lowest"].max() if len(early) else 0)
                 there = {one.about["target"] for one in made} | {level for level in known if level >= floor}
                 end = {"deepest": min(there, default=math.nan), "early": len(early) > 0}
                 ends.append(reading[list(SETTING)].iloc[0].to_dict() | end)
@@ -111,14 +114,9 @@ def _followed(reading: pd.DataFrame, paths: Paths) -> pd.DataFrame:
     return trials.assign(lowest=[losses.min() for _, losses in own], last=[times[-1] for times, _ in own])
 
 
-def _deepest(trials: pd.DataFrame) -> float:
-    """The deepest loss that the best trial of every seed and batch size reaches; nan where there is none."""
-    return best_of(trials, "lowest")["lowest"].max()
-
-
-def _levels(trials: pd.DataFrame, rungs: int) -> list[float]:
+def _levels(ends: pd.DataFrame, rungs: int) -> list[float]:
     """Levels evenly spaced in log L from the smallest initial loss to the deepest that every batch size reaches."""
-    start, end = trials["loss_init"].min(), _deepest(trials)
+    start, end = ends["loss_init"].min(), ends["deepest"].max()
     if not 0 < end < start < math.inf:
         return []
     levels = map(_rounded_up, np.geomspace(start, end, rungs + 1)[1:].tolist())
@@ -128,12 +126,9 @@ def _levels(trials: pd.DataFrame, rungs: int) -> list[float]:
 def _decided(
     reading: pd.DataFrame, group: pd.DataFrame, trials: pd.DataFrame, paths: Paths, levels: Sequence[float]
 ) -> list[Measurement]:
-    """N at the levels that every batch size reaches, and at which no trial that was ended before could have won."""
-    reached = [level for level in levels if level >= _deepest(trials)]
-    if not reached:  # without levels `measure` would choose some
-        return []
+    """N at the levels at which no trial that was ended before could have won."""
     early = trials.loc[trials["status"] == TARGET_REACHED, ["seed", "batch_size", "lowest", "last"]]
-    made = [one for one in measure(reading, group, paths, reached) if one.about["quantity"] == "N"]
+    made = [one for one in measure(reading, group, paths, levels) if one.about["quantity"] == "N"]
     return [one for one in made if not _could_have_won(early, one)]
 
 

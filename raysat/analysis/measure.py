@@ -89,7 +89,8 @@ def measure(
     yield _measured(about, best_by_h(trials), reading, group)
 
     levels = tuple(dict.fromkeys(targets))
-    reached = [level for level in levels if deepest(reading, paths)["deepest"].max() <= level]
+    end = deepest(reading, paths)["deepest"].max()
+    reached = [level for level in levels if end <= level]
     headline = min(reached, default=max(levels, default=math.nan))
     for level in levels:
         about = {**head, "quantity": "N", "target": level, "headline": level == headline}

@@ -156,13 +156,10 @@ def run(
         STATISTICS: View(console, STATISTICS, weights, running, quiet=quiet),
         TRIALS: View(console, TRIALS, agenda.weights, running, grows=sweep.grows, quiet=quiet),
     }
-    out_of_time = False
 
     def check_time() -> None:
-        nonlocal out_of_time
         check()
         if time.monotonic() > deadline:
-            out_of_time = True
             raise KeyboardInterrupt  # which no user's code takes for an error of its own
 
     with Recorder(store, views, agenda, executor.size, statistics, inits, outdated, meanwhile, check_time) as recorder:
@@ -174,7 +171,7 @@ def run(
             executor.run(jobs, lambda job: run_trials(job) if job.cell else compute_statistics(job), recorder)
         except KeyboardInterrupt:
             check()
-            if not out_of_time:
+            if time.monotonic() <= deadline:
                 raise
     return recorder.failed
 

@@ -54,7 +54,7 @@ def finish(
         root: The results folder or its address, of a finished sweep or not.
         console: Where the table is printed.
         output: Where `analysis.parquet`, `figures/` and `report.html` are written. Default: the results folder.
-        targets: Losses to which N(b) counts. Default: those of the sweep; where it has none, chosen for each reading.
+        targets: Losses to which N(b) counts. Default: those of the sweep, else chosen for what is compared.
 
     Returns:
         The path of the page.

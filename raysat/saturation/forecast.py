@@ -177,7 +177,9 @@ def forecast(
     )
 
 
-def _fit(b: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"], quantity: Literal["h", "N"], missed: str):
+def _fit(
+    b: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"], quantity: Literal["h", "N"], missed: str
+) -> CriticalBatch:
     """A critical batch size, or why there is none; `missed` says what it means that a value is none."""
     if not (known := np.isfinite(values)).all():
         return CriticalBatch(reason=f"{missed} at b = {', '.join(map(str, b[~known]))}")
