@@ -12,6 +12,8 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING
 
+from raysat.errors import positive
+
 # What reads, draws and analyzes is imported where it is used: every worker imports raysat, and with it this module.
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +77,8 @@ class Results:
         """
         from raysat.analysis.tables import analyze, levels
 
-        return analyze(self.trials, self.curves, levels(self.record, targets), self.ntk)
+        asked = [positive("targets", target) for target in targets]
+        return analyze(self.trials, self.curves, levels(self.record, asked), self.ntk)
 
     @cached_property
     def recommendation(self) -> list[Recommendation]:
@@ -139,6 +142,7 @@ class Results:
     ) -> list[Figure]:
         from raysat.plots import plates
 
+        target = None if target is None else positive("target", target)
         analysis = self._analysis if target is None or kind == "loss-curves" else self.fit([target])
         made = plates(self.trials, self.curves, analysis, kinds=[kind], ax=ax, target=target, title=title)
         return [plate.figure for plate in made]

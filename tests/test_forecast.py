@@ -349,3 +349,24 @@ def test_without_spectral_measures_the_limit_is_that_of_gradient_descent():
     assert stable_below(row, 4, "epochs") == 2 / row["k_op"]
     assert stable_below(row, 64, "without_replacement") == pytest.approx(2 / row["k_op"], rel=1e-9)
     assert stable_below(row, 4, "with_replacement") < 2 / row["k_op"]
+
+
+def test_a_target_that_is_chosen_lies_where_a_run_can_come():
+    made = forecast(linear_row()[1], [1, 4, 16, 64], 20_000)
+    assert made.target == pytest.approx(1e-12 * sum(linear_row()[1]["residual_weights"]) / 64 / 2)  # 1e-12 L(w_0)
+    assert made.typical.value > 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_loss_that_vanishes_does_not_grow():
+    row = linear_row(8, 8)[1] | {"residual_nodes": [1.0], "residual_weights": [8.0]}
+    row |= {"density_nodes": [1.0], "density_weights": [1.0], "gamma": 1.0, "k_op": 1.0}
+    made = forecast(row, [8], 3_000)
+    assert "No b_h under 1/beta(b): the loss vanishes at b = 8." in made.remarks
+
+
+def test_where_the_target_is_above_the_initial_loss_no_stepsize_is_the_best():
+    made = forecast(linear_row()[1], [1, 4, 16, 64], 200, 1e3)
+    assert (made.by_batch["N"] == 0).all()
+    assert made.by_batch["eta"].isna().all()
+    assert not [remark for remark in made.remarks if "smaller beyond it" in remark]

@@ -136,3 +136,10 @@ def test_one_number_for_one_quantity_wherever_it_is_shown(tmp_path):
     assert any(f"b_N = {number(fit['value'])}" in text.get_text() for text in figures)
     row = loaded.fit().fits.query("quantity == 'b_N' and headline and tuning == 'free'").iloc[0]
     assert (row["value"], row["low"], row["high"]) == (fit["value"], fit["low"], fit["high"])
+
+
+@pytest.mark.parametrize("target", ["1.1", [1.0, 2.0], 0, -1.0, math.nan, math.inf, True])
+def test_a_target_that_is_no_loss_is_refused_in_a_sentence(folder, target):
+    for ask in (lambda: raysat.load(folder).plot_steps(target=target), lambda: raysat.load(folder).fit([target])):
+        with pytest.raises(raysat.InputError, match="target"):
+            ask()

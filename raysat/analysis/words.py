@@ -118,9 +118,11 @@ ABOUT_SCATTER = "Scatter is that of h or N about its fit, root mean square."
 
 def about_intervals(seeds: int) -> str:
     """What the intervals are, and what they lack where there is one seed."""
-    if seeds < 2:
+    if seeds == 1:
         return (
             "Intervals are of 95 %, of the scatter about the fit, for there is one seed: they do not show how seeds "
             "differ, and where there is no fit there is none."
         )
+    if not seeds:
+        return "There are no intervals, for no seed has a value."
     return f"Intervals are of 95 %, by Student's t over {seeds} seeds."

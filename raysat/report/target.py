@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -86,4 +87,4 @@ def _command(record: Mapping, **fields: float | str | Sequence[float]) -> str:
     """A sweep's command with other fields."""
     given = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in fields.items()]
     words = [f"'{one}'" if "[" in one else one for one in given]
-    return " ".join(["raysat run", record.get("file") or "SWEEP.py", *(f"--set {word}" for word in words)])
+    return " ".join(["raysat run", shlex.quote(record.get("file") or "SWEEP.py"), *(f"--set {word}" for word in words)])

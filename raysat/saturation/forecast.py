@@ -31,6 +31,10 @@ AROUND = 0.8, 2.1
 """Where the typical run's best stepsize is sought, in units of the mean loss's: it is larger where single bad batches
 raise the mean, on steep spectra up to nearly twice as large."""
 
+DEEPEST = 1e-12
+"""The least share of the initial loss that a target is chosen at. Default: 1e-12; training in single precision comes no
+further than the square of its rounding."""
+
 AHEAD = 1.5
 """By how much a typical run may reach the target before the mean loss does, whose stepsize must be known for it."""
 
@@ -118,10 +122,10 @@ def near(eta: Float[np.ndarray, "..."], best: Float[np.ndarray, "..."]) -> Bool[
 
 
 def _best(steps: Float[np.ndarray, "k g"]) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """The least of each row and its share of `GRID`; nan where there is none."""
+    """The least of each row and its share of `GRID`; nan where there is none, or where nothing has to be done."""
     least = steps.min(1)
     found = np.isfinite(least)
-    return np.where(found, least, math.nan), np.where(found, GRID[steps.argmin(1)], math.nan)
+    return np.where(found, least, math.nan), np.where(found & (least > 0), GRID[steps.argmin(1)], math.nan)
 
 
 def forecast(
@@ -148,11 +152,12 @@ def forecast(
     eta = 1 / np.array([beta(int(size), spectrum.n, gamma, k_op, replacement=replacement) for size in b])
     curves = loss_curves(spectrum, eta, phi, iterations)
     if target is None:
-        target = float(curves[0].min())
+        target = float(max(curves[0].min(), DEEPEST * curves[0][0]))
     t = np.arange(iterations + 1)
     n_theory = np.array([steps_to_target(t, curve, target) for curve in curves])
     with np.errstate(divide="ignore"):
-        h = np.log(curves[:, 0] / curves[:, -1]) / iterations
+        h = (np.log(curves[:, 0]) - np.log(curves[:, -1])) / iterations
+    vanished = np.isposinf(h).any() and not np.isneginf(h).any()
     tuned = tuned_steps(spectrum, b, target, iterations, replacement=replacement)
     eta_max = np.array([largest_stable(spectrum, value) for value in phi])
     table = {"batch_size": b, "N": tuned.steps, "eta": tuned.share * eta_max}
@@ -163,7 +168,7 @@ def forecast(
         "b_N": _fit(b, tuned.steps, "N", missed),
         "b_N of the mean loss": _fit(b, tuned.mean_steps, "N", missed),
         "b_N under 1/beta(b)": _fit(b, n_theory, "N", missed),
-        "b_h under 1/beta(b)": _fit(b, h, "h", "the loss grows beyond all bounds"),
+        "b_h under 1/beta(b)": _fit(b, h, "h", "the loss vanishes" if vanished else "the loss grows beyond all bounds"),
     }
     refused = {name: fit.reason for name, fit in fits.items() if math.isnan(fit.value)}
     return Forecast(

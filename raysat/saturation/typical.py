@@ -50,7 +50,8 @@ WORK = 3e8
 where it would take more. Default: 3e8, some five seconds on a core."""
 
 ENDLESS, TINY = 1e20, 1e-30
-"""Where the loss of a run that diverges is held, and one that has vanished: single precision has numbers for both."""
+"""Where the loss of a run that diverges is held, and one that has vanished, in units of the initial one: single
+precision has numbers for both."""
 
 
 @dataclass(frozen=True)
@@ -129,10 +130,11 @@ def typical_runs(
     """
     nodes, outputs = Nodes.of(spectrum), spectrum.outputs
     draw = np.random.default_rng(seed)
-    until = np.broadcast_to(until, eta.shape)
+    whole = nodes.mass.sum() or 1.0  # everything is in units of it, so that no scale of the targets is too large
+    until = np.broadcast_to(until / whole, eta.shape)
     losses, lowest = (np.full((len(eta), iterations + 1), np.nan) for _ in range(2))
     left = np.arange(len(eta))  # those that run still
-    c = np.tile(np.sqrt(nodes.mass).astype(np.float32), (len(eta), runs, 1))
+    c = np.tile(np.sqrt(nodes.mass / whole).astype(np.float32), (len(eta), runs, 1))
     least = np.full((len(eta), runs), np.inf)
     along, across = np.sqrt(np.minimum(nodes.count, 1)).astype(np.float32), np.maximum(nodes.count - 1, 0)
     several = int((across > 0).sum())  # they come first
@@ -162,7 +164,7 @@ def typical_runs(
         c -= put * e
         some = c[..., :several]
         some[:] = np.sqrt(some**2 + put[..., :several] ** 2 * spread)
-    return Typical(losses, lowest)
+    return Typical(whole * losses, whole * lowest)
 
 
 def typical_steps(

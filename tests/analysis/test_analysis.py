@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
-from raysat.analysis import THEORY_CAVEAT, analyze, main, print_summary, scatter, setting, summary
+from raysat.analysis import THEORY_CAVEAT, about_intervals, analyze, main, print_summary, scatter, setting, summary
 from raysat.spec.cells import Model
 from raysat.spec.stepsizes import theory
 from raysat.spec.sweep import Sweep
@@ -531,3 +531,9 @@ def test_widths_of_which_not_all_has_ended_are_one_setting():
     fits = analyzed([*under_a_budget(), *unfinished]).fits
     assert set(fits["iterations"]) == {640}
     assert set(fits["iterations_least"]) == {10}
+
+
+def test_without_a_value_no_number_of_seeds_is_named():
+    assert about_intervals(0) == "There are no intervals, for no seed has a value."
+    assert "one seed" in about_intervals(1)
+    assert "2 seeds" in about_intervals(2)

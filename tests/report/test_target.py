@@ -61,3 +61,10 @@ def test_there_is_none_where_there_is_one_target_or_none(tmp_path):
     assert slid(tmp_path / "failed", full(status="failed")) == []
     assert slid(tmp_path / "empty", []) == []
     assert len(tables([])[0]) == 0
+
+
+def test_a_command_is_one_that_a_shell_takes_as_it_stands(tmp_path):
+    made = tuned()
+    record = Store(results(tmp_path / "toy", made)).record() | {"file": "s x.py"}
+    (slider,) = sliders(record, laddered(made, ()), short_settings(analyzed(made).fits))
+    assert shlex.split(slider["command"])[:3] == ["raysat", "run", "s x.py"]

@@ -147,3 +147,14 @@ def test_there_are_fewer_runs_where_they_are_long():
     assert affordable(spectrum, 100) == RUNS
     assert LEAST_RUNS < affordable(spectrum, 5e5) < RUNS
     assert affordable(spectrum, 1e12) == LEAST_RUNS
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e11, 1e16])
+def test_it_does_not_depend_on_the_unit_of_the_targets(scale):
+    values, masses = np.array([0.1, 0.4, 1.0]), np.array([1.0, 2.0, 4.0])
+    plain, scaled = (
+        typical_runs(spectrum_of(values, unit * masses), np.array([0.5]), np.array([0.5]), 40, runs=32)
+        for unit in (1.0, scale)
+    )
+    assert scaled.losses == pytest.approx(scale * plain.losses, rel=1e-4)
+    assert scaled.lowest == pytest.approx(scale * plain.lowest, rel=1e-4)
