@@ -96,14 +96,14 @@ def _load(
     preprocessing: str,
     dtype: str,
     data_folder: str | None,
-) -> tuple[Dataset, dict[str, str]]:
+) -> tuple[Dataset, dict[str, str | None]]:
     """`load` behind its memory, and the files that it has executed.
 
     The folder is an argument because what is remembered depends on it. A loader of the user's own draws the same
     numbers wherever it is called.
     """
     name = wanted.name
-    files: dict[str, str] = {}
+    files: dict[str, str | None] = {}
     with ExitStack() as stack:
         if is_reference(name):
             stack.enter_context(process.undisturbed(but=process.LASTING))

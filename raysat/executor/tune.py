@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,8 @@ class _JobRef:
         cell: Its cell, if it has one.
         engine: Of its steps.
         gpus: Of the job.
-        statistics: A reference to its row of statistics in Ray's object store, which many jobs share; None if absent.
+        statistics: What a trial needs of its row of statistics: all but the spectra. Not a reference to Ray's object
+            store, of which some 2 KB are no matter: Ray's core ends a driver that asks the store of a dead raylet.
         mates: The jobs that run with it as one computation.
     """
 
@@ -121,7 +122,7 @@ class _JobRef:
     cell: Cell | None
     engine: str
     gpus: float
-    statistics: ray.ObjectRef | None
+    statistics: Mapping[str, Any]
     mates: tuple[_JobRef, ...]
 
     def __repr__(self) -> str:
@@ -129,9 +130,8 @@ class _JobRef:
 
     def job(self, shared: Job) -> Job:
         """The job again, in a worker."""
-        row = ray.get(self.statistics) if self.statistics else {}
-        parts = {name: getattr(self, name) for name in ("init", "cell", "engine", "gpus")}
-        return replace(shared, **parts, statistics=row, mates=tuple(mate.job(shared) for mate in self.mates))
+        parts = {name: getattr(self, name) for name in ("init", "cell", "engine", "gpus", "statistics")}
+        return replace(shared, **parts, mates=tuple(mate.job(shared) for mate in self.mates))
 
 
 class _Searcher(Searcher):
@@ -142,7 +142,7 @@ class _Searcher(Searcher):
     ) -> None:
         super().__init__()
         self.book, self.gpus, self.barrier, self.slots = book, gpus, barrier, slots
-        self.rows: dict[str, ray.ObjectRef] = {}  # statistics, by init_id
+        self.rows: dict[str, Mapping[str, Any]] = {}  # what trials need of the statistics, by init_id
 
     def __reduce__(self) -> tuple:  # Tune pickles searchers for a restore that never comes
         return Searcher, ()
@@ -158,9 +158,9 @@ class _Searcher(Searcher):
     def _ref(self, job: Job) -> _JobRef:
         key = job.init.init_id
         if job.statistics and key not in self.rows:
-            self.rows[key] = ray.put(dict(job.statistics))
+            self.rows[key] = {name: value for name, value in job.statistics.items() if not isinstance(value, list)}
         mates = tuple(map(self._ref, job.mates))
-        return _JobRef(job.key, job.init, job.cell, job.engine, self.gpus(job), self.rows.get(key), mates)
+        return _JobRef(job.key, job.init, job.cell, job.engine, self.gpus(job), self.rows.get(key, {}), mates)
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         pass

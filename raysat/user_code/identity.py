@@ -8,7 +8,8 @@ imported with it. Its digest is part of the identity of each initialization and 
 than that of a results folder, the folder holds another sweep.
 
 **As it runs**: the user's files that are imported until a row is made, also inside of functions, by `importlib`, or by
-path, with their digests, stand in that row (`user_files`). Where one of them has changed, or is gone, the row is of
+path, with their digests, stand in that row (`user_files`); compiled ones with that of their bytes, and modules that the
+user's code has looked for in vain with an empty one. Where one of them has changed, is gone or has come, the row is of
 other code: its cell runs again.
 
 The user's files are those below the folder of the sweep file and the folders on `sys.path`, the installation apart;
@@ -18,6 +19,7 @@ same on every machine; a file elsewhere has its whole path.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -25,7 +27,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from importlib.abc import MetaPathFinder
+from importlib.machinery import BYTECODE_SUFFIXES, EXTENSION_SUFFIXES
 from pathlib import Path, PurePath
+from types import FrameType, ModuleType
 from typing import NamedTuple
 
 from raysat.spec.cells import Initialization, identity, is_reference
@@ -37,7 +42,13 @@ Files = dict[str, str]
 
 _NOTHING = digest("")
 
-_recordings: list[dict[str, str]] = []
+ABSENT = ""
+"""Stands for the digest of a module that was looked for and not found."""
+
+_COMPILED = (*EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES)
+
+_recordings: list[dict[str, str | None]] = []
+"""The texts of what was executed, by path; None for what was looked for and not found, by the name of its file."""
 
 
 class Code(NamedTuple):
@@ -124,10 +135,10 @@ def _reached(references: tuple[str, ...], sources: tuple, deep: bool) -> Files:
 
 
 @contextmanager
-def recorded() -> Iterator[dict[str, str]]:
+def recorded() -> Iterator[dict[str, str | None]]:
     """Note the files that Python executes while the block lasts, by path, with their texts."""
     _listen()
-    files: dict[str, str] = {}
+    files: dict[str, str | None] = {}
     _recordings.append(files)
     try:
         yield files
@@ -139,6 +150,23 @@ def recorded() -> Iterator[dict[str, str]]:
 def _listen() -> None:
     """Hear of all that Python executes: an import however it is made, and in no other way of all of them."""
     sys.addaudithook(_heard)
+    sys.meta_path.append(_Missed())
+
+
+class _Missed(MetaPathFinder):
+    """The last of the finders: notes what the user's code looks for and no other finder has, and finds nothing."""
+
+    def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> None:
+        if _recordings and _asked_by_user():
+            note({name.replace(".", "/") + ".py": None})
+
+
+def _asked_by_user() -> bool:
+    """Whether the code that imports something is the user's, and not a library's that has an optional part."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame and (frame.f_code.co_filename[:1] == "<" or frame.f_globals.get("__package__") == "importlib"):
+        frame = frame.f_back
+    return frame is not None and not plugins.is_installed(Path(os.path.abspath(frame.f_code.co_filename)))
 
 
 def _heard(event: str, arguments: tuple) -> None:
@@ -153,7 +181,7 @@ def _heard(event: str, arguments: tuple) -> None:
         note({path: text})
 
 
-def note(files: Mapping[str, str]) -> None:
+def note(files: Mapping[str, str | None]) -> None:
     """Count files as executed now, which were when something was made that is used again."""
     for recording in _recordings:
         recording.update({path: text for path, text in files.items() if path not in recording})
@@ -179,7 +207,13 @@ def user_files(init: Initialization) -> str | None:
     here = folders(sources)
     travelled = {plugins.file_of(name, source.path) for name, source in sources.items() if source.travels}
     modules = {str(path): name for name, path in plugins.imported()}
+    for path in compiled():
+        if file := _called(path, here):
+            found[file] = _as_loaded(path)
     for path, text in dict(_recordings[-1]).items():  # another thread may import meanwhile
+        if text is None:
+            found.setdefault(path, ABSENT)
+            continue
         name = modules.get(path, "")
         file = plugins.file_of(name, path) if name else _called(Path(path), here)
         if file:
@@ -214,18 +248,45 @@ class Present:
             return []
         return [file for file, one in json.loads(row["user_files"]).items() if self._digest(own, file) != one]
 
-    def _digest(self, references: tuple[str, ...], file: str) -> str | None:
+    def _digest(self, references: tuple[str, ...], file: str) -> str:
+        if file.endswith(_COMPILED):
+            return next(filter(None, (_of_bytes(folder / file) for folder in self.folders)), ABSENT)
         if found := reached(references, self.sources, deep=True).get(file):
             return found
         places = [folder / file for folder in self.folders]
         name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for path in [*places, plugins.found(name)]:
             try:
-                if path is not None:
+                if path is not None and not plugins.is_installed(path):
                     return digest(plugins.read(path))
             except (OSError, ValueError, SyntaxError):
                 continue
-        return None
+        return ABSENT
+
+
+def compiled() -> Iterator[Path]:
+    """The files of the user's modules that are imported and have no text: extensions, and bytecode on its own.
+
+    A process keeps them for all its jobs, of which each may use them.
+    """
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and file.endswith(_COMPILED) and not plugins.is_installed(path := Path(file)):
+            yield path
+
+
+@cache
+def _as_loaded(path: Path) -> str:
+    """The digest of a compiled module as the process has it, also where its file is replaced later."""
+    return _of_bytes(path)
+
+
+def _of_bytes(path: Path) -> str:
+    """The digest of a file's bytes; of none, that of what is absent."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError:
+        return ABSENT
 
 
 def folders(sources: plugins.Sources) -> tuple[Path, ...]:

@@ -80,6 +80,17 @@ def test_jobs_that_wait_for_others_short_ones_and_one_that_fails(executor, make_
         assert len(processes) >= min(2, os.cpu_count())
 
 
+def test_the_driver_asks_nothing_of_rays_object_store(tmp_path, make_cell, monkeypatch):
+    """The store dies with the raylet, and Ray's core ends a driver that asks it then; a trial needs no spectra."""
+    monkeypatch.setattr("ray.put", None)
+    cell = make_cell(batch_size=1)
+    work, jobs = Work([cell]), iter([Job("s", cell.init, cell, {"gamma": 2.0, "top": [1.0]})])
+    work.next = lambda: next(jobs, None)
+    with OnRay(tmp_path / "tune") as executor:
+        executor.run(work, where, work)
+    assert [outcome.value[1] for outcome in work.ended_jobs] == [{"gamma": 2.0}]
+
+
 def test_a_process_that_is_lost_between_two_jobs_costs_neither(tmp_path, make_cell):
     """Each job's process ends once, some milliseconds after the job: some when Tune is about to give it the next."""
 

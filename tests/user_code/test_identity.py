@@ -1,9 +1,13 @@
 """Which user code a result is of: what of it may change without an effect, and what runs again where it has changed."""
 
+import importlib
 import json
+import py_compile
 import signal
 import subprocess
 import sys
+import sysconfig
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,7 +15,7 @@ import pytest
 from raysat.storage.partfiles import KEYS
 from raysat.storage.store import Store
 from raysat.sweep import main
-from raysat.user_code import plugins
+from raysat.user_code import identity, plugins
 
 SWEEP = """
 from raysat import Sweep, fixed, mlp
@@ -136,6 +140,94 @@ def test_where_a_file_has_changed_its_cells_run_again_and_a_line_names_it(projec
     table = pd.concat([pd.read_parquet(path) for path in (root / "trials").glob("[!._]*.parquet")], ignore_index=True)
     assert table["cell_id"].is_unique
     assert "are finished" in run()[1]
+
+
+OPTIONAL = """
+    try:
+        import my_fast
+    except ImportError:
+        pass
+    try:
+        from my_parts import faster
+    except ImportError:
+        pass
+    try:
+        import no_such_package_anywhere
+    except ImportError:
+        pass
+"""
+
+
+@pytest.mark.parametrize("file", ["my_fast.py", "my_fast/__init__.py", "my_parts/faster.py"])
+def test_where_a_file_has_come_that_was_looked_for_its_cells_run_again(project, run, file):
+    """What is imported where it is there, inside of a function, acts from the moment it is there."""
+    start = "def build(width, input_shape, outputs):\n"
+    replace(project / "my_model.py", start, start + OPTIONAL)
+    assert run()[0] == 0
+    assert "all 4 cells are finished" in run()[1]
+    (project / file).parent.mkdir(exist_ok=True)
+    (project / file).write_text("")
+    code, said = run()
+    assert code == 0
+    assert "changed since 2 cells had ended: they run again" in said
+    assert file.split("/")[-2 if file.endswith("__init__.py") else -1].removesuffix(".py") in said
+    assert "all 4 cells are finished" in run()[1]
+
+
+def test_what_a_library_looks_for_is_not_the_users(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "site-packages").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    look = "try:\n    import {}\nexcept ImportError:\n    pass\n"
+    (tmp_path / "site-packages" / "a_library.py").write_text(look.format("an_optional_part"))
+    (tmp_path / "a_module.py").write_text(look.format("a_neighbour") + "import a_library\n")
+    with identity.recorded() as files:
+        importlib.import_module("a_module")
+    assert {path for path, text in files.items() if text is None} == {"a_neighbour.py"}
+
+
+@pytest.mark.parametrize("way", ["bytecode", "extension"])
+def test_where_a_compiled_module_has_changed_its_cells_run_again(project, run, monkeypatch, way):
+    """A module without a text counts by its bytes."""
+    start = "def build(width, input_shape, outputs):\n"
+    replace(project / "my_model.py", start, start + "    import my_compiled\n    my_compiled.slope\n")
+    make(project, way, 1)
+    assert run()[0] == 0
+    assert "all 4 cells are finished" in run()[1]
+    made = make(project, way, 2)
+    monkeypatch.delitem(sys.modules, "my_compiled")  # as in a new process
+    identity._as_loaded.cache_clear()
+    code, said = run()
+    assert code == 0
+    assert f"{made.name} changed since" in said
+    assert "all 4 cells are finished" in run()[1]
+
+
+def make(project, way, slope):
+    """Compile a module."""
+    text = project / "elsewhere" / "my_compiled.py"
+    text.parent.mkdir(exist_ok=True)
+    if way == "bytecode":
+        text.write_text(f"slope = {slope}\n")
+        return Path(py_compile.compile(str(text), cfile=str(project / "my_compiled.pyc"), doraise=True))
+    made = project / f"my_compiled{sysconfig.get_config_var('EXT_SUFFIX')}"
+    code = project / "elsewhere" / "my_compiled.c"
+    code.write_text(EXTENSION.format(slope=slope))
+    new = made.with_suffix(".new")
+    subprocess.run(["cc", "-shared", "-fPIC", f"-I{sysconfig.get_path('include')}", code, "-o", new], check=True)
+    new.replace(made)  # what is mapped into a process stays as it is
+    return made
+
+
+EXTENSION = """
+#include <Python.h>
+static struct PyModuleDef about = {{PyModuleDef_HEAD_INIT, "my_compiled", 0, -1, 0}};
+PyMODINIT_FUNC PyInit_my_compiled(void) {{
+    PyObject *module = PyModule_Create(&about);
+    PyModule_AddIntConstant(module, "slope", {slope});
+    return module;
+}}
+"""
 
 
 @pytest.mark.parametrize(
