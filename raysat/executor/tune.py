@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
@@ -24,6 +24,11 @@ from raysat.spec.cells import Cell, Initialization
 from raysat.text import plain
 from raysat.trial.job import Job
 from raysat.user_code import process
+
+PART = 1 << 16
+"""Bytes of an outcome that a trial hands over at once. Default: 64 KiB; what takes more than 100 KB (Ray's
+`max_direct_call_object_size`) passes through the object store, and Ray's core ends a driver that asks the store of a
+raylet which has died."""
 
 
 def run_on_tune(
@@ -94,10 +99,12 @@ def _trainable(function: Function, shared: Job, barrier: StartupBarrier | None) 
         if process.for_good():  # what runs next is to run as anywhere else
             tune.report({"leaves": True})
             os._exit(0)
-        outcome = attempt(function, replace(config["job"].job(shared), tell=report))
+        outcome = cloudpickle.dumps(attempt(function, replace(config["job"].job(shared), tell=report)))
         if barrier:
             barrier.wait()
-        tune.report({"outcome": outcome, "done": True})
+        for begin in range(0, len(outcome), PART):
+            end = begin + PART
+            tune.report({"outcome": (begin, outcome[begin:end]), "done": end >= len(outcome)})
 
     return trainable
 
@@ -112,8 +119,8 @@ class _JobRef:
         cell: Its cell, if it has one.
         engine: Of its steps.
         gpus: Of the job.
-        statistics: What a trial needs of its row of statistics: all but the spectra. Not a reference to Ray's object
-            store, of which some 2 KB are no matter: Ray's core ends a driver that asks the store of a dead raylet.
+        statistics: What a trial needs of its row of statistics: all but the spectra, some 2 KB. Not a reference to
+            Ray's object store (see `PART`).
         mates: The jobs that run with it as one computation.
     """
 
@@ -172,6 +179,7 @@ class _Callbacks(TrialProgressCallback):
     def __init__(self, book: Bookkeeping) -> None:
         super().__init__()
         self.book = book
+        self.parts: dict[str, bytes] = {}  # what has come of outcomes, by job
 
     def __reduce__(self) -> tuple:
         return TrialProgressCallback, ()
@@ -181,11 +189,19 @@ class _Callbacks(TrialProgressCallback):
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **_: object) -> None:
         if "outcome" in result:
-            self.book.end(_key(trial), *result.pop("outcome"))
+            self._take(_key(trial), *result.pop("outcome"), done=result["done"])
         elif "leaves" in result:
             self.book.leave(_key(trial))
         elif "told" in result:
             self.book.report(_key(trial), *result["told"])
+
+    def _take(self, key: str, begin: int, part: bytes, *, done: bool) -> None:
+        """Take a part of an outcome, of which a job that was tried again hands over all parts anew."""
+        outcome = self.parts.pop(key, b"")[:begin] + part
+        if done:
+            self.book.end(key, *cloudpickle.loads(outcome))
+        else:
+            self.parts[key] = outcome
 
     def on_trial_recover(self, iteration: int, trials: list, trial: Any, **_: object) -> None:
         if not self.book.counts(_key(trial), lost_node=_lost_its_node(trial)) or _told_twice(trial):

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from ray import cloudpickle
 
 from raysat.executor import InProcess, OnRay, cluster, tune
 from raysat.trial.job import Job
@@ -87,8 +88,24 @@ def test_the_driver_asks_nothing_of_rays_object_store(tmp_path, make_cell, monke
     work, jobs = Work([cell]), iter([Job("s", cell.init, cell, {"gamma": 2.0, "top": [1.0]})])
     work.next = lambda: next(jobs, None)
     with OnRay(tmp_path / "tune") as executor:
-        executor.run(work, where, work)
-    assert [outcome.value[1] for outcome in work.ended_jobs] == [{"gamma": 2.0}]
+        executor.run(work, long, work)
+    assert [outcome.value for outcome in work.ended_jobs] == [({"gamma": 2.0}, list(range(100_000)))]
+
+
+def long(job):
+    return dict(job.statistics), list(range(100_000))
+
+
+def test_an_outcome_in_parts_of_a_job_that_is_tried_again():
+    """Its process died between two parts."""
+    ended = []
+    callbacks = tune._Callbacks(SimpleNamespace(end=lambda *outcome: ended.append(outcome)))
+    trial = SimpleNamespace(config={"job": "a job"})
+    outcome = cloudpickle.dumps((list(range(100)), ""))
+    parts = [(begin, outcome[begin : begin + 50]) for begin in range(0, len(outcome), 50)]
+    for part in (*parts[:2], *parts):
+        callbacks.on_trial_result(1, [], trial, {"outcome": part, "done": part is parts[-1]})
+    assert ended == [("'a job'", list(range(100)), "")]
 
 
 def test_a_process_that_is_lost_between_two_jobs_costs_neither(tmp_path, make_cell):
