@@ -17,7 +17,7 @@ import pandas as pd
 from raysat.analysis.measure import FITS, POINTS, Measurement, measure
 from raysat.analysis.reading import READING, SETTING, Paths, by_evidence, readings, usable
 from raysat.analysis.tables import Analysis, prepared
-from raysat.analysis.targets import deepest
+from raysat.analysis.targets import attained, deepest
 from raysat.storage.schema import TARGET_REACHED
 
 RUNGS, FEWEST_RUNGS, MEASURED = 16, 6, 32
@@ -116,7 +116,7 @@ def _followed(reading: pd.DataFrame, paths: Paths) -> pd.DataFrame:
 
 def _levels(ends: pd.DataFrame, rungs: int) -> list[float]:
     """Levels evenly spaced in log L from the smallest initial loss to the deepest that every batch size reaches."""
-    start, end = ends["loss_init"].min(), ends["deepest"].max()
+    start, end = ends["loss_init"].min(), attained(ends)
     if not 0 < end < start < math.inf:
         return []
     levels = map(_rounded_up, np.geomspace(start, end, rungs + 1)[1:].tolist())

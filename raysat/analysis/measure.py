@@ -7,7 +7,7 @@ taken to scatter as those at the other batch sizes do. Without a fit a single se
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from raysat.analysis.reading import READING, Paths, best_of, policy, usable
+from raysat.analysis.reading import READING, Paths, best_of, by_h, policy, usable, vanished
 from raysat.analysis.targets import deepest
 from raysat.ntk.words import approximations
 from raysat.saturation.critical import CriticalBatch, critical_batch
@@ -104,7 +104,7 @@ def measure(
 
 def best_by_h(trials: pd.DataFrame) -> pd.DataFrame:
     """The trial of the largest h of each (seed, batch size); h as `value`, and its `resolution`."""
-    trials = trials.assign(value=trials["h"], score=-trials["h"])
+    trials = trials.assign(value=trials["h"], score=by_h(trials))
     with np.errstate(divide="ignore", invalid="ignore"):
         depth = -np.log(trials["h"].to_numpy(dtype=float))
     return best_of(trials.assign(resolution=stepsize_resolution(trials, depth)), "score")
@@ -157,7 +157,8 @@ def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.
     b, values = table.columns.to_numpy(), table.to_numpy()
     shared = by_seed(best, "resolution").mean().to_numpy()
     fit = critical_batch(b, values, about["quantity"], shared)
-    if refusal := _refusal(about, int(missing.sum()), len(best), lost):
+    gone = best.loc[vanished(best), "batch_size"]
+    if refusal := _refusal(about, int(missing.sum()), len(best), lost, gone):
         fit = CriticalBatch(seeds=fit.seeds, batch_sizes=fit.batch_sizes, reason=refusal)
     values = np.where((values > 0) | np.isnan(values), values, math.nan)
     alone = _alone(b, values, about["quantity"], fit)
@@ -172,8 +173,11 @@ def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.
     return Measurement(about, _sizes(group), best, alone, shared, _points(about, best, b, values, ends), row)
 
 
-def _refusal(about: dict, missing: int, trials: int, lost: Sequence[int]) -> str:
+def _refusal(about: dict, missing: int, trials: int, lost: Sequence[int], gone: Collection[int]) -> str:
     """Why there can be no fit, whatever the values are; empty where there can."""
+    if about["quantity"] == "h" and len(gone):
+        where = ", ".join(map(str, sorted(set(gone))))
+        return f"at b = {where} the loss vanished, so that h has no value there: run fewer iterations, or see b_N"
     if about["quantity"] == "N" and missing:
         return f"{missing} of {trials} trials do not reach L <= {about['target']:g}"
     if lost:

@@ -8,6 +8,7 @@ linearized network is stable. The theory speaks of the second only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -73,6 +74,16 @@ def readings(group: pd.DataFrame) -> Iterator[pd.DataFrame]:
 def best_of(trials: pd.DataFrame, score: str) -> pd.DataFrame:
     """Of each (seed, batch size) the trial of the smallest score: where stepsizes were tuned, the best one."""
     return trials.sort_values([score, "eta"], na_position="last").drop_duplicates(["seed", "batch_size"])
+
+
+def by_h(trials: pd.DataFrame) -> pd.Series:
+    """A score for `best_of`: the largest h first, and before it trials whose loss vanished, of which h has no value."""
+    return (-trials["h"]).mask(vanished(trials), -math.inf)
+
+
+def vanished(trials: pd.DataFrame) -> pd.Series:
+    """Whether a trial ended at a loss of exactly 0, as a hinge does on data that it separates."""
+    return trials["status"].isin([COMPLETED, TARGET_REACHED]) & (trials["loss_final"] == 0)
 
 
 def usable(trials: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import math
 import pandas as pd
 
 from raysat.analysis.reading import GROUP, SETTING, Paths, by_evidence, readings, usable
-from raysat.saturation.targets import choose_targets
+from raysat.saturation.targets import attainable, choose_targets
 from raysat.storage.schema import TARGET_REACHED
 
 COMPARED = tuple(name for name in SETTING if name not in ("training", "iterations", "iterations_least"))
@@ -41,6 +41,12 @@ def deepest(reading: pd.DataFrame, paths: Paths, *, decided: bool = False) -> pd
     if decided and (early := trials["status"] == TARGET_REACHED).any():
         found["deepest"] = found["deepest"].clip(lower=trials.loc[early, "deepest"].max())
     return found
+
+
+def attained(ends: pd.DataFrame) -> float:
+    """How deep a target of all (seed, batch size) may lie, given what `deepest` says of them."""
+    initial, least = (ends[name].to_numpy(dtype=float) for name in ("loss_init", "deepest"))
+    return float(attainable(initial, least).max(initial=0))
 
 
 def shared(trials: pd.DataFrame, paths: Paths) -> pd.Series:
@@ -80,5 +86,5 @@ def _levels(ends: list[pd.DataFrame], leading: list[pd.DataFrame]) -> tuple[floa
 
 def _way(end: pd.DataFrame) -> float:
     """How far a reading goes, in log L; 0 where it is not known."""
-    first, last = float(end["loss_init"].min()), float(end["deepest"].max())
+    first, last = float(end["loss_init"].min()), attained(end)
     return math.log(first / last) if 0 < last < first < math.inf else 0.0

@@ -10,7 +10,8 @@ that is run again goes on where it was.
 until, for every seed, the best one has a worse one below it, and above it two, or one that diverged: N(eta) may have a
 plateau where the linearized dynamics become unstable, and fall beyond it. That holds both among all stepsizes and among
 those below `eta_limit`, as far as that limit; of a network without statistics, which has no such limit, among all.
-The best is that of the fewest iterations to the target, or of the smallest final loss where there is no target. Without
+The best is that of the fewest iterations to the target, or of the smallest final loss where there is no target; where
+the loss vanishes, that of the fewest iterations until it does. Without
 statistics `base_stepsize` stands for 1/beta(b), and the range goes as far from there as it takes.
 
 **The batch size** (`Sweep(adaptive=True)`). b_N has an interval from the scatter of N_i(b) about the law
@@ -34,7 +35,7 @@ from jaxtyping import Float, Real
 
 from raysat.saturation.fits import LEAST_BATCH_SIZES, fit_law, log_law, slopes
 from raysat.saturation.intervals import geometric_mean, of_critical_batch
-from raysat.saturation.targets import choose_targets, steps_to_target
+from raysat.saturation.targets import DEEPEST, choose_targets, steps_to_target
 from raysat.spec.cells import Cell
 from raysat.spec.stepsizes import AUTO_START, half_octave
 from raysat.storage.schema import COMPLETED, FAILED, TARGET_REACHED
@@ -86,10 +87,13 @@ class Finding:
         return _steps(self, target) if target is not None and self.usable else math.nan
 
     def score(self, target: float | None) -> tuple[float, float]:
-        """The smaller the better: iterations to the target, then the final loss."""
+        """The smaller the better: iterations to the target, then the final loss.
+
+        Without a target, iterations until nothing is left of the loss: final losses of 0 are all alike.
+        """
         if not self.usable:
             return math.inf, math.inf
-        steps = self.steps(target)
+        steps = self.steps(target or DEEPEST * self.losses[0])
         return math.inf if math.isnan(steps) else steps, self.losses[-1]
 
 

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from raysat.analysis import best_of, no_interpolation, number, policy, usable
+from raysat.analysis import best_of, by_h, no_interpolation, number, policy, usable
 from raysat.analysis.efficiency import WASTE
 from raysat.plots.panels import (
     FIT,
@@ -62,7 +62,7 @@ def loss_curves(
         target: A loss that is marked.
         title: The title. Default: what is shown, in short.
     """
-    trials = usable(trials).assign(tuning="", score=lambda rows: -rows["h"])
+    trials = usable(trials).assign(tuning="", score=by_h)
     if trials.empty:
         return None
     panels = panels_of(trials, ax, title, sharey=True)

@@ -24,6 +24,7 @@ from raysat.analysis import (
     SETTING,
     Analysis,
     best_of,
+    by_h,
     comparable,
     devices,
     key_of,
@@ -177,7 +178,7 @@ def _chosen(trials: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
     chosen = {}
     for _, group in usable(trials).groupby(list(GROUP), dropna=False, sort=False):
         for reading in readings(group):
-            chosen[key_of(reading.iloc[0])] = best_of(reading.assign(score=-reading["h"]), "score")
+            chosen[key_of(reading.iloc[0])] = best_of(reading.assign(score=by_h), "score")
     return chosen
 
 

@@ -21,7 +21,7 @@ def steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
         return None
     sizes = sorted(points["batch_size"].unique().tolist())
     b = dense(points["batch_size"])
-    ranked = fits.sort_values("target", ascending=False)
+    ranked = fits.dropna(subset="target").sort_values("target", ascending=False)
     by_level = {level: rows.set_index("batch_size").reindex(sizes) for level, rows in points.groupby("target")}
     return {
         **_levels(ranked),
@@ -37,7 +37,7 @@ def steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
 def _levels(ranked: pd.DataFrame) -> Json:
     """The targets of a reading, the place of the headline's, and those of the sweep's own."""
     start, own = (np.flatnonzero(ranked[name].to_numpy(dtype=bool)).tolist() for name in ("headline", "own"))
-    return {"levels": numbers(ranked["target"]), "start": start[0], "own": own}
+    return {"levels": numbers(ranked["target"]), "start": min(start, default=0), "own": own}
 
 
 def _at_target(rows: pd.DataFrame, fit: Mapping, b: Float[np.ndarray, " b"]) -> Json:

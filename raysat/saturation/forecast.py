@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from raysat.saturation.critical import CriticalBatch, critical_batch
 from raysat.saturation.formulas import beta
 from raysat.saturation.recursion import Spectrum, largest_stable, loss_curves, noise_factor
-from raysat.saturation.targets import steps_to_target
+from raysat.saturation.targets import attainable, steps_to_target
 from raysat.saturation.typical import typical_steps
 from raysat.text import number
 
@@ -30,10 +30,6 @@ where large batches have theirs, of less."""
 AROUND = 0.8, 2.1
 """Where the typical run's best stepsize is sought, in units of the mean loss's: it is larger where single bad batches
 raise the mean, on steep spectra up to nearly twice as large."""
-
-DEEPEST = 1e-12
-"""The least share of the initial loss that a target is chosen at. Default: 1e-12; training in single precision comes no
-further than the square of its rounding."""
 
 AHEAD = 1.5
 """By how much a typical run may reach the target before the mean loss does, whose stepsize must be known for it."""
@@ -152,7 +148,7 @@ def forecast(
     eta = 1 / np.array([beta(int(size), spectrum.n, gamma, k_op, replacement=replacement) for size in b])
     curves = loss_curves(spectrum, eta, phi, iterations)
     if target is None:
-        target = float(max(curves[0].min(), DEEPEST * curves[0][0]))
+        target = float(attainable(curves[0][0], curves[0].min()))
     t = np.arange(iterations + 1)
     n_theory = np.array([steps_to_target(t, curve, target) for curve in curves])
     with np.errstate(divide="ignore"):

@@ -7,9 +7,25 @@ import math
 import numpy as np
 from jaxtyping import Float, Real
 
+DEEPEST = 1e-12
+"""The least share of the initial loss that a target is chosen at. Default: 1e-12; training in single precision comes no
+further than the square of its rounding, unless the loss vanishes, as a hinge does."""
+
+
+def attainable(
+    initial: float | Float[np.ndarray, " trials"], deepest: float | Float[np.ndarray, " trials"]
+) -> Float[np.ndarray, "*trials"]:
+    """How deep targets go: the deepest loss, but no less than `DEEPEST` of the initial one where that is reached.
+
+    A negative loss, which has no logarithm, stays as it is.
+    """
+    return np.where(np.asarray(deepest) >= 0, np.maximum(deepest, DEEPEST * np.asarray(initial)), deepest)
+
 
 def steps_to_target(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
     """N(b; eps): the first iteration at which the loss is at most eps, log L taken linear in t between evaluations.
+
+    Where the loss vanishes at the later of the two, and its logarithm is not finite, L is taken linear.
 
     Args:
         iterations: Iterations of the evaluations, ascending, the first of them 0.
@@ -90,9 +106,12 @@ def _crossing(losses: Float[np.ndarray, " t"], eps: float) -> int | None:
 def _between(
     iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float, start: int, end: int
 ) -> float:
-    """Where log L, taken linear in t between two evaluations, equals log eps."""
-    above, below = (math.log(max(losses[k], np.finfo(float).tiny)) for k in (start, end))
-    share = (above - math.log(eps)) / (above - below) if above != below else 1.0
+    """Where log L, taken linear in t between two evaluations, equals log eps; where L vanishes, L itself."""
+    if losses[end] > 0:
+        above, level, below = math.log(losses[start]), math.log(eps), math.log(losses[end])
+    else:
+        above, level, below = float(losses[start]), eps, 0.0
+    share = (above - level) / (above - below) if above != below else 1.0
     return float(iterations[start] + share * (iterations[end] - iterations[start]))
 
 
@@ -109,9 +128,9 @@ def choose_targets(initial: Float[np.ndarray, " trials"], deepest: Float[np.ndar
     Returns:
         The levels, descending; none where some trial stays above the smallest initial loss.
     """
-    if not (initial.size and np.all(initial > 0) and np.all(deepest > 0)):
+    if not (initial.size and np.all(initial > 0) and np.all(deepest >= 0)):
         return ()
-    start, end = initial.min(), deepest.max()
+    start, end = initial.min(), attainable(initial, deepest).max()
     if not end < start:
         return ()
     levels = {_round_up(float(start ** (1 - share) * end**share)) for share in (0.5, 0.75, 1.0)}

@@ -28,6 +28,12 @@ class TestStepsToTarget:
     def test_a_loss_of_zero_is_reached_at_its_evaluation_at_the_latest(self):
         assert 0 < steps_to_target(np.array([0, 10]), np.array([1.0, 0.0]), 0.5) <= 10
 
+    @given(eps=st.floats(1e-9, 0.099))
+    def test_a_loss_that_vanishes_is_taken_to_fall_by_equal_steps(self, eps):
+        """On the chord to the logarithm of nothing it would fall at once."""
+        steps = steps_to_target(np.array([0, 10, 20]), np.array([1.0, 0.1, 0.0]), eps)
+        assert steps == pytest.approx(20 - 100 * eps)
+
 
 class TestChooseTargets:
     def test_levels_are_log_spaced_and_the_last_is_the_deepest_common_one(self):
@@ -42,6 +48,13 @@ class TestChooseTargets:
     def test_there_is_none_where_a_trial_does_not_descend(self):
         assert choose_targets(np.array([1.0, 1.0]), np.array([1.0, 0.1])) == ()
         assert choose_targets(np.zeros(0), np.zeros(0)) == ()
+
+    def test_where_the_loss_vanishes_the_last_one_is_a_trillionth_of_the_initial_loss(self):
+        assert choose_targets(np.array([1.0, 2.0]), np.array([0.0, 0.0])) == (1.5e-6, 1.7e-9, 2e-12)
+        assert choose_targets(np.array([1.0, 1.0]), np.array([0.0, 0.01])) == (0.1, 0.032, 0.01)
+
+    def test_there_is_none_of_losses_below_zero(self):
+        assert choose_targets(np.array([1.0, 1.0]), np.array([-1.0, 0.1])) == ()
 
 
 class TestResolution:
