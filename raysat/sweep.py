@@ -146,10 +146,10 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
     else:
         console.print(f"Sweep {sweep.name}: all {len(agenda.wanted)} cells are finished.")
         if store.record() is None:  # lost, and all rows are there
-            store.open(sweep, about(options.file), laid_out.data)
+            store.open(sweep, about(options.file, options.set, options.results), laid_out.data)
         with suppress(InputError, OSError):  # a folder that may only be read stays as it is
             if before and before["resolved"].get("code") != laid_out.data["code"]:  # an earlier raysat's has no files
-                store.open(sweep, about(options.file), laid_out.data)
+                store.open(sweep, about(options.file, options.set, options.results), laid_out.data)
             else:
                 store.settle()
     for line in agenda.done:
@@ -202,7 +202,7 @@ def _run(
             cells = f"{len(agenda.weights)} of {len(agenda.wanted)} cells to run{' to begin with' * sweep.grows}"
             within = f", within {sweep.minutes:g} minutes" if sweep.minutes else ""
             console.print(f"Sweep {sweep.name}: {cells}, {statistics}{executor.where}{within}.")
-        store.open(sweep, about(options.file), laid_out.data)
+        store.open(sweep, about(options.file, options.set, options.results), laid_out.data)
         if shares := isinstance(store.data, Remote) or elsewhere:
             with suppress(OSError):  # workers with internet do without
                 data.put(sweep.dataset, store.data)

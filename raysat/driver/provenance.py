@@ -13,17 +13,27 @@ from typing import Any
 
 import torch
 
+from raysat.messages.credentials import hidden
 from raysat.storage.rows import installed
 
 
-def about(path: Path) -> dict[str, Any]:
-    """Versions, machine and commit, for `sweep.json`."""
+def about(path: Path, settings: Sequence[str] = (), results: str = "results") -> dict[str, Any]:
+    """Versions, machine and commit, for `sweep.json`, and the words of the command that run the same sweep.
+
+    Args:
+        path: The sweep file, as it was named.
+        settings: The values of `--set`.
+        results: That of `--results`.
+    """
+    command = [str(path), *(word for setting in settings for word in ("--set", setting))]
+    command += ["--results", results] * (results != "results")
     packages = ("torch", "ray", "numpy", "pandas", "pyarrow", "scipy", "matplotlib")
     git = ["git", "-C", str(path.resolve().parent)]
     commit = _output([*git, "rev-parse", "HEAD"])
     return {
         "raysat": installed(),
         "file": path.name,
+        "command": hidden(command),
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": commit,
         "git_changed": bool(_output([*git, "status", "--porcelain", "--untracked-files=no"])) if commit else None,

@@ -84,7 +84,8 @@ def _end(record: Mapping, end: Mapping) -> dict[str, str]:
 
 
 def _command(record: Mapping, **fields: float | str | Sequence[float]) -> str:
-    """A sweep's command with other fields."""
+    """A sweep's command, as it was given, with other fields."""
     given = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in fields.items()]
     words = [f"'{one}'" if "[" in one else one for one in given]
-    return " ".join(["raysat run", shlex.quote(record.get("file") or "SWEEP.py"), *(f"--set {word}" for word in words)])
+    before = record.get("command") or [record.get("file") or "SWEEP.py"]
+    return " ".join(["raysat run", *map(shlex.quote, before), *(f"--set {word}" for word in words)])

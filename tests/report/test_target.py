@@ -1,4 +1,5 @@
 import shlex
+from pathlib import Path
 
 import pytest
 from analysis.test_analysis import analyzed, full, results, tables
@@ -6,11 +7,13 @@ from analysis.test_ladder import laddered, of_two
 from analysis.test_recommendation import recommended, tuned
 
 from raysat.analysis import short_settings
+from raysat.driver.provenance import about
 from raysat.driver.sweepfile import override
 from raysat.report.target import sliders
 from raysat.spec.stepsizes import grid
 from raysat.spec.sweep import Sweep
 from raysat.storage.store import Store
+from raysat.sweep import _parser
 
 
 def slid(root, made, targets=(), **sweep):
@@ -68,3 +71,15 @@ def test_a_command_is_one_that_a_shell_takes_as_it_stands(tmp_path):
     record = Store(results(tmp_path / "toy", made)).record() | {"file": "s x.py"}
     (slider,) = sliders(record, laddered(made, ()), short_settings(analyzed(made).fits))
     assert shlex.split(slider["command"])[:3] == ["raysat", "run", "s x.py"]
+
+
+def test_a_command_has_the_folder_the_settings_and_the_results_that_were_named(tmp_path):
+    made = tuned()
+    words = about(Path("my sweeps/x.py"), ["seeds=2", "iterations=300"], "s3://KEY:hush@bucket/r")["command"]
+    record = Store(results(tmp_path / "toy", made)).record() | {"command": words}
+    (slider,) = sliders(record, laddered(made, ()), short_settings(analyzed(made).fits))
+    options = _parser().parse_args(shlex.split(slider["command"])[2:])
+    assert options.file == Path("my sweeps/x.py")
+    assert options.results == "s3://***@bucket/r"
+    assert options.set[:2] == ["seeds=2", "iterations=300"]
+    assert "iterations=600" in options.set[2:]  # the last one counts
