@@ -125,6 +125,7 @@ def measured():
     return tables(full())
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(BLANKS), ABSENT, min_size=1), st.sampled_from(["all", "some"]))
 @settings(max_examples=8, phases=(Phase.explicit, Phase.generate))  # a smaller example is not worth the drawing
 @example({"gamma": 0.0, "k_op": 0.0, "b_star": None}, "all")

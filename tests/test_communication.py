@@ -82,6 +82,7 @@ def tables(results):
     return pd.concat(rows, ignore_index=True), pd.concat(points, ignore_index=True)
 
 
+@pytest.mark.slow
 def test_a_sweeps_work_is_that_of_its_best_evidence(tables):
     """The grid, of plain SGD, at the largest width, and of its trials those that did not diverge."""
     trials, curves = tables

@@ -50,6 +50,7 @@ def own(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own")
 def test_the_example_of_an_own_model_and_data_runs(tmp_path):
     assert main([str(tmp_path / "sweep.py"), "--results", str(tmp_path / "results"), "--inline"]) == 0
@@ -60,6 +61,7 @@ def test_the_example_of_an_own_model_and_data_runs(tmp_path):
     assert len(pd.read_parquet(tmp_path / "results" / "fashion" / "ntk")) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own")
 def test_the_example_of_several_inputs_and_an_own_loss_runs(tmp_path):
     assert main([str(tmp_path / "reviews_sweep.py"), "--results", str(tmp_path / "results"), "--inline"]) == 0

@@ -103,6 +103,7 @@ def test_workers_that_import_raysat_import_neither_what_draws_nor_what_stores():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
+@pytest.mark.slow
 def test_one_number_for_one_quantity_wherever_it_is_shown(tmp_path):
     """The critical batch size in the terminal, the page, its figures, table and slider, a notebook and from Python."""
     made = [({**row, "steps_per_second": 100.0}, curve) for row, curve in tuned(b_c=9.0)]

@@ -39,6 +39,7 @@ def swept(tmp_path, monkeypatch, capsys):
     return " ".join((said.out + said.err).split())
 
 
+@pytest.mark.slow
 def test_targets_are_found_h_is_refused_in_words_and_every_figure_is_made(swept):
     results = raysat.load("results/hinge")
     trials = results.trials

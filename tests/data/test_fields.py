@@ -179,6 +179,7 @@ def stepped(network, x, y, loss, eta, chosen):
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 def test_engines_take_several_tensors_and_leave_unused_parameters(engine):
     network = wrapped()

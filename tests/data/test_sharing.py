@@ -95,6 +95,7 @@ def test_a_copy_that_was_cleaned_away_in_part_is_made_anew(harm, name):
     assert sharing._read(copy) is not None
 
 
+@pytest.mark.slow
 def test_of_processes_at_the_same_time_one_makes_the_copy_and_the_others_wait(machine):
     code = (
         "import time\n"

@@ -102,6 +102,7 @@ def test_one_switch_turns_all_of_them_off(monkeypatch):
     assert private.processes() == ({}, "")
 
 
+@pytest.mark.slow
 def test_a_sweep_without_them_has_the_same_rows(tmp_path, monkeypatch):
     file = tmp_path / "few.py"
     file.write_text(SWEEP)

@@ -121,6 +121,7 @@ class TestChoiceOfTheLaw:
         assert float(fit.b_c) == pytest.approx(18, rel=0.05)
         assert float(fit.rms_log_residual) < 0.5 * float(fit_saturation(SIZES, N).rms_log_residual)
 
+    @pytest.mark.slow
     def test_the_simpler_law_holds_where_it_does_as_well(self):
         chosen = [fit_law(SIZES, noisy(10.0, 1, 0.05, seed)[0])[1] for seed in range(100)]
         assert sum(chosen) <= 15

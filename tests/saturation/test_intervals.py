@@ -21,6 +21,7 @@ def plain_fit(values):
     return fit_saturation(SIZES, geometric_mean(values))
 
 
+@pytest.mark.slow
 class TestOfCriticalBatch:
     @pytest.mark.parametrize("seeds", [1, 2, 3, 10])
     def test_holds_the_truth_as_often_as_it_says(self, seeds):

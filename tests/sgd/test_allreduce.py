@@ -41,6 +41,7 @@ def test_the_largest_miss_is_a_factor_either_way():
         assert link.miss([exact, Measurement(1000, 2, times * exact.seconds)]) == pytest.approx(2)
 
 
+@pytest.mark.slow
 def test_the_model_says_what_a_real_all_reduce_takes_that_it_was_not_fitted_to():
     """Two processes; of seven sizes one in the middle is held out. A factor of 3 in one of five tries: a busy machine
     spoils the others."""
@@ -65,6 +66,7 @@ def test_the_command_measures_several_numbers_of_ranks(tmp_path, monkeypatch, ca
     assert main([str(path), "--backend", "nccl", "--ranks", "2"]) == 0
 
 
+@pytest.mark.slow
 def test_under_torchrun_the_first_rank_writes_what_all_have_measured(tmp_path):
     path = tmp_path / "times.json"
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -70,6 +70,7 @@ def test_epochs_are_shuffled_uniformly_and_anew():
     assert_uniform(batches(5, 0, 50_000, 4, 4, "epochs"), 24)
 
 
+@pytest.mark.slow
 @given(seeds, st.sampled_from(["without_replacement", "with_replacement", "epochs"]), st.integers(0, 1000))
 def test_a_batch_depends_on_seed_and_step_alone(seed, sampling, start):
     together = batches(seed, start, 5, 4, 50, sampling)
@@ -115,6 +116,7 @@ def test_a_batch_is_the_start_of_a_feistel_networks_permutation(seed, step, n):
     ]
 
 
+@pytest.mark.slow
 @given(st.sampled_from(["without_replacement", "with_replacement", "epochs"]), st.data())
 def test_what_is_drawn_ahead_is_what_would_be_drawn_in_time(sampling, data):
     steps, b = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 9))

@@ -51,6 +51,7 @@ def everything(folder):
             yield from everything(path)
 
 
+@pytest.mark.slow
 def test_a_sweep_on_s3_is_run_resumed_analyzed_and_reported_and_keeps_no_secret(
     bucket, sweep_file, capsys, caplog, monkeypatch
 ):
@@ -180,6 +181,7 @@ def test_a_worker_waits_for_a_storage_that_is_away_for_a_moment(tmp_path, monkey
     assert (tmp_path / "cache" / "tinyshakespeare" / "input.txt").read_bytes() == b"text"
 
 
+@pytest.mark.slow
 def test_nodes_that_do_not_see_the_checkpoints_are_named_with_the_remedy(tmp_path):
     said = []
     with ray_nodes(num_cpus=1) as cluster:

@@ -89,6 +89,7 @@ class Listener(list):
         self.append(outcome.value)
 
 
+@pytest.mark.slow
 def test_trials_are_scheduled_by_their_share(make_cell, tmp_path):
     """On a pretended GPU: small batches wait for launches and share it, the large one has it alone."""
     cells = iter([make_cell(batch_size=b) for b in (1, 2, 100)])
