@@ -22,11 +22,12 @@ import math
 import numpy as np
 from jaxtyping import Float
 
+from raysat.analysis.measure import UNSURE
 from raysat.saturation.critical import critical_batch
 from raysat.saturation.fits import fit_bend, fit_law, fit_saturation, slopes
 from raysat.saturation.formulas import beta
 from raysat.saturation.intervals import geometric_mean
-from raysat.saturation.targets import below_parabola, resolution, steps_to_target
+from raysat.saturation.targets import below_parabola, lateness, steps_to_target
 
 N, D, TARGET = 256, 64, 0.1
 SIZES = np.array([1, 2, 4, 8, 16, 32, 64, 128])
@@ -58,19 +59,17 @@ def spaced(horizon: int) -> np.ndarray:
     return np.unique(np.concatenate([[0], np.geomspace(1, horizon, EVALUATIONS).round()])).astype(int)
 
 
-def steps(
-    x: Float[np.ndarray, "n d"], policy: str, pool: int
-) -> tuple[Float[np.ndarray, "pool b"], Float[np.ndarray, "pool b"], Float[np.ndarray, "pool b"]]:
-    """N(b) of each seed as a sweep reads it, the error that all seeds share, and N(b) as it is.
+def steps(x: Float[np.ndarray, "n d"], policy: str, pool: int) -> tuple[Float[np.ndarray, "pool b"], ...]:
+    """N(b) of each seed as a sweep reads it, how late that is, the error that seeds share, and N(b) as it is.
 
     The last is of an evaluation at every iteration and, of tuned stepsizes, of twice as many of them.
     """
     gram = x @ x.T / N
     gamma, k_op = float((x**2).sum(1).max()), float(np.linalg.eigvalsh(gram)[-1])
-    found, shared, exact = (np.empty((pool, len(SIZES))) for _ in range(3))
+    found, late, shared, exact = (np.empty((pool, len(SIZES))) for _ in range(4))
     for j, b in enumerate(SIZES):
         base = 1 / beta(int(b), N, gamma, k_op, replacement=True)
-        read, errors, whole = [], [], []
+        read, off, whole = [], [], []
         for k in [0] if policy == "theory" else range(-2, 11):  # quarters of an octave, of which a sweep tries halves
             eta = base * 2 ** (k / 4)
             at = np.arange(_horizon(x, int(b), eta) + 1)
@@ -83,12 +82,13 @@ def steps(
                 few = spaced(int(at[-1]))
                 pairs = list(zip(curves[:, few], targets, strict=True))
                 read.append([steps_to_target(few, *one) for one in pairs])
-                errors.append([resolution(few, *one) for one in pairs])
+                off.append([lateness(few, *one) for one in pairs])
         n, every = (np.where(np.isnan(np.array(one)), math.inf, np.array(one)) for one in (read, whole))
         best = n.argmin(0)
         found[:, j], exact[:, j] = n[best, np.arange(pool)], every.min(0)
-        shared[:, j] = np.hypot(np.array(errors)[best, np.arange(pool)], _spacing(np.log(n), best))
-    return found, shared, exact
+        late[:, j] = np.nan_to_num(np.array(off)[best, np.arange(pool)])
+        shared[:, j] = np.hypot(UNSURE * late[:, j], _spacing(np.log(n), best))
+    return found, late, shared, exact
 
 
 def _horizon(x: Float[np.ndarray, "n d"], b: int, eta: float) -> int:
@@ -132,6 +132,7 @@ def oracle(b: np.ndarray, pool: Float[np.ndarray, "pool b"], k: int) -> float:
 
 def measure(
     pool: Float[np.ndarray, "pool b"],
+    late: Float[np.ndarray, "pool b"],
     shared: Float[np.ndarray, "pool b"],
     exact: Float[np.ndarray, "pool b"],
     draws: int,
@@ -145,7 +146,8 @@ def measure(
         held, widths, resampled, chosen = [], [], [], []
         for _ in range(draws):
             seeds = generator.choice(len(pool), k, replace=False)
-            found = critical_batch(SIZES, pool[seeds], "N", shared[seeds].mean(0))
+            values = pool[seeds] * np.exp(-late[seeds].mean(0).clip(0))
+            found = critical_batch(SIZES, values, "N", shared[seeds].mean(0))
             if math.isnan(found.value):
                 continue
             held.append(found.low <= (plain if found.q == 1 else bent) <= found.high)
@@ -177,10 +179,10 @@ def main() -> None:
         x = generator.standard_normal((N, D)) * scale
         for policy in options.policies:
             made = steps(x, policy, options.pool)
-            kept = np.isfinite(made[0]).all(1) & np.isfinite(made[2]).all(1)
-            pool, shared, exact = (one[kept] for one in made)
+            kept = np.isfinite(made[0]).all(1) & np.isfinite(made[-1]).all(1)
+            pool, late, shared, exact = (one[kept] for one in made)
             whole, _ = fit_law(SIZES, geometric_mean(exact))
-            for row in measure(pool, shared, exact, options.draws):
+            for row in measure(pool, late, shared, exact, options.draws):
                 print(f"| {name} | {policy} | {float(whole.b_c):.3g}, {float(whole.q):.3g} | {row} |", flush=True)
 
 

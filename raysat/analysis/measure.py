@@ -22,7 +22,7 @@ from raysat.saturation.critical import CriticalBatch, critical_batch
 from raysat.saturation.fits import fit_law
 from raysat.saturation.formulas import h_interpolated
 from raysat.saturation.intervals import Scatter, about_law, geometric_mean, of_values
-from raysat.saturation.targets import below_parabola, resolution, steps_to_target
+from raysat.saturation.targets import below_parabola, lateness, steps_to_target, uncertainty
 from raysat.storage.schema import DIVERGED, FAILED, TARGET_REACHED
 from raysat.text import number, percent
 
@@ -43,6 +43,9 @@ FITS = (
     *("eta_beta_min", "eta_beta_max", "eta_k_op_max", "reason", "unpredicted", "approximated"),
     *(name + end for name in STATISTICS for end in ("", "_min", "_max")),
 )
+
+UNSURE = 0.5
+"""The share of `lateness` that is uncertain. Default: a half, with which intervals hold in benchmarks/coverage.py."""
 
 _NO_PATH = (np.zeros(0), np.zeros(0))
 
@@ -113,14 +116,19 @@ def best_by_h(trials: pd.DataFrame) -> pd.DataFrame:
 def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFrame:
     """The trial of the smallest N of each (seed, batch size); N as `value`, nan where none reaches the level.
 
-    Its `resolution` is the error of log N that comes of the distance between stepsizes and between evaluations.
+    What evaluations at a distance add to log N (`raysat.saturation.targets.lateness`), the mean over the seeds of a
+    batch size, is taken off. Half of it is uncertain: `resolution`, the error of log N that the seeds share, has that,
+    and the distance between stepsizes.
     """
     own = [paths.get(cell_id, _NO_PATH) for cell_id in trials["cell_id"]]
     steps = np.array([steps_to_target(*path, level) for path in own], dtype=float)
-    between = np.nan_to_num([resolution(*path, level) for path in own])
+    late, unsure = (np.nan_to_num([of(*path, level) for path in own]) for of in (lateness, uncertainty))
     with np.errstate(divide="ignore"):
         spaced = stepsize_resolution(trials, np.log(steps))
-    return best_of(trials.assign(value=steps, resolution=np.hypot(spaced, between)), "value")
+    error = np.sqrt(spaced**2 + unsure**2 + (UNSURE * late) ** 2)
+    best = best_of(trials.assign(value=steps, resolution=error, late=late), "value")
+    off = best["late"].groupby(best["batch_size"]).transform("mean").clip(lower=0)
+    return best.assign(value=best["value"] * np.exp(-off)).drop(columns="late")
 
 
 def stepsize_resolution(trials: pd.DataFrame, depth: Float[np.ndarray, " trials"]) -> Float[np.ndarray, " trials"]:

@@ -47,14 +47,14 @@ def steps_to_target(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray
     return _between(iterations, losses, eps, k - 1, k)
 
 
-def resolution(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
-    """The error of log N that comes of the distance between evaluations.
+def lateness(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
+    """By how much log N is too large because the loss is evaluated at a distance.
 
-    Where the loss fluctuates it may pass the target between two evaluations unseen, and on a smooth curve a chord lies
-    above it: the fewer evaluations, the later N. It is taken as half of how much later N is by every second evaluation,
-    the mean of the even and the odd ones: of a smooth curve a third would be exact (Richardson), and of first passages
-    of SGD on least squares a half is (benchmarks/coverage.py). Before the first evaluation N is anywhere, and the error
-    is the standard deviation of that.
+    A loss that fluctuates passes the target between two evaluations unseen, and on a smooth curve a chord lies above
+    it: the fewer evaluations, the later N. It is taken as how much later N is by every second evaluation, the mean of
+    the even and the odd ones. Of that a third would be exact on a smooth curve (Richardson) and 2.4 times as much on a
+    random walk, whose first passage is late by the square root of the distance (Broadie, Glasserman and Kou 1997);
+    SGD on least squares lies between (benchmarks/coverage.py).
 
     Args:
         iterations: As for `steps_to_target`.
@@ -62,26 +62,38 @@ def resolution(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t
         eps: The target loss.
 
     Returns:
-        The error, relative to N; nan where N is 0 or missing.
+        It, below 0 where chords lie below the curve; 0 where the target is reached between two iterations that follow
+        each other, or at the first evaluation; nan where N is 0 or missing, or neither half of the evaluations has it.
 
     Example:
         >>> t = np.array([0, 10, 20, 30])
-        >>> resolution(t, np.exp(-0.1 * t), 0.1)  # exact on an exponential
+        >>> lateness(t, np.exp(-0.1 * t), 0.1)  # a chord is exact on an exponential
         0.0
     """
     k = _crossing(losses, eps)
     if not k:
         return math.nan
+    if k == 1 or iterations[k] - iterations[k - 1] <= 1:
+        return 0.0
     fine = _between(iterations, losses, eps, k - 1, k)
-    coarse = []
+    later = []
     for first in (1, 2):
         kept = np.r_[0, first : len(losses) : 2]
-        if kept[-1] >= k:
-            coarse.append(steps_to_target(iterations[kept], losses[kept], eps))
-    later = [math.log(n / fine) for n in coarse if n > 0]
-    if k == 1 and len(later) < 2:
-        return float(iterations[1] - iterations[0]) / math.sqrt(12) / fine
-    return round(abs(sum(later) / len(later)) / 2, 12) if later else math.nan
+        if (n := steps_to_target(iterations[kept], losses[kept], eps)) > 0:
+            later.append(math.log(n / fine))
+    return round(sum(later) / len(later), 12) if later else math.nan
+
+
+def uncertainty(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
+    """The error of log N where the target is reached before the first evaluation; 0 where it is reached later.
+
+    N is anywhere before it: the error is the standard deviation of that. It is nan where N is 0 or missing.
+    """
+    k = _crossing(losses, eps)
+    if not k:
+        return math.nan
+    gap = float(iterations[1] - iterations[0])
+    return gap / math.sqrt(12) / _between(iterations, losses, eps, 0, 1) if k == 1 and gap > 1 else 0.0
 
 
 def below_parabola(x: Float[np.ndarray, " 3"], z: Float[np.ndarray, " 3"]) -> float:
