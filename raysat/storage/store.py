@@ -32,7 +32,8 @@ import pandas as pd
 
 from raysat.errors import InputError
 from raysat.messages.credentials import hidden
-from raysat.spec.sweep import SHARED, Sweep
+from raysat.spec.settings import SHARED, named
+from raysat.spec.sweep import Sweep
 from raysat.storage.belongings import strangers, unfinished
 from raysat.storage.files import Location, remove, walk, write_aside
 from raysat.storage.heard import heard
@@ -143,9 +144,9 @@ class Store(PartFiles):
             now |= {"sweep": sweep.name, "budget": sweep.budget}
             before = self._said_by_rows(now)
         else:
-            defaults = {field.name: None if field.default is MISSING else field.default for field in fields(Sweep)}
+            defaults = {field.name: None if field.default is MISSING else field.default for field in fields(sweep)}
             before = {**json.loads(json.dumps(defaults, default=asdict)), **record["sweep"], **record["resolved"]}
-            before = {name: before.get(name) for name in ("name", *SHARED, *resolved)}
+            before = {name: before.get(name) for name in ("name", *named(type(sweep), SHARED), *resolved)}
         files = differences(before.pop("code", None), now.get("code"))
         changed = [name for name, value in before.items() if value != now.get(name)]
         different = [f"{name} {before[name]!r} there, {now.get(name)!r} here" for name in changed]
