@@ -11,9 +11,11 @@ import pyarrow as pa
 
 from raysat.spec.engines import ENGINES
 from raysat.storage.initial import INITIAL, PREDICTING, Column
+from raysat.storage.versions import KEY, present
 
-SCHEMA_VERSION = 1
-"""Stored in every part-file and in `sweep.json`. Raise it when a column's meaning changes or a column goes."""
+SCHEMA_VERSION = present()
+"""Stored in every part-file and in `sweep.json`. It rises with each step of `raysat.storage.versions`, which there is
+where a column's meaning changes or a column goes."""
 
 COMPLETED, TARGET_REACHED, DIVERGED, FAILED = "completed", "target_reached", "diverged", "failed"
 FINISHED = (COMPLETED, TARGET_REACHED, DIVERGED)
@@ -320,5 +322,5 @@ def arrow_schema(table: str) -> pa.Schema:
     columns = ANALYSIS if table == "analysis" else TABLES[table]
     return pa.schema(
         [pa.field(c.name, c.type, metadata={"unit": c.unit, "doc": c.doc}) for c in columns],
-        metadata={"raysat_schema": str(SCHEMA_VERSION)},
+        metadata={KEY: str(present())},
     )
