@@ -120,6 +120,7 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
     laid_out = plan(sweep, options.file.parent, before and before["resolved"].get("code"))
     if not options.dry_run and (busy := other_driver(store)):
         raise InputError(busy)
+    store.parts.keep()
     with reached(store.root):
         if options.fresh and store.root.exists():
             _start_over(store, console, really=not options.dry_run)
@@ -153,6 +154,7 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
                 store.open(sweep, about(options.file), laid_out.data)
             else:
                 store.settle()
+    store.parts.let_go()
     for line in agenda.done:
         console.print(line, highlight=False, soft_wrap=True)
     reported = _report(store, console)
