@@ -5,11 +5,9 @@ Predicted from the neural tangent kernel at initialization, measured by training
 
 from raysat.data import Dataset
 from raysat.errors import InputError
-from raysat.models.gpt import gpt
-from raysat.models.linear import linear
+from raysat.models import architectures
+from raysat.models.architectures import *  # noqa: F403, its `__all__` names the built-in architectures
 from raysat.models.linearized import linearized
-from raysat.models.mlp import mlp
-from raysat.models.resnet import resnet
 from raysat.ntk import NTKStatistics, ntk_statistics
 from raysat.results import Results, load
 from raysat.spec import Sweep, powers_of_two
@@ -29,14 +27,11 @@ __all__ = [
     "asynchronous",
     "fixed",
     "fixed_fraction",
-    "gpt",
     "grid",
-    "linear",
     "linearized",
     "load",
-    "mlp",
     "ntk_statistics",
     "powers_of_two",
-    "resnet",
     "theory",
 ]
+__all__ += architectures.__all__

@@ -29,7 +29,7 @@ from raysat.storage.checkpoint import Progress, read
 from raysat.storage.checkup import Contents, Finding, findings
 from raysat.storage.files import Location, walk
 from raysat.storage.partfiles import checked, reached
-from raysat.storage.schema import FAILED, FINISHED, TABLES, arrow_schema
+from raysat.storage.schema import FAILED, FINISHED, TABLES
 from raysat.storage.store import Store
 from raysat.user_code.identity import differences
 
@@ -75,7 +75,7 @@ def _is_part(file: str) -> bool:
 
 def rows_of(store: Store, name: str, table: str) -> pa.Table:
     """The rows of a part-file, its checksums verified."""
-    return checked((store.root / table / name.rpartition("/")[2]).read_bytes(), arrow_schema(table))
+    return checked((store.root / table / name.rpartition("/")[2]).read_bytes(), table)
 
 
 def read_checkpoint(store: Store, file: str) -> Progress:
@@ -89,6 +89,8 @@ def _whole(damaged: dict[str, str], name: str, load: Callable[[], T]) -> T | Non
         return load()
     except (PermissionError, MemoryError):
         raise
+    except InputError as error:  # of a later raysat's, which is sound and stays where it is
+        raise InputError(f"{name} {error}") from None
     except Exception as error:  # whatever a damaged file makes its reader say
         damaged[name] = first_sentence(error)
         return None
@@ -118,7 +120,7 @@ def _repair(store: Store, finding: Finding) -> None:
         store.put_aside(_path(store, name))
     for name, rows in finding.rows.items():
         table = name.partition("/")[0]
-        store.take_out(table, _path(store, name), rows_of(store, name, table), pa.array(rows.to_numpy(bool)))
+        store.parts.take_out(table, _path(store, name), rows_of(store, name, table), pa.array(rows.to_numpy(bool)))
     if finding.cells:
         store.set_aside(finding.cells)
     if finding.makes_schema:

@@ -36,7 +36,8 @@ from raysat.messages import ending
 from raysat.messages.command import command, program
 from raysat.messages.failures import by_cause, named, said, traced
 from raysat.messages.terminal import Terminal
-from raysat.sgd.autograd import check_compiler
+from raysat.sgd.engine import maker
+from raysat.spec.engines import needs_gpu
 from raysat.spec.sweep import Sweep
 from raysat.status import other_driver
 from raysat.storage.files import Remote, location
@@ -119,6 +120,7 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
     laid_out = plan(sweep, options.file.parent, before and before["resolved"].get("code"))
     if not options.dry_run and (busy := other_driver(store)):
         raise InputError(busy)
+    store.parts.keep()
     with reached(store.root):
         if options.fresh and store.root.exists():
             _start_over(store, console, really=not options.dry_run)
@@ -152,6 +154,7 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
                 store.open(sweep, about(options.file, options.set, options.results), laid_out.data)
             else:
                 store.settle()
+    store.parts.let_go()
     for line in agenda.done:
         console.print(line, highlight=False, soft_wrap=True)
     reported = _report(store, console)
@@ -237,13 +240,12 @@ def _start_over(store: Store, console: Console, *, really: bool) -> None:
 
 def _check_machine(sweep: Sweep) -> None:
     """Raise `InputError` where the sweep asks for what this machine, on which it is to run, does not have."""
-    for field, value in (("precision", "tf32"), ("engine", "graph")):
-        if getattr(sweep, field) == value and not torch.cuda.is_available():
-            default = next(f.default for f in fields(Sweep) if f.name == field)
+    for field, needed in (("precision", sweep.precision == "tf32"), ("engine", needs_gpu(sweep.engine))):
+        if needed and not torch.cuda.is_available():
+            value, default = getattr(sweep, field), next(f.default for f in fields(Sweep) if f.name == field)
             raise InputError(f"{field}={value!r} needs a GPU, and this machine has none: set {field}={default!r}.")
-    if sweep.engine == "compiled":
-        on_gpu = torch.cuda.is_available() and sweep.gpus_per_trial != 0
-        check_compiler(torch.device("cuda" if on_gpu else "cpu"))
+    on_gpu = torch.cuda.is_available() and sweep.gpus_per_trial != 0
+    maker(sweep.engine).check_device(torch.device("cuda" if on_gpu else "cpu"))
 
 
 def _say_failed(failed: Sequence[tuple[str, str]]) -> None:

@@ -23,10 +23,11 @@ from raysat.saturation.fits import fit_law
 from raysat.saturation.formulas import h_interpolated
 from raysat.saturation.intervals import Scatter, about_law, geometric_mean, of_values
 from raysat.saturation.targets import below_parabola, lateness, steps_to_target, uncertainty
+from raysat.storage.initial import PREDICTING
 from raysat.storage.schema import DIVERGED, FAILED, TARGET_REACHED
 from raysat.text import number, percent
 
-STATISTICS = ("gamma", "k_op", "b_star", "b_star_thm33", "noise_scale")
+STATISTICS = ("gamma", "k_op", *PREDICTING)
 """The columns of `trials` that a fit carries: means over seeds, and with `_min` and `_max` their ends."""
 
 SMALL_RANGE = 1.5

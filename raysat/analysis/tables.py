@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysat.analysis.efficiency import CHOICES, COSTS, trials_at_once, weigh
+from raysat.analysis.foreseen import Foreseen, foresee
 from raysat.analysis.measure import FITS, POINTS, Paths, measure
-from raysat.analysis.predictors import COMPARISON, Foreseen, compare, foresee
+from raysat.analysis.predictors import COMPARISON, compare
 from raysat.analysis.reading import GROUP, comparable, readings
 from raysat.analysis.targets import shared
 from raysat.storage.files import Location, write_aside

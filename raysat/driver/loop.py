@@ -167,6 +167,7 @@ def run(
         auto = any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes)
         jobs = Jobs(agenda, shared, inits, recorder, stacks, executor.slots, grows=auto)
         _warn_where_unshared(store, executor, recorder.note)
+        store.parts.let_go()
         try:
             executor.run(jobs, lambda job: run_trials(job) if job.cell else compute_statistics(job), recorder)
         except KeyboardInterrupt:

@@ -19,7 +19,8 @@ from raysat.saturation.formulas import beta
 from raysat.saturation.recursion import stable_below
 from raysat.spec.cells import Cell
 from raysat.spec.stepsizes import OF_STATISTICS
-from raysat.storage.rows import INHERITED, Row, inherited, known
+from raysat.storage.initial import INHERITED
+from raysat.storage.rows import Row, inherited, known
 from raysat.storage.schema import FAILED, FINISHED, REFUSED
 from raysat.text import number
 

@@ -14,7 +14,7 @@ from raysat.losses import as_targets, resolve
 from raysat.messages.failures import cause, named
 from raysat.ntk import reason_against
 from raysat.sgd import cost
-from raysat.sgd.fused import known_layers
+from raysat.sgd.engine import maker
 from raysat.sgd.stacked import LARGEST_BATCH
 from raysat.spec.cells import Cell, Initialization, Model
 from raysat.spec.stepsizes import OF_STATISTICS
@@ -124,8 +124,7 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
 def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Flops:
     """What a network takes, once it has done all that a trial asks of it."""
     network = network_of(init, dataset)
-    if sweep.engine in ("fused", "stacked"):
-        known_layers(network, sweep.engine)
+    maker(sweep.engine).check(network)
     _check_batch_of_one(sweep, network, dataset)
     _check_statistics(sweep, network, dataset)
     try:

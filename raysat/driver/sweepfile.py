@@ -14,32 +14,25 @@ from types import ModuleType
 
 from raysat.errors import InputError
 from raysat.messages.failures import named
-from raysat.models.gpt import gpt
-from raysat.models.linear import linear
+from raysat.models.architectures import ARCHITECTURES
 from raysat.models.linearized import linearized
-from raysat.models.mlp import mlp
-from raysat.models.resnet import resnet
 from raysat.spec.stepsizes import fixed, fixed_fraction, grid, theory
 from raysat.spec.sweep import Sweep, powers_of_two
 from raysat.spec.training import Training, asynchronous
 from raysat.user_code import process
 
-VOCABULARY: dict[str, Callable[..., object]] = {
+_FUNCTIONS: dict[str, Callable[..., object]] = {
     "fixed": fixed,
     "fixed_fraction": fixed_fraction,
     "theory": theory,
     "grid": grid,
     "powers_of_two": powers_of_two,
-    "mlp": mlp,
-    "linear": linear,
     "linearized": linearized,
-    "resnet": resnet,
-    "gpt": gpt,
     "Training": Training,
     "asynchronous": asynchronous,
     "range": range,
 }
-"""The functions that `--set` knows."""
+"""The functions that `--set` knows beside the architectures."""
 
 _OPERATORS: dict[type[ast.AST], Callable] = {
     ast.Add: operator.add,
@@ -89,7 +82,7 @@ def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
         InputError: A field is unknown, or a value cannot be read or is not valid.
     """
     values = {}
-    names = [field.name for field in fields(Sweep)]
+    names = [field.name for field in fields(sweep)]
     for setting in settings:
         key, equals, text = setting.partition("=")
         key = key.strip()
@@ -107,8 +100,13 @@ def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
         raise InputError(f"--set: {error}") from None
 
 
+def vocabulary() -> dict[str, Callable[..., object]]:
+    """The functions that `--set` knows, by name."""
+    return _FUNCTIONS | {name: architecture.describe for name, architecture in ARCHITECTURES.items()}
+
+
 def value(text: str, where: str) -> object:
-    """The value of a small expression: literals, lists, arithmetic and the functions of `VOCABULARY`.
+    """The value of a small expression: literals, lists, arithmetic and the functions of `vocabulary`.
 
     Example:
         >>> value("[64, 2**7]", "--set widths=...")
@@ -123,7 +121,7 @@ def value(text: str, where: str) -> object:
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise InputError(f"{where}: {error}; use numbers, lists and {', '.join(VOCABULARY)}.") from None
+        raise InputError(f"{where}: {error}; use numbers, lists and {', '.join(vocabulary())}.") from None
 
 
 def _evaluate(tree: ast.expr) -> object:
@@ -138,7 +136,7 @@ def _evaluate(tree: ast.expr) -> object:
             return _OPERATORS[type(op)](_evaluate(operand))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_evaluate(left), _evaluate(right))
-        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords) if name in VOCABULARY:
+        case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords) if name in vocabulary():
             named = {keyword.arg: _evaluate(keyword.value) for keyword in keywords if keyword.arg}
-            return VOCABULARY[name](*map(_evaluate, arguments), **named)
+            return vocabulary()[name](*map(_evaluate, arguments), **named)
     raise ValueError(f"{ast.unparse(tree)} is not known here")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from raysat.errors import InputError
-from raysat.models import gpt, linear, mlp, resnet
+from raysat.models.architectures import ARCHITECTURES
 from raysat.models.linearized import Linearized
 from raysat.models.unpacked import Unpacked, adapt
 from raysat.spec.cells import Model, is_reference
@@ -18,15 +18,7 @@ from raysat.user_code.plugins import explained, resolve
 from raysat.user_code.process import LASTING, undisturbed
 from raysat.user_code.seeding import seeded
 
-BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "mlp": mlp.build,
-    "linear": linear.build,
-    "resnet": resnet.build,
-    "gpt": gpt.build,
-}
-
-
-__all__ = ["BUILDERS", "Linearized", "Unpacked", "adapt", "at_initialization", "build"]
+__all__ = ["ARCHITECTURES", "Linearized", "Unpacked", "adapt", "at_initialization", "build"]
 
 Shape = tuple[int, ...] | Mapping[str | int, tuple[int, ...]]
 """Shape of one sample; of inputs of several tensors, that of each, by name or number."""
@@ -54,16 +46,16 @@ def build(
         InputError: The architecture is unknown or takes no such inputs, or its builder returned something else than a
             module, or one whose weights are not drawn yet.
     """
-    if model.builder in BUILDERS:
-        builder = BUILDERS[model.builder]
+    if model.builder in ARCHITECTURES:
+        builder = ARCHITECTURES[model.builder].build
     elif is_reference(model.builder):
         builder = resolve(model.builder)
     else:
-        raise InputError(f"model {model.builder!r} is unknown: use {', '.join(BUILDERS)} or 'module:function'.")
+        raise InputError(f"model {model.builder!r} is unknown: use {', '.join(ARCHITECTURES)} or 'module:function'.")
     options = dict(model.options)
     linearize = options.pop("linearized", False)
     several = isinstance(input_shape, Mapping)
-    if several and model.builder in BUILDERS:
+    if several and model.builder in ARCHITECTURES:
         raise InputError(
             f"{model.builder}() takes one tensor a sample, and the data set has {', '.join(map(str, input_shape))}: "
             "name a builder of your own, 'module:function'."

@@ -21,26 +21,12 @@ from raysat.analysis import (
     scatter,
     setting,
 )
-from raysat.analysis.predictors import BY_CONSTRUCTION
+from raysat.analysis.predictors import BY_CONSTRUCTION, PREDICTORS
 from raysat.analysis.words import bounds
 from raysat.report.html import Section, footnoted, paragraphs
 
-PREDICTOR = {
-    "b_star": "b_star",
-    "b_star_thm33": "4 gamma/k_op",
-    "noise_scale": "noise scale",
-    "forecast": "forecast",
-}
-"""The predictors of `raysat.analysis.predictors`, as a person reads them."""
-
 STATISTICS = ("gamma", "k_op")
 """What b_star is made of: columns of `ntk` and of the comparison, which share a column of the table."""
-
-COLUMNS = (
-    *("width", "stepsizes", "quantity", "measured, in samples"),
-    *(f"predicted: {name}" for name in PREDICTOR.values()),
-    ", ".join(STATISTICS),
-)
 
 NETWORK = (
     *("dataset", "preprocessing", "n", "model", "model_options", "depth", "activation", "loss", "dtype", "width"),
@@ -75,6 +61,12 @@ def predictions(comparison: pd.DataFrame, summary: pd.DataFrame, ntk: pd.DataFra
 TITLE = "Measured and predicted"
 
 
+def columns() -> tuple[str, ...]:
+    """The heads of the table's columns."""
+    predicted = (f"predicted: {predictor.label}" for predictor in PREDICTORS.values())
+    return ("width", "stepsizes", "quantity", "measured, in samples", *predicted, ", ".join(STATISTICS))
+
+
 def tables(comparison: pd.DataFrame, summary: pd.DataFrame, ntk: pd.DataFrame) -> str:
     """Every predictor of each headline b_N and b_h, measured or not, and of the networks of which nothing has ended.
 
@@ -96,7 +88,7 @@ def tables(comparison: pd.DataFrame, summary: pd.DataFrame, ntk: pd.DataFrame) -
     for k, (name, rows) in enumerate(made.items(), 1):
         label = f"{TITLE}: {name}"
         parts.append(
-            f"<h3>{escape(name)}</h3>" + footnoted(COLUMNS, rows, {"stepsizes", "quantity"}, label, f"note-{k}")
+            f"<h3>{escape(name)}</h3>" + footnoted(columns(), rows, {"stepsizes", "quantity"}, label, f"note-{k}")
         )
         parts.append(paragraphs([about[name]] if name in about else [], "soft"))
     return "\n".join(parts)
@@ -120,7 +112,7 @@ def _row(own: pd.DataFrame, reading: Mapping, notes: list[str]) -> Row:
         reading: The row of the summary.
         notes: What is said of the measurement.
     """
-    fit, by_predictor = own.iloc[0], own.set_index("predictor").loc[list(PREDICTOR)]
+    fit, by_predictor = own.iloc[0], own.set_index("predictor").loc[list(PREDICTORS)]
     quantity = fit["quantity"] if math.isnan(fit["target"]) else f"{fit['quantity']}, L ≤ {number(fit['target'])}"
     found = [number(fit["value"]), bounds(fit["low"], fit["high"]), scatter(fit["rms_log_residual"])]
     cells = [[str(fit["width"] or "none")], [method(reading)], [quantity]]
@@ -137,10 +129,10 @@ def _remarks(by_predictor: pd.Series, said: set[str]) -> Iterator[str]:
     names: dict[str, list[str]] = {}
     for predictor, remarks in by_predictor.items():
         for remark in filter(None, remarks.split("; ")):
-            names.setdefault(remark, []).append(PREDICTOR[str(predictor)])
+            names.setdefault(remark, []).append(PREDICTORS[str(predictor)].label)
     for remark, of in names.items():
         if remark not in said:
-            yield f"{'all predictors' if len(of) == len(PREDICTOR) else ', '.join(of)}: {remark}."
+            yield f"{'all predictors' if len(of) == len(PREDICTORS) else ', '.join(of)}: {remark}."
 
 
 def _unmeasured(comparison: pd.DataFrame, ntk: pd.DataFrame) -> Iterator[tuple[str, Row]]:
@@ -150,9 +142,9 @@ def _unmeasured(comparison: pd.DataFrame, ntk: pd.DataFrame) -> Iterator[tuple[s
         first = own.iloc[0].to_dict()
         if key_of(first, NETWORK) in measured:
             continue
-        mean = {name: number(own[name].astype(float).mean()) for name in (*PREDICTOR, *STATISTICS) if name in own}
+        mean = {name: number(own[name].astype(float).mean()) for name in (*PREDICTORS, *STATISTICS) if name in own}
         why = own["method_reason"].iloc[0] if own["b_star"].isna().all() else ""
         notes = [f"No prediction: {why}."] if why else [LATER]
-        values = [mean.get(name, number(math.nan)) for name in PREDICTOR]
+        values = [mean.get(name, number(math.nan)) for name in PREDICTORS]
         cells = [str(first["width"] or "none"), "any", "b_N, b_h", "not measured", *values]
         yield network(first), ([*map(escape, cells), "<br>".join(mean[name] for name in STATISTICS)], notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,6 +16,7 @@ from raysat.data.fields import Inputs
 from raysat.errors import InputError
 from raysat.losses import Loss
 from raysat.ntk.plain import gradients, is_reentrant
+from raysat.sgd.protocol import Maker
 
 
 class AutogradEngine:
@@ -162,3 +164,19 @@ class OverAutograd:
     def block(self, b: int) -> int:
         """Every step is computed by itself."""
         return 1
+
+
+def _make(*problem: Any, bfloat16: bool, asked: bool) -> AutogradEngine:
+    return AutogradEngine(*problem, bfloat16=bfloat16)
+
+
+def _make_compiled(*problem: Any, bfloat16: bool, asked: bool) -> AutogradEngine:
+    return AutogradEngine(*problem, bfloat16=bfloat16, compiled=True)
+
+
+def _always(_network: nn.Module, _x: Inputs) -> bool:
+    return True
+
+
+AUTOGRAD = Maker(_make, wins=_always)
+COMPILED = Maker(_make_compiled, check_device=check_compiler)

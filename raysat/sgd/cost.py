@@ -22,6 +22,7 @@ from raysat.sgd.fused import layers_of
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.sgd.stacked import stackable
 from raysat.spec.cells import Cell
+from raysat.spec.engines import AUTO, needs_gpu
 from raysat.spec.sweep import FEWEST_EVALUATIONS
 
 
@@ -161,9 +162,9 @@ def calibrate(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, engine: str 
         x: Inputs.
         y: Targets.
         loss: The loss of a sample.
-        engine: The engine that will take the steps; on a CPU, a GPU's is timed as `auto`.
+        engine: The engine that will take the steps; on a CPU, one that needs a GPU is timed as `auto`.
     """
-    engine = "auto" if engine == "graph" and x.device.type == "cpu" else engine
+    engine = AUTO if needs_gpu(engine) and x.device.type == "cpu" else engine
     taker = build(engine, copy.deepcopy(network), x, y, loss, eta=1e-12)
     steps = taker.block(1)
     one = torch.zeros(steps, 1, dtype=torch.int64, device=x.device)

@@ -1,15 +1,14 @@
 """Step engines: what turns batch indices into SGD steps, and which one a trial gets.
 
-Engines of plain SGD, listed in `Engine`, take `(network, x, y, loss, eta)` and are stateless: `run` updates the network
-in place. Given the same batches they differ by rounding alone, and a test compares them. Other trainings
-(`raysat.spec.training`) have one engine each, which are `Stateful`.
+Engines of plain SGD, listed in `raysat.spec.engines`, take `(network, x, y, loss, eta)` and are stateless: `run`
+updates the network in place. Given the same batches they differ by rounding alone, and a test compares them. Other
+trainings (`raysat.spec.training`) have one engine each, which are `Stateful`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Sequence
+from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +19,17 @@ from raysat.errors import InputError
 from raysat.losses import Loss
 from raysat.sgd.asynchronous import AsynchronousEngine
 from raysat.sgd.autograd import AutogradEngine
-from raysat.sgd.fused import FusedEngine, layers_of
+from raysat.sgd.fused import FusedEngine
 from raysat.sgd.graph import GraphEngine
 from raysat.sgd.optimizers import OptimizerEngine
 from raysat.sgd.parallel import ParallelEngine
+from raysat.sgd.protocol import Maker, Stateful, StepEngine
 from raysat.sgd.stacked import StackedEngine
 from raysat.spec.cells import Cell
+from raysat.spec.engines import AUTO, ENGINES
 
 __all__ = [
     "AutogradEngine",
-    "Engine",
     "FusedEngine",
     "GraphEngine",
     "ParallelEngine",
@@ -38,66 +38,9 @@ __all__ = [
     "StepEngine",
     "build",
     "build_for",
+    "choose",
+    "maker",
 ]
-
-
-class Engine(Enum):
-    """The engines, each with where it wins."""
-
-    AUTOGRAD = "autograd", "on a CPU, for every module that is not fully connected"
-    FUSED = "fused", "on a CPU, for fully-connected networks: over autograd by 3 to 9 times at b <= 8, a sixth at 512"
-    STACKED = (
-        "stacked",
-        "on a CPU, for several seeds of small fully-connected networks at b <= 32: over fused by 1.1 to 2.3",
-    )
-    COMPILED = (
-        "compiled",
-        "on a CPU, for trials of minutes of convolutions (by a fifth) and attention (by a tenth)",
-    )
-    GRAPH = "graph", "on a GPU, for any module: one launch for many iterations of the engine above that fits"
-
-    def __init__(self, label: str, wins: str) -> None:
-        self.label, self.wins = label, wins
-
-
-@runtime_checkable
-class StepEngine(Protocol):
-    """What a trial asks of an engine.
-
-    Attributes:
-        name: As it stands in the trial's row.
-        matmul: Where its matrix products are computed, one of `raysat.compute.matmul.Matmul`.
-    """
-
-    name: str
-    matmul: str
-
-    @property
-    def at_once(self) -> int:
-        """Samples whose gradient is computed at a time, halved as memory runs out."""
-        ...
-
-    @property
-    def run(self) -> Callable[..., None]:
-        """One SGD step for each row of indices, [steps, b]; `StackedEngine` takes as many such as it has networks."""
-        ...
-
-    def block(self, b: int) -> int:
-        """The steps of batch size b that are computed together, and that a call of `run` should not divide."""
-        ...
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """An engine that holds more than the network's parameters."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that it holds beside the network, for a checkpoint."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
-        ...
 
 
 def build_for(
@@ -150,7 +93,7 @@ def build(
     """The engine asked for; of `auto`, the one that wins for this network on this device. Several ranks have their own.
 
     Args:
-        engine: `auto`, or the label of an `Engine`.
+        engine: `auto`, or a name of `raysat.spec.engines.ENGINES`.
         network: Updated in place.
         x: Inputs of all samples.
         y: Targets of all samples.
@@ -168,22 +111,12 @@ def build(
         if bfloat16:
             raise InputError("precision='bfloat16' is for one rank: set ranks_per_trial=1 or precision='full'.")
         return ParallelEngine(network, x, y, loss, eta, at_once, ranks=ranks)
-    by_label = {known.label: known for known in Engine}
-    chosen = choose(network, x) if engine == "auto" else by_label[engine]
-    if bfloat16 and chosen is Engine.FUSED:
-        chosen = Engine.AUTOGRAD
-    common = network, x, y, loss, eta, at_once
-    if chosen is Engine.GRAPH:
-        if x.device.type != "cuda":
-            raise InputError("engine='graph' needs a GPU, and this trial runs on the CPU: set engine='auto'.")
-        fused = layers_of(network) and not bfloat16
-        inner = FusedEngine(*common) if fused else AutogradEngine(*common, bfloat16=bfloat16)
-        return GraphEngine(inner, optional=engine == "auto")
-    if chosen is Engine.FUSED:
-        return FusedEngine(*common)
-    if chosen is Engine.STACKED:
-        return StackedEngine([network], x, y, loss, [eta], at_once)
-    return AutogradEngine(*common, bfloat16=bfloat16, compiled=chosen is Engine.COMPILED)
+    chosen = choose(network, x, bfloat16=bfloat16) if engine == AUTO else engine
+    if bfloat16 and not ENGINES[chosen].bfloat16:
+        chosen = "autograd"
+    if ENGINES[chosen].gpu and x.device.type != "cuda":
+        raise InputError(f"engine={chosen!r} needs a GPU, and this trial runs on the CPU: set engine='auto'.")
+    return maker(chosen).make(network, x, y, loss, eta, at_once, bfloat16=bfloat16, asked=engine != AUTO)
 
 
 def set_precision(precision: str, device: torch.device) -> None:
@@ -199,8 +132,13 @@ def set_precision(precision: str, device: torch.device) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
-def choose(network: nn.Module, x: Inputs) -> Engine:
-    """The engine that wins for a network, where the inputs are."""
-    if x.device.type == "cuda":
-        return Engine.GRAPH
-    return Engine.FUSED if layers_of(network) else Engine.AUTOGRAD
+def choose(network: nn.Module, x: Inputs, *, bfloat16: bool = False) -> str:
+    """The name of the engine that wins for a network, where the inputs are, among those that compute in bfloat16."""
+    names = [name for name, engine in ENGINES.items() if engine.bfloat16 or not bfloat16]
+    return next(name for name in reversed(names) if maker(name).wins(network, x))
+
+
+def maker(engine: str) -> Maker:
+    """The functions of an engine of `raysat.spec.engines.ENGINES`; of `auto` those of `autograd`, which knows all."""
+    module, _, name = ENGINES["autograd" if engine == AUTO else engine].maker.partition(":")
+    return getattr(import_module(module), name)

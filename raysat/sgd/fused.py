@@ -36,6 +36,7 @@ from raysat.losses import Loss, SquaredError
 from raysat.models.layers import NTKLinear
 from raysat.models.mlp import MLP, Erf
 from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.protocol import Maker
 
 RANK = 32
 """Rows that may be pending: k = RANK / b steps make a block. Measured against 16 at widths 256 to 2048, Intel Xeon, one
@@ -304,3 +305,14 @@ BACKWARD = {
     nn.Identity: lambda d, z, a, spare: [],
 }
 """`d <- d sigma'(z)`, given z, a = sigma(z) and a buffer of their shape to work in."""
+
+
+def _make(*problem: Any, bfloat16: bool, asked: bool) -> FusedEngine:
+    return FusedEngine(*problem)
+
+
+def _wins(network: nn.Module, _x: Inputs) -> bool:
+    return layers_of(network) is not None
+
+
+FUSED = Maker(_make, wins=_wins, check=partial(known_layers, engine=FusedEngine.name))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor
+from torch import Tensor, nn
 
+from raysat.data.fields import Inputs
 from raysat.errors import InputError
 from raysat.sgd.autograd import AutogradEngine
-from raysat.sgd.fused import FusedEngine
+from raysat.sgd.fused import FusedEngine, layers_of
+from raysat.sgd.protocol import Maker
 
 STEPS = 32
 """Iterations of a graph. A launch costs some 10 microseconds, which 32 iterations share; more would only make the
@@ -92,3 +95,16 @@ class GraphEngine:
             with torch.no_grad():
                 for name, value in network.state_dict().items():
                     value.copy_(before[name])
+
+
+def _make(network: nn.Module, *problem: Any, bfloat16: bool, asked: bool) -> GraphEngine:
+    fused = layers_of(network) and not bfloat16
+    inner = FusedEngine(network, *problem) if fused else AutogradEngine(network, *problem, bfloat16=bfloat16)
+    return GraphEngine(inner, optional=not asked)
+
+
+def _wins(_network: nn.Module, x: Inputs) -> bool:
+    return x.device.type == "cuda"
+
+
+GRAPH = Maker(_make, wins=_wins)

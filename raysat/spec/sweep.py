@@ -6,27 +6,18 @@ training share one `Initialization` (`raysat.spec.cells`).
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any
 
-from raysat.errors import InputError, among, listed, plain, positive, whole
-from raysat.spec.cells import (
-    DTYPES,
-    LOSS_NAMES,
-    PRECISIONS,
-    PREPROCESSINGS,
-    SAMPLINGS,
-    Cell,
-    Initialization,
-    Model,
-    is_reference,
-)
+from raysat.errors import InputError, plain, positive, whole
+from raysat.spec import checks
+from raysat.spec.cells import DTYPES, PRECISIONS, PREPROCESSINGS, SAMPLINGS, Cell, Initialization, Model
+from raysat.spec.checks import NUMBER, anything, at_least, boolean, one_of, optional, several
+from raysat.spec.engines import AUTO, ENGINES
+from raysat.spec.settings import AXIS, EXECUTION, SHARED, checked, named, setting
 from raysat.spec.stepsizes import AUTO_START, Stepsize, half_octave
 from raysat.spec.training import PLAIN, Training, iterations_of
-
-ENGINES = ("auto", "autograd", "fused", "stacked", "compiled", "graph")
 
 FEWEST_EVALUATIONS = 7
 """L(w_T) and six log-spaced points before it: what remains of the curve however little the steps cost beside it."""
@@ -100,7 +91,7 @@ class Sweep:
             GPUs, else 0.
         ranks_per_trial: Processes among which a trial's batches are split, on one node, each with a GPU of its own
             where the trial has any. For batches that are large for one GPU. Default: 1.
-        engine: What computes the steps, one of `ENGINES` (see `raysat.sgd.engine`). Engines differ by rounding alone.
+        engine: What computes the steps, `auto` or one of `raysat.spec.engines.ENGINES`, which differ by rounding alone.
             Default: auto, the fastest for the model and the device.
         adaptive: Whether `batch_sizes` are candidates, of which only as many are run as it takes to know b_N (see
             `raysat.driver.adaptive`). Default: all are run.
@@ -111,129 +102,84 @@ class Sweep:
             stopped. Default: none.
     """
 
-    name: str
-    dataset: str
-    models: tuple[Model, ...]
-    batch_sizes: tuple[int, ...]
-    stepsizes: tuple[Stepsize, ...]
-    iterations: int | None = None
-    samples: int | None = None
-    epochs: float | None = None
-    widths: tuple[int, ...] = ()
-    seeds: int | tuple[int, ...] = 1
-    trainings: tuple[Training, ...] = (PLAIN,)
-    n_train: int | None = None
-    n_test: int | None = None
-    preprocessing: str = "center"
-    sampling: str = "without_replacement"
-    evaluations: int = 30
-    evaluation_budget: float = 0.5
-    evaluation_samples: int | None = None
-    target_loss: float | None = None
-    loss: str = "mse"
-    dtype: str = "float32"
-    precision: str = "full"
-    k_samples: int = 4096
-    k_tolerance: float = 1e-3
-    spectrum: int = 0
-    dense_samples: int = 0
-    ntk_at: tuple[int, ...] = ()
-    gradient_norm: bool = False
-    targets: tuple[float, ...] = ()
-    checkpoint_seconds: float = 60.0
-    cpus_per_trial: int = 1
-    gpus_per_trial: float | None = None
-    ranks_per_trial: int = 1
-    engine: str = "auto"
-    adaptive: bool = False
-    interval_ratio: float = 1.44
-    minutes: float | None = None
+    name: str = field(metadata=setting(EXECUTION, checks.folder_name))
+    dataset: str = field(metadata=setting(SHARED, checks.data_set))
+    models: tuple[Model, ...] = field(metadata=setting(AXIS, checks.models))
+    batch_sizes: tuple[int, ...] = field(metadata=setting(AXIS, several(at_least(1))))
+    stepsizes: tuple[Stepsize, ...] = field(metadata=setting(AXIS, checks.stepsizes))
+    iterations: int | None = field(default=None, metadata=setting(SHARED, optional(at_least(1))))
+    samples: int | None = field(default=None, metadata=setting(SHARED, optional(at_least(1))))
+    epochs: float | None = field(default=None, metadata=setting(SHARED, optional(NUMBER)))
+    widths: tuple[int, ...] = field(default=(), metadata=setting(AXIS, several(at_least(1))))
+    seeds: int | tuple[int, ...] = field(default=1, metadata=setting(AXIS, checks.seeds))
+    trainings: tuple[Training, ...] = field(default=(PLAIN,), metadata=setting(AXIS, checks.trainings))
+    n_train: int | None = field(default=None, metadata=setting(SHARED, optional(at_least(1))))
+    n_test: int | None = field(default=None, metadata=setting(SHARED, optional(at_least(0))))
+    preprocessing: str = field(default="center", metadata=setting(SHARED, one_of(PREPROCESSINGS)))
+    sampling: str = field(default="without_replacement", metadata=setting(SHARED, one_of(SAMPLINGS)))
+    evaluations: int = field(default=30, metadata=setting(SHARED, at_least(2)))
+    evaluation_budget: float = field(default=0.5, metadata=setting(SHARED, positive))
+    evaluation_samples: int | None = field(default=None, metadata=setting(SHARED, optional(at_least(1))))
+    target_loss: float | None = field(default=None, metadata=setting(SHARED, optional(NUMBER)))
+    loss: str = field(default="mse", metadata=setting(SHARED, checks.loss))
+    dtype: str = field(default="float32", metadata=setting(SHARED, one_of(DTYPES)))
+    precision: str = field(default="full", metadata=setting(SHARED, one_of(PRECISIONS)))
+    k_samples: int = field(default=4096, metadata=setting(SHARED, at_least(1)))
+    k_tolerance: float = field(default=1e-3, metadata=setting(SHARED, positive))
+    spectrum: int = field(default=0, metadata=setting(SHARED, at_least(0)))
+    dense_samples: int = field(default=0, metadata=setting(SHARED, at_least(0)))
+    ntk_at: tuple[int, ...] = field(default=(), metadata=setting(SHARED, checks.iterations))
+    gradient_norm: bool = field(default=False, metadata=setting(SHARED, anything))
+    targets: tuple[float, ...] = field(default=(), metadata=setting(EXECUTION, several(positive)))
+    checkpoint_seconds: float = field(default=60.0, metadata=setting(EXECUTION, positive))
+    cpus_per_trial: int = field(default=1, metadata=setting(EXECUTION, at_least(1)))
+    gpus_per_trial: float | None = field(default=None, metadata=setting(EXECUTION, checks.gpus))
+    ranks_per_trial: int = field(default=1, metadata=setting(EXECUTION, at_least(1)))
+    engine: str = field(default=AUTO, metadata=setting(EXECUTION, checks.engine))
+    adaptive: bool = field(default=False, metadata=setting(EXECUTION, boolean))
+    interval_ratio: float = field(default=1.44, metadata=setting(EXECUTION, checks.above_one))
+    minutes: float | None = field(default=None, metadata=setting(EXECUTION, optional(NUMBER)))
 
     def __post_init__(self) -> None:
-        freeze = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
-        for field in fields(self):
-            freeze(field.name, plain(getattr(self, field.name)))
-        freeze("models", tuple(_as_model(model) for model in listed("models", self.models, (str, Model))))
-        freeze("stepsizes", tuple(_flatten(listed("stepsizes", self.stepsizes, (str, Stepsize)))))
-        freeze("trainings", tuple(listed("trainings", self.trainings, (str, Training))))
-        for name in ("widths", "batch_sizes"):
-            freeze(name, tuple(whole(name, value, 1) for value in listed(name, getattr(self, name))))
-        freeze("ntk_at", tuple(sorted(whole("ntk_at", value, 0) for value in listed("ntk_at", self.ntk_at))))
-        freeze("targets", tuple(positive("targets", value) for value in listed("targets", self.targets)))
-        if isinstance(self.seeds, int) and not isinstance(self.seeds, bool):
-            freeze("seeds", tuple(range(whole("seeds", self.seeds, 1))))
-        else:
-            freeze("seeds", tuple(whole("seeds", value, 0) for value in listed("seeds", self.seeds)))
-        self._validate()
+        for name in (one.name for one in fields(self)):
+            object.__setattr__(self, name, plain(getattr(self, name)))
+        for name, value in checked(self).items():
+            object.__setattr__(self, name, value)
+        self._validate_axes()
+        self._validate_budget()
+        self._validate_execution()
 
-    def _validate(self) -> None:
-        if not (isinstance(self.name, str) and re.fullmatch(r"\w[\w.-]*", self.name)):
-            raise InputError(f"name={self.name!r}: use letters, digits, '-', '_' and '.', for it names a folder.")
-        if not (isinstance(self.dataset, str) and self.dataset):
-            raise InputError(f"dataset={self.dataset!r}: give a data set's name or 'module:function'.")
-        for name in ("models", "batch_sizes", "stepsizes", "seeds", "trainings"):
-            if not getattr(self, name):
-                raise InputError(f"{name} is empty: give at least one.")
-        for stepsize in self.stepsizes:
-            if not isinstance(stepsize, Stepsize):
-                raise InputError(f"stepsizes has {stepsize!r}: use fixed(eta), fixed_fraction(c), theory(c) or grid().")
-        if not self.widths and any(model.has_width for model in self.models):
-            raise InputError("widths is empty: give at least one width for the models that have one.")
-        for name in ("models", "widths", "batch_sizes", "stepsizes", "seeds", "trainings"):
+    def _validate_axes(self) -> None:
+        for name in named(type(self), AXIS):
             values = getattr(self, name)
+            if not values and name != "widths":  # which an architecture may lack
+                raise InputError(f"{name} is empty: give at least one.")
             for value in {value for value in values if values.count(value) > 1}:
                 raise InputError(f"{name} has {value!r} twice: name each value once.")
-        self._validate_budget()
-        whole("evaluations", self.evaluations, 2)
-        whole("k_samples", self.k_samples, 1)
-        whole("cpus_per_trial", self.cpus_per_trial, 1)
-        whole("ranks_per_trial", self.ranks_per_trial, 1)
-        for name in ("spectrum", "dense_samples"):
-            whole(name, getattr(self, name), 0)
-        if self.ntk_at and self.iterations is not None and self.ntk_at[-1] > self.iterations:
-            raise InputError(f"ntk_at has {self.ntk_at[-1]}, after the last of {self.iterations} iterations: lower it.")
-        for name, least in (("n_train", 1), ("n_test", 0), ("evaluation_samples", 1)):
-            if getattr(self, name) is not None:
-                whole(name, getattr(self, name), least)
-        for name in ("k_tolerance", "checkpoint_seconds", "evaluation_budget"):
-            object.__setattr__(self, name, positive(name, getattr(self, name)))
-        for name in ("target_loss", "minutes"):
-            if getattr(self, name) is not None:
-                positive(name, getattr(self, name))
-        if self.gpus_per_trial is not None and not (
-            isinstance(self.gpus_per_trial, int | float) and 0 <= self.gpus_per_trial < math.inf
-        ):
-            raise InputError(f"gpus_per_trial={self.gpus_per_trial!r}: give 0, a fraction of a GPU, or whole GPUs.")
+        if not self.widths and any(model.has_width for model in self.models):
+            raise InputError("widths is empty: give at least one width for the models that have one.")
+        policies = {stepsize.policy for stepsize in self.stepsizes}
+        if {"grid_auto", "grid_relative"} <= policies:
+            raise InputError("stepsizes has grid(auto=True) beside a relative grid, which are read as one: drop one.")
+
+    def _validate_execution(self) -> None:
         gpus, ranks = self.gpus_per_trial or 0, self.ranks_per_trial
         if max(gpus, ranks) > 1 and gpus not in (0, ranks):
             raise InputError(
                 f"gpus_per_trial={gpus!r} and ranks_per_trial={ranks}: a trial of several ranks has a GPU for each, "
                 "and one rank uses one GPU; set both to the same number."
             )
-        among("preprocessing", self.preprocessing, PREPROCESSINGS)
-        among("sampling", self.sampling, SAMPLINGS)
-        among("dtype", self.dtype, DTYPES)
-        among("precision", self.precision, PRECISIONS)
         if self.precision != "full" and self.dtype != "float32":
             raise InputError(f"precision={self.precision!r} is of float32, and dtype={self.dtype!r}: set one of them.")
-        if self.precision == "bfloat16" and self.engine in ("fused", "stacked"):
+        engine = ENGINES.get(self.engine)  # none of `auto`, which does all
+        if self.precision == "bfloat16" and engine and not engine.bfloat16:
             raise InputError(
                 f"engine={self.engine!r} computes in full precision: set engine='auto' or precision='full'."
             )
-        if not (isinstance(self.loss, str) and is_reference(self.loss)):
-            among("loss", self.loss, (*LOSS_NAMES, "'module:function'"))
-        among("engine", self.engine, ENGINES)
-        if self.engine not in ("auto", "autograd") and not all(training.is_plain for training in self.trainings):
+        if engine and not engine.any_training and not all(training.is_plain for training in self.trainings):
             raise InputError(f"engine={self.engine!r} takes the steps of plain SGD only: set engine='auto'.")
         if self.ranks_per_trial > 1 and not all(training.is_plain for training in self.trainings):
             raise InputError(f"ranks_per_trial={self.ranks_per_trial} splits plain SGD's batches only: set it to 1.")
-        if not isinstance(self.adaptive, bool):
-            raise InputError(f"adaptive={self.adaptive!r}: give True or False.")
-        if positive("interval_ratio", self.interval_ratio) <= 1:
-            raise InputError(f"interval_ratio={self.interval_ratio!r}: give a number above 1.")
-        policies = {stepsize.policy for stepsize in self.stepsizes}
-        if {"grid_auto", "grid_relative"} <= policies:
-            raise InputError("stepsizes has grid(auto=True) beside a relative grid, which are read as one: drop one.")
 
     @property
     def each_seed(self) -> tuple[int, ...]:
@@ -246,17 +192,12 @@ class Sweep:
         return self.adaptive or any(stepsize.policy == "grid_auto" for stepsize in self.stepsizes)
 
     def _validate_budget(self) -> None:
-        budgets = {name: getattr(self, name) for name in ("iterations", "samples", "epochs")}
-        if sum(value is not None for value in budgets.values()) != 1:
-            raise InputError(f"iterations, samples and epochs are {list(budgets.values())}: give exactly one of them.")
-        for name in ("iterations", "samples"):
-            if budgets[name] is not None:
-                whole(name, budgets[name], 1)
-        if self.epochs is not None:
-            positive("epochs", self.epochs)
+        budgets = [self.iterations, self.samples, self.epochs]
+        if sum(value is not None for value in budgets) != 1:
+            raise InputError(f"iterations, samples and epochs are {budgets}: give exactly one of them.")
+        if self.ntk_at and self.iterations is not None and self.ntk_at[-1] > self.iterations:
+            raise InputError(f"ntk_at has {self.ntk_at[-1]}, after the last of {self.iterations} iterations: lower it.")
         for training in self.trainings:
-            if not isinstance(training, Training):
-                raise InputError(f"trainings has {training!r}: use Training(...) or asynchronous(learners=...).")
             if training.adapt_regime and self.iterations is not None:
                 raise InputError(
                     "adapt_regime gives every batch size the same iterations, and so does iterations=: give a budget "
@@ -290,23 +231,29 @@ class Sweep:
         for model in self.models:
             for width in self.widths if model.has_width else (0,):
                 for seed in self.each_seed:
-                    yield Initialization(
-                        dataset=self.dataset,
-                        preprocessing=self.preprocessing,
-                        n=n,
-                        n_test=n_test,
-                        model=model,
-                        width=width,
-                        seed=seed,
-                        dtype=self.dtype,
-                        k_samples=min(self.k_samples, n),
-                        k_tolerance=float(self.k_tolerance),
-                        loss=self.loss,
-                        spectrum=self.spectrum,
-                        dense_samples=self.dense_samples,
-                        evaluation_samples=0 if (count := self.evaluation_samples or n) >= n else count,
-                        code=code(model),
-                    )
+                    yield self.initialization(model, width, seed, n, n_test, code(model))
+
+    def initialization(
+        self, model: Model, width: int, seed: int, n: int, n_test: int, code: str = ""
+    ) -> Initialization:
+        """One of them; cf. `initializations`."""
+        few = self.evaluation_samples or n
+        own = {"n": n, "n_test": n_test, "model": model, "width": width, "seed": seed, "code": code}
+        own |= {"k_samples": min(self.k_samples, n), "evaluation_samples": 0 if few >= n else few}
+        return Initialization(**{**self._handed_on(Initialization), **own})
+
+    def cell(
+        self, init: Initialization, batch_size: int, stepsize: Stepsize, training: Training, iterations: int
+    ) -> Cell:
+        """One cell."""
+        own = {"init": init, "batch_size": batch_size, "stepsize": stepsize, "training": training}
+        own |= {"iterations": iterations}
+        own |= {"ntk_at": tuple(t for t in self.ntk_at if 0 < t <= iterations)}  # at 0 they are the initialization's
+        return Cell(**{**self._handed_on(Cell), **own})
+
+    def _handed_on(self, kind: type[Initialization] | type[Cell]) -> dict[str, Any]:
+        """The settings that all initializations, or all cells, have as they are, by name."""
+        return {name: getattr(self, name) for name in named(type(self), SHARED) if name in kind.__dataclass_fields__}
 
     def cells(self, n: int, n_test: int, code: Callable[[Model], str] = lambda _: "") -> list[Cell]:
         """All cells, given the sizes of the data set as it will be used; of `grid(auto=True)` those it starts with.
@@ -320,19 +267,7 @@ class Sweep:
                 f"leave out what is above {n}, or write batch_sizes=powers_of_two({n})."
             )
         return [
-            Cell(
-                init=init,
-                batch_size=batch_size,
-                stepsize=stepsize,
-                iterations=(iterations := self.iterations_at(batch_size, n, training)),
-                sampling=self.sampling,
-                evaluations=self.evaluations,
-                target_loss=self.target_loss,
-                ntk_at=tuple(t for t in self.ntk_at if 0 < t <= iterations),  # at 0 they are the initialization's
-                training=training,
-                gradient_norm=self.gradient_norm,
-                precision=self.precision,
-            )
+            self.cell(init, batch_size, stepsize, training, self.iterations_at(batch_size, n, training))
             for init in self.initializations(n, n_test, code)
             for training in self.trainings
             for stepsize in self._first_stepsizes()
@@ -342,34 +277,3 @@ class Sweep:
     def _first_stepsizes(self) -> Iterator[Stepsize]:
         for stepsize in self.stepsizes:
             yield from map(half_octave, AUTO_START) if stepsize.policy == "grid_auto" else [stepsize]
-
-
-AXES = ("models", "widths", "batch_sizes", "stepsizes", "seeds", "trainings")
-"""The fields of a sweep along which a results folder may grow."""
-
-EXECUTION = (
-    *("name", "targets", "checkpoint_seconds", "cpus_per_trial", "gpus_per_trial", "ranks_per_trial", "engine"),
-    *("adaptive", "interval_ratio", "minutes"),
-)
-"""The fields of a sweep that change no cell's result, rounding apart."""
-
-SHARED = tuple(field.name for field in fields(Sweep) if field.name not in (*AXES, *EXECUTION))
-"""The fields that all cells of one results folder have in common."""
-
-
-def _flatten(values: Iterable) -> Iterator:
-    for value in values:
-        if isinstance(value, list | tuple):
-            yield from _flatten(value)
-        else:
-            yield value
-
-
-def _as_model(value: object) -> Model:
-    if isinstance(value, Model):
-        return value
-    if isinstance(value, str) and is_reference(value):
-        return Model(value)
-    raise InputError(
-        f"models has {value!r}: use mlp(...), resnet(...), gpt(...), linear() or an import path 'module:function'."
-    )

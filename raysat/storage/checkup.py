@@ -14,7 +14,8 @@ from raysat.storage.belongings import strangers, unfinished
 from raysat.storage.checkpoint import Progress
 from raysat.storage.partfiles import KEYS, MERGED
 from raysat.storage.recall import Recall, sweep_of
-from raysat.storage.schema import FINISHED, SCHEMA_VERSION, TABLES, arrow_schema
+from raysat.storage.schema import FINISHED, TABLES, arrow_schema
+from raysat.storage.versions import present
 
 FEW = 3
 """Ids or files that are named of many."""
@@ -90,8 +91,8 @@ def _records(contents: Contents) -> Iterator[Finding]:
     if record is None:
         text = "sweep.json is not there or cannot be read; the next run of the sweep makes it anew"
         yield Finding("no record", text, tuple(name for name in contents.names if name.rstrip("/") == "sweep.json"))
-    elif record.get("schema") != SCHEMA_VERSION:
-        versions = f"schema version {record.get('schema')}, where this raysat reads {SCHEMA_VERSION}"
+    elif record.get("schema") != present():
+        versions = f"schema version {record.get('schema')}, where this raysat reads {present()}"
         yield Finding("another schema", f"{versions}: use the raysat that wrote it")
     if "status.json" in contents.names and not contents.has_status:
         text = "status.json cannot be read; the next run of the sweep makes it anew"
@@ -212,7 +213,7 @@ def _init_id(recall: Recall, row: Mapping) -> str:
 def _recall(contents: Contents) -> Recall | None:
     """What makes ids again; None where the sweep is not known, or has code of a user's, of which they depend too."""
     record = contents.record
-    if record is None or record.get("schema") != SCHEMA_VERSION or record["resolved"].get("code"):
+    if record is None or record.get("schema") != present() or record["resolved"].get("code"):
         return None
     sweep = sweep_of(record)
     known = all(isinstance(record["resolved"].get(name), int) for name in ("n", "n_test"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from raysat.storage.schema import ANALYSIS, SCHEMA_VERSION, TABLES
+from raysat.storage.schema import ANALYSIS, TABLES
+from raysat.storage.versions import present
 
 _TITLES = {
     "trials": "One row a cell: what was asked, the statistics at initialization, and how training ended.",
@@ -17,7 +18,7 @@ def as_markdown() -> str:
     lines = [
         "# Columns",
         "",
-        f"Schema version {SCHEMA_VERSION}. Made by `python -m raysat.schema > docs/columns.md`.",
+        f"Schema version {present()}. Made by `python -m raysat.schema > docs/columns.md`.",
         "",
         "Every table but the last is a folder of Parquet part-files, one a cell (or an initialization), merged as they",
         'become many, that can be read at any moment of a sweep: `pd.read_parquet("results/mnist/trials")`. Units are',

@@ -6,7 +6,8 @@ run deletes what is double. Plain pandas sees them twice only in that time: mill
 sweep that was killed in them.
 
 Every page of a part-file has a checksum, and a part-file is read whole whichever columns are asked for: one that is
-damaged anywhere is left out by every reader here, and its cells are not finished.
+damaged anywhere is left out by every reader here, and its cells are not finished. What an earlier raysat has written is
+brought up to the present schema as it is read (`raysat.storage.versions`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from raysat.messages.credentials import hidden
 from raysat.messages.failures import first_sentence
 from raysat.storage.files import Location, location, write_aside
 from raysat.storage.schema import TABLES, arrow_schema
+from raysat.storage.versions import present, rows_brought_up, version_of
 from raysat.text import STORED, plain
 
 log = logging.getLogger(__name__)
@@ -57,9 +59,21 @@ class PartFiles:
 
     def __init__(self, root: Location | str) -> None:
         self.root = location(root)
+        self.loose: set[str] = set()
+        """The finished cells whose rows have part-files of their own."""
+        self.merged: dict[str, set[str]] = {table: set() for table in TABLES}
+        """By table, the cells whose rows are in merged part-files."""
         self._damaged: set[Location] = set()
-        self._loose: set[str] = set()  # finished cells whose rows have part-files of their own
-        self._merged: dict[str, set[str]] = {table: set() for table in TABLES}  # those whose rows are in merged ones
+        self._older: set[Location] = set()  # that were read, and are of an earlier schema version
+        self._kept: dict[Location, pa.Table | None] | None = None
+
+    def keep(self) -> None:
+        """Read each part-file once from here on, until `let_go`: who calls this is the only writer."""
+        self._kept = {}
+
+    def let_go(self) -> None:
+        """Keep nothing in memory from here on."""
+        self._kept = None
 
     def read(self, table: str, columns: list[str] | None = None) -> pd.DataFrame:
         """All rows of `trials`, `curves` or `ntk`; a part-file that is damaged is left out with a warning.
@@ -74,7 +88,7 @@ class PartFiles:
         with reached(self.root):
             for tries_left in reversed(range(10)):
                 try:
-                    parts = self._readable_parts(table, self._parts(table))
+                    parts = self._readable_parts(table, self.paths(table))
                     break
                 except FileNotFoundError:  # merged by the driver after this listed the folder
                     if not tries_left:
@@ -103,9 +117,9 @@ class PartFiles:
             init_ids: Initializations whose statistics are to be computed again.
         """
         cells, inits = set(cell_ids), set(init_ids)
-        self._loose -= cells
+        self.loose -= cells
         for table in ("ntk", "curves", "trials"):
-            for path, part in self._readable_parts(table, self._parts(table)).items():
+            for path, part in self._readable_parts(table, self.paths(table)).items():
                 theirs = pc.is_in(part["cell_id"], pa.array(sorted(cells), pa.string()))
                 if table == "ntk":
                     initial = pc.and_(
@@ -114,7 +128,7 @@ class PartFiles:
                     theirs = pc.or_(theirs, initial)
                 if pc.any(theirs).as_py():
                     self.take_out(table, path, part, theirs)
-            self._merged[table] -= cells
+            self.merged[table] -= cells
 
     def take_out(self, table: str, path: Location, part: pa.Table, rows: pa.Array) -> None:
         """Take some rows out of a part-file, into the folder `SET_ASIDE`.
@@ -136,10 +150,20 @@ class PartFiles:
 
     def _with_cells(self, table: str, cell_ids: Iterable[str]) -> dict[Location, pa.Table]:
         """The part-files that have rows of some cells."""
-        parts, cells = self._readable_parts(table, self._parts(table)), set(cell_ids)
+        parts, cells = self._readable_parts(table, self.paths(table)), set(cell_ids)
         return {path: part for path, part in parts.items() if cells & _cells(part)}
 
-    def _write(self, table: str, key: str, rows: Sequence[Row]) -> None:
+    def write(self, table: str, key: str, rows: Sequence[Row]) -> None:
+        """Write a part-file, in place of the one of this name if there is one.
+
+        Args:
+            table: The table.
+            key: The file's name, without its ending.
+            rows: The rows; what a row lacks is null.
+
+        Raises:
+            ValueError: A row has a column that is not declared.
+        """
         schema = arrow_schema(table)
         if unknown := {name for row in rows for name in row} - set(schema.names):
             raise ValueError(f"{table} has no column {', '.join(sorted(unknown))}")
@@ -150,6 +174,9 @@ class PartFiles:
     def _put(self, table: str, key: str, data: pa.Table, folder: Location | None = None) -> None:
         path = (folder or self.root / table) / f"{key}.parquet"
         write_aside(path, lambda aside: pq.write_table(data, aside, write_page_checksum=True))
+        self._older.discard(path)
+        if self._kept is not None:
+            self._kept[path] = data
 
     def _put_merged(self, table: str, cell_ids: Iterable[str], parts: Iterable[pa.Table]) -> str:
         """Write the rows of some cells as one part-file. Returns its name, which follows from the cells."""
@@ -157,33 +184,36 @@ class PartFiles:
         self._put(table, key, pa.concat_tables([arrow_schema(table).empty_table(), *parts], promote_options="default"))
         return f"{key}.parquet"
 
-    def _merge(self) -> None:
+    def merge(self) -> None:
         """Merge the part-files of finished cells, which are never written again."""
         for table in TABLES:
-            parts = self._readable_parts(table, [path for path in self._parts(table) if path.stem in self._loose])
-            new = [part for part in parts.values() if _cells(part) - self._merged[table]]
+            parts = self._readable_parts(table, [path for path in self.paths(table) if path.stem in self.loose])
+            new = [part for part in parts.values() if _cells(part) - self.merged[table]]
             if new:
-                self._put_merged(table, self._loose, new)
-                self._merged[table].update(*map(_cells, new))
-            delete([path for path, part in parts.items() if _cells(part) & self._merged[table]])
-        self._loose.clear()
+                self._put_merged(table, self.loose, new)
+                self.merged[table].update(*map(_cells, new))
+            delete([path for path, part in parts.items() if _cells(part) & self.merged[table]])
+        self.loose.clear()
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Recover from earlier runs and from whatever else has happened to the files: their content counts.
 
         Set aside the part-files that cannot be read, and copies under other names; delete the rows that others have
-        already. What lies under another cell's name, which that one would write over, gets a name of its own.
+        already. What lies under another cell's name, which that one would write over, gets a name of its own. What is
+        of an earlier schema version is written under the present one, so that plain readers see one schema.
         """
         for table in TABLES:
-            paths = self._parts(table)
+            paths = self.paths(table)
             parts = self._readable_parts(table, paths)
             own = {path: part for path, part in parts.items() if _cells(part) <= {path.stem}}
             for path in (set(paths) - set(parts)) | _copies(own):
                 target: Any = path.with_name(f"_{path.name}")  # of the same kind
                 path.rename(target)
+            for path in self._older & set(parts):
+                self._put(table, path.stem, parts[path])
             merged = {path: part for path, part in parts.items() if path not in own}
-            self._merged[table] = self._single(table, merged, set().union(*map(_cells, own.values())))
-            delete([path for path, part in own.items() if _cells(part) & self._merged[table]])
+            self.merged[table] = self._single(table, merged, set().union(*map(_cells, own.values())))
+            delete([path for path, part in own.items() if _cells(part) & self.merged[table]])
 
     def _single(self, table: str, merged: Mapping[Location, pa.Table], own: set[str]) -> set[str]:
         """Let each cell be in one of the merged part-files only: two drivers may have merged the same.
@@ -209,26 +239,41 @@ class PartFiles:
             delete([path for path in merged if path.name != name])
         return cell_ids
 
-    def _parts(self, table: str) -> list[Location]:
+    def paths(self, table: str) -> list[Location]:
+        """The part-files of a table."""
         return sorted((self.root / table).glob("[!._]*.parquet"))
 
     def _readable_parts(self, table: str, paths: Sequence[Location]) -> dict[Location, pa.Table]:
-        """The content of part-files; one that is damaged is left out with a warning."""
-        schema = arrow_schema(table)
+        """The content of part-files under the present schema; one that is damaged is left out with a warning.
+
+        Raises:
+            InputError: One is of a later schema version.
+        """
+        kept = self._kept or {}
 
         def read(path: Location) -> pa.Table | None:
-            content = _content(path)
-            try:
-                return checked(content, schema)
-            except (OSError, ValueError, pa.ArrowException) as error:
-                if path not in self._damaged:
-                    log.warning("%s cannot be read and is left out: %s", path, str(error).partition("\n")[0])
-                self._damaged.add(path)
-                return None
+            return kept[path] if path in kept else self._read(table, path)
 
         with ThreadPoolExecutor(8) as pool:
-            parts = zip(paths, pool.map(read, paths), strict=True)
-            return {path: part for path, part in parts if part is not None}
+            parts = dict(zip(paths, pool.map(read, paths), strict=True))
+        if self._kept is not None:
+            self._kept |= parts
+        return {path: part for path, part in parts.items() if part is not None}
+
+    def _read(self, table: str, path: Location) -> pa.Table | None:
+        content = _content(path)
+        try:
+            stored = _whole(content)
+            if version_of(stored) < present():
+                self._older.add(path)
+            return _declared(rows_brought_up(table, stored), arrow_schema(table))
+        except InputError as error:
+            raise InputError(f"{path} {error}") from None
+        except (OSError, ValueError, pa.ArrowException) as error:
+            if path not in self._damaged:
+                log.warning("%s cannot be read and is left out: %s", path, str(error).partition("\n")[0])
+            self._damaged.add(path)
+            return None
 
 
 def _storable(value: object) -> object:
@@ -236,18 +281,24 @@ def _storable(value: object) -> object:
     return plain(value, STORED) if isinstance(value, str) else value
 
 
-def checked(content: bytes, schema: pa.Schema) -> pa.Table:
-    """The rows of a part-file, whose checksums are right.
+def checked(content: bytes, table: str) -> pa.Table:
+    """The rows of a part-file, whose checksums are right, under the present schema.
 
     Args:
         content: Of the file.
-        schema: Of its table.
+        table: Its table.
 
     Raises:
+        InputError: It is of a later schema version.
         OSError, ValueError, pyarrow.ArrowException: It is damaged, or something else.
     """
+    return _declared(rows_brought_up(table, _whole(content)), arrow_schema(table))
+
+
+def _whole(content: bytes) -> pa.Table:
+    """The rows of a part-file as they are stored; cf. `checked`."""
     file = pq.ParquetFile(io.BytesIO(content), page_checksum_verification=True)
-    part = _declared(file.read(), schema)
+    part = file.read()
     if len(part) != file.metadata.num_rows:
         raise ValueError(f"it has {len(part)} rows instead of {file.metadata.num_rows}")
     return part

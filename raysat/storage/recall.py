@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
@@ -54,20 +54,12 @@ class Recall:
 
     def initialization(self, row: Row) -> Initialization:
         """The initialization that a row of `trials` or `ntk` is of, from its columns."""
-        sweep, n = self.sweep, int(row["n"])
+        n = int(row["n"])
         model = Model(row["model"], _pairs(json.loads(row["model_options"]).items()), bool(row["width"]))
         samples = int(row["evaluation_samples"])
         columns: dict[str, Any] = {name: row[name] for name in ("dataset", "preprocessing", "dtype", "loss")}
-        columns |= {name: int(row[name]) for name in ("n", "n_test", "width", "seed")}
-        return Initialization(
-            **columns,
-            model=model,
-            k_samples=min(sweep.k_samples, n),
-            k_tolerance=float(sweep.k_tolerance),
-            spectrum=sweep.spectrum,
-            dense_samples=sweep.dense_samples,
-            evaluation_samples=0 if samples >= n else samples,
-        )
+        init = self.sweep.initialization(model, int(row["width"]), int(row["seed"]), n, int(row["n_test"]))
+        return replace(init, **columns, evaluation_samples=0 if samples >= n else samples)
 
     def asks_for(self, row: Row) -> bool:
         """Whether a row of `trials` is of a point of the sweep's axes, so that its id can be made again."""
@@ -94,19 +86,7 @@ class Recall:
         stepsizes = [one for one in sweep.stepsizes if one.label == row["stepsize"]]
         trainings = [one for one in sweep.trainings if one.label == row["training"]]
         for stepsize, training, evaluations in product(stepsizes, trainings, counts):
-            cell = Cell(
-                init,
-                b,
-                stepsize,
-                t,
-                sweep.sampling,
-                evaluations,
-                sweep.target_loss,
-                tuple(at for at in sweep.ntk_at if 0 < at <= t),
-                training,
-                sweep.gradient_norm,
-                sweep.precision,
-            )
+            cell = replace(sweep.cell(init, b, stepsize, training, t), evaluations=evaluations)
             yield cell
             if cell.cell_id == row["cell_id"]:
                 self.evaluations[key] = evaluations

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import fields
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -14,14 +15,11 @@ from typing import Any
 import torch
 
 from raysat.spec.cells import Cell, Initialization
+from raysat.storage.initial import ASKED, INHERITED
+from raysat.storage.schema import arrow_schema
 from raysat.user_code.identity import user_files
 
 Row = dict[str, Any]
-
-INHERITED = ("n_outputs", "parameters", "loss_init", "k_samples", "b_star", "b_star_thm33", "noise_scale")
-INHERITED += ("gamma", "gamma_mean", "gamma_frobenius", "k_op", "k_op_residual")
-INHERITED += ("statistics_dtype", "frozen_norms", "off")
-"""The columns that a trial's row has from its initialization."""
 
 
 def inherited(statistics: Mapping[str, Any]) -> Row:
@@ -32,36 +30,31 @@ def inherited(statistics: Mapping[str, Any]) -> Row:
 def describe(sweep: str, init: Initialization) -> Row:
     """What an initialization asks for, under the columns' names."""
     return {
+        **_fields(init, ASKED),
         "init_id": init.init_id,
         "sweep": sweep,
-        "dataset": init.dataset,
-        "preprocessing": init.preprocessing,
-        "n": init.n,
-        "n_test": init.n_test,
         "evaluation_samples": init.evaluation_samples or init.n,
         "model": init.model.label,
         "model_options": json.dumps(dict(init.model.options), sort_keys=True),
         "depth": init.model.option("depth"),
-        "width": init.width,
         "activation": init.model.option("activation"),
-        "dtype": init.dtype,
-        "seed": init.seed,
-        "loss": init.loss,
     }
 
 
 def describe_cell(cell: Cell) -> Row:
     """What a cell asks for beyond its initialization, under the columns' names."""
     return {
+        **_fields(cell, arrow_schema("trials").names),
         "cell_id": cell.cell_id,
-        "sampling": cell.sampling,
-        "precision": cell.precision,
-        "batch_size": cell.batch_size,
         "stepsize": cell.stepsize.label,
         "training": cell.training.label,
         "learners": cell.training.learners,
-        "iterations": cell.iterations,
     }
+
+
+def _fields(of: Initialization | Cell, columns: Collection[str]) -> Row:
+    """The fields that have columns of their names."""
+    return {field.name: getattr(of, field.name) for field in fields(of) if field.name in columns}
 
 
 def where(device: torch.device, init: Initialization | None = None) -> Row:

@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
-"""Stored in every part-file and in `sweep.json`. Raise it when a column's meaning changes or a column goes."""
+from raysat.spec.engines import ENGINES
+from raysat.storage.initial import INITIAL, PREDICTING, Column
+from raysat.storage.versions import KEY, present
+
+SCHEMA_VERSION = present()
+"""Stored in every part-file and in `sweep.json`. It rises with each step of `raysat.storage.versions`, which there is
+where a column's meaning changes or a column goes."""
 
 COMPLETED, TARGET_REACHED, DIVERGED, FAILED = "completed", "target_reached", "diverged", "failed"
 FINISHED = (COMPLETED, TARGET_REACHED, DIVERGED)
@@ -21,84 +25,7 @@ REFUSED = "refused"
 """The `method` of statistics that the network does not have. Where computing them failed it is `FAILED`."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column: its name, Arrow type, unit (empty where it has none) and meaning."""
-
-    name: str
-    type: pa.DataType
-    unit: str
-    doc: str
-
-
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
-
-_INIT = (
-    Column("init_id", _TEXT, "", "Key of the initialization's statistics: a hash of everything they depend on."),
-    Column("sweep", _TEXT, "", "Name of the sweep."),
-    Column("dataset", _TEXT, "", "Data set, by name or import path."),
-    Column("preprocessing", _TEXT, "", "`none`, `center`, `standardize` or `unit_norm`."),
-    Column("n", _INT, "samples", "Training samples used."),
-    Column("n_test", _INT, "samples", "Test samples used."),
-    Column(
-        "evaluation_samples",
-        _INT,
-        "samples",
-        "Training samples over which the loss is evaluated along a run: n, or fewer where the sweep says so.",
-    ),
-    Column("n_outputs", _INT, "", "Outputs C of the network."),
-    Column("model", _TEXT, "", "Architecture, by name or import path."),
-    Column("model_options", _TEXT, "", "The architecture's options as JSON: gains, depth, activation."),
-    Column("depth", _INT, "layers", "Hidden layers; null where the architecture has no such option."),
-    Column("width", _INT, "", "Hidden width; 0 where the architecture has none."),
-    Column("activation", _TEXT, "", "Activation; null where the architecture has no such option."),
-    Column("parameters", _INT, "", "Trainable parameters p."),
-    Column("dtype", _TEXT, "", "Floating-point type of weights, data and statistics."),
-    Column("seed", _INT, "", "Seed of weights and batches."),
-    Column(
-        "loss",
-        _TEXT,
-        "",
-        "Loss of a sample: `mse` (eq. 2.1), `cross_entropy`, or the import path of one of the user's own.",
-    ),
-    Column(
-        "loss_init",
-        _REAL,
-        "loss",
-        "L(w_0): 1/(2n) sum_i ||f(w_0, x_i) - y_i||^2 (eq. 2.1) for `mse`, over all n samples in `ntk`, over "
-        "evaluation_samples of them in `trials`.",
-    ),
-    Column("gamma", _REAL, "1/eta", "max_i lambda_max(J_i J_i^T) over all n samples, at w_0 (Lemma 3.1)."),
-    Column("gamma_mean", _REAL, "1/eta", "The mean over i of lambda_max(J_i J_i^T), at w_0."),
-    Column("gamma_frobenius", _REAL, "1/eta", "max_i ||J_i||_F^2, up to C times larger than gamma; null by iteration."),
-    Column("k_op", _REAL, "1/eta", "lambda_max(K), K = (1/n) J J^T the NTK over k_samples samples, at w_0."),
-    Column("k_op_residual", _REAL, "", "Relative residual ||Kv - k_op v|| / k_op of the unit eigenvector found."),
-    Column("k_samples", _INT, "samples", "Samples over which K was taken: all n, or a fixed random subset of them."),
-    Column("b_star", _REAL, "samples", "Critical batch size gamma / k_op (Theorems 1.1, 4.2)."),
-    Column("b_star_thm33", _REAL, "samples", "Critical batch size 4 gamma / k_op with Theorem 3.3's constants."),
-    Column(
-        "noise_scale",
-        _REAL,
-        "samples",
-        "tr(Sigma) / ||grad L||^2 at w_0, Sigma the covariance of the per-sample gradients over all n samples "
-        "(B_simple of McCandlish et al. 2018).",
-    ),
-    Column("statistics_dtype", _TEXT, "", "Floating-point type in which the statistics were computed."),
-    Column(
-        "frozen_norms",
-        _TEXT,
-        "",
-        "Layers whose batch statistics, those of the training set, were held constant: the statistics are then an "
-        "approximation. Names with commas; empty where there are none.",
-    ),
-    Column(
-        "off",
-        _TEXT,
-        "",
-        "Random layers, such as Dropout, that were turned off for the statistics and not for the steps. Names with "
-        "commas; empty where there are none.",
-    ),
-)
 
 _WHERE = (
     Column("device", _TEXT, "", "`cpu`, or the GPU's name."),
@@ -130,7 +57,7 @@ _REALS = pa.list_(pa.float64())
 NTK = (
     Column("cell_id", _TEXT, "", "The cell whose weights they are, for a row of `ntk_at`; null at initialization."),
     Column("iteration", _INT, "iterations", "Iteration t whose w_t the statistics are of; 0 is the initialization."),
-    *_INIT,
+    *INITIAL,
     *EVALUATION,
     Column("gamma_tight", _REAL, "1/eta", "Smallest gamma of eq. 3.2, for C = 1, over dense_samples samples."),
     Column("lambda_min", _REAL, "1/eta", "lambda_min(K) over dense_samples samples; null where there are none."),
@@ -230,7 +157,7 @@ TRIALS = (
         "loss_init); `failed` (an error; tried again by the next run).",
     ),
     Column("error", _TEXT, "", "The error of a failed cell; null otherwise."),
-    *_INIT,
+    *INITIAL,
     Column("sampling", _TEXT, "", "`without_replacement`, `with_replacement` or `epochs`."),
     Column(
         "precision",
@@ -300,7 +227,7 @@ TRIALS = (
         "engine",
         _TEXT,
         "",
-        "What computed the steps: `autograd`, `fused`, `stacked`, `compiled`, `graph`, `parallel`, `asynchronous` or "
+        f"What computed the steps: {', '.join(f'`{name}`' for name in ENGINES)}, `parallel`, `asynchronous` or "
         "`optimizer` (see `raysat.sgd.engine`).",
     ),
     Column(
@@ -377,7 +304,7 @@ ANALYSIS = (
         "predictor",
         _TEXT,
         "",
-        "`b_star`; `b_star_thm33`, which is 4 gamma / k_op; `noise_scale`; `forecast`: the same trials on the "
+        f"A column of `ntk` ({', '.join(f'`{name}`' for name in PREDICTING)}), or `forecast`: the same trials on the "
         "linearized network, tuned and fitted in the same way, of b_N as typical runs (`raysat.saturation.typical`).",
     ),
     Column("predicted", _REAL, "samples", "Its value: the mean over seeds, of the forecast the fit to all seeds."),
@@ -395,5 +322,5 @@ def arrow_schema(table: str) -> pa.Schema:
     columns = ANALYSIS if table == "analysis" else TABLES[table]
     return pa.schema(
         [pa.field(c.name, c.type, metadata={"unit": c.unit, "doc": c.doc}) for c in columns],
-        metadata={"raysat_schema": str(SCHEMA_VERSION)},
+        metadata={KEY: str(present())},
     )

@@ -25,19 +25,21 @@ from contextlib import suppress
 from dataclasses import MISSING, asdict, fields
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import pandas as pd
 
 from raysat.errors import InputError
 from raysat.messages.credentials import hidden
-from raysat.spec.sweep import SHARED, Sweep
+from raysat.spec.settings import SHARED, named
+from raysat.spec.sweep import Sweep
 from raysat.storage.belongings import strangers, unfinished
-from raysat.storage.files import Location, remove, walk, write_aside
+from raysat.storage.files import Location, location, remove, walk, write_aside
 from raysat.storage.heard import heard
 from raysat.storage.partfiles import KEYS, SET_ASIDE, PartFiles, Row, delete, reached
-from raysat.storage.schema import FINISHED, SCHEMA_VERSION, TABLES
+from raysat.storage.schema import FINISHED, TABLES
+from raysat.storage.versions import is_read, present, record_brought_up
 from raysat.user_code.identity import differences
 
 __all__ = ["Store", "reached"]
@@ -54,12 +56,27 @@ _LINEARIZED = '"linearized": true'
 """In `model_options`: the kernel never moves, and has no statistics along the run."""
 
 
-class Store(PartFiles):
-    """One sweep's results folder.
+class Store:
+    """One sweep's results folder: what its files say of the sweep.
 
     Args:
         root: The folder, `RESULTS/<sweep>`, or its address.
+
+    Attributes:
+        parts: Its part-files, in which the rows lie.
     """
+
+    def __init__(self, root: Location | str) -> None:
+        self.root = location(root)
+        self.parts = PartFiles(self.root)
+
+    def read(self, table: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """All rows of a table; cf. `PartFiles.read`."""
+        return self.parts.read(table, columns)
+
+    def update(self, rows: Mapping[str, Row]) -> None:
+        """Change what rows of `trials` say; cf. `PartFiles.update`."""
+        self.parts.update(rows)
 
     @property
     def checkpoints(self) -> Location:
@@ -96,15 +113,17 @@ class Store(PartFiles):
                 log.warning("%s cannot be read: it is set aside, and made anew.", self.sweep_file)
                 self.put_aside(self.sweep_file)
             # First of all: whatever ends this process from here on leaves a results folder.
-            record = {"schema": SCHEMA_VERSION, "sweep": asdict(sweep), "resolved": dict(resolved), **about}
-            write_aside(self.sweep_file, lambda path: path.write_text(json.dumps(hidden(record), indent=2) + "\n"))
+            self._write_record({"schema": present(), "sweep": asdict(sweep), "resolved": dict(resolved), **about})
             for folder in (*(self.root / table for table in TABLES), self.checkpoints):
                 folder.mkdir(exist_ok=True)
                 delete(path for path in folder.iterdir() if unfinished(path.name))
             delete(path for path in self.root.iterdir() if unfinished(path.name))
             finished = self.settle()
             self.make_schemas()
-            self._loose = finished & {path.stem for path in self._parts("trials")}
+            self.parts.loose = finished & {path.stem for path in self.parts.paths("trials")}
+
+    def _write_record(self, record: Mapping[str, Any]) -> None:
+        write_aside(self.sweep_file, lambda path: path.write_text(json.dumps(hidden(record), indent=2) + "\n"))
 
     def settle(self) -> set[str]:
         """Recover from earlier runs, and set aside what merged part-files have of unfinished cells.
@@ -112,9 +131,12 @@ class Store(PartFiles):
         Returns:
             The ids of the finished cells.
         """
-        self._settle()
+        stored = self._json(self.sweep_file)
+        if _is_record(stored) and is_read(version := stored.get("schema")) and version != present():
+            self._write_record(record_brought_up(stored))  # first: no earlier raysat is to read what follows
+        self.parts.settle()
         finished = self.finished()
-        if again := set().union(*self._merged.values()) - finished:
+        if again := set().union(*self.parts.merged.values()) - finished:
             self.set_aside(again)
         return finished
 
@@ -123,7 +145,7 @@ class Store(PartFiles):
         for table in TABLES:
             (self.root / table).mkdir(exist_ok=True)
             if not (self.root / table / "schema.parquet").exists():
-                self._write(table, "schema", [])
+                self.parts.write(table, "schema", [])
 
     def check(self, sweep: Sweep, resolved: Mapping[str, Any]) -> None:
         """Raise `InputError` unless the folder is new or holds cells of this very sweep.
@@ -136,16 +158,16 @@ class Store(PartFiles):
         record = self.record()
         if record is None and (strangers := self.strangers()):
             raise self._of_others(f"is not a results folder of a sweep (it has {strangers[0]})")
-        if record is not None and record.get("schema") != SCHEMA_VERSION:
-            raise self._of_others(f"has schema version {record.get('schema')}, this raysat writes {SCHEMA_VERSION}")
+        if record is not None and record.get("schema") != present():
+            raise self._of_others(f"has schema version {record.get('schema')}, this raysat writes {present()}")
         now = {**json.loads(json.dumps(asdict(sweep))), **resolved}
         if record is None:
             now |= {"sweep": sweep.name, "budget": sweep.budget}
             before = self._said_by_rows(now)
         else:
-            defaults = {field.name: None if field.default is MISSING else field.default for field in fields(Sweep)}
+            defaults = {field.name: None if field.default is MISSING else field.default for field in fields(sweep)}
             before = {**json.loads(json.dumps(defaults, default=asdict)), **record["sweep"], **record["resolved"]}
-            before = {name: before.get(name) for name in ("name", *SHARED, *resolved)}
+            before = {name: before.get(name) for name in ("name", *named(type(sweep), SHARED), *resolved)}
         files = differences(before.pop("code", None), now.get("code"))
         changed = [name for name, value in before.items() if value != now.get(name)]
         different = [f"{name} {before[name]!r} there, {now.get(name)!r} here" for name in changed]
@@ -182,14 +204,15 @@ class Store(PartFiles):
         return target
 
     def record(self) -> dict | None:
-        """The content of `sweep.json`; None where there is no such file, or something else in it.
+        """The content of `sweep.json` under the present schema; None where there is none, or something else in it.
+
+        What is of a version that this raysat does not read is as it is stored.
 
         Raises:
             InputError: The storage does not answer.
         """
         record = self._json(self.sweep_file)
-        parts = (record.get("sweep"), record.get("resolved")) if isinstance(record, dict) else (None,)
-        return record if all(isinstance(part, dict) for part in parts) else None
+        return record_brought_up(record) if _is_record(record) else None
 
     def _json(self, path: Location) -> Any:
         """What a file of JSON has; None where it is not there, or nothing of the kind."""
@@ -224,19 +247,19 @@ class Store(PartFiles):
                 f"{self.root} holds no sweep (no readable sweep.json): give a results folder, RESULTS/NAME, or "
                 "run its sweep again, which makes it anew."
             )
-        if record.get("schema") != SCHEMA_VERSION:
+        if record.get("schema") != present():
             raise InputError(
-                f"{self.root} has schema version {record.get('schema')}, this raysat reads {SCHEMA_VERSION}: "
+                f"{self.root} has schema version {record.get('schema')}, this raysat reads {present()}: "
                 "use the raysat that wrote it, or run the sweep anew."
             )
         return record
 
     def set_aside(self, cell_ids: Iterable[str], init_ids: Iterable[str] = ()) -> None:
-        """As for all part-files, and drop the checkpoints of the cells."""
+        """Take the rows of some cells out of all tables (`PartFiles.set_aside`), and drop the cells' checkpoints."""
         cells = set(cell_ids)
         for cell_id in cells:
             (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
-        super().set_aside(cells, init_ids)
+        self.parts.set_aside(cells, init_ids)
 
     def clear(self) -> None:
         """Delete the folder."""
@@ -246,22 +269,22 @@ class Store(PartFiles):
         """Store a finished cell: its curve first, then the row that makes it count, and drop its checkpoint."""
         cell_id = str(row["cell_id"])
         if ntk:
-            self._write("ntk", cell_id, ntk)
-        self._write("curves", cell_id, curve)
-        self._write("trials", cell_id, [row])
+            self.parts.write("ntk", cell_id, ntk)
+        self.parts.write("curves", cell_id, curve)
+        self.parts.write("trials", cell_id, [row])
         if row["status"] in FINISHED:
             with suppress(OSError):  # what is left of it costs room, and the row nothing
                 (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
-            self._loose.add(cell_id)
-            if len(self._loose) >= LOOSE:
+            self.parts.loose.add(cell_id)
+            if len(self.parts.loose) >= LOOSE:
                 try:
-                    self._merge()
+                    self.parts.merge()
                 except OSError as error:  # tried again with the next cell; its rows are safe as they are
                     log.warning("%s: merging part-files failed: %s", self.root, str(error).partition("\n")[0])
 
     def write_ntk(self, row: Row) -> None:
         """Store an initialization's statistics."""
-        self._write("ntk", str(row["init_id"]), [row])
+        self.parts.write("ntk", str(row["init_id"]), [row])
 
     def finished(self) -> set[str]:
         """The ids of the cells that need not be run again.
@@ -290,6 +313,11 @@ class Store(PartFiles):
         rows = self.read("ntk")
         initial: list[Any] = rows[rows["iteration"] == 0].to_dict("records")
         return {row["init_id"]: row for row in initial}
+
+
+def _is_record(stored: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether the content of `sweep.json` is that of a sweep."""
+    return isinstance(stored, dict) and all(isinstance(stored.get(name), dict) for name in ("sweep", "resolved"))
 
 
 def _absolute(folder: Location) -> Location:

@@ -38,7 +38,7 @@ class Job:
         threads: CPU threads.
         gpus: GPUs, or the fraction of one: also of its memory, so that no trial takes what another was promised; None
             for one where there is one.
-        engine: What computes the steps, one of `raysat.spec.sweep.ENGINES`.
+        engine: What computes the steps, `auto` or one of `raysat.spec.engines.ENGINES`.
         data: Where the data set's files may be had besides the usual folders.
         tell: Progress callback `(iteration, {cell_id: last loss})`, called every `TELL_SECONDS`; of statistics the
             iteration is the number of samples done. Set by the executor in the worker; None disables it.

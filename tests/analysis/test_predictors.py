@@ -8,7 +8,8 @@ from analysis.test_analysis import SIZES, analyzed, full, refused_ntk, tables, t
 
 from raysat import Sweep, data, linear, models, theory
 from raysat.analysis import READING, analyze
-from raysat.analysis.predictors import BY_CONSTRUCTION, COMPARISON, HORIZON
+from raysat.analysis.foreseen import HORIZON
+from raysat.analysis.predictors import BY_CONSTRUCTION, COMPARISON
 from raysat.saturation.fits import fit_saturation
 from raysat.saturation.formulas import beta
 from raysat.saturation.targets import steps_to_target

@@ -102,8 +102,8 @@ def test_where_gamma_was_wrong_what_was_made_of_it_runs_again_and_is_set_aside(r
     root = old / "results" / "old"
     if part == "merged":
         store = Store(root)
-        store._loose = store.finished()
-        store._merge()
+        store.parts.loose = store.finished()
+        store.parts.merge()
         assert list((root / "trials").glob("merged-*"))
     before = trials(old)
     mine = before["init_id"] == init_id

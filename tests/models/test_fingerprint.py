@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from raysat import InputError, mlp, models
+from raysat.models.architectures import ARCHITECTURES, Architecture
 from raysat.models.fingerprint import digest, fingerprint, has
 from raysat.spec.cells import Model
 from raysat.user_code.seeding import seeded
@@ -71,7 +72,7 @@ def test_a_builder_may_draw_from_any_generator_and_each_is_left_where_it_was(nam
         layer.weight.data = torch.tensor([draw()])
         return layer
 
-    monkeypatch.setitem(models.BUILDERS, "drawn", build)
+    monkeypatch.setitem(ARCHITECTURES, "drawn", Architecture(mlp, build))
     weights = []
     for seed in (0, 0, 1, 5 + (1 << 32)):
         draw()  # what the process did before
@@ -94,6 +95,7 @@ def test_built_in_weights_are_those_of_torchs_seed():
 
 
 def test_a_network_that_draws_its_weights_later_is_refused(monkeypatch):
-    monkeypatch.setitem(models.BUILDERS, "lazy", lambda *_: nn.Sequential(nn.Flatten(), nn.LazyLinear(2)))
+    lazy = Architecture(mlp, lambda *_: nn.Sequential(nn.Flatten(), nn.LazyLinear(2)))
+    monkeypatch.setitem(ARCHITECTURES, "lazy", lazy)
     with pytest.raises(InputError, match=r"1 \(LazyLinear\) draws its weights in its first .* call the network once"):
         models.build(Model("lazy"), 1, (3,), 2, 0)

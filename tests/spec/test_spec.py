@@ -25,7 +25,7 @@ from raysat import (
     theory,
 )
 from raysat.spec.cells import Model, is_reference
-from raysat.spec.sweep import AXES, EXECUTION, SHARED
+from raysat.spec.settings import AXIS, EXECUTION, SHARED, named
 
 VALID = {
     "name": "s",
@@ -224,7 +224,7 @@ def test_code_of_the_user_is_part_of_the_identity():
 
 def test_every_field_is_an_axis_or_shared_or_of_the_execution():
     names = [field.name for field in dataclasses.fields(Sweep)]
-    assert sorted(names) == sorted([*AXES, *EXECUTION, *SHARED])
+    assert sorted(names) == sorted(name for kind in (AXIS, EXECUTION, SHARED) for name in named(Sweep, kind))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from raysat.status import main as status_main
 from raysat.storage import partfiles
 from raysat.storage.columns import as_markdown
 from raysat.storage.files import write_aside
+from raysat.storage.partfiles import PartFiles
 from raysat.storage.schema import SCHEMA_VERSION, TABLES, arrow_schema
 from raysat.storage.store import Store
 
@@ -307,7 +308,7 @@ class OneByOne:
 def test_a_reader_in_the_midst_of_a_merge_sees_all_rows_once(store, merges_four, monkeypatch):
     fill(store, range(3))
     listings = iter([None])
-    list_parts = Store._parts
+    list_parts = PartFiles.paths
 
     def then_merge(self, table):
         paths = list_parts(self, table)
@@ -315,7 +316,7 @@ def test_a_reader_in_the_midst_of_a_merge_sees_all_rows_once(store, merges_four,
             fill(store, [3])
         return paths
 
-    monkeypatch.setattr(Store, "_parts", then_merge)
+    monkeypatch.setattr(PartFiles, "paths", then_merge)
     assert sorted(Store(store.root).read("trials")["cell_id"]) == ["000", "001", "002", "003"]
 
 
@@ -373,7 +374,7 @@ def test_cells_with_statistics_along_the_run_are_finished_with_as_many_as_they_c
 @pytest.mark.parametrize("part", ["loose", "merged"])
 def test_cells_whose_statistics_along_the_run_are_damaged_are_run_again(along, part):
     if part == "merged":
-        along._merge()
+        along.parts.merge()
     path = next((along.root / "ntk").glob("merged-*" if part == "merged" else "whole.parquet"))
     path.write_bytes(path.read_bytes()[:-9])
     again = Store(along.root)
@@ -389,11 +390,11 @@ def test_cells_that_two_drivers_have_merged_are_kept_once(store, monkeypatch):
     fill(store, range(6))
     loose = {path: path.read_bytes() for path in store.root.glob("*/00?.parquet")}
     for numbers in ([0, 1, 2, 3], [2, 3, 4], [4], [0, 1, 2, 3, 4]):  # each put back and merged by another
-        store._loose = {f"{k:03x}" for k in numbers}
-        store._merged = {table: set() for table in TABLES}
+        store.parts.loose = {f"{k:03x}" for k in numbers}
+        store.parts.merged = {table: set() for table in TABLES}
         for path, content in loose.items():
             path.write_bytes(content)
-        store._merge()
+        store.parts.merge()
     assert len(pd.read_parquet(store.root / "trials")) > 6
     for _ in range(2):
         Store(store.root).open(SWEEP, {}, RESOLVED)

@@ -13,7 +13,7 @@ import pytest
 from raysat import analysis
 from raysat.analysis.command import main as analysis_main
 from raysat.driver.adaptive import Finding, missing_neighbours
-from raysat.models import BUILDERS
+from raysat.models.architectures import ARCHITECTURES, Architecture
 from raysat.spec.cells import Model
 from raysat.spec.stepsizes import Stepsize
 from raysat.status import main as status_main
@@ -289,7 +289,7 @@ def test_what_random_layers_draw_is_the_cells_own(make_cell, tmp_path, monkeypat
     def build(width, input_shape, outputs):
         return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Dropout(0.5), nn.Linear(width, outputs))
 
-    monkeypatch.setitem(BUILDERS, "dropped", build)
+    monkeypatch.setitem(ARCHITECTURES, "dropped", Architecture(mlp, build))
     cell = make_cell(model=Model("dropped"), stepsize=Stepsize("fixed", 0.05), iterations=60)
     job = Job("s", cell.init, cell, checkpoints=tmp_path, checkpoint_seconds=0.0)
     torch.rand(3)

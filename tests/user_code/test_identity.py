@@ -91,8 +91,8 @@ def replace(path, old, new):
 def merge(project):
     """As after many cells."""
     store = Store(project / "results" / "own")
-    store._loose = store.finished()
-    store._merge()
+    store.parts.loose = store.finished()
+    store.parts.merge()
     assert list((store.root / "trials").glob("merged-*"))
 
 
