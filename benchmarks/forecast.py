@@ -40,7 +40,10 @@ def prepare(width: int):
 def final_loss(dataset, model, width: int, eta: float, b: int, seed: int) -> tuple[float, float]:
     network = models.build(model, width, dataset.input_shape, dataset.outputs, seed=0)
     engine = AutogradEngine(network, dataset.x, dataset.y, LOSSES["mse"], eta)
-    at = lambda: evaluate(network, dataset.x, dataset.y, LOSSES["mse"], classes=False).loss  # noqa: E731
+
+    def at():
+        return evaluate(network, dataset.x, dataset.y, LOSSES["mse"], classes=False).loss
+
     before = at()
     engine.run(batches(seed, 0, T, b, N))
     return before, at()

@@ -289,7 +289,10 @@ def stacked(bench: Bench) -> None:
                 parts = [f"{auto.name} one by one {alone:,.0f} it/s"]
                 for seeds in bench.size((3, 8), (2,)):
                     engine = StackedEngine(copies(start, seeds), *common, [1e-9] * seeds)
-                    call = lambda engine=engine, chosen=chosen, seeds=seeds: engine.run(*chosen[:seeds])  # noqa: E731
+
+                    def call(engine=engine, chosen=chosen, seeds=seeds):
+                        return engine.run(*chosen[:seeds])
+
                     rate = seeds * bench.rate(call, steps)
                     parts.append(f"{seeds} stacked {rate:,.0f} ({rate / alone:.2f} times)")
                 bench.say(title, ", ".join(parts))

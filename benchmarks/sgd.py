@@ -367,7 +367,9 @@ def report(
         for name, entries in rows.items():
             print(f"| {name} | " + " | ".join(entries) + " |")
 
-    per_second = lambda rate: f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"  # noqa: E731
+    def per_second(rate):
+        return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+
     rows = {name: [per_second(1 / statistics.median(runs[b])) for b in sizes] for name, runs in times.items()}
     rows["floor: all products at the peak"] = [per_second(peak / operations[b]) for b in sizes]
     if network is NETWORKS["fc"]:

@@ -266,7 +266,10 @@ def recurrence(g: Drawing, shape: Shape, keep: bool) -> Made:
         return Wired(loop, cell=cell), (shape[0], units)
     if how == "layer":
         return Wired(lambda self, x: self.rnn(x)[0], rnn=kind(shape[1], units, batch_first=True)), (shape[0], units)
-    run = lambda self, x: self.rnn(x.transpose(0, 1))[0].transpose(0, 1)  # noqa: E731
+
+    def run(self, x):
+        return self.rnn(x.transpose(0, 1))[0].transpose(0, 1)
+
     return Wired(run, rnn=kind(shape[1], units)), (shape[0], units)
 
 

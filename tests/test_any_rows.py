@@ -90,7 +90,10 @@ def some(draw, whole):
     """A subset of the rows, some of their values missing, zero or infinite."""
     trials, curves, ntk = whole.trials, whole.curves, whole.ntk
     random = Random(draw(st.integers(0, 2**32)))
-    chosen = lambda table, share: np.array([random.random() < share for _ in range(len(table))], bool)  # noqa: E731
+
+    def chosen(table, share):
+        return np.array([random.random() < share for _ in range(len(table))], bool)
+
     for axis in draw(st.lists(st.sampled_from(AXES), unique=True, max_size=3)):
         values = sorted(set(trials[axis]))
         trials = trials[trials[axis].isin(draw(st.sets(st.sampled_from(values), min_size=1)))] if values else trials

@@ -80,7 +80,10 @@ def method(row: Row) -> str:
 
 def bounds(low: float, high: float) -> str:
     """An interval: `[8.2, 10.3]`; empty where there is none."""
-    short = lambda end: number(end, 2 if end < 10 else 3)  # noqa: E731
+
+    def short(end: float) -> str:
+        return number(end, 2 if end < 10 else 3)
+
     return "" if math.isnan(low) or math.isnan(high) else f"[{short(low)}, {short(high)}]"
 
 

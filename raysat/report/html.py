@@ -127,7 +127,10 @@ def footnoted(
         key: What the ids of the notes begin with.
     """
     notes = {note: k for k, note in enumerate(dict.fromkeys(note for _, own in rows for note in own), 1)}
-    link = lambda k: f'<a href="#{key}-{k}" aria-label="note {k}">{k}</a>'  # noqa: E731
+
+    def link(k: int) -> str:
+        return f'<a href="#{key}-{k}" aria-label="note {k}">{k}</a>'
+
     cells = [[*own, " ".join(link(notes[note]) for note in said)] for own, said in rows]
     items = "".join(f'<li id="{key}-{k}">{escape(note)}</li>' for note, k in notes.items())
     return table([*columns, "notes"], cells, {*text, "notes"}, label, cards=True) + (

@@ -220,7 +220,10 @@ class _Block:
     def _step(self, step: int) -> None:
         """Put one step on the tape."""
         rows, pending = slice(step * self.b, (step + 1) * self.b), step * self.b
-        at = lambda buffer: buffer if len(buffer) == self.b else buffer[rows]  # noqa: E731
+
+        def at(buffer: Tensor) -> Tensor:
+            return buffer if len(buffer) == self.b else buffer[rows]
+
         inputs, deltas, outputs = (
             [at(buffer) for buffer in buffers] for buffers in (self.inputs, self.deltas, self.outputs)
         )

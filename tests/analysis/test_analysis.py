@@ -497,7 +497,10 @@ def test_the_tables_made_here_use_columns_that_exist():
 def test_trainings_are_measured_apart_and_budgets_of_samples_together():
     made = [trial(b, seed) for b in (1, 4, 16, 64) for seed in range(3)]
     budget = [({**row, "budget": "640 samples", "iterations": 640 // row["batch_size"]}, path) for row, path in made]
-    renamed = lambda one, **changes: {**one, "cell_id": f"m{one['cell_id']}", **changes}  # noqa: E731
+
+    def renamed(one, **changes):
+        return {**one, "cell_id": f"m{one['cell_id']}", **changes}
+
     other = [(renamed(row, training="momentum 0.9"), list(map(renamed, path))) for row, path in budget]
     fits = analyzed([*budget, *other]).fits
     headline = fits[fits["headline"] & (fits["quantity"] == "b_N")]

@@ -129,7 +129,10 @@ class TestForecast:
 
     def test_of_h_takes_a_diverged_trial_at_the_readings_t(self):
         """The loss falls fastest in the first steps: a trial that was cut off there would have the largest h of all."""
-        wild = lambda done: [exact(b, "grid", 3.9, status="diverged", h=None, iterations_done=done) for b in SIZES]  # noqa: E731
+
+        def wild(done):
+            return [exact(b, "grid", 3.9, status="diverged", h=None, iterations_done=done) for b in SIZES]
+
         made = [cell for cell in GRID if cell[0]["eta"] < 3]
         cut, whole = (forecasts(made + wild(done), statistics()).query("quantity == 'b_h'") for done in (2, T))
         assert cut["predicted"].to_list() == pytest.approx(whole["predicted"].to_list())
@@ -146,7 +149,10 @@ class TestForecast:
         assert "run the sweep with spectrum=64" in remark(ntk=statistics(residual_nodes=[], residual_weights=[]))
         assert "run the sweep with spectrum=64" in remark(ntk=statistics(init_id="another"))
         assert "run the sweep with spectrum=64" in remark(ntk=statistics(iteration=100))
-        changed = lambda **changes: [({**row, **changes}, curve) for row, curve in THEORY]  # noqa: E731
+
+        def changed(**changes):
+            return [({**row, **changes}, curve) for row, curve in THEORY]
+
         assert "squared error" in remark(changed(loss="cross_entropy"))
         assert "not of epochs" in remark(changed(sampling="epochs"))
         never = statistics(residual_weights=(SAMPLES * MASSES * 1e9).tolist())

@@ -69,7 +69,10 @@ def test_where_memory_runs_out_the_parts_are_halved_and_no_step_is_lost(b, most,
 @pytest.mark.parametrize(("at_once", "most", "ends_at"), [(8, N, 8), (N, 9, 8), (5, 4, 4)])
 def test_ghost_batches_stay_together_and_are_averaged_once(at_once, most, ends_at):
     x, y = problem()
-    network = lambda: models.build(mlp(2, norm="batch", ghost=4), 24, (12,), 6, seed=0).double()  # noqa: E731
+
+    def network():
+        return models.build(mlp(2, norm="batch", ghost=4), 24, (12,), 6, seed=0).double()
+
     whole, parts, chosen = network(), short_of_memory(network(), most), batches(0, 0, 10, 16, N)
     AutogradEngine(whole, x, y, MSE, 0.1).run(chosen)
     engine = AutogradEngine(parts, x, y, MSE, 0.1, at_once)

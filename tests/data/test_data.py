@@ -94,11 +94,14 @@ def mnist_contents(n=20, n_test=8):
 
 def cifar_contents(per_batch=3):
     rng = np.random.default_rng(0)
-    batch = lambda k: {  # noqa: E731
-        b"data": rng.integers(0, 256, (per_batch, 3072), dtype=np.uint8),
-        b"labels": [(k + j) % 10 for j in range(per_batch)],
-        b"batch_label": b"a batch",
-    }
+
+    def batch(k):
+        return {
+            b"data": rng.integers(0, 256, (per_batch, 3072), dtype=np.uint8),
+            b"labels": [(k + j) % 10 for j in range(per_batch)],
+            b"batch_label": b"a batch",
+        }
+
     return [pickle.dumps(batch(k), protocol=3) for k in range(6)]
 
 

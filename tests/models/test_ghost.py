@@ -64,7 +64,10 @@ def test_evaluation_is_by_algorithm_1():
         sigma_run = (1 - eta) ** 3 * sigma_run + (weights * sigma).sum(0)
     layer.eval()
     x = images(5, 9)
-    at = lambda v: v.view(3, 1, 1)  # noqa: E731
+
+    def at(v):
+        return v.view(3, 1, 1)
+
     expected = at(layer.weight) * (x - at(mu_run)) / at(sigma_run) + at(layer.bias)
     torch.testing.assert_close(layer(x), expected, rtol=1e-10, atol=1e-10)
 

@@ -108,7 +108,10 @@ def test_at_it_the_loss_falls_by_half_of_what_the_gradient_promises_and_a_little
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(5, 16), nn.Tanh(), nn.Linear(16, 2)).double()
     found = base_stepsize(network, x, y, LOSSES["mse"], chunk=100)
-    loss = lambda: (network(x) - y).square().sum() / (2 * len(x))  # noqa: E731
+
+    def loss():
+        return (network(x) - y).square().sum() / (2 * len(x))
+
     initial = loss()
     gradient = torch.autograd.grad(initial, list(network.parameters()))
     square = sum((part * part).sum() for part in gradient)

@@ -50,7 +50,10 @@ def by_hand(network, x):
     network.eval()
     for layer in layers:  # registered in the order of execution
         seen = []
-        see = lambda _, args, kwargs, seen=seen: seen.extend((*args, *kwargs.values()))  # noqa: E731
+
+        def see(_, args, kwargs, seen=seen):
+            return seen.extend((*args, *kwargs.values()))
+
         handle = layer.register_forward_pre_hook(see, with_kwargs=True)
         with torch.no_grad():
             network(x)

@@ -362,7 +362,10 @@ def test_lanczos_finds_the_largest_eigenvalues_side_by_side(size, batch, seed):
     generator = np.random.default_rng(seed)
     factor = torch.tensor(generator.normal(size=(batch, size, size)))
     matrix = factor @ factor.mT
-    apply = lambda v: (matrix @ v[:, :, None]).squeeze(2)  # noqa: E731
+
+    def apply(v):
+        return (matrix @ v[:, :, None]).squeeze(2)
+
     pairs = largest_eigenpairs(apply, torch.tensor(generator.normal(size=(batch, size))), tolerance=1e-10)
     torch.testing.assert_close(pairs.values, torch.linalg.eigvalsh(matrix)[:, -1], rtol=1e-9, atol=0)
     residuals = (apply(pairs.vectors) - pairs.values[:, None] * pairs.vectors).norm(dim=1) / pairs.values

@@ -162,7 +162,10 @@ def test_without_scripts_the_pictures_are_shown(browser, page):
 
 def test_the_headline_is_shown_first_and_a_choice_holds_for_all_figures(browser, page):
     tab = browser.open(page)
-    shown = lambda: [text(tab, f"{figure} .shown") for figure in (LOSS, H, N)]  # noqa: E731
+
+    def shown():
+        return [text(tab, f"{figure} .shown") for figure in (LOSS, H, N)]
+
     assert all("grid (free)" in words for words in shown())
     before = tab.js(f"document.querySelector('{N} svg.chart').outerHTML")
     choose(tab, H, "Stepsizes", "grid (stable)")
@@ -249,7 +252,10 @@ def test_an_open_end_of_an_interval_is_infinite_and_drawn_to_the_frame(browser, 
     quiet = Console(file=io.StringIO())
     tab = browser.open(finish(results(tmp_path / "toy", made, targets=(0.9,), stepsizes=grid([1.0]), seeds=1), quiet))
     assert "[0, ∞]" in text(tab, N)
-    box = lambda what: f"(box => [box.left, box.right])(document.querySelector('{N} {what}').getBoundingClientRect())"  # noqa: E731
+
+    def box(what):
+        return f"(box => [box.left, box.right])(document.querySelector('{N} {what}').getBoundingClientRect())"
+
     (left, right), (low, high) = tab.js(box(".grid")), tab.js(box("rect.band"))
     assert high == pytest.approx(right, abs=1)
     assert low == pytest.approx(left, abs=1)

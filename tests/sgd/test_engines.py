@@ -378,7 +378,9 @@ def pretend_graphs(monkeypatch):
 
 @pytest.mark.parametrize("steps", [1, 31, 32, 63, 100])
 def test_graph_takes_every_step_once(pretend_graphs, steps):
-    captured = lambda *arguments: GraphEngine(pretend_graphs[0](*arguments))  # noqa: E731
+    def captured(*arguments):
+        return GraphEngine(pretend_graphs[0](*arguments))
+
     for calls in (1, 2):
         assert both(network_of(), *problem(), batches(0, 0, steps, 3, N), other=captured, calls=calls) == 0
 
@@ -395,7 +397,10 @@ def test_what_cannot_be_recorded_is_refused_or_run_without_a_graph(pretend_graph
     chosen = batches(0, 0, 64, 3, N)
     with pytest.raises(InputError, match=r"cannot record MLP \(operation .* capturing\): set engine='autograd'\.$"):
         GraphEngine(Reading(network_of(), *problem(), 0.1)).run(chosen)
-    optional = lambda *arguments: GraphEngine(Reading(*arguments), optional=True)  # noqa: E731
+
+    def optional(*arguments):
+        return GraphEngine(Reading(*arguments), optional=True)
+
     assert both(network_of(), *problem(), chosen, other=optional, calls=2) == 0
     assert "launched one by one" in caplog.text
 
@@ -406,7 +411,10 @@ def test_what_cannot_be_recorded_is_refused_or_run_without_a_graph(pretend_graph
 def test_graph_is_autograd_in_double_precision(b, inner):
     x, y, loss = problem()
     network = network_of().cuda()
-    captured = lambda *arguments: GraphEngine(inner(*arguments))  # noqa: E731
+
+    def captured(*arguments):
+        return GraphEngine(inner(*arguments))
+
     assert both(network, x.cuda(), y.cuda(), loss, batches(0, 0, 100, b, N, device="cuda"), other=captured) < 1e-12
 
 

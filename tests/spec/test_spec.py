@@ -218,7 +218,10 @@ def test_budgets_and_trainings_that_cannot_be_are_refused(changes, words):
 
 def test_code_of_the_user_is_part_of_the_identity():
     sweep = Sweep(**VALID)
-    of = lambda code: {c.cell_id for c in sweep.cells(20, 0, lambda model: code)}  # noqa: E731
+
+    def of(code):
+        return {c.cell_id for c in sweep.cells(20, 0, lambda model: code)}
+
     assert not of("a") & of("b")
 
 

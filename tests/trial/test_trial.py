@@ -421,7 +421,9 @@ def test_statistics_along_a_run_that_fail_are_rows_and_the_trial_goes_on(make_ce
 def test_a_job_leaves_the_random_generators_where_they_were(make_cell):
     import random
 
-    states = lambda: (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: E731
+    def states():
+        return (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())
+
     before = states()
     run_trial(job_of(make_cell(iterations=5)))
     assert states() == before

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from raysat import analysis
+from raysat import analysis, mlp
 from raysat.analysis.command import main as analysis_main
 from raysat.driver.adaptive import Finding, missing_neighbours
 from raysat.models.architectures import ARCHITECTURES, Architecture
