@@ -18,7 +18,7 @@ from raysat.analysis.measure import FITS, POINTS, Measurement, measure
 from raysat.analysis.reading import READING, SETTING, Paths, by_evidence, readings, usable
 from raysat.analysis.tables import Analysis, prepared
 from raysat.analysis.targets import deepest
-from raysat.storage.schema import TARGET_REACHED
+from raysat.storage.schema import BEATEN, TARGET_REACHED
 
 RUNGS, FEWEST_RUNGS, MEASURED = 16, 6, 32
 """Levels of a ladder beside the sweep's own targets. Default: 16; where the loss falls by a factor of 100 they are a
@@ -127,7 +127,7 @@ def _decided(
     reading: pd.DataFrame, group: pd.DataFrame, trials: pd.DataFrame, paths: Paths, levels: Sequence[float]
 ) -> list[Measurement]:
     """N at the levels at which no trial that was ended before could have won."""
-    early = trials.loc[trials["status"] == TARGET_REACHED, ["seed", "batch_size", "lowest", "last"]]
+    early = trials.loc[trials["status"].isin([TARGET_REACHED, BEATEN]), ["seed", "batch_size", "lowest", "last"]]
     made = [one for one in measure(reading, group, paths, levels) if one.about["quantity"] == "N"]
     return [one for one in made if not _could_have_won(early, one)]
 

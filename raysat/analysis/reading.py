@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 
-from raysat.storage.schema import COMPLETED, TARGET_REACHED
+from raysat.storage.schema import MEASURED
 
 SETTING = (
     *("dataset", "preprocessing", "n", "model", "model_options", "depth", "activation", "loss", "dtype", "sampling"),
@@ -77,7 +77,7 @@ def best_of(trials: pd.DataFrame, score: str) -> pd.DataFrame:
 
 def usable(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials that are measured: neither diverged nor failed."""
-    return trials[trials["status"].isin([COMPLETED, TARGET_REACHED])]
+    return trials[trials["status"].isin(MEASURED)]
 
 
 def devices(trials: pd.DataFrame) -> pd.Series:

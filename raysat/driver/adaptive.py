@@ -13,6 +13,10 @@ those below `eta_limit`, as far as that limit; of a network without statistics, 
 The best is that of the fewest iterations to the target, or of the smallest final loss where there is no target. Without
 statistics `base_stepsize` stands for 1/beta(b), and the range goes as far from there as it takes.
 
+Where trials race (`raysat.spec.race`) each seed has a range of its own, and batch sizes are taken in rising order, each
+from the best stepsize of the one before it; the first from 2/beta(b). The largest stable stepsize is tried next, for
+the best is there or beyond, and one that is beyond the limit of its race ends the range as one that diverged does.
+
 **The batch size** (`Sweep(adaptive=True)`). b_N has an interval from the scatter of N_i(b) about the law
 (`raysat.saturation.intervals`), whose width is that of `1 / sum (s - mean s)^2`, s(b) being the slope of log N by
 log b_N. Batch sizes are run in rising order, by factors of four, until the interval lies below the largest of them:
@@ -36,8 +40,9 @@ from raysat.saturation.fits import LEAST_BATCH_SIZES, fit_law, log_law, slopes
 from raysat.saturation.intervals import geometric_mean, of_critical_batch
 from raysat.saturation.targets import choose_targets, steps_to_target
 from raysat.spec.cells import Cell
+from raysat.spec.race import Arrival, Limits
 from raysat.spec.stepsizes import AUTO_START, half_octave
-from raysat.storage.schema import COMPLETED, FAILED, TARGET_REACHED
+from raysat.storage.schema import BEATEN, FAILED, MEASURED, TARGET_REACHED
 from raysat.text import number
 
 STRIDE = 4
@@ -79,11 +84,22 @@ class Finding:
     @property
     def usable(self) -> bool:
         """Whether the trial neither diverged nor failed."""
-        return self.status in (COMPLETED, TARGET_REACHED)
+        return self.status in MEASURED
 
     def steps(self, target: float | None) -> float:
         """N to the target; nan where it is not reached."""
         return _steps(self, target) if target is not None and self.usable else math.nan
+
+    def arrivals(self, goal: float) -> list[Arrival]:
+        """Itself as one that has arrived at the target of a race, where it has."""
+        if self.status != TARGET_REACHED:
+            return []
+        steps = self.steps(goal)
+        return [] if math.isnan(steps) else [Arrival(steps, int(self.iterations[-1]), self.of_limit)]
+
+    def is_far(self, limit: float) -> bool:
+        """Whether it had not arrived at a limit, or would not have: a function of its cell, wherever it was cut."""
+        return self.status == BEATEN or (self.usable and self.iterations[-1] > limit)
 
     def score(self, target: float | None) -> tuple[float, float]:
         """The smaller the better: iterations to the target, then the final loss."""
@@ -165,6 +181,7 @@ class Group:
         target: The loss to which N counts; None for the deepest that all trials reach.
         ratio: Upper over lower end of the interval at which an adaptive group is done.
         weight: The cost of a cell.
+        goal: The loss to which the trials of a seed and batch size race; None where they do not.
     """
 
     name: str
@@ -175,16 +192,26 @@ class Group:
     target: float | None
     ratio: float
     weight: Callable[[Cell], float]
+    goal: float | None = None
 
-    def propose(self, findings: Findings) -> Proposal:
-        """What is wanted of this group."""
-        if not self.adaptive:
-            return Proposal([cell for b in self.cells for cell in self._tune(b, AUTO_START, findings)])
+    def propose(self, findings: Findings, *, ahead: bool = False) -> Proposal:
+        """What is wanted of this group.
+
+        Args:
+            findings: What was found.
+            ahead: Whether a batch size is not to wait for the best stepsize of another.
+        """
         wanted: dict[int, list[Cell]] = {}
+        if not self.adaptive:
+            for b in self.cells:
+                wanted[b] = self._tune(b, wanted if self.goal else {}, findings)
+                if self.auto and self.goal and not ahead and not _ended(wanted[b], findings):
+                    break
+            return Proposal([cell for cells in wanted.values() for cell in cells])
         b, why = min(self.cells), ""
         while b is not None:
-            wanted[b] = self._tune(b, self._around(b, wanted, findings), findings)
-            if any(cell.cell_id not in findings for cell in wanted[b]):
+            wanted[b] = self._tune(b, wanted, findings)
+            if not _ended(wanted[b], findings):
                 break
             b, why = self._next_size(wanted, findings)
         done = (f"{self.name}: {why}; run at b = {', '.join(map(str, sorted(wanted)))}",) if b is None else ()
@@ -197,29 +224,44 @@ class Group:
 
     # Stepsizes ------------------------------------------------------------------------------------------------------
 
-    def _tune(self, b: int, start: Sequence[int], findings: Findings) -> list[Cell]:
-        """The cells of a batch size: those known ahead, or those of a range that grows from `start`."""
+    def _tune(self, b: int, wanted: Mapping[int, list[Cell]], findings: Findings) -> list[Cell]:
+        """The cells of a batch size: those known ahead, or those of ranges that grow.
+
+        Args:
+            b: The batch size.
+            wanted: What is wanted at others, at whose best stepsizes the ranges start.
+            findings: What was found.
+        """
         if not self.auto:
             return self.cells[b]
-        firsts = {cell.init.seed: cell for cell in self.cells[b]}
-        tried = set(start)
-        while True:
-            cells = [with_exponent(cell, k) for k in sorted(tried) for cell in firsts.values()]
-            if any(cell.cell_id not in findings for cell in cells):
-                return cells
-            found = [{k: findings[with_exponent(cell, k).cell_id] for k in tried} for cell in firsts.values()]
-            missing = {k for one in found for k in missing_neighbours(one, self.target)} - tried
-            if not missing:
-                return cells
-            tried |= missing
+        firsts = [*{cell.init.seed: cell for cell in self.cells[b]}.values()]
+        together = [[cell] for cell in firsts] if self.goal else [firsts]
+        ranges = (self._range(some, self._around(b, some, wanted, findings), findings) for some in together)
+        return [cell for cells in ranges for cell in cells]
 
-    def _around(self, b: int, wanted: Mapping[int, list[Cell]], findings: Findings) -> tuple[int, ...]:
-        """Where the range of a batch size starts: at the best stepsizes of the nearest one that was run."""
-        if not wanted:
-            return AUTO_START
-        nearest = min(wanted, key=lambda size: abs(math.log(size / b)))
-        best = {round(2 * math.log2(cell.stepsize.value)) for _, cell in self._best(wanted[nearest], findings)}
-        return tuple(best) if self.auto and best else AUTO_START
+    def _range(self, firsts: Sequence[Cell], start: Sequence[int], findings: Findings) -> list[Cell]:
+        """The cells of seeds that have one range, which grows from `start`."""
+        tried, missing = set[int](), set(start)
+        while True:
+            ended = {k for k in missing if _ended([with_exponent(cell, k) for cell in firsts], findings)}
+            if not ended or (ended < missing and not self.goal):  # in a race what has ended may show the rest needless
+                return [with_exponent(cell, k) for k in sorted(tried | missing) for cell in firsts]
+            tried |= ended
+            found = [{k: findings[with_exponent(cell, k).cell_id] for k in tried} for cell in firsts]
+            missing = {k for one in found for k in missing_neighbours(one, self.target, self.goal)} - tried
+
+    def _around(
+        self, b: int, firsts: Sequence[Cell], wanted: Mapping[int, list[Cell]], findings: Findings
+    ) -> Sequence[int]:
+        """Where the range of some seeds starts: at their best stepsizes at the nearest batch size that was run."""
+        seeds = {cell.init.seed for cell in firsts}
+        run = [size for size in wanted if _ended(wanted[size], findings)]
+        if run:
+            nearest = min(run, key=lambda size: abs(math.log(size / b)))
+            best = self._best([cell for cell in wanted[nearest] if cell.init.seed in seeds], findings)
+            if best:
+                return list({round(2 * math.log2(cell.stepsize.value)) for _, cell in best})
+        return AUTO_START[-1:] if self.goal else AUTO_START
 
     def _best(self, cells: Sequence[Cell], findings: Findings, limit: float = math.inf) -> list[tuple[Finding, Cell]]:
         """Each seed's best usable trial of a batch size, if any, among those below a share of `eta_limit`."""
@@ -312,32 +354,45 @@ def with_exponent(cell: Cell, k: int) -> Cell:
     return replace(cell, stepsize=half_octave(k))
 
 
-def missing_neighbours(found: Mapping[int, Finding], target: float | None) -> set[int]:
+def _ended(cells: Sequence[Cell], findings: Findings) -> bool:
+    """Whether all of some cells have ended."""
+    return all(cell.cell_id in findings for cell in cells)
+
+
+def missing_neighbours(found: Mapping[int, Finding], target: float | None, goal: float | None = None) -> set[int]:
     """The exponents k that are yet to be tried before a seed's best stepsize is known to lie inside the range.
 
     Args:
         found: What was found at each k that was tried.
         target: The loss to which N counts, if any.
+        goal: The loss to which trials race, if they do.
     """
     known = {k: one for k, one in found.items() if one.status != FAILED}
     if not known:  # every trial failed: that says nothing of stepsizes
         return set()
     missing = set()
+    limits = Limits.after(one for each in known.values() for one in each.arrivals(goal)) if goal else Limits()
     limited = not any(math.isnan(one.of_limit) for one in known.values())
     for limit in (math.inf, 1.0) if limited else (math.inf,):
         allowed = {k: one for k, one in known.items() if one.below(limit)}
-        if not allowed:
-            k, one = next(iter(known.items()))
-            missing.add(math.ceil(k + 2 * math.log2(limit / one.of_limit)) - 1)  # the largest stable one
+        if not allowed or (goal and limit < math.inf and _largest_stable(known) not in found):
+            missing.add(_largest_stable(known))
         elif not any(one.usable for one in allowed.values()):
             missing.add(min(allowed) - 1)
         else:
             best = min(allowed, key=lambda k: (allowed[k].score(target), k))
             missing.add(best - 1)
+            far = limits.free if limit == math.inf else limits.stable
             for k in (best + 1, best + 2):
                 if 2 ** ((k - best) / 2) * allowed[best].of_limit >= limit:
                     break
                 missing.add(k)
-                if k not in found or not found[k].usable:
+                if k not in found or not found[k].usable or found[k].is_far(far):
                     break
     return {k for k in missing if abs(k) <= REACH} - set(found)
+
+
+def _largest_stable(known: Mapping[int, Finding]) -> int:
+    """The largest exponent below `eta_limit`, given one stepsize over it, or the largest of all."""
+    k, one = next(iter(known.items()))
+    return min(math.ceil(k - 2 * math.log2(one.of_limit)) - 1, REACH)

@@ -109,6 +109,10 @@ class Sweep:
         minutes: A time budget: what runs after so many minutes is stopped, and the report is made of what has ended.
             The cheapest cells run first, so that small batch sizes answer early, and the same command goes on where it
             stopped. Default: none.
+        race: Whether, where there is a `target_loss`, a trial of a tuned stepsize ends as soon as it cannot be the best
+            of its seed and batch size any more, with the status `beaten` (see `raysat.spec.race`). Where False all of
+            them run to their end, the beaten ones anew. Default: True; the best stepsizes and their curves are the
+            same.
     """
 
     name: str
@@ -148,6 +152,7 @@ class Sweep:
     adaptive: bool = False
     interval_ratio: float = 1.44
     minutes: float | None = None
+    race: bool = True
 
     def __post_init__(self) -> None:
         freeze = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
@@ -227,8 +232,9 @@ class Sweep:
             raise InputError(f"engine={self.engine!r} takes the steps of plain SGD only: set engine='auto'.")
         if self.ranks_per_trial > 1 and not all(training.is_plain for training in self.trainings):
             raise InputError(f"ranks_per_trial={self.ranks_per_trial} splits plain SGD's batches only: set it to 1.")
-        if not isinstance(self.adaptive, bool):
-            raise InputError(f"adaptive={self.adaptive!r}: give True or False.")
+        for name in ("adaptive", "race"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"{name}={value!r}: give True or False.")
         if positive("interval_ratio", self.interval_ratio) <= 1:
             raise InputError(f"interval_ratio={self.interval_ratio!r}: give a number above 1.")
         policies = {stepsize.policy for stepsize in self.stepsizes}
@@ -244,6 +250,11 @@ class Sweep:
     def grows(self) -> bool:
         """Whether which cells are run depends on results."""
         return self.adaptive or any(stepsize.policy == "grid_auto" for stepsize in self.stepsizes)
+
+    @property
+    def races(self) -> bool:
+        """Whether trials that cannot be the best any more are cut."""
+        return self.race and self.target_loss is not None
 
     def _validate_budget(self) -> None:
         budgets = {name: getattr(self, name) for name in ("iterations", "samples", "epochs")}
@@ -349,7 +360,7 @@ AXES = ("models", "widths", "batch_sizes", "stepsizes", "seeds", "trainings")
 
 EXECUTION = (
     *("name", "targets", "checkpoint_seconds", "cpus_per_trial", "gpus_per_trial", "ranks_per_trial", "engine"),
-    *("adaptive", "interval_ratio", "minutes"),
+    *("adaptive", "interval_ratio", "minutes", "race"),
 )
 """The fields of a sweep that change no cell's result, rounding apart."""
 

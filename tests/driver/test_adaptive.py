@@ -34,6 +34,7 @@ def make(**changes) -> Sweep:
         "seeds": 3,
         "target_loss": TARGET,
         "adaptive": True,
+        "race": False,  # raced: tests/driver/test_race.py
     }
     return Sweep(**fields | changes)
 
