@@ -17,7 +17,7 @@ import pandas as pd
 from raysat.analysis.measure import FITS, POINTS, Measurement, measure
 from raysat.analysis.reading import READING, SETTING, Paths, by_evidence, readings, usable
 from raysat.analysis.tables import Analysis, prepared
-from raysat.analysis.targets import deepest
+from raysat.analysis.targets import deepest, first_ended
 from raysat.storage.schema import BEATEN, TARGET_REACHED
 
 RUNGS, FEWEST_RUNGS, MEASURED = 16, 6, 32
@@ -74,7 +74,8 @@ def ladder(
     rungs = min(rungs, max(FEWEST_RUNGS, MEASURED // max(settings.ngroups, 1)))
     for _, of_setting in settings:
         *read, group = _leading(of_setting)
-        levels = _levels(deepest(read[0], paths), rungs)
+        raced = bool((read[0]["status"] == BEATEN).any())  # how far the others come depends on when they were cut
+        levels = _levels(deepest(read[0], paths, decided=raced), rungs)
         for k, reading in enumerate(read):
             known = set(own.fits.merge(reading[list(READING)].iloc[:1], on=list(READING))["target"].dropna())
             trials = _followed(reading, paths)
@@ -85,7 +86,7 @@ def ladder(
                 points += measured.points
                 fits.append(measured.fit | {"headline": False, "own": False})
             if k == 0:
-                early = trials[trials["status"] == TARGET_REACHED]
+                early = first_ended(trials)
                 floor = max(low, early["lowest"].max() if len(early) else 0)
                 there = {one.about["target"] for one in made} | {level for level in known if level >= floor}
                 end = {"deepest": min(there, default=math.nan), "early": len(early) > 0}

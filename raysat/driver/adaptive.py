@@ -36,86 +36,17 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Real
 
+from raysat.driver.stepsizes import Finding, Findings, missing_neighbours, next_in_race
 from raysat.saturation.fits import LEAST_BATCH_SIZES, fit_law, log_law, slopes
 from raysat.saturation.intervals import geometric_mean, of_critical_batch
-from raysat.saturation.targets import choose_targets, steps_to_target
+from raysat.saturation.targets import choose_targets
 from raysat.spec.cells import Cell
-from raysat.spec.race import Arrival, Limits
 from raysat.spec.stepsizes import AUTO_START, half_octave
-from raysat.storage.schema import BEATEN, FAILED, MEASURED, TARGET_REACHED
 from raysat.text import number
 
 STRIDE = 4
 """Factor between batch sizes while they rise. Default: 4; the three that a fit needs then span a factor of 16, over
 which N(b) falls to a third or less unless b_N lies outside."""
-
-REACH = 40
-"""The range of stepsizes ends at 2^(-REACH/2) and 2^(REACH/2), whatever is found."""
-
-
-@dataclass(frozen=True, eq=False)  # hashed as the object it is, for its N are kept
-class Finding:
-    """What a trial that has ended tells of its cell.
-
-    Attributes:
-        status: As in `trials`.
-        iterations: Iterations of its evaluations.
-        losses: The training loss at each.
-        of_limit: Its stepsize over `eta_limit`, up to which linearized SGD is stable; nan where that is not known,
-            for the network has no statistics or the trial failed.
-    """
-
-    status: str
-    iterations: Sequence[int] = ()
-    losses: Sequence[float] = ()
-    of_limit: float = math.nan
-
-    @classmethod
-    def of(cls, row: Mapping, iterations: Sequence[int], losses: Sequence[float]) -> Finding:
-        """From a row of `trials`, and the columns `iteration` and `train_loss` of its rows of `curves`."""
-        eta, limit = (math.nan if row.get(name) is None else float(row[name]) for name in ("eta", "eta_limit"))
-        of_limit = eta / limit if limit > 0 else math.nan
-        return cls(row["status"], iterations, losses, of_limit)
-
-    def below(self, limit: float) -> bool:
-        """Whether its stepsize is below a share of `eta_limit`: below an infinite one it always is."""
-        return limit == math.inf or self.of_limit < limit
-
-    @property
-    def usable(self) -> bool:
-        """Whether the trial neither diverged nor failed."""
-        return self.status in MEASURED
-
-    def steps(self, target: float | None) -> float:
-        """N to the target; nan where it is not reached."""
-        return _steps(self, target) if target is not None and self.usable else math.nan
-
-    def arrivals(self, goal: float) -> list[Arrival]:
-        """Itself as one that has arrived at the target of a race, where it has."""
-        if self.status != TARGET_REACHED:
-            return []
-        steps = self.steps(goal)
-        return [] if math.isnan(steps) else [Arrival(steps, int(self.iterations[-1]), self.of_limit)]
-
-    def is_far(self, limit: float) -> bool:
-        """Whether it had not arrived at a limit, or would not have: a function of its cell, wherever it was cut."""
-        return self.status == BEATEN or (self.usable and self.iterations[-1] > limit)
-
-    def score(self, target: float | None) -> tuple[float, float]:
-        """The smaller the better: iterations to the target, then the final loss."""
-        if not self.usable:
-            return math.inf, math.inf
-        steps = self.steps(target)
-        return math.inf if math.isnan(steps) else steps, self.losses[-1]
-
-
-@lru_cache(maxsize=1 << 14)
-def _steps(finding: Finding, target: float) -> float:
-    return steps_to_target(np.asarray(finding.iterations), np.asarray(finding.losses, dtype=float), target)
-
-
-Findings = Mapping[str, Finding]
-"""What was found of the cells that have ended, by cell_id."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +113,7 @@ class Group:
         ratio: Upper over lower end of the interval at which an adaptive group is done.
         weight: The cost of a cell.
         goal: The loss to which the trials of a seed and batch size race; None where they do not.
+        made: Its cells by batch size, seed and exponent: a cell's id is a hash, which is made once for each cell.
     """
 
     name: str
@@ -193,6 +125,7 @@ class Group:
     ratio: float
     weight: Callable[[Cell], float]
     goal: float | None = None
+    made: dict[tuple[int, int, int], Cell] = field(default_factory=dict)
 
     def propose(self, findings: Findings, *, ahead: bool = False) -> Proposal:
         """What is wanted of this group.
@@ -241,14 +174,27 @@ class Group:
 
     def _range(self, firsts: Sequence[Cell], start: Sequence[int], findings: Findings) -> list[Cell]:
         """The cells of seeds that have one range, which grows from `start`."""
-        tried, missing = set[int](), set(start)
+        tried, missing = set[int](), list(start)
         while True:
-            ended = {k for k in missing if _ended([with_exponent(cell, k) for cell in firsts], findings)}
-            if not ended or (ended < missing and not self.goal):  # in a race what has ended may show the rest needless
-                return [with_exponent(cell, k) for k in sorted(tried | missing) for cell in firsts]
+            ended = {k for k in missing if _ended([self._at(cell, k) for cell in firsts], findings)}
+            if self.goal and tried | ended:  # also what was tried from elsewhere, whoever has seen to it
+                near = range(min(tried | ended) - 2, max(tried | ended) + 3)
+                ended |= {k for k in (*near, *AUTO_START) if self._at(firsts[0], k).cell_id in findings} - tried
+            if not ended or (len(ended) < len(missing) and not self.goal):  # a race may do without the others
+                return [self._at(cell, k) for k in (*sorted(tried), *missing) for cell in firsts]
             tried |= ended
-            found = [{k: findings[with_exponent(cell, k).cell_id] for k in tried} for cell in firsts]
-            missing = {k for one in found for k in missing_neighbours(one, self.target, self.goal)} - tried
+            found = [{k: findings[self._at(cell, k).cell_id] for k in sorted(tried)} for cell in firsts]
+            if self.goal:
+                missing = next_in_race(found[0], self.target, self.goal)
+            else:
+                missing = [*{k for one in found for k in missing_neighbours(one, self.target)} - tried]
+
+    def _at(self, cell: Cell, k: int) -> Cell:
+        """The cell with the stepsize `2^(k/2) / beta(b)`."""
+        key = cell.batch_size, cell.init.seed, k
+        if key not in self.made:
+            self.made[key] = replace(cell, stepsize=half_octave(k))
+        return self.made[key]
 
     def _around(
         self, b: int, firsts: Sequence[Cell], wanted: Mapping[int, list[Cell]], findings: Findings
@@ -348,51 +294,6 @@ class Group:
         return max(left, key=worth)
 
 
-@lru_cache(maxsize=4096)  # a cell's id is a hash, which is made once for each cell
-def with_exponent(cell: Cell, k: int) -> Cell:
-    """The cell with the stepsize `2^(k/2) / beta(b)`."""
-    return replace(cell, stepsize=half_octave(k))
-
-
 def _ended(cells: Sequence[Cell], findings: Findings) -> bool:
     """Whether all of some cells have ended."""
     return all(cell.cell_id in findings for cell in cells)
-
-
-def missing_neighbours(found: Mapping[int, Finding], target: float | None, goal: float | None = None) -> set[int]:
-    """The exponents k that are yet to be tried before a seed's best stepsize is known to lie inside the range.
-
-    Args:
-        found: What was found at each k that was tried.
-        target: The loss to which N counts, if any.
-        goal: The loss to which trials race, if they do.
-    """
-    known = {k: one for k, one in found.items() if one.status != FAILED}
-    if not known:  # every trial failed: that says nothing of stepsizes
-        return set()
-    missing = set()
-    limits = Limits.after(one for each in known.values() for one in each.arrivals(goal)) if goal else Limits()
-    limited = not any(math.isnan(one.of_limit) for one in known.values())
-    for limit in (math.inf, 1.0) if limited else (math.inf,):
-        allowed = {k: one for k, one in known.items() if one.below(limit)}
-        if not allowed or (goal and limit < math.inf and _largest_stable(known) not in found):
-            missing.add(_largest_stable(known))
-        elif not any(one.usable for one in allowed.values()):
-            missing.add(min(allowed) - 1)
-        else:
-            best = min(allowed, key=lambda k: (allowed[k].score(target), k))
-            missing.add(best - 1)
-            far = limits.free if limit == math.inf else limits.stable
-            for k in (best + 1, best + 2):
-                if 2 ** ((k - best) / 2) * allowed[best].of_limit >= limit:
-                    break
-                missing.add(k)
-                if k not in found or not found[k].usable or found[k].is_far(far):
-                    break
-    return {k for k in missing if abs(k) <= REACH} - set(found)
-
-
-def _largest_stable(known: Mapping[int, Finding]) -> int:
-    """The largest exponent below `eta_limit`, given one stepsize over it, or the largest of all."""
-    k, one = next(iter(known.items()))
-    return min(math.ceil(k - 2 * math.log2(one.of_limit)) - 1, REACH)

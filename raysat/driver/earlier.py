@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from rich.console import Console
 
-from raysat.driver.adaptive import Finding
 from raysat.driver.plan import Plan
+from raysat.driver.stepsizes import Finding
 from raysat.spec.race import is_beaten
 from raysat.spec.sweep import Sweep
 from raysat.storage.schema import BEATEN, FINISHED

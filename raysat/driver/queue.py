@@ -14,7 +14,8 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from raysat.driver.adaptive import Finding, Findings, Group
+from raysat.driver.adaptive import Group
+from raysat.driver.stepsizes import Finding, Findings
 from raysat.spec.cells import Cell
 from raysat.spec.race import Arrival, Limits
 from raysat.spec.sweep import Sweep
@@ -137,6 +138,8 @@ class Agenda:
             return cell
         race = self._race[cell.cell_id]
         waiting = [one for one in self._cells[race] if one.cell_id in self._queue and ready(one)]
+        if self.groups[race[0]].auto:  # which names the first one first
+            return waiting[0]
         waiting.sort(key=lambda one: one.stepsize.value, reverse=True)  # of two as near the larger one
         hoped = next(self._best_near(race), waiting[len(waiting) // 2].stepsize.value)
         return min(waiting, key=lambda one: abs(math.log(one.stepsize.value / hoped)))

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysat import Sweep, grid, linear, powers_of_two, theory
-from raysat.driver.adaptive import Estimate, Finding, estimate, missing_neighbours
+from raysat.driver.adaptive import Estimate, estimate
 from raysat.driver.queue import Agenda, groups
+from raysat.driver.stepsizes import Finding, missing_neighbours
 from raysat.saturation.targets import steps_to_target
 from raysat.sgd.cost import Flops
 from raysat.sweep import main

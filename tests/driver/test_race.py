@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysat import grid, theory
-from raysat.driver.adaptive import Finding
 from raysat.driver.queue import Agenda, groups
+from raysat.driver.stepsizes import Finding
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.spec.race import UNLIMITED
 
@@ -88,7 +88,7 @@ AUTO = {"adaptive": False, "batch_sizes": [1, 4, 16, 64, 256], "stepsizes": [gri
 
 
 @given(st.tuples(*[st.integers(3, 9)] * 3), st.integers(1, 30), st.randoms(use_true_random=False))
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_of_a_list_the_winners_are_the_same_in_whatever_order_trials_end(best, at_once, random):
     world = World(best)
     alone, _ = run(make(**LIST), world)
@@ -125,7 +125,7 @@ def test_an_automatic_range_has_the_same_winners_from_fewer_cells(at_once):
     st.integers(1, 30),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=40)
+@settings(max_examples=12)
 def test_the_best_of_an_automatic_range_lies_between_worse_ones_whatever_the_order(best, edge, worse, at_once, random):
     world = World(best, edge=max(edge, 0), worse=worse)
     alone, _ = run(make(**AUTO), world)
@@ -134,7 +134,7 @@ def test_the_best_of_an_automatic_range_lies_between_worse_ones_whatever_the_ord
 
 
 @given(st.integers(0, 60), st.integers(1, 6), st.randoms(use_true_random=False), st.booleans())
-@settings(max_examples=25)
+@settings(max_examples=10)
 def test_after_a_restart_the_winners_are_the_same_and_nothing_runs_twice(known, at_once, random, adaptive):
     sweep, world = make(race=True, **{**AUTO, "adaptive": adaptive}), World()
     whole, _ = run(sweep, world)
