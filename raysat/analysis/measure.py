@@ -23,6 +23,7 @@ from raysat.saturation.fits import fit_law
 from raysat.saturation.formulas import h_interpolated
 from raysat.saturation.intervals import Scatter, about_law, geometric_mean, of_values
 from raysat.saturation.targets import below_parabola, resolution, steps_to_target
+from raysat.spec.race import SLACK
 from raysat.storage.schema import BEATEN, DIVERGED, FAILED, TARGET_REACHED
 from raysat.text import number, percent
 
@@ -113,17 +114,18 @@ def best_by_h(trials: pd.DataFrame) -> pd.DataFrame:
 def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFrame:
     """The trial of the smallest N of each (seed, batch size); N as `value`, nan where none reaches the level.
 
-    Its `resolution` is the error of log N that comes of the distance between stepsizes and between evaluations. For it
-    a neighbour that was cut counts with the iterations that it made, which its N is above.
+    Its `resolution` is the error of log N that comes of the distance between stepsizes and between evaluations. In a
+    race all that is far behind the best one counts as at its limit, wherever it was cut.
     """
     own = [paths.get(cell_id, _NO_PATH) for cell_id in trials["cell_id"]]
     steps = np.array([steps_to_target(*path, level) for path in own], dtype=float)
     between = np.nan_to_num([resolution(*path, level) for path in own])
-    cut = np.isnan(steps) & (trials["status"] == BEATEN).to_numpy()
+    told = steps
+    if (trials["status"] == BEATEN).any():
+        first = pd.Series(steps, trials.index).groupby([trials["seed"], trials["batch_size"]]).transform("min")
+        told = np.fmin(steps, SLACK * first.to_numpy(dtype=float))
     with np.errstate(divide="ignore"):
-        spaced = stepsize_resolution(
-            trials, np.log(np.where(cut, trials["iterations_done"].to_numpy(dtype=float), steps))
-        )
+        spaced = stepsize_resolution(trials, np.log(told))
     return best_of(trials.assign(value=steps, resolution=np.hypot(spaced, between)), "value")
 
 

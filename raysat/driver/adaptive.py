@@ -14,8 +14,9 @@ The best is that of the fewest iterations to the target, or of the smallest fina
 statistics `base_stepsize` stands for 1/beta(b), and the range goes as far from there as it takes.
 
 Where trials race (`raysat.spec.race`) each seed has a range of its own, and batch sizes are taken in rising order, each
-from the best stepsize of the one before it; the first from 2/beta(b). The largest stable stepsize is tried next, for
-the best is there or beyond, and one that is beyond the limit of its race ends the range as one that diverged does.
+from the best stepsize of the one before it; the first from 2/beta(b), up to which linearized SGD is stable. From there
+the range goes to the largest stable stepsize and on in factors of 2, and one that is beyond the limit of its race ends
+it as one that diverged does (`raysat.driver.stepsizes`).
 
 **The batch size** (`Sweep(adaptive=True)`). b_N has an interval from the scatter of N_i(b) about the law
 (`raysat.saturation.intervals`), whose width is that of `1 / sum (s - mean s)^2`, s(b) being the slope of log N by

@@ -1,8 +1,8 @@
 """Which stepsizes of a batch size to try next, from what those have found that were tried. Pure.
 
 Stepsizes are named by their exponent k: `2^(k/2) / beta(b)`. Without a race (`missing_neighbours`) all neighbours of
-the best ones are asked for at once. In a race (`next_in_race`), where who is first limits
-the others, one follows the other, upwards in larger steps.
+the best ones are asked for at once. In a race (`next_in_race`), where who is first limits the others, one follows the
+other, and upwards the range grows in larger steps.
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ SMALL = """
 from raysat import Sweep, grid, mlp, theory
 sweep = Sweep(name="small", dataset="digits", n_train=64, n_test=0, models=[mlp(1, "relu", 2**0.5)], widths=[32],
               batch_sizes=[1, 4, 8, 16, 64], stepsizes=[grid(auto=True), theory()], iterations=400, seeds=2,
-              target_loss=2.0, adaptive=True)
+              target_loss=2.0, adaptive=True, race=False)
 """
 
 

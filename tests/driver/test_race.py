@@ -1,8 +1,12 @@
 """Whole races against made-up trials, whose N is known: who wins, what it takes, and what a restart changes."""
 
 import math
+import re
+import subprocess
+import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 from driver.test_adaptive import DIVERGED, TARGET, WEIGHT, make
 from hypothesis import given, settings
@@ -11,8 +15,10 @@ from hypothesis import strategies as st
 from raysat import grid, theory
 from raysat.driver.queue import Agenda, groups
 from raysat.driver.stepsizes import Finding
+from raysat.saturation.targets import steps_to_target
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.spec.race import UNLIMITED
+from raysat.sweep import main
 
 
 class World:
@@ -183,3 +189,97 @@ def test_one_that_diverges_limits_nobody():
     first = agenda.next()
     agenda.ended(first.cell_id, DIVERGED)
     assert np.isinf(agenda.limits(agenda.next()).free)
+
+
+SMALL = """
+from raysat import Sweep, grid, mlp
+sweep = Sweep(name="small", dataset="digits", n_train=64, n_test=0, models=[mlp(1, "relu", 2**0.5)], widths=[16],
+              batch_sizes=[1, 8, 64], stepsizes=[grid(auto=True)], iterations=400, seeds=2, target_loss=2.0,
+              targets=[2.0], evaluation_budget=100, checkpoint_seconds=0.001)
+"""
+
+
+def swept(results):
+    """The tables of a sweep, and its winners: cells, by reading, batch size and seed."""
+    trials, curves = (pd.read_parquet(results / "small" / name) for name in ("trials", "curves"))
+    assert trials["cell_id"].is_unique
+    curves = curves.sort_values(["cell_id", "iteration"]).set_index("cell_id")[["iteration", "train_loss"]]
+    paths = {
+        cell_id: (path["iteration"].to_numpy(), path["train_loss"].to_numpy())
+        for cell_id, path in curves.groupby("cell_id")
+    }
+    best = {}
+    for row in trials[trials["status"] == "target_reached"].to_dict("records"):
+        for reading in ("free", "stable"):
+            if reading == "free" or row["eta"] < row["eta_limit"]:
+                key, steps = (reading, row["batch_size"], row["seed"]), steps_to_target(*paths[row["cell_id"]], 2.0)
+                best[key] = min(best.get(key, (math.inf, "")), (steps, row["cell_id"]))
+    return trials, paths, best
+
+
+def assert_they_agree(paths, others):
+    """Every curve at shared iterations, to the bit."""
+    for cell_id in paths.keys() & others.keys():
+        shared = min(len(paths[cell_id][0]), len(others[cell_id][0]))
+        for one, other in zip(paths[cell_id], others[cell_id], strict=True):
+            assert one[:shared].tolist() == other[:shared].tolist()
+
+
+def test_kill_9_in_mid_race_and_a_race_that_is_called_off(tmp_path, capsys):
+    (tmp_path / "small.py").write_text(SMALL)
+    arguments = [str(tmp_path / "small.py"), "--inline", "--results"]
+    assert main([*arguments, str(tmp_path / "whole")]) == 0
+    trials, paths, best = swept(tmp_path / "whole")
+    assert (trials["status"] == "beaten").any()
+    assert set(best) == {(reading, b, seed) for reading in ("free", "stable") for b in (1, 8, 64) for seed in (0, 1)}
+
+    command = [sys.executable, "-u", "-m", "raysat.sweep", *arguments, str(tmp_path / "killed")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if re.match(r"\s*9/", line):
+                process.kill()
+    assert 9 <= len(pd.read_parquet(tmp_path / "killed" / "small" / "trials")) < len(trials)
+    assert main([*arguments, str(tmp_path / "killed")]) == 0
+    again, resumed, same = swept(tmp_path / "killed")
+    assert same == best
+    assert_they_agree(paths, resumed)
+    capsys.readouterr()
+    assert main([*arguments, str(tmp_path / "killed")]) == 0
+    assert f"all {len(again)} cells are finished" in " ".join(capsys.readouterr().out.split())
+
+    assert main([*arguments, str(tmp_path / "killed"), "--set", "race=False"]) == 0
+    alone, unraced, slower = swept(tmp_path / "killed")
+    assert "beaten" not in set(alone["status"])
+    assert slower == best
+    assert set(alone["cell_id"]) >= set(again["cell_id"])
+    assert_they_agree(paths, unraced)
+
+
+def test_one_whose_better_is_lost_runs_again(tmp_path):
+    """And is beaten again, at the same iteration where one trial runs at a time, by the same one."""
+    (tmp_path / "small.py").write_text(SMALL)
+    command = [str(tmp_path / "small.py"), "--inline", "--results", str(tmp_path / "results")]
+    assert main(command) == 0
+    trials, paths, best = swept(tmp_path / "results")
+    for steps, cell_id in best.values():
+        assert steps > 0
+        for table in ("trials", "curves"):
+            (tmp_path / "results" / "small" / table / f"{cell_id}.parquet").unlink(missing_ok=True)
+    assert main(command) == 0
+    again, anew, same = swept(tmp_path / "results")
+    assert same == best
+    assert_they_agree(paths, anew)
+    assert set(again["cell_id"]) == set(trials["cell_id"])
+
+
+def test_on_ray_the_winners_are_those_of_one_process(tmp_path):
+    (tmp_path / "small.py").write_text(SMALL)
+    command = [sys.executable, "-m", "raysat.sweep", str(tmp_path / "small.py"), "--results", str(tmp_path / "ray")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert main([*command[3:4], "--results", str(tmp_path / "here"), "--inline"]) == 0
+    trials, paths, best = swept(tmp_path / "ray")
+    _, others, same = swept(tmp_path / "here")
+    assert best == same
+    assert_they_agree(paths, others)
+    assert set(trials["status"]) <= {"beaten", "target_reached", "completed", "diverged"}
