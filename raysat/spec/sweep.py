@@ -75,7 +75,8 @@ class Sweep:
         loss: `mse` (eq. 2.1; default), `cross_entropy`, or the import path of a function `(outputs, y) -> losses [n]`
             (see `raysat.losses.Custom`). For other losses than `mse` the statistics are those of the generalized
             Gauss-Newton kernel, beyond the paper's theorem; a loss that is not convex in the outputs has none.
-        target_loss: Stop a trial once its full training loss is at most this. Default: run all iterations.
+        target_loss: Stop a trial once its full training loss is at most this. Tuned stepsizes race to it (`race`).
+            Default: run all iterations.
         dtype: `float32` (default) or `float64`.
         precision: In which the products of the steps are computed: `full` (default), that of `dtype`; `tf32`, on GPUs
             that have it; or `bfloat16`, forward and backward passes under PyTorch's autocast, the weights and their
