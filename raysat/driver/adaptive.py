@@ -115,6 +115,7 @@ class Group:
         weight: The cost of a cell.
         goal: The loss to which the trials of a seed and batch size race; None where they do not.
         made: Its cells by batch size, seed and exponent: a cell's id is a hash, which is made once for each cell.
+        ranges: Of a race, by batch size and seed: where its range started, what was found near it, and its cells.
     """
 
     name: str
@@ -127,6 +128,7 @@ class Group:
     weight: Callable[[Cell], float]
     goal: float | None = None
     made: dict[tuple[int, int, int], Cell] = field(default_factory=dict)
+    ranges: dict[tuple[int, int], tuple] = field(default_factory=dict)
 
     def propose(self, findings: Findings, *, ahead: bool = False) -> Proposal:
         """What is wanted of this group.
@@ -169,9 +171,23 @@ class Group:
         if not self.auto:
             return self.cells[b]
         firsts = [*{cell.init.seed: cell for cell in self.cells[b]}.values()]
-        together = [[cell] for cell in firsts] if self.goal else [firsts]
-        ranges = (self._range(some, self._around(b, some, wanted, findings), findings) for some in together)
-        return [cell for cells in ranges for cell in cells]
+        best, usual = self._best_near(b, wanted, findings), AUTO_START[-1:] if self.goal else AUTO_START
+        if self.goal:
+            starts = [(best[cell.init.seed],) if cell.init.seed in best else usual for cell in firsts]
+            ranges = [self._own_range(*one, findings) for one in zip(firsts, starts, strict=True)]
+            return [cell for cells in ranges for cell in cells]
+        return self._range(firsts, tuple(set(best.values())) or usual, findings)
+
+    def _own_range(self, first: Cell, start: Sequence[int], findings: Findings) -> list[Cell]:
+        """The cells of a seed that races; they are thought of anew only where something was found near them since."""
+        key = first.batch_size, first.init.seed
+        before, found, cells = self.ranges.get(key, ((), {}, []))
+        if before != start or any(findings.get(cell_id) is not one for cell_id, one in found.items()):
+            cells = self._range([first], start, findings)
+            tried = [round(2 * math.log2(cell.stepsize.value)) for cell in cells]
+            near = {self._at(first, k).cell_id for k in (*range(min(tried) - 2, max(tried) + 3), *AUTO_START)}
+            self.ranges[key] = start, {cell_id: findings.get(cell_id) for cell_id in near}, cells
+        return cells
 
     def _range(self, firsts: Sequence[Cell], start: Sequence[int], findings: Findings) -> list[Cell]:
         """The cells of seeds that have one range, which grows from `start`."""
@@ -197,18 +213,12 @@ class Group:
             self.made[key] = replace(cell, stepsize=half_octave(k))
         return self.made[key]
 
-    def _around(
-        self, b: int, firsts: Sequence[Cell], wanted: Mapping[int, list[Cell]], findings: Findings
-    ) -> Sequence[int]:
-        """Where the range of some seeds starts: at their best stepsizes at the nearest batch size that was run."""
-        seeds = {cell.init.seed for cell in firsts}
-        run = [size for size in wanted if _ended(wanted[size], findings)]
-        if run:
-            nearest = min(run, key=lambda size: abs(math.log(size / b)))
-            best = self._best([cell for cell in wanted[nearest] if cell.init.seed in seeds], findings)
-            if best:
-                return list({round(2 * math.log2(cell.stepsize.value)) for _, cell in best})
-        return AUTO_START[-1:] if self.goal else AUTO_START
+    def _best_near(self, b: int, wanted: Mapping[int, list[Cell]], findings: Findings) -> dict[int, int]:
+        """The exponent of each seed's best stepsize at the nearest batch size that was run, by seed."""
+        near = sorted(wanted, key=lambda size: abs(math.log(size / b)))
+        nearest = next((size for size in near if _ended(wanted[size], findings)), None)
+        best = self._best(wanted[nearest], findings) if nearest else []
+        return {cell.init.seed: round(2 * math.log2(cell.stepsize.value)) for _, cell in best}
 
     def _best(self, cells: Sequence[Cell], findings: Findings, limit: float = math.inf) -> list[tuple[Finding, Cell]]:
         """Each seed's best usable trial of a batch size, if any, among those below a share of `eta_limit`."""
