@@ -20,7 +20,7 @@ from rich.text import Text
 from raysat.driver.progress import SHOWN, running_line, summary_line
 from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
-from raysat.storage.schema import DIVERGED, FAILED, FINISHED
+from raysat.storage.schema import BEATEN, DIVERGED, FAILED, FINISHED
 from raysat.storage.store import Store
 from raysat.text import duration
 
@@ -40,7 +40,8 @@ def lines(statuses: Mapping[str, int], heard: Mapping | None, now: datetime) -> 
         now: The time.
     """
     done = sum(statuses.get(status, 0) for status in FINISHED)
-    yield f"Cells: {done} done, of them {statuses.get(DIVERGED, 0)} diverged; {statuses.get(FAILED, 0)} failed."
+    beaten = f" and {statuses.get(BEATEN)} beaten" * bool(statuses.get(BEATEN))
+    yield f"Cells: {done} done, of them {statuses.get(DIVERGED, 0)} diverged{beaten}; {statuses.get(FAILED, 0)} failed."
     if heard is None:
         yield "No driver has left word (there is no readable status.json)."
         return

@@ -25,7 +25,7 @@ from raysat import data
 from raysat.compute import matmul
 from raysat.driver import sweepfile
 from raysat.driver.dry_run import show_cost
-from raysat.driver.earlier import findings, set_aside_changed
+from raysat.driver.earlier import findings, no_longer_beaten, set_aside_changed
 from raysat.driver.loop import run, stored_statistics
 from raysat.driver.plan import Plan, plan
 from raysat.driver.provenance import about
@@ -129,6 +129,10 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
         stale = set_aside_changed(store, laid_out, console, really=not options.dry_run)
         found = findings(store, sweep) if store.root.exists() else {}
         found = {cell_id: finding for cell_id, finding in found.items() if cell_id not in stale}
+        unbeaten = no_longer_beaten(store, laid_out, found)
+        if unbeaten and not options.dry_run:
+            store.set_aside(unbeaten)
+        found = {cell_id: finding for cell_id, finding in found.items() if cell_id not in unbeaten}
     if options.dry_run:
         show_cost(laid_out, {cell.cell_id for cell in laid_out.cells} & set(found), console)
         return 0

@@ -8,8 +8,9 @@ freely and among the stepsizes at which the linearized network is stable. All va
 experiment.
 
 Cost at full size, by the dry run: 2.1e+14 operations in steps and 4.3e+13 in evaluations for the stepsizes it starts
-with, of which it adds as many again: some 490 trials, a tenth of an hour of one H100-class GPU. They took 44 minutes on
-two cores beside other work. Width 512 alone, in some five minutes:
+with, of which it adds as many again where trials do not race (`--set race=False`): some 490 trials, a tenth of an hour
+of one H100-class GPU, which took 44 minutes on two cores beside other work. What racing saves of them is in
+benchmarks/README.md. Width 512 alone, in some minutes:
 
     python -m raysat.sweep sweeps/critical_batch.py --set name=critical_batch-small --set widths=[512]
 

@@ -17,8 +17,8 @@ import pandas as pd
 from raysat.analysis.measure import FITS, POINTS, Measurement, measure
 from raysat.analysis.reading import READING, SETTING, Paths, by_evidence, readings, usable
 from raysat.analysis.tables import Analysis, prepared
-from raysat.analysis.targets import attained, deepest
-from raysat.storage.schema import TARGET_REACHED
+from raysat.analysis.targets import attained, deepest, first_ended
+from raysat.storage.schema import BEATEN, TARGET_REACHED
 
 RUNGS, FEWEST_RUNGS, MEASURED = 16, 6, 32
 """Levels of a ladder beside the sweep's own targets. Default: 16; where the loss falls by a factor of 100 they are a
@@ -74,7 +74,8 @@ def ladder(
     rungs = min(rungs, max(FEWEST_RUNGS, MEASURED // max(settings.ngroups, 1)))
     for _, of_setting in settings:
         *read, group = _leading(of_setting)
-        levels = _levels(deepest(read[0], paths), rungs)
+        raced = bool((read[0]["status"] == BEATEN).any())  # how far the others come depends on when they were cut
+        levels = _levels(deepest(read[0], paths, decided=raced), rungs)
         for k, reading in enumerate(read):
             known = set(own.fits.merge(reading[list(READING)].iloc[:1], on=list(READING))["target"].dropna())
             trials = _followed(reading, paths)
@@ -85,7 +86,7 @@ def ladder(
                 points += measured.points
                 fits.append(measured.fit | {"headline": False, "own": False})
             if k == 0:
-                early = trials[trials["status"] == TARGET_REACHED]
+                early = first_ended(trials)
                 floor = max(low, early["lowest"].max() if len(early) else 0)
                 there = {one.about["target"] for one in made} | {level for level in known if level >= floor}
                 end = {"deepest": min(there, default=math.nan), "early": len(early) > 0}
@@ -127,7 +128,7 @@ def _decided(
     reading: pd.DataFrame, group: pd.DataFrame, trials: pd.DataFrame, paths: Paths, levels: Sequence[float]
 ) -> list[Measurement]:
     """N at the levels at which no trial that was ended before could have won."""
-    early = trials.loc[trials["status"] == TARGET_REACHED, ["seed", "batch_size", "lowest", "last"]]
+    early = trials.loc[trials["status"].isin([TARGET_REACHED, BEATEN]), ["seed", "batch_size", "lowest", "last"]]
     made = [one for one in measure(reading, group, paths, levels) if one.about["quantity"] == "N"]
     return [one for one in made if not _could_have_won(early, one)]
 

@@ -23,8 +23,9 @@ from raysat.saturation.fits import fit_law
 from raysat.saturation.formulas import h_interpolated
 from raysat.saturation.intervals import Scatter, about_law, geometric_mean, of_values
 from raysat.saturation.targets import below_parabola, lateness, steps_to_target, uncertainty
+from raysat.spec.race import SLACK
 from raysat.storage.initial import PREDICTING
-from raysat.storage.schema import DIVERGED, FAILED, TARGET_REACHED
+from raysat.storage.schema import BEATEN, DIVERGED, FAILED, TARGET_REACHED
 from raysat.text import number, percent
 
 STATISTICS = ("gamma", "k_op", *PREDICTING)
@@ -119,13 +120,18 @@ def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFr
 
     What evaluations at a distance add to log N (`raysat.saturation.targets.lateness`), the mean over the seeds of a
     batch size, is taken off. Half of it is uncertain: `resolution`, the error of log N that the seeds share, has that,
-    and the distance between stepsizes.
+    and the distance between stepsizes. In a race all that is far behind the best one counts as at its limit, wherever
+    it was cut.
     """
     own = [paths.get(cell_id, _NO_PATH) for cell_id in trials["cell_id"]]
     steps = np.array([steps_to_target(*path, level) for path in own], dtype=float)
     late, unsure = (np.nan_to_num([of(*path, level) for path in own]) for of in (lateness, uncertainty))
+    told = steps
+    if (trials["status"] == BEATEN).any():
+        first = pd.Series(steps, trials.index).groupby([trials["seed"], trials["batch_size"]]).transform("min")
+        told = np.fmin(steps, SLACK * first.to_numpy(dtype=float))
     with np.errstate(divide="ignore"):
-        spaced = stepsize_resolution(trials, np.log(steps))
+        spaced = stepsize_resolution(trials, np.log(told))
     error = np.sqrt(spaced**2 + unsure**2 + (UNSURE * late) ** 2)
     best = best_of(trials.assign(value=steps, resolution=error, late=late), "value")
     off = best["late"].groupby(best["batch_size"]).transform("mean").clip(lower=0)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 
-from raysat.storage.schema import COMPLETED, TARGET_REACHED
+from raysat.storage.schema import MEASURED
 
 SETTING = (
     *("dataset", "preprocessing", "n", "model", "model_options", "depth", "activation", "loss", "dtype", "sampling"),
@@ -83,12 +83,12 @@ def by_h(trials: pd.DataFrame) -> pd.Series:
 
 def vanished(trials: pd.DataFrame) -> pd.Series:
     """Whether a trial ended at a loss of exactly 0, as a hinge does on data that it separates."""
-    return trials["status"].isin([COMPLETED, TARGET_REACHED]) & (trials["loss_final"] == 0)
+    return trials["status"].isin(MEASURED) & (trials["loss_final"] == 0)
 
 
 def usable(trials: pd.DataFrame) -> pd.DataFrame:
     """The trials that are measured: neither diverged nor failed."""
-    return trials[trials["status"].isin([COMPLETED, TARGET_REACHED])]
+    return trials[trials["status"].isin(MEASURED)]
 
 
 def devices(trials: pd.DataFrame) -> pd.Series:

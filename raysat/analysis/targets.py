@@ -30,7 +30,8 @@ def deepest(reading: pd.DataFrame, paths: Paths, *, decided: bool = False) -> pd
         reading: The trials of a reading.
         paths: The loss along each trial.
         decided: Whether to go no further than it is decided which trial is first: one that was ended at its target may
-            be the first to reach a lower loss too.
+            be the first to reach a lower loss too, if it was ended as early as any. In a race, only of those that were
+            is it certain that they are there.
     """
     trials = usable(reading)
     least = [paths[key][1].min(initial=math.inf) if key in paths else math.inf for key in trials["cell_id"]]
@@ -38,8 +39,8 @@ def deepest(reading: pd.DataFrame, paths: Paths, *, decided: bool = False) -> pd
     found = trials.groupby(["seed", "batch_size"], as_index=False).agg(
         deepest=("deepest", "min"), loss_init=("loss_init", "first")
     )
-    if decided and (early := trials["status"] == TARGET_REACHED).any():
-        found["deepest"] = found["deepest"].clip(lower=trials.loc[early, "deepest"].max())
+    if decided and len(first := first_ended(trials)):
+        found["deepest"] = found["deepest"].clip(lower=first["deepest"].max())
     return found
 
 
@@ -47,6 +48,12 @@ def attained(ends: pd.DataFrame) -> float:
     """How deep a target of all (seed, batch size) may lie, given what `deepest` says of them."""
     initial, least = (ends[name].to_numpy(dtype=float) for name in ("loss_init", "deepest"))
     return float(attainable(initial, least).max(initial=0))
+
+
+def first_ended(trials: pd.DataFrame) -> pd.DataFrame:
+    """Of each (seed, batch size) the trials that were ended at their target, at the earliest evaluation."""
+    ended = trials[trials["status"] == TARGET_REACHED]
+    return ended[ended["iterations_done"] == ended.groupby(["seed", "batch_size"])["iterations_done"].transform("min")]
 
 
 def shared(trials: pd.DataFrame, paths: Paths) -> pd.Series:

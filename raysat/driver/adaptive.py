@@ -14,6 +14,11 @@ The best is that of the fewest iterations to the target, or of the smallest fina
 the loss vanishes, that of the fewest iterations until it does. Without
 statistics `base_stepsize` stands for 1/beta(b), and the range goes as far from there as it takes.
 
+Where trials race (`raysat.spec.race`) each seed has a range of its own, and batch sizes are taken in rising order, each
+from the best stepsize of the one before it; the first from 2/beta(b), up to which linearized SGD is stable. From there
+the range goes to the largest stable stepsize and on in factors of 2, and one that is beyond the limit of its race ends
+it as one that diverged does (`raysat.driver.stepsizes`).
+
 **The batch size** (`Sweep(adaptive=True)`). b_N has an interval from the scatter of N_i(b) about the law
 (`raysat.saturation.intervals`), whose width is that of `1 / sum (s - mean s)^2`, s(b) being the slope of log N by
 log b_N. Batch sizes are run in rising order, by factors of four, until the interval lies below the largest of them:
@@ -33,77 +38,17 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Real
 
+from raysat.driver.stepsizes import Finding, Findings, missing_neighbours, next_in_race
 from raysat.saturation.fits import LEAST_BATCH_SIZES, fit_law, log_law, slopes
 from raysat.saturation.intervals import geometric_mean, of_critical_batch
-from raysat.saturation.targets import DEEPEST, choose_targets, steps_to_target
+from raysat.saturation.targets import choose_targets
 from raysat.spec.cells import Cell
 from raysat.spec.stepsizes import AUTO_START, half_octave
-from raysat.storage.schema import COMPLETED, FAILED, TARGET_REACHED
 from raysat.text import number
 
 STRIDE = 4
 """Factor between batch sizes while they rise. Default: 4; the three that a fit needs then span a factor of 16, over
 which N(b) falls to a third or less unless b_N lies outside."""
-
-REACH = 40
-"""The range of stepsizes ends at 2^(-REACH/2) and 2^(REACH/2), whatever is found."""
-
-
-@dataclass(frozen=True, eq=False)  # hashed as the object it is, for its N are kept
-class Finding:
-    """What a trial that has ended tells of its cell.
-
-    Attributes:
-        status: As in `trials`.
-        iterations: Iterations of its evaluations.
-        losses: The training loss at each.
-        of_limit: Its stepsize over `eta_limit`, up to which linearized SGD is stable; nan where that is not known,
-            for the network has no statistics or the trial failed.
-    """
-
-    status: str
-    iterations: Sequence[int] = ()
-    losses: Sequence[float] = ()
-    of_limit: float = math.nan
-
-    @classmethod
-    def of(cls, row: Mapping, iterations: Sequence[int], losses: Sequence[float]) -> Finding:
-        """From a row of `trials`, and the columns `iteration` and `train_loss` of its rows of `curves`."""
-        eta, limit = (math.nan if row.get(name) is None else float(row[name]) for name in ("eta", "eta_limit"))
-        of_limit = eta / limit if limit > 0 else math.nan
-        return cls(row["status"], iterations, losses, of_limit)
-
-    def below(self, limit: float) -> bool:
-        """Whether its stepsize is below a share of `eta_limit`: below an infinite one it always is."""
-        return limit == math.inf or self.of_limit < limit
-
-    @property
-    def usable(self) -> bool:
-        """Whether the trial neither diverged nor failed."""
-        return self.status in (COMPLETED, TARGET_REACHED)
-
-    def steps(self, target: float | None) -> float:
-        """N to the target; nan where it is not reached."""
-        return _steps(self, target) if target is not None and self.usable else math.nan
-
-    def score(self, target: float | None) -> tuple[float, float]:
-        """The smaller the better: iterations to the target, then the final loss.
-
-        Without a target, iterations until nothing is left of the loss: final losses of 0 are all alike.
-        """
-        if not self.usable:
-            return math.inf, math.inf
-        steps = self.steps(target or DEEPEST * self.losses[0])
-        return math.inf if math.isnan(steps) else steps, self.losses[-1]
-
-
-@lru_cache(maxsize=1 << 14)
-def _steps(finding: Finding, target: float) -> float:
-    return steps_to_target(np.asarray(finding.iterations), np.asarray(finding.losses, dtype=float), target)
-
-
-Findings = Mapping[str, Finding]
-"""What was found of the cells that have ended, by cell_id."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +114,9 @@ class Group:
         target: The loss to which N counts; None for the deepest that all trials reach.
         ratio: Upper over lower end of the interval at which an adaptive group is done.
         weight: The cost of a cell.
+        goal: The loss to which the trials of a seed and batch size race; None where they do not.
+        made: Its cells by batch size, seed and exponent: a cell's id is a hash, which is made once for each cell.
+        ranges: Of a race, by batch size and seed: where its range started, what was found near it, and its cells.
     """
 
     name: str
@@ -179,16 +127,28 @@ class Group:
     target: float | None
     ratio: float
     weight: Callable[[Cell], float]
+    goal: float | None = None
+    made: dict[tuple[int, int, int], Cell] = field(default_factory=dict)
+    ranges: dict[tuple[int, int], tuple] = field(default_factory=dict)
 
-    def propose(self, findings: Findings) -> Proposal:
-        """What is wanted of this group."""
-        if not self.adaptive:
-            return Proposal([cell for b in self.cells for cell in self._tune(b, AUTO_START, findings)])
+    def propose(self, findings: Findings, *, ahead: bool = False) -> Proposal:
+        """What is wanted of this group.
+
+        Args:
+            findings: What was found.
+            ahead: Whether a batch size is not to wait for the best stepsize of another.
+        """
         wanted: dict[int, list[Cell]] = {}
+        if not self.adaptive:
+            for b in self.cells:
+                wanted[b] = self._tune(b, wanted if self.goal else {}, findings)
+                if self.auto and self.goal and not ahead and not _ended(wanted[b], findings):
+                    break
+            return Proposal([cell for cells in wanted.values() for cell in cells])
         b, why = min(self.cells), ""
         while b is not None:
-            wanted[b] = self._tune(b, self._around(b, wanted, findings), findings)
-            if any(cell.cell_id not in findings for cell in wanted[b]):
+            wanted[b] = self._tune(b, wanted, findings)
+            if not _ended(wanted[b], findings):
                 break
             b, why = self._next_size(wanted, findings)
         done = (f"{self.name}: {why}; run at b = {', '.join(map(str, sorted(wanted)))}",) if b is None else ()
@@ -201,29 +161,65 @@ class Group:
 
     # Stepsizes ------------------------------------------------------------------------------------------------------
 
-    def _tune(self, b: int, start: Sequence[int], findings: Findings) -> list[Cell]:
-        """The cells of a batch size: those known ahead, or those of a range that grows from `start`."""
+    def _tune(self, b: int, wanted: Mapping[int, list[Cell]], findings: Findings) -> list[Cell]:
+        """The cells of a batch size: those known ahead, or those of ranges that grow.
+
+        Args:
+            b: The batch size.
+            wanted: What is wanted at others, at whose best stepsizes the ranges start.
+            findings: What was found.
+        """
         if not self.auto:
             return self.cells[b]
-        firsts = {cell.init.seed: cell for cell in self.cells[b]}
-        tried = set(start)
-        while True:
-            cells = [with_exponent(cell, k) for k in sorted(tried) for cell in firsts.values()]
-            if any(cell.cell_id not in findings for cell in cells):
-                return cells
-            found = [{k: findings[with_exponent(cell, k).cell_id] for k in tried} for cell in firsts.values()]
-            missing = {k for one in found for k in missing_neighbours(one, self.target)} - tried
-            if not missing:
-                return cells
-            tried |= missing
+        firsts = [*{cell.init.seed: cell for cell in self.cells[b]}.values()]
+        best, usual = self._best_near(b, wanted, findings), AUTO_START[-1:] if self.goal else AUTO_START
+        if self.goal:
+            starts = [(best[cell.init.seed],) if cell.init.seed in best else usual for cell in firsts]
+            ranges = [self._own_range(*one, findings) for one in zip(firsts, starts, strict=True)]
+            return [cell for cells in ranges for cell in cells]
+        return self._range(firsts, tuple(set(best.values())) or usual, findings)
 
-    def _around(self, b: int, wanted: Mapping[int, list[Cell]], findings: Findings) -> tuple[int, ...]:
-        """Where the range of a batch size starts: at the best stepsizes of the nearest one that was run."""
-        if not wanted:
-            return AUTO_START
-        nearest = min(wanted, key=lambda size: abs(math.log(size / b)))
-        best = {round(2 * math.log2(cell.stepsize.value)) for _, cell in self._best(wanted[nearest], findings)}
-        return tuple(best) if self.auto and best else AUTO_START
+    def _own_range(self, first: Cell, start: Sequence[int], findings: Findings) -> list[Cell]:
+        """The cells of a seed that races; they are thought of anew only where something was found near them since."""
+        key = first.batch_size, first.init.seed
+        before, found, cells = self.ranges.get(key, ((), {}, []))
+        if before != start or any(findings.get(cell_id) is not one for cell_id, one in found.items()):
+            cells = self._range([first], start, findings)
+            tried = [round(2 * math.log2(cell.stepsize.value)) for cell in cells]
+            near = {self._at(first, k).cell_id for k in (*range(min(tried) - 2, max(tried) + 3), *AUTO_START)}
+            self.ranges[key] = start, {cell_id: findings.get(cell_id) for cell_id in near}, cells
+        return cells
+
+    def _range(self, firsts: Sequence[Cell], start: Sequence[int], findings: Findings) -> list[Cell]:
+        """The cells of seeds that have one range, which grows from `start`."""
+        tried, missing = set[int](), list(start)
+        while True:
+            ended = {k for k in missing if _ended([self._at(cell, k) for cell in firsts], findings)}
+            if self.goal and tried | ended:  # also what was tried from elsewhere, whoever has seen to it
+                near = range(min(tried | ended) - 2, max(tried | ended) + 3)
+                ended |= {k for k in (*near, *AUTO_START) if self._at(firsts[0], k).cell_id in findings} - tried
+            if not ended or (len(ended) < len(missing) and not self.goal):  # a race may do without the others
+                return [self._at(cell, k) for k in (*sorted(tried), *missing) for cell in firsts]
+            tried |= ended
+            found = [{k: findings[self._at(cell, k).cell_id] for k in sorted(tried)} for cell in firsts]
+            if self.goal:
+                missing = next_in_race(found[0], self.target, self.goal)
+            else:
+                missing = [*{k for one in found for k in missing_neighbours(one, self.target)} - tried]
+
+    def _at(self, cell: Cell, k: int) -> Cell:
+        """The cell with the stepsize `2^(k/2) / beta(b)`."""
+        key = cell.batch_size, cell.init.seed, k
+        if key not in self.made:
+            self.made[key] = replace(cell, stepsize=half_octave(k))
+        return self.made[key]
+
+    def _best_near(self, b: int, wanted: Mapping[int, list[Cell]], findings: Findings) -> dict[int, int]:
+        """The exponent of each seed's best stepsize at the nearest batch size that was run, by seed."""
+        near = sorted(wanted, key=lambda size: abs(math.log(size / b)))
+        nearest = next((size for size in near if _ended(wanted[size], findings)), None)
+        best = self._best(wanted[nearest], findings) if nearest else []
+        return {cell.init.seed: round(2 * math.log2(cell.stepsize.value)) for _, cell in best}
 
     def _best(self, cells: Sequence[Cell], findings: Findings, limit: float = math.inf) -> list[tuple[Finding, Cell]]:
         """Each seed's best usable trial of a batch size, if any, among those below a share of `eta_limit`."""
@@ -310,38 +306,6 @@ class Group:
         return max(left, key=worth)
 
 
-@lru_cache(maxsize=4096)  # a cell's id is a hash, which is made once for each cell
-def with_exponent(cell: Cell, k: int) -> Cell:
-    """The cell with the stepsize `2^(k/2) / beta(b)`."""
-    return replace(cell, stepsize=half_octave(k))
-
-
-def missing_neighbours(found: Mapping[int, Finding], target: float | None) -> set[int]:
-    """The exponents k that are yet to be tried before a seed's best stepsize is known to lie inside the range.
-
-    Args:
-        found: What was found at each k that was tried.
-        target: The loss to which N counts, if any.
-    """
-    known = {k: one for k, one in found.items() if one.status != FAILED}
-    if not known:  # every trial failed: that says nothing of stepsizes
-        return set()
-    missing = set()
-    limited = not any(math.isnan(one.of_limit) for one in known.values())
-    for limit in (math.inf, 1.0) if limited else (math.inf,):
-        allowed = {k: one for k, one in known.items() if one.below(limit)}
-        if not allowed:
-            k, one = next(iter(known.items()))
-            missing.add(math.ceil(k + 2 * math.log2(limit / one.of_limit)) - 1)  # the largest stable one
-        elif not any(one.usable for one in allowed.values()):
-            missing.add(min(allowed) - 1)
-        else:
-            best = min(allowed, key=lambda k: (allowed[k].score(target), k))
-            missing.add(best - 1)
-            for k in (best + 1, best + 2):
-                if 2 ** ((k - best) / 2) * allowed[best].of_limit >= limit:
-                    break
-                missing.add(k)
-                if k not in found or not found[k].usable:
-                    break
-    return {k for k in missing if abs(k) <= REACH} - set(found)
+def _ended(cells: Sequence[Cell], findings: Findings) -> bool:
+    """Whether all of some cells have ended."""
+    return all(cell.cell_id in findings for cell in cells)

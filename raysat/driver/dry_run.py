@@ -60,6 +60,8 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
         f"About {hours:.2g} hours of one H100-class GPU, assuming {cost.GPU_RATE:.1e} operations a second and "
         f"{1e3 * cost.GPU_LAUNCH:g} ms to launch a step. The statistics at initialization are not counted."
     )
+    if sweep.races and any(stepsize.policy.startswith("grid") for stepsize in sweep.stepsizes):
+        console.print("Trials race to the target loss: those that cannot be the best are cut, and it takes less.")
     if sweep.adaptive:
         console.print("The sweep is adaptive: of these batch sizes it runs as many as it takes to know b_N.")
     if any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes):

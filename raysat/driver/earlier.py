@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
 from rich.console import Console
 
-from raysat.driver.adaptive import Finding
 from raysat.driver.plan import Plan
+from raysat.driver.stepsizes import Finding
+from raysat.spec.race import is_beaten
 from raysat.spec.sweep import Sweep
-from raysat.storage.schema import FINISHED
+from raysat.storage.schema import BEATEN, FINISHED
 from raysat.storage.store import Store
+
+RACE = ["init_id", "batch_size", "stepsize", "training"]
+"""The columns of `trials` that name a race: `stepsize` has one name for a whole grid."""
 
 
 def findings(store: Store, sweep: Sweep) -> dict[str, Finding]:
     """What earlier runs have found; of a sweep that does not grow by findings, only which cells have ended."""
     trials = store.read("trials")
     trials = trials[trials["cell_id"].isin(store.finished())]
-    if not sweep.grows:
+    if not (sweep.grows or sweep.races):
         return {cell_id: Finding(status) for cell_id, status in zip(trials["cell_id"], trials["status"], strict=True)}
     curves = dict(iter(store.read("curves").sort_values("iteration").groupby("cell_id")))
     found = {}
@@ -25,6 +30,35 @@ def findings(store: Store, sweep: Sweep) -> dict[str, Finding]:
         curve = curves[row["cell_id"]]
         found[row["cell_id"]] = Finding.of(row, curve["iteration"].tolist(), curve["train_loss"].tolist())
     return found
+
+
+def no_longer_beaten(store: Store, laid_out: Plan, found: Mapping[str, Finding]) -> set[str]:
+    """The cells that were cut and are not known to be worse any more, by cell_id: they run again, from the start.
+
+    So it is where the sweep does not race now, and where the row of the one that was better is there no more.
+
+    Args:
+        store: The results folder.
+        laid_out: The sweep. Cells of other initializations stay as they are.
+        found: What counts of earlier runs.
+    """
+    if not any(one.status == BEATEN for one in found.values()):
+        return set()
+    trials, inits = store.read("trials", ["cell_id", *RACE]), {cell.init for cell in laid_out.cells}
+    trials = trials[trials["cell_id"].isin(found) & trials["init_id"].isin([init.init_id for init in inits])]
+    cut = {cell_id for cell_id in trials["cell_id"] if found[cell_id].status == BEATEN}
+    goal, still = laid_out.sweep.target_loss, set()
+    if not laid_out.sweep.race or goal is None:
+        return cut
+    for _, race in trials.groupby(RACE):
+        own = {cell_id: found[cell_id] for cell_id in race["cell_id"]}
+        arrivals = [arrival for one in own.values() for arrival in one.arrivals(goal)]
+        still |= {
+            cell_id
+            for cell_id in cut & set(own)
+            if is_beaten(own[cell_id].iterations[-1], own[cell_id].of_limit, arrivals)
+        }
+    return cut - still
 
 
 def set_aside_changed(store: Store, laid_out: Plan, console: Console, *, really: bool) -> set[str]:

@@ -110,7 +110,8 @@ class Jobs:
     def _job(self, cell: Cell) -> Job:
         engine = "stacked" if self.stacks(cell) else self.shared.engine
         statistics = self.recorder.statistics.get(cell.init.init_id, {})
-        return replace(self.shared, init=cell.init, cell=cell, statistics=statistics, engine=engine)
+        limits = self.agenda.limits(cell)
+        return replace(self.shared, init=cell.init, cell=cell, statistics=statistics, engine=engine, limits=limits)
 
 
 def run(

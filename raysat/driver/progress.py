@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from raysat.messages.failures import cause
-from raysat.storage.schema import COMPLETED, DIVERGED, FAILED
+from raysat.storage.schema import BEATEN, COMPLETED, DIVERGED, FAILED
 from raysat.text import duration, number
 
 SHOWN = 8
@@ -210,7 +210,7 @@ def running_line(job: Mapping) -> str:
     return text + (f", loss {number(job['loss'], 4)}" if job["loss"] is not None else "")
 
 
-COLOURS = {FAILED: "bold red", DIVERGED: "yellow", COMPLETED: "yellow"}
+COLOURS = {FAILED: "bold red", DIVERGED: "yellow", COMPLETED: "yellow", BEATEN: "dim"}
 
 
 def mishap(name: str, status: str, why: str, what: str = "") -> Text:
@@ -229,6 +229,6 @@ def trial_line(row: Mapping[str, Any]) -> Text:
     if row["status"] == FAILED:
         return mishap(where, FAILED, cause(str(row["error"])))
     losses = " to ".join(number(row.get(name), 4) for name in ("loss_init", "loss_final"))
-    diverged = [", ", (DIVERGED, COLOURS[DIVERGED])] if row["status"] == DIVERGED else []
+    short = [", ", (row["status"], COLOURS[row["status"]])] if row["status"] in (DIVERGED, BEATEN) else []
     iterations = f": loss {losses} in {row['iterations_done']} iterations"
-    return Text.assemble(where, iterations, *diverged, f", {duration(row.get('seconds'))}")
+    return Text.assemble(where, iterations, *short, f", {duration(row.get('seconds'))}")

@@ -2,17 +2,26 @@
 
 Those that take longest go first, so that all processes end together. Under a time budget the cheapest go first: small
 batch sizes then have all their seeds and stepsizes when the time is up, and b_N is known as far as they reach.
+
+Of trials that race (`raysat.spec.race`) one runs at a time, as long as there are others for every process: what it
+takes limits the next one. The first is the one of which most is hoped, the stepsize nearest to the best of the nearest
+batch size that is known, of the same seed or another; the middle one where none is.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from raysat.driver.adaptive import Finding, Findings, Group
+from raysat.driver.adaptive import Group
+from raysat.driver.stepsizes import Finding, Findings
 from raysat.spec.cells import Cell
+from raysat.spec.race import Arrival, Limits
 from raysat.spec.sweep import Sweep
+
+Race = tuple[int, int, int]
+"""The place of a group among the groups, a batch size and a seed: whose cells differ in stepsize alone."""
 
 
 def groups(sweep: Sweep, cells: Sequence[Cell], weight: Callable[[Cell], float]) -> list[Group]:
@@ -39,6 +48,7 @@ def groups(sweep: Sweep, cells: Sequence[Cell], weight: Callable[[Cell], float])
             target=target,
             ratio=sweep.interval_ratio,
             weight=weight,
+            goal=sweep.target_loss if sweep.races and label.startswith("grid") else None,
         )
         for (init, label, training), by_size in members.items()
     ]
@@ -70,36 +80,88 @@ class Agenda:
         """All cells that are wanted, given what was found, finished or not."""
         self.running: set[str] = set()
         self.done: tuple[str, ...] = ()
-        self._queue: list[Cell] = []
+        self._queue: dict[str, Cell] = {}  # by cell_id; the last is run first
+        self._race: dict[str, Race] = {}  # of each cell, by cell_id
+        self._cells: dict[Race, list[Cell]] = {}
+        self._growing = any(group.auto and group.goal for group in groups)
+        self._looked_ahead = False
         self._propose()
 
-    def _propose(self) -> None:
-        proposals = [group.propose(self.findings) for group in self.groups]
+    def _propose(self, *, ahead: bool = False) -> None:
+        """Ask the groups what they want, in the place of what waits."""
+        proposals = [group.propose(self.findings, ahead=ahead) for group in self.groups]
         self.done = tuple(reason for proposal in proposals for reason in proposal.done)
         self.wanted = [cell for proposal in proposals for cell in proposal.cells]
+        for cell_id in self._queue:
+            del self.weights[cell_id]
         new = [cell for cell in self.wanted if self._is_new(cell)]
-        new.sort(key=self._rank)
+        new.sort(key=lambda cell: self.sign * self.weight(cell))
         self.weights |= {cell.cell_id: self.weight(cell) for cell in new}
-        self._queue = new
+        self._queue = {cell.cell_id: cell for cell in new}
+        self._cells = {}
+        for place, proposal in enumerate(proposals):
+            for cell in proposal.cells:
+                self._race[cell.cell_id] = race = place, cell.batch_size, cell.init.seed
+                self._cells.setdefault(race, []).append(cell)
         self._stale = False
-
-    def _rank(self, cell: Cell) -> float:
-        """What the queue is sorted by; the last is run first."""
-        return self.sign * self.weight(cell)
 
     def _is_new(self, cell: Cell) -> bool:
         return cell.cell_id not in self.findings and cell.cell_id not in self.weights
 
     def next(self, ready: Callable[[Cell], bool] = lambda cell: True) -> Cell | None:
         """A cell to run, of those that are ready; None where there is none, or none before something has ended."""
-        if not self._queue and self._stale:
+        if self._stale and (self._growing or not self._queue):
             self._propose()
-        for k in reversed(range(len(self._queue))):
-            if ready(self._queue[k]):
-                cell = self._queue.pop(k)
-                self.running.add(cell.cell_id)
-                return cell
-        return None
+        if not self._queue and self._growing and not self._looked_ahead:
+            self._propose(ahead=True)
+            self._looked_ahead = True
+        busy, chosen = {self._race[cell_id] for cell_id in self.running}, None
+        for cell in filter(ready, reversed(self._queue.values())):
+            if not (self._goal(cell) and self._race[cell.cell_id] in busy):
+                chosen = cell
+                break
+            chosen = chosen or cell
+        return self._take(self._hoped_for(chosen, ready)) if chosen else None
+
+    def _goal(self, cell: Cell) -> float | None:
+        """The loss to which a cell races, if it does."""
+        return self.groups[self._race[cell.cell_id][0]].goal
+
+    def _take(self, cell: Cell) -> Cell:
+        del self._queue[cell.cell_id]
+        self.running.add(cell.cell_id)
+        return cell
+
+    def _hoped_for(self, cell: Cell, ready: Callable[[Cell], bool]) -> Cell:
+        """The one of a cell's race to run next; that cell itself where it does not race."""
+        if not self._goal(cell):
+            return cell
+        race = self._race[cell.cell_id]
+        waiting = [one for one in self._cells[race] if one.cell_id in self._queue and ready(one)]
+        if self.groups[race[0]].auto:  # which names the first one first
+            return waiting[0]
+        waiting.sort(key=lambda one: one.stepsize.value, reverse=True)  # of two as near the larger one
+        hoped = next(self._best_near(race), waiting[len(waiting) // 2].stepsize.value)
+        return min(waiting, key=lambda one: abs(math.log(one.stepsize.value / hoped)))
+
+    def _best_near(self, race: Race) -> Iterator[float]:
+        """The best stepsizes of a group, as far as they are known: those of the nearest batch sizes first."""
+        group, b, seed = race
+        same = [other for other in self._cells if other[0] == group]
+        for other in sorted(same, key=lambda other: (abs(math.log(other[1] / b)), other[2] != seed)):
+            if arrived := self._arrived(other):
+                yield min(arrived, key=lambda one: one[0].steps)[1].stepsize.value
+
+    def limits(self, cell: Cell) -> Limits:
+        """How many iterations a cell has to be the best of its race, as far as others have ended."""
+        return Limits.after(arrival for arrival, _ in self._arrived(self._race[cell.cell_id]))
+
+    def _arrived(self, race: Race) -> list[tuple[Arrival, Cell]]:
+        """Who has arrived in a race."""
+        if (goal := self.groups[race[0]].goal) is None:
+            return []
+        ended = [(self.findings[cell.cell_id], cell) for cell in self._cells[race] if cell.cell_id in self.findings]
+        return [(arrival, cell) for found, cell in ended for arrival in found.arrivals(goal)]
 
     @property
     def waiting(self) -> int:
@@ -108,18 +170,16 @@ class Agenda:
 
     def seeds_of(self, cell: Cell, most: int, ready: Callable[[Cell], bool] = lambda cell: True) -> list[Cell]:
         """To run with a cell: up to so many of those that wait, are ready, and differ from it in their seed alone."""
-        same, rank = _without_seed(cell), self._rank(cell)
-        alike = range(bisect_left(self._queue, rank, key=self._rank), bisect_right(self._queue, rank, key=self._rank))
-        found = [k for k in reversed(alike) if _without_seed(self._queue[k]) == same and ready(self._queue[k])][:most]
-        taken = [self._queue.pop(k) for k in found]
-        self.running |= {other.cell_id for other in taken}
-        return taken
+        same, (group, b, _) = _without_seed(cell), self._race[cell.cell_id]
+        alike = [one for race, cells in self._cells.items() if race[:2] == (group, b) for one in cells]
+        found = [one for one in alike if one.cell_id in self._queue and _without_seed(one) == same and ready(one)]
+        return [self._take(one) for one in found[:most]]
 
     def ended(self, cell_id: str, finding: Finding) -> None:
         """Take in what was found."""
         self.running.discard(cell_id)
         self.findings[cell_id] = finding
-        self._stale = True
+        self._stale, self._looked_ahead = True, False
 
     def forget(self, cell_ids: Iterable[str]) -> None:
         """Take back what was found of some cells: they are to run again, where they are wanted still."""

@@ -11,10 +11,10 @@ from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 
-from raysat.driver.adaptive import Finding
 from raysat.driver.outdated import Consequences
 from raysat.driver.progress import View, mishap, trial_line
 from raysat.driver.queue import Agenda
+from raysat.driver.stepsizes import Finding
 from raysat.executor import Outcome
 from raysat.messages.failures import cause
 from raysat.ntk.words import WAYS, approximations

@@ -20,7 +20,9 @@ from raysat.executor import private
 from raysat.executor.barrier import StartupBarrier
 from raysat.executor.bookkeeping import RETRIES, Bookkeeping
 from raysat.executor.jobs import Function, Listener, Source, attempt
+from raysat.saturation.recursion import MEASURES
 from raysat.spec.cells import Cell, Initialization
+from raysat.spec.race import Limits
 from raysat.text import plain
 from raysat.trial.job import Job
 from raysat.user_code import process
@@ -119,8 +121,9 @@ class _JobRef:
         cell: Its cell, if it has one.
         engine: Of its steps.
         gpus: Of the job.
-        statistics: What a trial needs of its row of statistics: all but the spectra, some 2 KB. Not a reference to
-            Ray's object store (see `PART`).
+        limits: Of the trial.
+        statistics: What a trial needs of its row of statistics: all but lists, of which only the spectral measures are
+            of use, for `eta_limit`; some KB. Not a reference to Ray's object store (see `PART`).
         mates: The jobs that run with it as one computation.
     """
 
@@ -129,6 +132,7 @@ class _JobRef:
     cell: Cell | None
     engine: str
     gpus: float
+    limits: Limits
     statistics: Mapping[str, Any]
     mates: tuple[_JobRef, ...]
 
@@ -137,7 +141,7 @@ class _JobRef:
 
     def job(self, shared: Job) -> Job:
         """The job again, in a worker."""
-        parts = {name: getattr(self, name) for name in ("init", "cell", "engine", "gpus", "statistics")}
+        parts = {name: getattr(self, name) for name in ("init", "cell", "engine", "gpus", "limits", "statistics")}
         return replace(shared, **parts, mates=tuple(mate.job(shared) for mate in self.mates))
 
 
@@ -165,9 +169,10 @@ class _Searcher(Searcher):
     def _ref(self, job: Job) -> _JobRef:
         key = job.init.init_id
         if job.statistics and key not in self.rows:
-            self.rows[key] = {name: value for name, value in job.statistics.items() if not isinstance(value, list)}
-        mates = tuple(map(self._ref, job.mates))
-        return _JobRef(job.key, job.init, job.cell, job.engine, self.gpus(job), self.rows.get(key, {}), mates)
+            needed = {name for name, value in job.statistics.items() if not isinstance(value, list)} | {*MEASURES}
+            self.rows[key] = {name: value for name, value in job.statistics.items() if name in needed}
+        parts = job.key, job.init, job.cell, job.engine, self.gpus(job), job.limits, self.rows.get(key, {})
+        return _JobRef(*parts, tuple(map(self._ref, job.mates)))
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         pass

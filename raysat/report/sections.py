@@ -30,7 +30,7 @@ from raysat.plots.attempts import Attempts
 from raysat.report.answer import answers
 from raysat.report.configuration import sweep_file
 from raysat.report.html import AT, Section, failures, figure, listing, paragraphs, table, traceback
-from raysat.storage.schema import DIVERGED, FAILED, FINISHED
+from raysat.storage.schema import BEATEN, DIVERGED, FAILED, FINISHED
 
 LISTED = 50
 """Diverged cells that are listed one by one. Default: 50; the rest are counted, and are all in `trials`."""
@@ -128,7 +128,8 @@ UNITS = {"least_samples": "samples", "b_20": "samples", "least_seconds": "s", "l
 def progress(record: Mapping, trials: pd.DataFrame) -> str:
     """How many of the sweep's cells have ended, in words."""
     sweep = record["sweep"]
-    counts = [f"{int((trials['status'] == status).sum())} {status}" for status in (DIVERGED, FAILED)]
+    statuses = (*[BEATEN] * bool((trials["status"] == BEATEN).any()), DIVERGED, FAILED)
+    counts = [f"{int((trials['status'] == status).sum())} {status}" for status in statuses]
     ended = int(trials["status"].isin(FINISHED).sum())
     if sweep.get("adaptive") or any(stepsize["policy"] == "grid_auto" for stepsize in sweep.get("stepsizes", ())):
         return f"{ended} cells have ended, of as many as their results call for; {', '.join(counts)}."

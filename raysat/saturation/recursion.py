@@ -42,6 +42,9 @@ from jaxtyping import Float
 
 from raysat.errors import InputError
 
+MEASURES = ("residual_nodes", "residual_weights", "density_nodes", "density_weights")
+"""The columns of `ntk` with the spectral measures."""
+
 
 @dataclass(frozen=True)
 class Spectrum:

@@ -66,7 +66,8 @@ class Sweep:
         loss: `mse` (eq. 2.1; default), `cross_entropy`, or the import path of a function `(outputs, y) -> losses [n]`
             (see `raysat.losses.Custom`). For other losses than `mse` the statistics are those of the generalized
             Gauss-Newton kernel, beyond the paper's theorem; a loss that is not convex in the outputs has none.
-        target_loss: Stop a trial once its full training loss is at most this. Default: run all iterations.
+        target_loss: Stop a trial once its full training loss is at most this. Tuned stepsizes race to it (`race`).
+            Default: run all iterations.
         dtype: `float32` (default) or `float64`.
         precision: In which the products of the steps are computed: `full` (default), that of `dtype`; `tf32`, on GPUs
             that have it; or `bfloat16`, forward and backward passes under PyTorch's autocast, the weights and their
@@ -100,6 +101,10 @@ class Sweep:
         minutes: A time budget: what runs after so many minutes is stopped, and the report is made of what has ended.
             The cheapest cells run first, so that small batch sizes answer early, and the same command goes on where it
             stopped. Default: none.
+        race: Whether, where there is a `target_loss`, a trial of a tuned stepsize ends as soon as it cannot be the best
+            of its seed and batch size any more, with the status `beaten` (see `raysat.spec.race`). Where False all of
+            them run to their end, the beaten ones anew. Default: True; the best stepsizes and their curves are the
+            same.
     """
 
     name: str = field(metadata=setting(EXECUTION, checks.folder_name))
@@ -139,6 +144,7 @@ class Sweep:
     adaptive: bool = field(default=False, metadata=setting(EXECUTION, boolean))
     interval_ratio: float = field(default=1.44, metadata=setting(EXECUTION, checks.above_one))
     minutes: float | None = field(default=None, metadata=setting(EXECUTION, optional(NUMBER)))
+    race: bool = field(default=True, metadata=setting(EXECUTION, boolean))
 
     def __post_init__(self) -> None:
         for name in (one.name for one in fields(self)):
@@ -190,6 +196,11 @@ class Sweep:
     def grows(self) -> bool:
         """Whether which cells are run depends on results."""
         return self.adaptive or any(stepsize.policy == "grid_auto" for stepsize in self.stepsizes)
+
+    @property
+    def races(self) -> bool:
+        """Whether trials that cannot be the best any more are cut."""
+        return self.race and self.target_loss is not None
 
     def _validate_budget(self) -> None:
         budgets = [self.iterations, self.samples, self.epochs]

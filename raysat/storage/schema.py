@@ -17,9 +17,10 @@ SCHEMA_VERSION = present()
 """Stored in every part-file and in `sweep.json`. It rises with each step of `raysat.storage.versions`, which there is
 where a column's meaning changes or a column goes."""
 
-COMPLETED, TARGET_REACHED, DIVERGED, FAILED = "completed", "target_reached", "diverged", "failed"
-FINISHED = (COMPLETED, TARGET_REACHED, DIVERGED)
-"""The statuses of cells that are never run again. A failed cell is tried again by the next run of its sweep."""
+COMPLETED, TARGET_REACHED, BEATEN, DIVERGED, FAILED = "completed", "target_reached", "beaten", "diverged", "failed"
+MEASURED = (COMPLETED, TARGET_REACHED, BEATEN)
+FINISHED = (*MEASURED, DIVERGED)
+"""Of cells that are not run again; a failed one is, and a beaten one that cannot be told to be worse any more."""
 
 REFUSED = "refused"
 """The `method` of statistics that the network does not have. Where computing them failed it is `FAILED`."""
@@ -153,8 +154,8 @@ TRIALS = (
         "status",
         _TEXT,
         "",
-        "`completed`; `target_reached` (stopped at target_loss); `diverged` (loss not finite, or above 1000 times "
-        "loss_init); `failed` (an error; tried again by the next run).",
+        "`completed`; `target_reached` (stopped at target_loss); `beaten` (stopped above it, for another stepsize was "
+        "there earlier); `diverged` (loss not finite, or above 1000 times loss_init); `failed` (tried again).",
     ),
     Column("error", _TEXT, "", "The error of a failed cell; null otherwise."),
     *INITIAL,

@@ -15,6 +15,7 @@ from raysat.compute.micro_batch import samples_at_once
 from raysat.losses import resolve
 from raysat.sgd import engine as engines
 from raysat.spec.cells import Cell, Initialization
+from raysat.spec.race import UNLIMITED, Limits
 from raysat.storage.files import Location
 from raysat.user_code import identity, plugins, process
 from raysat.user_code.seeding import seeded
@@ -44,6 +45,7 @@ class Job:
             iteration is the number of samples done. Set by the executor in the worker; None disables it.
         ranks: Processes among which a trial's batches are split.
         budget: What ends a trial, in words.
+        limits: How many iterations the trial has to reach its target in, to be the best of its race.
         mates: The jobs of further cells, equal to this one but for their seeds, that may be trained in one computation.
     """
 
@@ -61,6 +63,7 @@ class Job:
     tell: Callable[[int, Mapping[str, float | None]], object] | None = None
     ranks: int = 1
     budget: str = ""
+    limits: Limits = UNLIMITED
     mates: tuple[Job, ...] = ()
 
     @property

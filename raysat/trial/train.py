@@ -31,7 +31,7 @@ from raysat.spec.cells import Cell
 from raysat.storage.checkpoint import Checkpoint, Progress
 from raysat.storage.files import location
 from raysat.storage.rows import Row, describe, describe_cell, inherited, known, where
-from raysat.storage.schema import COMPLETED, DIVERGED, EVALUATION, FAILED, TARGET_REACHED
+from raysat.storage.schema import BEATEN, COMPLETED, DIVERGED, EVALUATION, FAILED, TARGET_REACHED
 from raysat.trial.initial import statistics_of
 from raysat.trial.job import TELL_SECONDS, Job, begun, fitting, initial_network, prepare
 from raysat.trial.measurements import Drift, Evaluator, distance, gradient_squares
@@ -79,6 +79,9 @@ class _Trial:
         _check_weights(job, network)
         cell, init, device = self.cell, self.cell.init, str(dataset.x.device)
         self.eta, self.beta = stepsize_and_beta(cell, job.statistics)
+        stable = self.beta > 0  # else there are no statistics, or nothing that could be unstable
+        self.eta_limit = stable_below(job.statistics, cell.batch_size, cell.sampling) if stable else math.nan
+        self.limit = job.limits.of(self.eta / self.eta_limit if self.eta_limit > 0 else math.nan)
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, device)
         self.start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
         self.ntk_at = () if isinstance(network, Linearized) else cell.ntk_at  # its kernel never moves
@@ -142,6 +145,12 @@ class _Trial:
         elif cell.target_loss is not None and losses["train_loss"] <= cell.target_loss:
             self.status = TARGET_REACHED
 
+    def is_over(self, until: int) -> bool:
+        """Whether it goes no further, where iteration `until` is the next to be measured."""
+        if self.status == COMPLETED and until > self.limit:
+            self.status = BEATEN
+        return self.status != COMPLETED
+
     def save(self, engine: engines.StepEngine) -> bool:
         """Store how far it is; returns whether that could be done."""
         self.progress.weights = {name: _of_its_own(value) for name, value in self.network.state_dict().items()}
@@ -153,7 +162,8 @@ class _Trial:
     def rows(self, engine: engines.StepEngine, here: Row) -> Rows:
         """All that the tables have of it, once it has ended, with where and when it has."""
         job, cell, progress = self.job, self.cell, self.progress
-        first, last, done = progress.curve[0], progress.curve[-1], progress.iteration
+        first, last = progress.curve[0], progress.curve[-1]
+        done = last["iteration"]  # a beaten one may have come from a checkpoint beyond it
         row = {
             **inherited(job.statistics),
             **describe(job.sweep, job.init),
@@ -164,9 +174,7 @@ class _Trial:
             "eta": self.eta,
             "beta": known(self.beta),
             "eta_beta": known(self.eta * self.beta),
-            "eta_limit": known(
-                stable_below(job.statistics, cell.batch_size, cell.sampling) if self.beta > 0 else math.nan
-            ),
+            "eta_limit": known(self.eta_limit),
             "iterations_done": done,
             "loss_init": first["train_loss"],
             "loss_final": last["train_loss"],
@@ -177,7 +185,7 @@ class _Trial:
             "distance_from_init": last["distance_from_init"],
             "seconds": progress.seconds,
             "gpus": 0.0 if here["device"] == "cpu" else 1.0 if job.gpus is None else job.gpus,
-            "steps_per_second": done / progress.step_seconds if progress.step_seconds > 0 else None,
+            "steps_per_second": progress.iteration / progress.step_seconds if progress.step_seconds > 0 else None,
             "engine": engine.name,
             "matmul": engine.matmul,
             "micro_batch": min(cell.batch_size, engine.at_once),
@@ -245,6 +253,12 @@ def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[st
     engine = _engine(trials)
     due, tell_at = clock.at + job.checkpoint_seconds, clock.at + TELL_SECONDS
     for until in trials[0].ahead:
+        if over := [trial for trial in trials if trial.is_over(until)]:
+            ended |= _rows(over, engine, device)
+            trials = [trial for trial in trials if trial not in over]
+            if not trials:
+                return ended
+            engine = _engine(trials)
         while (done := trials[0].progress.iteration) < until:
             if time.perf_counter() > due:
                 due = _save(trials, engine, clock)
@@ -258,12 +272,6 @@ def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[st
         for trial in trials:
             trial.measure(until)
             clock.count([trial])
-        if over := [trial for trial in trials if trial.status != COMPLETED]:
-            ended |= _rows(over, engine, device)
-            trials = [trial for trial in trials if trial not in over]
-            if not trials:
-                return ended
-            engine = _engine(trials)
     return ended | _rows(trials, engine, device)
 
 

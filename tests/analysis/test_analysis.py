@@ -33,7 +33,7 @@ def trial(
     times = [0, *ITERATIONS[iterations > ITERATIONS], iterations]
     key = f"{stepsize}-{eta}-{b}-{seed}-{changes.get('width', 64)}-{changes.get('cell', '')}"
     changes.pop("cell", None)
-    ended = status in ("completed", "target_reached")
+    ended = status in ("completed", "target_reached", "beaten")
     row = {
         **{"cell_id": key, "status": status, "dataset": "toy", "preprocessing": "center", "n": 1000, "model": "mlp"},
         **{"model_options": '{"depth": 2}', "depth": 2, "width": 64, "dtype": "float32", "seed": seed, "loss": "mse"},

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import raysat
-from raysat.driver.adaptive import Finding
+from raysat.driver.stepsizes import Finding
 from raysat.sweep import main
 
 OWN = """

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysat import Sweep, grid, linear, powers_of_two, theory
-from raysat.driver.adaptive import Estimate, Finding, estimate, missing_neighbours
+from raysat.driver.adaptive import Estimate, estimate
 from raysat.driver.queue import Agenda, groups
+from raysat.driver.stepsizes import Finding, missing_neighbours
 from raysat.saturation.targets import steps_to_target
 from raysat.sgd.cost import Flops
 from raysat.sweep import main
@@ -34,6 +35,7 @@ def make(**changes) -> Sweep:
         "seeds": 3,
         "target_loss": TARGET,
         "adaptive": True,
+        "race": False,  # raced: tests/driver/test_race.py
     }
     return Sweep(**fields | changes)
 
@@ -292,7 +294,7 @@ SMALL = """
 from raysat import Sweep, grid, mlp, theory
 sweep = Sweep(name="small", dataset="digits", n_train=64, n_test=0, models=[mlp(1, "relu", 2**0.5)], widths=[32],
               batch_sizes=[1, 4, 8, 16, 64], stepsizes=[grid(auto=True), theory()], iterations=400, seeds=2,
-              target_loss=2.0, adaptive=True)
+              target_loss=2.0, adaptive=True, race=False)
 """
 
 

@@ -82,14 +82,18 @@ def test_jobs_that_wait_for_others_short_ones_and_one_that_fails(executor, make_
 
 
 def test_the_driver_asks_nothing_of_rays_object_store(tmp_path, make_cell, monkeypatch):
-    """The store dies with the raylet, and Ray's core ends a driver that asks it then; a trial needs no spectra."""
+    """The store dies with the raylet, and Ray's core ends a driver that asks it then.
+
+    Of lists a trial needs the spectral measures alone, of which it makes the limit of stable stepsizes.
+    """
     monkeypatch.setattr("ray.put", None)
     cell = make_cell(batch_size=1)
-    work, jobs = Work([cell]), iter([Job("s", cell.init, cell, {"gamma": 2.0, "top": [1.0]})])
+    work, jobs = Work([cell]), iter([Job("s", cell.init, cell, {"gamma": 2.0, "top": [1.0], "density_nodes": [3.0]})])
     work.next = lambda: next(jobs, None)
     with OnRay(tmp_path / "tune") as executor:
         executor.run(work, long, work)
-    assert [outcome.value for outcome in work.ended_jobs] == [({"gamma": 2.0}, list(range(100_000)))]
+    found = {"gamma": 2.0, "density_nodes": [3.0]}
+    assert [outcome.value for outcome in work.ended_jobs] == [(found, list(range(100_000)))]
 
 
 def long(job):

@@ -27,6 +27,7 @@ from raysat.sgd import stacked
 from raysat.sgd.engine import AutogradEngine, StackedEngine
 from raysat.sgd.sampler import batches
 from raysat.sgd.stacked import LARGEST_BATCH, MOST, stackable
+from raysat.spec.race import UNLIMITED, Limits
 from raysat.storage.checkpoint import Checkpoint
 from raysat.storage.store import Store
 from raysat.sweep import main
@@ -191,6 +192,16 @@ def test_a_seed_that_ends_early_leaves_the_others_as_they_are(make_cell):
     job = together(make_cell, target_loss=1.5 * target)
     results = run_trials(job)
     assert len({row["iterations_done"] for row, *_ in results}) > 1
+    assert_the_same(results, one_by_one(job))
+
+
+def test_a_seed_that_is_beaten_leaves_the_others_as_they_are(make_cell):
+    job = together(make_cell, changes={"limits": Limits(20.0, 20.0)})
+    first, last = replace(job, mates=(), limits=Limits(7.0, 7.0)), replace(job.mates[1], limits=UNLIMITED)
+    job = replace(first, mates=(job.mates[0], last))
+    results = run_trials(job)
+    assert [row["status"] for row, *_ in results] == ["beaten", "beaten", "completed"]
+    assert 1 < results[0][0]["iterations_done"] < results[1][0]["iterations_done"] < 50
     assert_the_same(results, one_by_one(job))
 
 

@@ -13,6 +13,7 @@ from raysat.sgd import sampler
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.fused import RANK, FusedEngine
 from raysat.spec.cells import Model
+from raysat.spec.race import Limits
 from raysat.storage.checkpoint import Checkpoint, Progress
 from raysat.storage.schema import arrow_schema
 from raysat.trial import initial
@@ -297,6 +298,66 @@ def test_a_trial_stops_at_its_target(make_cell):
     assert row["loss_final"] <= target < short[-2]["train_loss"]
     assert without_times(short)[0]["train_loss"] == curve[0]["train_loss"]
     assert row["iterations_done"] == short[-1]["iteration"] < 50
+
+
+@pytest.mark.parametrize(("share", "limit"), [(0.99, 20), (1.01, 7)])
+def test_a_beaten_trial_ends_within_the_limit_of_its_readings(make_cell, share, limit):
+    """With the last evaluation up to there, and until then to the bit as one that goes on."""
+    alone = job_of(make_cell(batch_size=100))
+    whole, curve, _ = run_trial(alone)
+    edge = alone.cell.stepsize.value * share * whole["eta_limit"] / whole["eta"]
+    cell = make_cell(batch_size=100, stepsize=theory(edge))
+    whole, curve, _ = run_trial(job_of(cell))
+    row, short, _ = run_trial(job_of(cell, limits=Limits(free=7.5, stable=20.0)))
+    assert (row["eta"] < row["eta_limit"]) == (share < 1)
+    assert row["status"] == "beaten"
+    assert without_times(short) == without_times(curve)[: len(short)]
+    assert short[-1]["iteration"] <= limit + 0.5 < curve[len(short)]["iteration"]
+    assert (row["iterations_done"], row["loss_final"]) == (short[-1]["iteration"], short[-1]["train_loss"])
+    assert row["h"] == math.log(row["loss_init"] / row["loss_final"]) / row["iterations_done"]
+
+
+def test_a_limit_cuts_none_that_arrives_or_diverges_within_it(make_cell):
+    whole, *_ = run_trial(job_of(make_cell()))
+    cell = make_cell(target_loss=0.9 * whole["loss_init"])
+    alone, *_ = run_trial(job_of(cell))
+    end = alone["iterations_done"]
+    row, *_ = run_trial(job_of(cell, limits=Limits(end, end)))
+    assert (row["status"], row["iterations_done"]) == ("target_reached", end)
+    wild = make_cell(model=mlp(1, "identity"), stepsize=fixed(10.0), dtype="float32", target_loss=0.1)
+    alone, *_ = run_trial(job_of(wild))
+    row, *_ = run_trial(job_of(wild, limits=Limits(alone["iterations_done"], 0.0)))
+    assert (row["status"], row["iterations_done"]) == ("diverged", alone["iterations_done"])
+    row, *_ = run_trial(job_of(make_cell(), limits=Limits(50.0, 50.0)))
+    assert row["status"] == "completed"
+
+
+def test_one_that_was_killed_beyond_a_limit_that_it_has_since_ends_where_it_was_last_seen(
+    make_cell, tmp_path, monkeypatch
+):
+    cell = make_cell()
+    _, curve, _ = run_trial(job_of(cell))
+    monkeypatch.setattr(trial_module, "STEPS_AT_ONCE", 1)
+    monkeypatch.setattr(trial_module, "CHECKPOINT_SHARE", math.inf)
+    job = job_of(cell, checkpoints=tmp_path, checkpoint_seconds=1e-9)
+    monkeypatch.setattr(trial_module._Trial, "measure", _killed_at(16, trial_module._Trial.measure))
+    with pytest.raises(KeyboardInterrupt):
+        run_trial(job)
+    at = Checkpoint(tmp_path / f"{cell.cell_id}.pt").load()
+    last = at.curve[-1]["iteration"]
+    assert last < at.iteration, "it was between two evaluations"
+    row, short, _ = run_trial(replace(job, limits=Limits(1.0, 1.0)))
+    assert (row["status"], row["iterations_done"]) == ("beaten", last)
+    assert without_times(short) == without_times(curve)[: len(short)]
+
+
+def _killed_at(iteration, measure):
+    def measured(trial, t):
+        if t >= iteration:
+            raise KeyboardInterrupt
+        measure(trial, t)
+
+    return measured
 
 
 def test_without_test_samples_and_classes_the_columns_are_null(make_cell):

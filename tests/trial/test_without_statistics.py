@@ -12,7 +12,7 @@ import pytest
 
 from raysat import analysis, mlp
 from raysat.analysis.command import main as analysis_main
-from raysat.driver.adaptive import Finding, missing_neighbours
+from raysat.driver.stepsizes import Finding, missing_neighbours
 from raysat.models.architectures import ARCHITECTURES, Architecture
 from raysat.spec.cells import Model
 from raysat.spec.stepsizes import Stepsize

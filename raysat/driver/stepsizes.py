@@ -1,0 +1,182 @@
+"""Which stepsizes of a batch size to try next, from what those have found that were tried. Pure.
+
+Stepsizes are named by their exponent k: `2^(k/2) / beta(b)`. Without a race (`missing_neighbours`) all neighbours of
+the best ones are asked for at once. In a race (`next_in_race`), where who is first limits the others, one follows the
+other, and upwards the range grows in larger steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from raysat.saturation.targets import DEEPEST, steps_to_target
+from raysat.spec.race import Arrival, Limits
+from raysat.storage.schema import BEATEN, FAILED, MEASURED, TARGET_REACHED
+
+REACH = 40
+"""The range of stepsizes ends at 2^(-REACH/2) and 2^(REACH/2), whatever is found."""
+
+
+@dataclass(frozen=True, eq=False)  # hashed as the object it is, for its N are kept
+class Finding:
+    """What a trial that has ended tells of its cell.
+
+    Attributes:
+        status: As in `trials`.
+        iterations: Iterations of its evaluations.
+        losses: The training loss at each.
+        of_limit: Its stepsize over `eta_limit`, up to which linearized SGD is stable; nan where that is not known,
+            for the network has no statistics or the trial failed.
+    """
+
+    status: str
+    iterations: Sequence[int] = ()
+    losses: Sequence[float] = ()
+    of_limit: float = math.nan
+
+    @classmethod
+    def of(cls, row: Mapping, iterations: Sequence[int], losses: Sequence[float]) -> Finding:
+        """From a row of `trials`, and the columns `iteration` and `train_loss` of its rows of `curves`."""
+        eta, limit = (math.nan if row.get(name) is None else float(row[name]) for name in ("eta", "eta_limit"))
+        of_limit = eta / limit if limit > 0 else math.nan
+        return cls(row["status"], iterations, losses, of_limit)
+
+    def below(self, limit: float) -> bool:
+        """Whether its stepsize is below a share of `eta_limit`: below an infinite one it always is."""
+        return limit == math.inf or self.of_limit < limit
+
+    @property
+    def usable(self) -> bool:
+        """Whether the trial neither diverged nor failed."""
+        return self.status in MEASURED
+
+    def steps(self, target: float | None) -> float:
+        """N to the target; nan where it is not reached."""
+        return _steps(self, target) if target is not None and self.usable else math.nan
+
+    def arrivals(self, goal: float) -> list[Arrival]:
+        """Itself as one that has arrived at the target of a race, where it has."""
+        if self.status != TARGET_REACHED:
+            return []
+        steps = self.steps(goal)
+        return [] if math.isnan(steps) else [Arrival(steps, int(self.iterations[-1]), self.of_limit)]
+
+    def is_far(self, limit: float) -> bool:
+        """Whether it had not arrived at a limit, or would not have: a function of its cell, wherever it was cut."""
+        return self.status == BEATEN or (self.usable and self.iterations[-1] > limit)
+
+    def score(self, target: float | None) -> tuple[float, float]:
+        """The smaller the better: iterations to the target, then the final loss.
+
+        Without a target, iterations until nothing is left of the loss: final losses of 0 are all alike.
+        """
+        if not self.usable:
+            return math.inf, math.inf
+        steps = self.steps(target or DEEPEST * self.losses[0])
+        return math.inf if math.isnan(steps) else steps, self.losses[-1]
+
+
+@lru_cache(maxsize=1 << 14)
+def _steps(finding: Finding, target: float) -> float:
+    return steps_to_target(np.asarray(finding.iterations), np.asarray(finding.losses, dtype=float), target)
+
+
+Findings = Mapping[str, Finding]
+"""What was found of the cells that have ended, by cell_id."""
+
+
+def missing_neighbours(found: Mapping[int, Finding], target: float | None) -> set[int]:
+    """The exponents k that are yet to be tried before a seed's best stepsize is known to lie inside the range.
+
+    Args:
+        found: What was found at each k that was tried.
+        target: The loss to which N counts, if any.
+    """
+    known = {k: one for k, one in found.items() if one.status != FAILED}
+    if not known:  # every trial failed: that says nothing of stepsizes
+        return set()
+    missing = set()
+    limited = not any(math.isnan(one.of_limit) for one in known.values())
+    for limit in (math.inf, 1.0) if limited else (math.inf,):
+        allowed = {k: one for k, one in known.items() if one.below(limit)}
+        if not allowed:
+            missing.add(_largest_stable(known))
+        elif not any(one.usable for one in allowed.values()):
+            missing.add(min(allowed) - 1)
+        else:
+            best = min(allowed, key=lambda k: (allowed[k].score(target), k))
+            missing.add(best - 1)
+            for k in (best + 1, best + 2):
+                if 2 ** ((k - best) / 2) * allowed[best].of_limit >= limit:
+                    break
+                missing.add(k)
+                if k not in found or not found[k].usable:
+                    break
+    return {k for k in missing if abs(k) <= REACH} - set(found)
+
+
+def next_in_race(found: Mapping[int, Finding], target: float | None, goal: float) -> list[int]:
+    """The exponents to be tried next in a race, the one of which most is hoped first.
+
+    Among all stepsizes: above the best one in steps of 2, from the largest stable one on, as long as that is better,
+    then between; and one below it. Among the stable ones: the largest, and below it.
+
+    Args:
+        found: What was found at each k that was tried.
+        target: The loss to which N counts.
+        goal: The loss to which the trials race.
+    """
+    known = {k: one for k, one in found.items() if one.status != FAILED}
+    if not known:
+        return []
+    limits = Limits.after(one for each in known.values() for one in each.arrivals(goal))
+    limited = not any(math.isnan(one.of_limit) for one in known.values())
+    edge = _largest_stable(known) if limited else -REACH
+    wanted = _bracket(found, known, target, limits.free, edge)
+    if limited and edge in found:
+        stable = {k: one for k, one in known.items() if one.below(1.0)} or {edge: known.get(edge, Finding(FAILED))}
+        wanted += _bracket({**found, **dict.fromkeys(range(edge + 1, edge + 3), BEYOND)}, stable, target, limits.stable)
+    elif limited:
+        wanted.append(edge)
+    return [k for k in dict.fromkeys(wanted) if abs(k) <= REACH and k not in found]
+
+
+BEYOND = Finding(FAILED)
+"""What stands for stepsizes that do not count."""
+
+
+def _bracket(
+    found: Mapping[int, Finding], known: Mapping[int, Finding], target: float | None, far: float, edge: int = -REACH
+) -> list[int]:
+    """What is next, of one reading.
+
+    Args:
+        found: What was found at each k, or is not asked for.
+        known: Of these, those that are read.
+        target: The loss to which N counts.
+        far: The limit of the race.
+        edge: The largest stable exponent, where the range goes on upwards from there.
+    """
+    usable = {k: one for k, one in known.items() if one.usable}
+    if not usable:
+        return [min(known) - 1]
+    best = min(usable, key=lambda k: (usable[k].score(target), k))
+    if best == max(found):
+        return [max(edge, best + (2 if len(known) > 1 else 1))]
+    for k in (best + 1, best + 2):
+        if k not in found:
+            return [k]
+        if not found[k].usable or found[k].is_far(far):
+            break
+    return [best - 1]
+
+
+def _largest_stable(known: Mapping[int, Finding]) -> int:
+    """The largest exponent below `eta_limit`, given one stepsize over it, or the largest of all."""
+    k, one = next(iter(known.items()))
+    return min(math.ceil(k - 2 * math.log2(one.of_limit)) - 1, REACH)
