@@ -140,7 +140,7 @@ class Verdict:
 
 
 def verdict(table: pd.DataFrame) -> Verdict:
-    """Where more workers stop paying, of the result of `prediction`, ascending in workers."""
+    """Return where more workers stop paying, of the result of `prediction`, ascending in workers."""
     lost = table.index[table["efficiency"] < WORTH]
     kept = table if lost.empty else table.loc[: lost[0]].iloc[:-1]
     return Verdict(

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 def look(store: Store, code: tuple[str, ...] = ()) -> Contents:
-    """What a results folder has.
+    """Return what a results folder has.
 
     Args:
         store: The folder.
@@ -79,12 +79,12 @@ def rows_of(store: Store, name: str, table: str) -> pa.Table:
 
 
 def read_checkpoint(store: Store, file: str) -> Progress:
-    """What a checkpoint has, its checksums verified; the cell whose it is is in its name and in itself."""
+    """Return what a checkpoint has, its checksums verified; the cell whose it is is in its name and in itself."""
     return read((store.checkpoints / file).read_bytes(), file.removesuffix(".pt"))
 
 
 def _whole(damaged: dict[str, str], name: str, load: Callable[[], T]) -> T | None:
-    """What is loaded; None, and the reason noted, where the file is not whole."""
+    """Return what is loaded; None, and the reason noted, where the file is not whole."""
     try:
         return load()
     except (PermissionError, MemoryError):
@@ -135,7 +135,7 @@ def _path(store: Store, name: str) -> Location:
 
 
 def outlook(contents: Contents) -> list[str]:
-    """What the next run of the sweep does, as far as the folder says."""
+    """Return what the next run of the sweep does, as far as the folder says."""
     statuses = contents.rows("trials").get("status", pd.Series(dtype=str))
     counts = {status: int(statuses.isin(names).sum()) for status, names in (("ended", FINISHED), (FAILED, [FAILED]))}
     said = f"{counts['ended']} cells have ended and stay; those that the sweep asks for beyond them run"

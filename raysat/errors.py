@@ -45,7 +45,7 @@ def plain(value: object) -> object:
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether the value is a whole number, Python's or NumPy's; True is none."""
+    """Return whether the value is a whole number, Python's or NumPy's; True is none."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -57,7 +57,7 @@ def positive(name: str, value: object) -> float:
 
 
 def _is_float(value: object) -> TypeGuard[float]:
-    """Whether the value is a real number, no larger than a column holds where it is whole; True is none."""
+    """Return whether the value is a real number, no larger than a column holds where it is whole; True is none."""
     return isinstance(value, Real) and not isinstance(value, bool) and not (is_whole(value) and value > LARGEST)
 
 

@@ -158,7 +158,7 @@ class Results:
         return f"Results({str(self.root)!r}: sweep {self.record['sweep']['name']}, {ended} cells have ended)"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the answer and the table of the report."""
+        """Return what a notebook shows: the answer and the table of the report."""
         from raysat.analysis import summary
         from raysat.report import prediction, sections
 

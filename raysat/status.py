@@ -32,7 +32,7 @@ WATCHED = 25.0
 
 
 def lines(statuses: Mapping[str, int], heard: Mapping | None, now: datetime) -> Iterator[str]:
-    """What is known of a sweep.
+    """Yield what is known of a sweep.
 
     Args:
         statuses: How many cells have each status, from their rows.
@@ -83,7 +83,7 @@ def other_driver(store: Store, sleep: Callable[[float], None] = time.sleep) -> s
 
 
 def _gone(heard: Mapping) -> bool:
-    """Whether the driver was a process of this machine that has ended, or was this very one."""
+    """Return whether the driver was a process of this machine that has ended, or was this very one."""
     if heard["hostname"] != platform.node():
         return False
     try:

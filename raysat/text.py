@@ -72,7 +72,7 @@ def line(text: str, most: int = LINE) -> str:
 
 
 def shown(value: object, most: int = LINE) -> str:
-    """What `repr` says of any value at all, as one line: its own `repr` may raise, or be endless."""
+    """Return what `repr` says of any value at all, as one line: its own `repr` may raise, or be endless."""
     try:
         return line(repr(value), most)
     except KeyboardInterrupt:

@@ -115,7 +115,7 @@ def mean_and_interval(values: pd.Series) -> tuple[float, float, float]:
 
 
 def model_labels(table: pd.DataFrame) -> pd.Series:
-    """How the models of a table are told apart: the architecture, and the options in which they differ."""
+    """Return how the models of a table are told apart: the architecture, and the options in which they differ."""
     options = [json.loads(text or "{}") for text in table["model_options"]]
     names = {name for one in options for name in one}
     differing = sorted(name for name in names if len({repr(one.get(name)) for one in options}) > 1)
@@ -151,7 +151,7 @@ def _stepsize(row: dict) -> str:
 
 
 def remarks(table: pd.DataFrame) -> list[str]:
-    """What must be said below the table, a sentence each."""
+    """Return what must be said below the table, a sentence each."""
     said = [_about_slope(table)]
     if table["stepsize"].map(policy).str.startswith("grid").any():
         said.append("grid: of each seed the stepsize of the least final training loss counts, which is named.")
@@ -164,7 +164,7 @@ def remarks(table: pd.DataFrame) -> list[str]:
 
 
 def _about_slope(table: pd.DataFrame) -> str:
-    """What the slope is, and how well the line fits; empty where there is none."""
+    """Return what the slope is, and how well the line fits; empty where there is none."""
     if not table["slope"].notna().any():
         return ""
     return (

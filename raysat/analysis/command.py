@@ -22,7 +22,7 @@ def target_option(parser: argparse.ArgumentParser) -> None:
 
 
 def targets_of(options: argparse.Namespace) -> tuple[float, ...]:
-    """What `--target` names.
+    """Return what `--target` names.
 
     Raises:
         InputError: One is not a positive number.

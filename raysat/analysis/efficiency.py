@@ -131,7 +131,7 @@ def within_by_law(least: float, b_c: float, q: float, waste: float = WASTE) -> f
 
 
 def weigh(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dict]]:
-    """What a measured target costs, and what follows from it: rows of `COSTS` and of `CHOICES`.
+    """Return what a measured target costs, and what follows from it: rows of `COSTS` and of `CHOICES`.
 
     Args:
         measured: The measurement of N.
@@ -190,7 +190,7 @@ above the least."""
 
 
 def _reservation(choice: str, chosen: float, b: Real[np.ndarray, " b"]) -> str:
-    """What a choice leaves open."""
+    """Return what a choice leaves open."""
     if len(b) == 1:
         return "one batch size: there is nothing to choose from"
     if math.isinf(chosen):
@@ -223,7 +223,7 @@ def trials_at_once(trials: pd.DataFrame) -> int:
 
 
 def what_to_use(choices: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """What follows for a person who has to choose: of each setting, what the best evidence says.
+    """Return what follows for a person who has to choose: of each setting, what the best evidence says.
 
     Args:
         choices: `Analysis.choices`.
@@ -242,7 +242,7 @@ def what_to_use(choices: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _sentence(own: pd.DataFrame) -> str:
-    """What to use, with its caveats, from the choices of one reading by name."""
+    """Return what to use, with its caveats, from the choices of one reading by name."""
     row = own.iloc[0]
     width = f" at width {row['width']}" if row["width"] else ""
     said = f"To reach loss {row['target']:g}{width} under {method(row)}, "

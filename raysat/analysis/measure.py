@@ -254,7 +254,7 @@ def _points(
 def _remarks(
     about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.DataFrame, fit: CriticalBatch
 ) -> Iterator[str]:
-    """What must be said beside a fit, refused or not."""
+    """Yield what must be said beside a fit, refused or not."""
     quantity, much = about["quantity"], percent(fit.range - 1)
     if fit.interval == "residuals":
         yield "one seed: the interval is of the scatter about the fit and does not show how seeds differ"
@@ -293,7 +293,7 @@ def _less_than_an_epoch(best: pd.DataFrame) -> str:
 
 
 def at_edges(best: pd.DataFrame, reading: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Where the best of a tuned reading is the `largest` or the `smallest` stepsize tried: the batch sizes.
+    """Yield where the best of a tuned reading is the `largest` or the `smallest` stepsize tried: the batch sizes.
 
     The largest is no edge of the grid where a larger stepsize was tried and is known not to be stable.
     """

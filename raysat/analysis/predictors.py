@@ -47,7 +47,7 @@ class Predictor:
 def _statistic(
     measured: Measurement, _reading: pd.DataFrame, _foreseen: Foreseen, _deepest: float, *, name: str
 ) -> dict[str, Any]:
-    """What a statistic of the initialization predicts: itself, over the seeds."""
+    """Return what a statistic of the initialization predicts: itself, over the seeds."""
     ends = {f"predicted{end}": measured.fit[name + end] for end in ("", "_min", "_max")}
     return ends | {"remark": measured.fit["unpredicted"]}
 

@@ -82,7 +82,7 @@ def by_h(trials: pd.DataFrame) -> pd.Series:
 
 
 def vanished(trials: pd.DataFrame) -> pd.Series:
-    """Whether a trial ended at a loss of exactly 0, as a hinge does on data that it separates."""
+    """Return whether a trial ended at a loss of exactly 0, as a hinge does on data that it separates."""
     return trials["status"].isin(MEASURED) & (trials["loss_final"] == 0)
 
 

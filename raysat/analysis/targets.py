@@ -45,7 +45,7 @@ def deepest(reading: pd.DataFrame, paths: Paths, *, decided: bool = False) -> pd
 
 
 def attained(ends: pd.DataFrame) -> float:
-    """How deep a target of all (seed, batch size) may lie, given what `deepest` says of them."""
+    """Return how deep a target of all (seed, batch size) may lie, given what `deepest` says of them."""
     initial, least = (ends[name].to_numpy(dtype=float) for name in ("loss_init", "deepest"))
     return float(attainable(initial, least).max(initial=0))
 
@@ -92,6 +92,6 @@ def _levels(ends: list[pd.DataFrame], leading: list[pd.DataFrame]) -> tuple[floa
 
 
 def _way(end: pd.DataFrame) -> float:
-    """How far a reading goes, in log L; 0 where it is not known."""
+    """Return how far a reading goes, in log L; 0 where it is not known."""
     first, last = float(end["loss_init"].min()), attained(end)
     return math.log(first / last) if 0 < last < first < math.inf else 0.0

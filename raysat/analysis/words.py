@@ -22,7 +22,7 @@ NOTHING = "No trial has ended yet: there is nothing to analyze."
 
 
 def network(row: Row) -> str:
-    """Which network on which data: `mnist (center, n = 1,000), mlp(activation=relu, depth=3), mse, float32`."""
+    """Return which network on which data: `mnist (center, n = 1,000), mlp(activation=relu, depth=3), mse, float32`."""
     try:
         options = json.loads(row["model_options"])
         short = {name: number(value, 4) if isinstance(value, float) else value for name, value in options.items()}
@@ -120,7 +120,7 @@ ABOUT_SCATTER = "Scatter is that of h or N about its fit, root mean square."
 
 
 def about_intervals(seeds: int) -> str:
-    """What the intervals are, and what they lack where there is one seed."""
+    """Return what the intervals are, and what they lack where there is one seed."""
     if seeds == 1:
         return (
             "Intervals are of 95 %, of the scatter about the fit, for there is one seed: they do not show how seeds "

@@ -235,7 +235,7 @@ def processor() -> tuple[str, int, bool]:
 
 @cache
 def _onednn_is_right() -> bool:
-    """Whether oneDNN can be reached here, and computes in single precision: tried on three small products."""
+    """Return whether oneDNN can be reached here, and computes in single precision: tried on three small products."""
     generator = torch.Generator().manual_seed(0)
     a, d = (torch.randn(32, size, generator=generator) for size in (48, 40))
     w = torch.randn(40, 48, generator=generator)

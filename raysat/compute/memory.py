@@ -72,7 +72,7 @@ def output_bytes(network: nn.Module, x: Inputs) -> int:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error says that there is no memory left, on a GPU or on the processor."""
+    """Return whether the error says that there is no memory left, on a GPU or on the processor."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 

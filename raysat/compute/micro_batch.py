@@ -62,7 +62,7 @@ def together(network: nn.Module) -> int:
 
 
 def couples_samples(network: nn.Module) -> bool:
-    """Whether a sample's output depends on what else is in its batch."""
+    """Return whether a sample's output depends on what else is in its batch."""
     return together(network) != 1
 
 

@@ -165,7 +165,7 @@ def half_way(targets: Sequence[Tensor]) -> float:
 
 
 def one_hot(y: Tensor) -> bool:
-    """Whether every row names one of at least two classes."""
+    """Return whether every row names one of at least two classes."""
     binary = bool(((y == 0) | (y == 1)).all())
     return y.shape[1] >= 2 and binary and bool((y.sum(1) == 1).all())
 

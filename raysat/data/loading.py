@@ -178,7 +178,7 @@ def _subset(name: str, dataset: Dataset, n_train: int | None, n_test: int | None
 
 
 def _choose(name: str, split: str, count: int | None, available: int) -> Tensor | slice:
-    """What indexes the samples in use; a slice where that is all of them, which copies nothing."""
+    """Return what indexes the samples in use; a slice where that is all of them, which copies nothing."""
     if count is None or count == available:
         return slice(None)
     least = 1 if split == "train" else 0

@@ -64,7 +64,7 @@ def load_shared(
 
 
 def folder() -> Path:
-    """Where the shared files lie: of this user alone."""
+    """Return where the shared files lie: of this user alone."""
     path = Path(gettempdir()) / f"raysat-{user()}"
     path.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():

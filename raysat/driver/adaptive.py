@@ -132,7 +132,7 @@ class Group:
     ranges: dict[tuple[int, int], tuple] = field(default_factory=dict)
 
     def propose(self, findings: Findings, *, ahead: bool = False) -> Proposal:
-        """What is wanted of this group.
+        """Return what is wanted of this group.
 
         Args:
             findings: What was found.
@@ -307,5 +307,5 @@ class Group:
 
 
 def _ended(cells: Sequence[Cell], findings: Findings) -> bool:
-    """Whether all of some cells have ended."""
+    """Return whether all of some cells have ended."""
     return all(cell.cell_id in findings for cell in cells)

@@ -69,5 +69,5 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
 
 
 def _paced(cell: Cell) -> tuple:
-    """What the pace of a cell's steps depends on."""
+    """Return what the pace of a cell's steps depends on."""
     return cell.init.model, cell.init.width, cell.training.is_plain

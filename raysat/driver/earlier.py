@@ -19,7 +19,7 @@ RACE = ["init_id", "batch_size", "stepsize", "training"]
 
 
 def findings(store: Store, sweep: Sweep) -> dict[str, Finding]:
-    """What earlier runs have found; of a sweep that does not grow by findings, only which cells have ended."""
+    """Return what earlier runs have found; of a sweep that does not grow by findings, only which cells have ended."""
     trials = store.read("trials")
     trials = trials[trials["cell_id"].isin(store.finished())]
     if not (sweep.grows or sweep.races):

@@ -79,7 +79,7 @@ class Jobs:
         return None
 
     def _settled(self, cell: Cell) -> bool:
-        """Whether nothing more is to come of a cell's statistics."""
+        """Return whether nothing more is to come of a cell's statistics."""
         return cell.init.init_id not in self.recorder.missing
 
     def _lacking(self, cell: Cell) -> str:

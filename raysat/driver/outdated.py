@@ -35,7 +35,7 @@ _VALUES = ("gamma", "k_op", "base_stepsize")
 
 
 def is_certified(row: Mapping[str, Any]) -> bool:
-    """Whether a row of `ntk` is of this raysat: it names its w_0, and has certificates if it has statistics."""
+    """Return whether a row of `ntk` is of this raysat: it names its w_0, and has certificates if it has statistics."""
     names = ("w0_digest",) if row["method"] in (REFUSED, FAILED) else ("w0_digest", *CERTIFICATES)
     return not any(_missing(row.get(name)) for name in names)
 
@@ -93,7 +93,7 @@ class Consequences:
 
 
 def _line(before: Row, now: Row) -> str:
-    """What differs, in words."""
+    """Return what differs, in words."""
     (gamma, k_op), (new_gamma, new_k_op) = (
         ["none" if _missing(row.get(name)) else number(float(row[name])) for name in ("gamma", "k_op")]
         for row in (before, now)
@@ -113,7 +113,7 @@ def _missing(value: object) -> bool:
 
 
 def _brought_up(trial: Mapping, statistics: Row) -> Row:
-    """What a trial's row is to say of the statistics; its loss at w_0 is its own."""
+    """Return what a trial's row is to say of the statistics; its loss at w_0 is its own."""
     row = {name: None for name in INHERITED} | inherited(statistics)
     del row["loss_init"]
     made = dict.fromkeys(("beta", "eta_beta", "eta_limit"))

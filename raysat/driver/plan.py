@@ -54,7 +54,7 @@ class Plan:
         return self.flops[cell.init.model, cell.init.width].weight(cell)
 
     def stacks(self, cell: Cell, gpus: float | None) -> bool:
-        """Whether a cell's seeds are trained by the stacked engine, in jobs with so many GPUs.
+        """Return whether a cell's seeds are trained by the stacked engine, in jobs with so many GPUs.
 
         Depends only on measured thresholds (`raysat.sgd.stacked`) and the sweep's `engine`, never on which seeds are
         left to run, because the choice changes the last bits of the result.
@@ -122,7 +122,7 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
 
 
 def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Flops:
-    """What a network takes, once it has done all that a trial asks of it."""
+    """Return what a network takes, once it has done all that a trial asks of it."""
     network = network_of(init, dataset)
     maker(sweep.engine).check(network)
     _check_batch_of_one(sweep, network, dataset)

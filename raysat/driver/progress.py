@@ -188,12 +188,12 @@ class View:
 
 
 def left_text(seconds: float, grows: bool) -> str:
-    """How long the rest will take, for a person."""
+    """Return how long the rest will take, for a person."""
     return f"{'at least ' * grows}{duration(seconds)} left"
 
 
 def summary_line(record: Mapping) -> str:
-    """What a view's record says, in one line."""
+    """Return what a view's record says, in one line."""
     ended, running = record["ended"], len(record["running"])
     parts = [f"{record['stage']}: {ended} of {record['total']} ended", f"{running} running"]
     parts += [f"{record[what]} {what}" for what in (FAILED, DIVERGED)]

@@ -153,7 +153,7 @@ class Agenda:
                 yield min(arrived, key=lambda one: one[0].steps)[1].stepsize.value
 
     def limits(self, cell: Cell) -> Limits:
-        """How many iterations a cell has to be the best of its race, as far as others have ended."""
+        """Return how many iterations a cell has to be the best of its race, as far as others have ended."""
         return Limits.after(arrival for arrival, _ in self._arrived(self._race[cell.cell_id]))
 
     def _arrived(self, race: Race) -> list[tuple[Arrival, Cell]]:

@@ -191,7 +191,7 @@ class Recorder:
             )
 
     def _once(self, error: str) -> str:
-        """What an error says, the first time."""
+        """Return what an error says, the first time."""
         if (said := cause(error)) in self.told_of:
             return "the same as before"
         self.told_of.add(said)

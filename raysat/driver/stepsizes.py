@@ -47,7 +47,7 @@ class Finding:
         return cls(row["status"], iterations, losses, of_limit)
 
     def below(self, limit: float) -> bool:
-        """Whether its stepsize is below a share of `eta_limit`: below an infinite one it always is."""
+        """Return whether its stepsize is below a share of `eta_limit`: below an infinite one it always is."""
         return limit == math.inf or self.of_limit < limit
 
     @property
@@ -153,7 +153,7 @@ BEYOND = Finding(FAILED)
 def _bracket(
     found: Mapping[int, Finding], known: Mapping[int, Finding], target: float | None, far: float, edge: int = -REACH
 ) -> list[int]:
-    """What is next, of one reading.
+    """Return what is next, of one reading.
 
     Args:
         found: What was found at each k, or is not asked for.

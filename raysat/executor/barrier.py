@@ -44,7 +44,7 @@ class StartupBarrier:
 
 
 def _runs(process: int) -> bool:
-    """Whether there is a process of this number: Tune stops those for which it has no trial at a time."""
+    """Return whether there is a process of this number: Tune stops those for which it has no trial at a time."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

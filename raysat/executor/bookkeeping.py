@@ -72,7 +72,7 @@ class Bookkeeping:
             self.outcomes.append(Outcome(job, value, error, died))
 
     def counts(self, key: str, *, lost_node: bool) -> bool:
-        """Whether a death counts among `RETRIES`: not where the job has come further, or is not to blame."""
+        """Return whether a death counts among `RETRIES`: not where the job has come further, or is not to blame."""
         before, now = self._progress.get(key, (0, 0))
         if now > before or key in self._leaving or lost_node:
             self._progress[key] = now, now

@@ -113,13 +113,13 @@ class OnRay:
         return self.cpus <= node.get("CPU", 0) and self.gpus <= node.get("GPU", 0)
 
     def slots(self) -> int:
-        """How many jobs run at a time now, by their CPUs."""
+        """Return how many jobs run at a time now, by their CPUs."""
         import ray
 
         return max(1, int(ray.cluster_resources().get("CPU", 0) / self.cpus))
 
     def size(self) -> str:
-        """What there is to run on now, as text."""
+        """Return what there is to run on now, as text."""
         import ray
 
         resources = ray.cluster_resources()
@@ -194,7 +194,7 @@ def _launchable() -> list[dict[str, float]]:
 
 
 def _not_there(address: str | None, reason: str) -> Exception:
-    """What is raised where there is no Ray to run on, in words that end in the remedy."""
+    """Return what is raised where there is no Ray to run on, in words that end in the remedy."""
     if address:
         return InputError(
             f"no Ray cluster answers at {address!r} ({reason}): start one with 'ray start --head' and give its address "
@@ -208,7 +208,7 @@ def _not_there(address: str | None, reason: str) -> Exception:
 
 
 def _temporary() -> str:
-    """Where a Ray of this machine keeps its sockets and logs."""
+    """Return where a Ray of this machine keeps its sockets and logs."""
     return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 

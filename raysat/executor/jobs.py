@@ -71,7 +71,7 @@ class Source(Protocol):
 
 
 def attempt(function: Function, job: Job) -> tuple[object, str]:
-    """What the function returns, or the error that it raises, as text.
+    """Return what the function returns, or the error that it raises, as text.
 
     Also what is no `Exception` is an error of the job alone, such as the `SystemExit` of a user's code that calls
     `sys.exit`; Ctrl-C is none.
@@ -91,7 +91,7 @@ class InProcess:
     gpus = None
 
     def slots(self) -> int:
-        """How many jobs run at a time."""
+        """Return how many jobs run at a time."""
         return 1
 
     def size(self) -> str:

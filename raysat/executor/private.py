@@ -38,7 +38,7 @@ _off: set[str] = set()
 
 
 def is_on(name: str) -> bool:
-    """Whether a fast path is taken."""
+    """Return whether a fast path is taken."""
     return os.environ.get(SWITCH, "") in ("", "0") and name not in _off
 
 

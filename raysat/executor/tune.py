@@ -92,7 +92,7 @@ def run_on_tune(
 
 
 def _trainable(function: Function, shared: Job, barrier: StartupBarrier | None) -> Callable[[dict], None]:
-    """What a worker runs for each trial."""
+    """Return what a worker runs for each trial."""
 
     def report(iteration: int, losses: dict[str, float]) -> None:
         tune.report({"told": (iteration, losses)})
@@ -237,7 +237,7 @@ def _key(trial: Any) -> str:
 
 
 def _error_of(trial: Any) -> str:
-    """What Tune has written of a trial's failures; empty where there is nothing that can be read."""
+    """Return what Tune has written of a trial's failures; empty where there is nothing that can be read."""
     try:
         return Path(trial.error_file).read_text(errors="backslashreplace")
     except (OSError, TypeError):
@@ -245,7 +245,7 @@ def _error_of(trial: Any) -> str:
 
 
 def _failures(trial: object) -> list[str]:
-    """What Tune has written of each of a trial's failures, the last one last."""
+    """Return what Tune has written of each of a trial's failures, the last one last."""
     return _error_of(trial).split("Failure # ")[1:]
 
 

@@ -110,7 +110,7 @@ class Vigil:
 
 
 def answers(address: str) -> bool:
-    """Whether somebody listens at `host:port`."""
+    """Return whether somebody listens at `host:port`."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def hits(outputs: Float[Tensor, "n *positions outputs"], y: Tensor, threshold: float | None = None) -> Tensor:
-    """How many samples are classified correctly; of a sequence, the share of its positions.
+    """Return how many samples are classified correctly; of a sequence, the share of its positions.
 
     The largest output names the class. It is right where it is the label, or where the target's row is largest; of
     several classes that are equally large each is right, and a row of equal numbers names none. One output names one of

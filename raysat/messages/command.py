@@ -34,5 +34,5 @@ def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
 
 
 def program(module: str) -> str:
-    """What a user typed to run a command, for its usage: `python -m raysat.status`, or `raysat status`."""
+    """Return what a user typed to run a command, for its usage: `python -m raysat.status`, or `raysat status`."""
     return sys.argv[0] if sys.argv[0].startswith("raysat ") else f"python -m {module}"

@@ -43,7 +43,7 @@ class Expendable:
         self._try(self._stream.flush)
 
     def isatty(self) -> bool:
-        """Whether it is a terminal; one that has gone is none."""
+        """Return whether it is a terminal; one that has gone is none."""
         return bool(self._try(self._stream.isatty))
 
     def _write(self, text: str) -> None:

@@ -39,7 +39,7 @@ def named(error: BaseException) -> str:
 
 
 def first_sentence(error: BaseException) -> str:
-    """What an error of a library says first, in at most 200 characters."""
+    """Return what an error of a library says first, in at most 200 characters."""
     lines = _message(error).strip().splitlines() or [_class(error)]
     return plain(lines[0].split(". ")[0][:200])
 
@@ -58,7 +58,7 @@ def _class(error: BaseException) -> str:
 
 
 def cause(error: str) -> str:
-    r"""What an error says: the last line of a traceback that has words, without a full stop.
+    r"""Return what an error says: the last line of a traceback that has words, without a full stop.
 
     Example:
         >>> cause("Traceback ...\n  ...\nRuntimeError: out of memory\n")

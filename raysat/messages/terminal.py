@@ -17,6 +17,6 @@ class Terminal(Console):
         super().__init__(**{"markup": False, "emoji": False, **options})
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """What is to be printed; all that is printed comes through here."""
+        """Yield what is to be printed; all that is printed comes through here."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))

@@ -45,7 +45,7 @@ def digest(network: nn.Module) -> str:
 
 
 def has(network: nn.Module, found: str) -> bool:
-    """Whether a network has the weights of a fingerprint, but for rounding."""
+    """Return whether a network has the weights of a fingerprint, but for rounding."""
     if digest(network) == found.split()[0]:
         return True
     (norm, projection), (own_norm, own_projection) = (

@@ -65,7 +65,7 @@ class CausalAttention(nn.Module):
         self.projection = NTKLinear(width, width)
 
     def forward(self, x: Float[Tensor, "n length width"]) -> Float[Tensor, "n length width"]:
-        """What each position takes from those it sees."""
+        """Return what each position takes from those it sees."""
         length, width = x.shape[1:]
         qkv = self.qkv(x).unflatten(2, (3, self.heads, width // self.heads))  # (n, L, 3, heads, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # 3 of (n, heads, L, d)

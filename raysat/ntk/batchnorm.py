@@ -327,7 +327,7 @@ def _ignores_shifts(alone: _BatchNorm, x: Tensor) -> bool:
 
 
 def _evaluates_by_buffers(alone: _BatchNorm, x: Tensor) -> bool:
-    """Whether mean m and variance v do to x what 0 and 1 do to `(x - m) sqrt((1 + eps) / (v + eps))`."""
+    """Return whether mean m and variance v do to x what 0 and 1 do to `(x - m) sqrt((1 + eps) / (v + eps))`."""
     moments = Moments()
     moments.add(x)
     mean, variance = moments.mean, moments.variance + 1

@@ -170,7 +170,7 @@ def refined(
 
 
 def excess(runs: Sequence[tuple[int, float]], size: int, probability: float) -> float:
-    """By how much the largest eigenvalue may exceed the largest Ritz value, but for a small probability.
+    """Return by how much the largest eigenvalue may exceed the largest Ritz value, but for a small probability.
 
     Let `mu` be the largest Ritz value after m products from a unit start with `w = (u^T q)^2`, u the top eigenvector.
     If the largest eigenvalue is `c mu`, then for every polynomial p of degree m - 1

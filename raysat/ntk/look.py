@@ -77,7 +77,7 @@ class Look:
         return next(iter(trained(self.network).values())).dtype
 
     def chunk(self, memory: int) -> int:
-        """How many samples a forward and a backward pass may take at a time within the memory."""
+        """Return how many samples a forward and a backward pass may take at a time within the memory."""
         return max(1, min(len(self.x), memory // (PASS * self.saved)))
 
 

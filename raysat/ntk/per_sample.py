@@ -104,7 +104,7 @@ class Way:
 
 
 def many_outputs(shape: tuple[int, ...]) -> bool:
-    """Whether a sample's outputs are too many for its Gram."""
+    """Return whether a sample's outputs are too many for its Gram."""
     return len(shape) > 1 or math.prod(shape) > MOST_OUTPUTS
 
 

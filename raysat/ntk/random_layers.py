@@ -95,6 +95,6 @@ def _generators(device: torch.device) -> tuple[Any, ...]:
 
 
 def _differs(network: nn.Module, few: Inputs, times: int = 8) -> bool:
-    """Whether the outputs depend on what is drawn."""
+    """Return whether the outputs depend on what is drawn."""
     first = network(few)
     return isinstance(first, Tensor) and any(not torch.equal(first, network(few)) for _ in range(times))

@@ -141,7 +141,7 @@ def _convolution_3d(
 
 
 def _same_padding(module: nn.Conv3d) -> list[tuple[int, int]]:
-    """What `padding="same"` adds before and behind each axis; the odd one behind."""
+    """Return what `padding="same"` adds before and behind each axis; the odd one behind."""
     total = [gap * (size - 1) for gap, size in zip(module.dilation, module.kernel_size, strict=True)]
     return [(each // 2, each - each // 2) for each in total]
 

@@ -47,7 +47,7 @@ def spectral_measure(
 
 
 def converged(found: Tridiagonal, tolerance: float) -> Bool[Tensor, " k"]:
-    """Which Ritz values of a Lanczos process are eigenvalues, to a relative residual."""
+    """Return which Ritz values of a Lanczos process are eigenvalues, to a relative residual."""
     return found.last[0] * found.vectors[0, -1].abs() <= tolerance * found.values[0].abs()
 
 

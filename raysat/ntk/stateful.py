@@ -31,7 +31,7 @@ class State:
         self.modules = [entry for entry in self.modules if self.names[entry[0]] not in set(names)]
 
     def changed(self) -> bool:
-        """Whether a weight or a buffer has another value, or a plain attribute is another one."""
+        """Return whether a weight or a buffer has another value, or a plain attribute is another one."""
         self.weights_move = any(not torch.equal(p, value) for p, value in self.weights)
         if self.weights_move:
             return True

@@ -176,7 +176,7 @@ def _compute(
 
 
 def _surveyed(look: Look, memory: int) -> Survey:
-    """What the layers' rules serve."""
+    """Return what the layers' rules serve."""
     count = max(WATCHED_BY_RULES, len(look.x) // 50)
     more = look.x[_subset(len(look.x), count).to(look.x.device)]
     with differentiable(look.network):
@@ -289,7 +289,7 @@ def _noise(look: Look, y: Tensor, loss: Loss, samples: PerSample, memory: int) -
 
 
 def _dense(look: Look, loss: Loss, count: int) -> dict[str, float]:
-    """What a dense kernel tells, under the names of `NTKStatistics`."""
+    """Return what a dense kernel tells, under the names of `NTKStatistics`."""
     count = min(count, len(look.x)) if loss.name == "mse" else 0
     if not count:
         return {"gamma_tight": math.nan, "lambda_min": math.nan, "dense_samples": 0, "kernel_check": math.nan}

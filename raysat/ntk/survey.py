@@ -69,7 +69,7 @@ def _why(network: nn.Module, name: str) -> str:
 
 
 def _notes(network: nn.Module, few: Inputs) -> list[Note]:
-    """What the uses are, from a pass of two samples and one of three."""
+    """Return what the uses are, from a pass of two samples and one of three."""
     seen = []
     for n in (2, 3):
         with Recorder(network) as recorder:

@@ -145,7 +145,7 @@ def _by(way: Products, look: Look, loss: Loss, subset: Tensor, tolerance: float,
 
 
 def _has_head_start(operator: KernelOperator) -> bool:
-    """Whether there are so many samples that the kernel of a part of them is worth a look first."""
+    """Return whether there are so many samples that the kernel of a part of them is worth a look first."""
     return len(operator.x) >= HEAD_START and operator.rows is None
 
 

@@ -187,7 +187,7 @@ def _for_each(tensor: Tensor, n: int) -> Tensor:
 
 
 def rows_of(use: Use, note: Note, gradients: Float[Tensor, "..."]) -> dict[str, Share]:
-    """What a use adds to the rows of its parameters, by the network's names of them.
+    """Return what a use adds to the rows of its parameters, by the network's names of them.
 
     Args:
         use: The use.
@@ -230,7 +230,7 @@ def record(network: nn.Module, x: Inputs, notes: Sequence[Note]) -> tuple[Tensor
 def shares_of(
     uses: Sequence[Use], notes: Sequence[Note], gradient: Callable[[int], Tensor], names: frozenset[str]
 ) -> Iterator[tuple[str, Share]]:
-    """What each parameter of some adds to the Jacobian, one after the other; uses of one parameter add up.
+    """Yield what each parameter of some adds to the Jacobian, one after the other; uses of one parameter add up.
 
     Args:
         uses: All uses.

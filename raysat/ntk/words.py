@@ -14,7 +14,7 @@ WAYS = {
 
 
 def approximations(row: Mapping) -> list[str]:
-    """What must be said of statistics that are not those of the network as it trains, from their columns.
+    """Return what must be said of statistics that are not those of the network as it trains, from their columns.
 
     Example:
         >>> approximations({"off": "drop", "frozen_norms": "", "dtype": "float32"})

@@ -62,7 +62,7 @@ def _scale(values: Iterable[np.ndarray]) -> str:
 
 
 def _joined(kept: pd.DataFrame, names: Sequence[str]) -> pd.Series:
-    """What tells rows apart, as text: `mlp(ghost=4), b = 16`."""
+    """Return what tells rows apart, as text: `mlp(ghost=4), b = 16`."""
     words = {"width": "width {}", "batch_size": "b = {}"}
     parts: list[Any] = [kept[name].map(words.get(name, "{}").format) for name in names]
     return parts[0].str.cat(parts[1:], sep=", ") if len(parts) > 1 else parts[0]

@@ -15,7 +15,7 @@ class Attempt(Protocol):
     """Makes something, under a name for a person."""
 
     def __call__(self, what: str, make: Callable[[], T]) -> T | None:
-        """What `make` returns; None where it failed, if that is let pass."""
+        """Return what `make` returns; None where it failed, if that is let pass."""
 
 
 def plainly(what: str, make: Callable[[], T]) -> T:
@@ -34,7 +34,7 @@ class Attempts:
         self.failures: dict[str, str] = {}
 
     def __call__(self, what: str, make: Callable[[], T]) -> T | None:
-        """What `make` returns; None where it failed."""
+        """Return what `make` returns; None where it failed."""
         try:
             return make()
         except Exception as error:  # whatever it is: it is said in its place, and the rest stands
@@ -63,7 +63,7 @@ class once(Generic[T]):
     def __get__(self, instance: object, owner: type | None = None) -> T: ...
 
     def __get__(self, instance: object, owner: type | None = None) -> once[T] | T:
-        """What was made, or the error."""
+        """Return what was made, or the error."""
         if instance is None:
             return self
         if self.name not in vars(instance):

@@ -57,7 +57,7 @@ def draw(figures: Mapping[str, Figure], folder: Path, attempt: Attempt = plainly
 
 
 def _processes() -> int:
-    """How many processes draw; one where a process cannot be forked safely, or may not have others."""
+    """Return how many processes draw; one where a process cannot be forked safely, or may not have others."""
     return 1 if sys.platform != "linux" or current_process().daemon else len(os.sched_getaffinity(0))
 
 

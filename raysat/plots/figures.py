@@ -191,7 +191,7 @@ def steps(points: pd.DataFrame, fits: pd.DataFrame, ax: Axes | None = None, titl
 
 
 def costs(rows: pd.DataFrame, ax: Axes | None = None, title: str | None = None) -> Figure | None:
-    """What the headline target costs at each b, over the least that it costs; None where no target is reached.
+    """Return what the headline target costs at each b, over the least that it costs; None where no target is reached.
 
     Args:
         rows: `Analysis.costs`, of one setting.

@@ -74,7 +74,7 @@ def panels_of(table: pd.DataFrame, ax: Axes | None, title: str | None, *, sharey
 
 
 def _name(width: int, stepsize: str, tuning: str) -> str:
-    """What a panel shows: `width 256, grid (free)`."""
+    """Return what a panel shows: `width 256, grid (free)`."""
     label = method({"stepsize": stepsize, "tuning": tuning})
     return f"width {width}, {label}" if width else label
 

@@ -98,7 +98,7 @@ def _reasons(row: Mapping) -> list[str]:
 
 
 def _predicted(row: Mapping) -> str:
-    """What theory says, without a full stop."""
+    """Return what theory says, without a full stop."""
     if math.isnan(row["b_star"]):
         return f"Theory predicts no b_star here: {row['unpredicted'] or 'there are no statistics at initialization'}"
     return f"Theory predicted b_star = {number(row['b_star'])} before a step was trained"
@@ -128,7 +128,7 @@ def _other_reading(best: Mapping, rows: pd.DataFrame) -> list[str]:
 
 
 def _apart(row: Mapping) -> str:
-    """How far prediction and measurement are apart, against the interval; empty where there is no prediction."""
+    """Return how far prediction and measurement are apart, against the interval; empty where there is no prediction."""
     if math.isnan(row["b_star"]):
         return ""
     factor = f", {number(row['b_star'] / row['b_N'])} times the measured value"

@@ -111,7 +111,7 @@ class Compared:
 
 
 def _compared(folder: Location) -> Compared | None:
-    """What a folder has; None where it holds no sweep.
+    """Return what a folder has; None where it holds no sweep.
 
     Raises:
         InputError: It cannot be read.

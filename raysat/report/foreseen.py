@@ -55,7 +55,7 @@ TITLE = "Iterations to the target loss, forecast"
 
 
 def sentence(made: Forecast) -> str:
-    """What batch size to use, or why that cannot be said."""
+    """Return what batch size to use, or why that cannot be said."""
     if math.isnan(made.typical.value):
         why = next(said for said in made.remarks if said.startswith("No b_N"))
         return f"No batch size can be advised. {why}"

@@ -145,7 +145,7 @@ def paragraphs(texts: Iterable[str], kind: str = "") -> str:
 
 
 def failures(attempt: Attempts) -> str:
-    """What could not be made, where it would stand; nothing where all was made."""
+    """Return what could not be made, where it would stand; nothing where all was made."""
     parts = [paragraphs([sentence], "failed") for sentence in attempt.sentences]
     parts += map(traceback, attempt.failures.values())
     return "\n".join(parts)

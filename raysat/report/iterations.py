@@ -41,7 +41,7 @@ def _levels(ranked: pd.DataFrame) -> Json:
 
 
 def _at_target(rows: pd.DataFrame, fit: Mapping, b: Float[np.ndarray, " b"]) -> Json:
-    """What the figure of N(b) shows at a target.
+    """Return what the figure of N(b) shows at a target.
 
     Args:
         rows: The points by batch size, nan where there is no value.

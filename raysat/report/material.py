@@ -36,7 +36,7 @@ class Material:
 
     @classmethod
     def of(cls, store: Store, targets: Sequence[float] = ()) -> Material:
-        """What a results folder has.
+        """Return what a results folder has.
 
         Raises:
             InputError: The folder is not a results folder, or of another schema version, or cannot be read.
@@ -68,5 +68,5 @@ class Material:
 
     @once
     def widths(self) -> pd.DataFrame:
-        """What becomes exact with width."""
+        """Return what becomes exact with width."""
         return widths.by_width(self.trials, self.ntk)

@@ -125,7 +125,7 @@ def _row(own: pd.DataFrame, reading: Mapping, notes: list[str]) -> Row:
 
 
 def _remarks(by_predictor: pd.Series, said: set[str]) -> Iterator[str]:
-    """What is remarked on predictors and not said yet, each remark once, with those it is of."""
+    """Yield what is remarked on predictors and not said yet, each remark once, with those it is of."""
     names: dict[str, list[str]] = {}
     for predictor, remarks in by_predictor.items():
         for remark in filter(None, remarks.split("; ")):

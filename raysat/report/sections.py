@@ -126,7 +126,7 @@ UNITS = {"least_samples": "samples", "b_20": "samples", "least_seconds": "s", "l
 
 
 def progress(record: Mapping, trials: pd.DataFrame) -> str:
-    """How many of the sweep's cells have ended, in words."""
+    """Return how many of the sweep's cells have ended, in words."""
     sweep = record["sweep"]
     statuses = (*[BEATEN] * bool((trials["status"] == BEATEN).any()), DIVERGED, FAILED)
     counts = [f"{int((trials['status'] == status).sum())} {status}" for status in statuses]
@@ -146,7 +146,7 @@ def answer(
     recommended: Sequence[Recommendation] = (),
     targets: Sequence[Mapping] = (),
 ) -> Section:
-    """What batch size is worth using, as far as the sweep can say.
+    """Return what batch size is worth using, as far as the sweep can say.
 
     Args:
         summary: The result of `raysat.analysis.summary`.
@@ -173,7 +173,7 @@ def answer(
 
 
 def advice(choices: pd.DataFrame) -> Section:
-    """What batch size to use by each measure of cost, in a sentence and as a table.
+    """Return what batch size to use by each measure of cost, in a sentence and as a table.
 
     Args:
         choices: `Analysis.choices`.
@@ -239,7 +239,7 @@ def stopped(done: Sequence[str]) -> Section:
 
 
 def trainings(trials: pd.DataFrame, curves: pd.DataFrame) -> Section:
-    """What each way of training ends with, where a sweep has others than plain SGD under a budget of iterations.
+    """Return what each way of training ends with, where a sweep has others than plain SGD under a budget of iterations.
 
     Args:
         trials: The `trials` table.
@@ -257,7 +257,7 @@ def trainings(trials: pd.DataFrame, curves: pd.DataFrame) -> Section:
 
 
 def widths(by_width: pd.DataFrame) -> Section:
-    """What becomes exact with width, of a sweep that shows it.
+    """Return what becomes exact with width, of a sweep that shows it.
 
     Args:
         by_width: The result of `raysat.analysis.widths.by_width`.

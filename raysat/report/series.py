@@ -60,7 +60,7 @@ def dense(sizes: pd.Series) -> Float[np.ndarray, " b"]:
 
 
 def ends_of(rows: pd.DataFrame, quantity: str, unit: str) -> str:
-    """What a figure shows, for those who do not see it: the values at the ends."""
+    """Return what a figure shows, for those who do not see it: the values at the ends."""
     rows = rows.dropna(subset="value")
     if rows.empty:
         return f"{quantity} has no value."

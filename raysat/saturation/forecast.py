@@ -113,7 +113,7 @@ def tuned_steps(
 
 
 def near(eta: Float[np.ndarray, "..."], best: Float[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
-    """Which stepsizes may be a typical run's best, where `best` is that of the mean loss."""
+    """Return which stepsizes may be a typical run's best, where `best` is that of the mean loss."""
     return (eta >= AROUND[0] * best) & (eta <= AROUND[1] * best)
 
 
@@ -188,7 +188,7 @@ def _fit(
 
 
 def _at_ends(b: Int[np.ndarray, " k"], share: Float[np.ndarray, " k"]) -> Iterator[str]:
-    """Where the best stepsize may lie beyond those that were tried."""
+    """Yield where the best stepsize may lie beyond those that were tried."""
     for end, name in ((GRID[0], "smallest"), (GRID[-1], "largest")):
         if (share == end).any():
             sizes = ", ".join(map(str, b[share == end]))

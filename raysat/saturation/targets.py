@@ -48,7 +48,7 @@ def steps_to_target(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray
 
 
 def lateness(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
-    """By how much log N is too large because the loss is evaluated at a distance.
+    """Return by how much log N is too large because the loss is evaluated at a distance.
 
     A loss that fluctuates passes the target between two evaluations unseen, and on a smooth curve a chord lies above
     it: the fewer evaluations, the later N. It is taken as how much later N is by every second evaluation, the mean of
@@ -97,7 +97,7 @@ def uncertainty(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " 
 
 
 def below_parabola(x: Float[np.ndarray, " 3"], z: Float[np.ndarray, " 3"]) -> float:
-    """How far the parabola through three points, of which the middle one is the lowest, goes below that one.
+    """Return how far the parabola through three points, of which the middle one is the lowest, goes below that one.
 
     Args:
         x: Ascending.
@@ -118,7 +118,7 @@ def _crossing(losses: Float[np.ndarray, " t"], eps: float) -> int | None:
 def _between(
     iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float, start: int, end: int
 ) -> float:
-    """Where log L, taken linear in t between two evaluations, equals log eps; where L vanishes, L itself."""
+    """Return where log L, taken linear in t between two evaluations, equals log eps; where L vanishes, L itself."""
     if losses[end] > 0:
         above, level, below = math.log(losses[start]), math.log(eps), math.log(losses[end])
     else:

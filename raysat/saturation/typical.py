@@ -192,7 +192,7 @@ def typical_steps(
 
 
 def affordable(spectrum: Spectrum, iterations: float) -> int:
-    """How many runs to draw, of so many iterations in all."""
+    """Return how many runs to draw, of so many iterations in all."""
     return int(np.clip(WORK / max(1.0, iterations * len(spectrum.nodes)), LEAST_RUNS, RUNS))
 
 

@@ -81,7 +81,7 @@ class AutogradEngine:
         restore()
 
     def _buffers(self) -> Callable[[], None]:
-        """What puts the network's buffers, such as running averages, back to where they are now."""
+        """Return what puts the network's buffers, such as running averages, back to where they are now."""
         before = [(buffer, buffer.clone()) for buffer in self.network.buffers()]
 
         def restore() -> None:

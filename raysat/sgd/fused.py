@@ -97,7 +97,7 @@ def known_layers(network: nn.Module, engine: str) -> list[Layer]:
 
 
 def _hooked(network: nn.Module) -> bool:
-    """Whether someone watches or changes what passes through the modules, which this engine never calls."""
+    """Return whether someone watches or changes what passes through the modules, which this engine never calls."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for module in network.modules()
@@ -267,7 +267,7 @@ class _Block:
 
 
 def residual(loss: Loss, z: Tensor, y: Tensor, out: Tensor) -> Call:
-    """What puts the gradient of each sample's loss in its outputs into `out`."""
+    """Return what puts the gradient of each sample's loss in its outputs into `out`."""
     if isinstance(loss, SquaredError):
         return partial(torch.sub, z, y, out=out)
     return lambda: out.copy_(loss.residual(z, y))

@@ -202,7 +202,7 @@ def _packed(things: object) -> tuple[bytes, bytes]:
 
 
 def _unpacked(structure: bytes, tensors: bytes) -> Any:
-    """What `_packed` was given; the bytes come from the process that started this one, and from no file."""
+    """Return what `_packed` was given; the bytes come from the process that started this one, and from no file."""
     return _Unpickler(io.BytesIO(structure), torch.load(io.BytesIO(tensors), weights_only=True)).load()
 
 

@@ -60,7 +60,7 @@ def _keys(seed: int, stream: str, counters: Int64[Tensor, " k"]) -> Int32[Tensor
 
 
 def _permute(values: Int64[Tensor, " k"], keys: Int32[Tensor, " k"], n: int) -> Int64[Tensor, " k"]:
-    """Where the permutation of 0..n-1 with each key takes each value."""
+    """Return where the permutation of 0..n-1 with each key takes each value."""
     if n == 1:
         return torch.zeros_like(values)
     bits = max((n - 1).bit_length(), 2)

@@ -50,7 +50,7 @@ memory set the pace: 1.0 to 1.2 times at 256 x 256, and less than one by one at 
 
 
 def stackable(network: nn.Module) -> bool:
-    """Whether a network is small enough to gain; cf. `SMALL`."""
+    """Return whether a network is small enough to gain; cf. `SMALL`."""
     layers = layers_of(network)
     return layers is not None and all(layer.weight.numel() < SMALL for layer in layers)
 

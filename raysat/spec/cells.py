@@ -29,7 +29,7 @@ _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def is_reference(name: str) -> bool:
-    """Whether `name` is an import path, `module:function`, rather than a built-in name."""
+    """Return whether `name` is an import path, `module:function`, rather than a built-in name."""
     return _REFERENCE.fullmatch(name) is not None
 
 

@@ -44,7 +44,7 @@ def optional(inner: Check) -> Check:
 
 
 def as_given(inner: Check) -> Check:
-    """What another check takes, kept as it was given: 1 and 1.0 make different ids."""
+    """Return what another check takes, kept as it was given: 1 and 1.0 make different ids."""
 
     def check(name: str, value: Any) -> Any:
         inner(name, value)

@@ -58,5 +58,5 @@ ENGINES: dict[str, Engine] = {
 
 
 def needs_gpu(name: str) -> bool:
-    """Whether an engine needs a GPU; `auto` does not."""
+    """Return whether an engine needs a GPU; `auto` does not."""
     return name != AUTO and ENGINES[name].gpu

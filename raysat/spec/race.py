@@ -59,7 +59,7 @@ class Limits:
 
     @classmethod
     def after(cls, arrivals: Iterable[Arrival]) -> Limits:
-        """What those who have arrived leave to the others.
+        """Return what those who have arrived leave to the others.
 
         Example:
             >>> Limits.after([Arrival(100.0, 110, 2.0), Arrival(200.0, 260, 0.5)])
@@ -83,7 +83,7 @@ UNLIMITED = Limits()
 
 
 def is_beaten(last: int, of_limit: float, arrivals: Iterable[Arrival]) -> bool:
-    """Whether a trial that was cut is known to be worse than the best of each reading to which it belongs.
+    """Return whether a trial that was cut is known to be worse than the best of each reading to which it belongs.
 
     Args:
         last: The last iteration at which it was seen.
@@ -95,5 +95,5 @@ def is_beaten(last: int, of_limit: float, arrivals: Iterable[Arrival]) -> bool:
 
 
 def stable(of_limit: float) -> bool:
-    """Whether a stepsize is read among the stable ones, as one is whose limit is not known."""
+    """Return whether a stepsize is read among the stable ones, as one is whose limit is not known."""
     return not of_limit >= 1

@@ -109,7 +109,7 @@ class Remote:
         return self._uri < other._uri
 
     def exists(self) -> bool:
-        """Whether there is a file or a folder."""
+        """Return whether there is a file or a folder."""
         from pyarrow import fs
 
         filesystem, path = self._at
@@ -119,7 +119,7 @@ class Remote:
         """Nothing: writing a file is enough."""
 
     def iterdir(self) -> Iterator[Remote]:
-        """What the folder has; nothing where there is none."""
+        """Yield what the folder has; nothing where there is none."""
         from pyarrow import fs
 
         filesystem, path = self._at

@@ -42,7 +42,7 @@ def _fields(record: object, types: dict) -> dict | None:
 
 
 def _is_time(text: Any) -> bool:
-    """Whether a text is a time that can be set beside the present one."""
+    """Return whether a text is a time that can be set beside the present one."""
     try:
         return datetime.fromisoformat(text).tzinfo is not None
     except (TypeError, ValueError):

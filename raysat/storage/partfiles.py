@@ -305,7 +305,7 @@ def _whole(content: bytes) -> pa.Table:
 
 
 def _content(path: Location) -> bytes:
-    """What a file has; nothing, which is no Parquet, where a folder or a dangling link is in its place."""
+    """Return what a file has; nothing, which is no Parquet, where a folder or a dangling link is in its place."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, IsADirectoryError):

@@ -62,7 +62,7 @@ class Recall:
         return replace(init, **columns, evaluation_samples=0 if samples >= n else samples)
 
     def asks_for(self, row: Row) -> bool:
-        """Whether a row of `trials` is of a point of the sweep's axes, so that its id can be made again."""
+        """Return whether a row of `trials` is of a point of the sweep's axes, so that its id can be made again."""
         sweep = self.sweep
         return (
             not sweep.grows
@@ -74,11 +74,11 @@ class Recall:
         )
 
     def makes(self, row: Row) -> bool:
-        """Whether a row of `trials` makes its own id."""
+        """Return whether a row of `trials` makes its own id."""
         return any(cell.cell_id == row["cell_id"] for cell in self._cells(row))
 
     def _cells(self, row: Row) -> Iterator[Cell]:
-        """What the row may be of."""
+        """Yield what the row may be of."""
         sweep, init, b, t = self.sweep, self.initialization(row), int(row["batch_size"]), int(row["iterations"])
         key = init.model, init.width, b, t, row["training"]
         few = self.evaluations.get(key)

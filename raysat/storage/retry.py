@@ -32,7 +32,7 @@ class Patience:
         self.sleep, self.spent = sleep, False
 
     def __call__(self, read: Callable[[], T]) -> T:
-        """What `read` returns, tried again after each of `PAUSES`.
+        """Return what `read` returns, tried again after each of `PAUSES`.
 
         Raises:
             OSError: The storage stays away; or there is no such file, or no right to it, which no waiting changes.

@@ -23,12 +23,12 @@ Row = dict[str, Any]
 
 
 def inherited(statistics: Mapping[str, Any]) -> Row:
-    """What a trial's row has from its initialization."""
+    """Return what a trial's row has from its initialization."""
     return {name: known(value) for name, value in statistics.items() if name in INHERITED}
 
 
 def describe(sweep: str, init: Initialization) -> Row:
-    """What an initialization asks for, under the columns' names."""
+    """Return what an initialization asks for, under the columns' names."""
     return {
         **_fields(init, ASKED),
         "init_id": init.init_id,
@@ -42,7 +42,7 @@ def describe(sweep: str, init: Initialization) -> Row:
 
 
 def describe_cell(cell: Cell) -> Row:
-    """What a cell asks for beyond its initialization, under the columns' names."""
+    """Return what a cell asks for beyond its initialization, under the columns' names."""
     return {
         **_fields(cell, arrow_schema("trials").names),
         "cell_id": cell.cell_id,
@@ -79,5 +79,5 @@ def installed() -> str | None:
 
 
 def known(value: Any) -> Any:
-    """What stands in a row: null for a number that is not known."""
+    """Return what stands in a row: null for a number that is not known."""
     return None if isinstance(value, float) and math.isnan(value) else value

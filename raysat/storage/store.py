@@ -182,7 +182,7 @@ class Store:
         return InputError(f"{self.root} {what}: {remedy}.")
 
     def strangers(self) -> list[str]:
-        """What the folder has that raysat did not make (`raysat.storage.belongings`), by paths from it."""
+        """Return what the folder has that raysat did not make (`raysat.storage.belongings`), by paths from it."""
         with reached(self.root):
             return strangers(walk(self.root))
 
@@ -215,7 +215,7 @@ class Store:
         return record_brought_up(record) if _is_record(record) else None
 
     def _json(self, path: Location) -> Any:
-        """What a file of JSON has; None where it is not there, or nothing of the kind."""
+        """Return what a file of JSON has; None where it is not there, or nothing of the kind."""
         with reached(self.root):
             try:
                 return json.loads(path.read_bytes())
@@ -229,7 +229,7 @@ class Store:
         )
 
     def status(self) -> dict | None:
-        """What the driver stored last (`raysat.storage.heard`); None where there is nothing that can be read."""
+        """Return what the driver stored last (`raysat.storage.heard`); None where there is nothing that can be read."""
         try:
             return heard(self._json(self.root / "status.json"))
         except InputError:
@@ -316,7 +316,7 @@ class Store:
 
 
 def _is_record(stored: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether the content of `sweep.json` is that of a sweep."""
+    """Return whether the content of `sweep.json` is that of a sweep."""
     return isinstance(stored, dict) and all(isinstance(stored.get(name), dict) for name in ("sweep", "resolved"))
 
 

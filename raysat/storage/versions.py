@@ -47,7 +47,7 @@ def present() -> int:
 
 
 def is_read(version: object) -> TypeGuard[int]:
-    """Whether this raysat reads what was stored under a schema version."""
+    """Return whether this raysat reads what was stored under a schema version."""
     return isinstance(version, int) and FIRST <= version <= present()
 
 

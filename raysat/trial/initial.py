@@ -90,7 +90,7 @@ def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
 
 
 def _telling(job: Job) -> Callable[[int], object] | None:
-    """What tells the driver from time to time how many samples have passed."""
+    """Return what tells the driver from time to time how many samples have passed."""
     if (tell_driver := job.tell) is None:
         return None
     due = time.monotonic() + TELL_SECONDS

@@ -36,7 +36,7 @@ PEAK = 2
 
 
 def measure(network: nn.Module, dataset: Dataset, loss: Loss, engine: str) -> dict[str, float | None]:
-    """What the sharing of a GPU depends on, under the columns of `ntk`; of a CPU without the times.
+    """Return what the sharing of a GPU depends on, under the columns of `ntk`; of a CPU without the times.
 
     Args:
         network: At initialization; it stays as it is.

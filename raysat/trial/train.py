@@ -99,7 +99,7 @@ class _Trial:
         self.status = COMPLETED
 
     def _from_here(self, stored: Progress) -> Progress:
-        """How far it has come with the stepsize and the code that it has: there may since have been others."""
+        """Return how far it has come with the stepsize and the code that it has: there may since have been others."""
         made = {**describe(self.job.sweep, self.cell.init), "user_files": stored.user_files}
         if stored.user_files and identity.Present.here(self.cell.init).changed(made):
             return Progress(attempts=stored.attempts, eta=self.eta)
@@ -146,7 +146,7 @@ class _Trial:
             self.status = TARGET_REACHED
 
     def is_over(self, until: int) -> bool:
-        """Whether it goes no further, where iteration `until` is the next to be measured."""
+        """Return whether it goes no further, where iteration `until` is the next to be measured."""
         if self.status == COMPLETED and until > self.limit:
             self.status = BEATEN
         return self.status != COMPLETED
@@ -282,7 +282,7 @@ def _rows(trials: Sequence[_Trial], engine: engines.StepEngine, device: torch.de
 
 
 def _engine(trials: Sequence[_Trial]) -> engines.StepEngine:
-    """What takes the steps of trials that go together, or of one."""
+    """Return what takes the steps of trials that go together, or of one."""
     job, cell, progress, dataset = trials[0].job, trials[0].cell, trials[0].progress, trials[0].dataset
     networks, etas = [trial.network for trial in trials], [trial.eta for trial in trials]
     problem = dataset.x, dataset.y, resolve(cell.init.loss)

@@ -120,7 +120,7 @@ def references_of(*names: object) -> tuple[str, ...]:
 
 
 def reached(references: tuple[str, ...], sources: plugins.Sources, *, deep: bool) -> Files:
-    """What some references reach of each file; with `deep` also by imports inside of functions."""
+    """Return what some references reach of each file; with `deep` also by imports inside of functions."""
     return dict(_reached(references, tuple(sorted(sources.items(), key=lambda item: item[0])), deep))
 
 
@@ -162,7 +162,7 @@ class _Missed(MetaPathFinder):
 
 
 def _asked_by_user() -> bool:
-    """Whether the code that imports something is the user's, and not a library's that has an optional part."""
+    """Return whether the code that imports something is the user's, and not a library's that has an optional part."""
     frame: FrameType | None = sys._getframe(2)
     while frame and (frame.f_code.co_filename[:1] == "<" or frame.f_globals.get("__package__") == "importlib"):
         frame = frame.f_back
@@ -298,7 +298,7 @@ def folders(sources: plugins.Sources) -> tuple[Path, ...]:
 
 
 def _called(path: Path, folders: Iterable[Path]) -> str:
-    """How a file is called; empty for one that is not the user's, or that a program has written."""
+    """Return how a file is called; empty for one that is not the user's, or that a program has written."""
     inside = next((path.relative_to(folder) for folder in folders if folder in path.parents), path)
     made = any(part.startswith((".", "torchinductor_")) for part in inside.parts)
     return "" if made else PurePath(inside).as_posix()

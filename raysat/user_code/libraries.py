@@ -60,7 +60,7 @@ def _is_kept(module: object, name: str) -> bool:
 
 
 def _names(place: object, names: frozenset[str] | None) -> _Names:
-    """What a module or a class has, of some names or of all but what it notes for itself."""
+    """Return what a module or a class has, of some names or of all but what it notes for itself."""
     return _Names(
         (name, one)
         for name, one in tuple(vars(place).items())
@@ -69,7 +69,7 @@ def _names(place: object, names: frozenset[str] | None) -> _Names:
 
 
 def read() -> tuple[tuple[_Names, ...], _Names]:
-    """What has which name, and what those of it that are written in Python do."""
+    """Return what has which name, and what those of it that are written in Python do."""
     found = tuple(_names(*one) for one in _library())
     written = (one for names in found for one in names.values() if isinstance(one, FunctionType))
     return found, _Names(((one, name), getattr(one, name)) for one in written for name in _WRITTEN)

@@ -154,7 +154,7 @@ def gather(folder: Path, references: Sequence[str]) -> dict[str, Source]:
 
 
 def earlier_digest(folder: Path, references: Sequence[str]) -> str:
-    """What an earlier raysat made of the modules of references that are imported: the hash of their texts."""
+    """Return what an earlier raysat made of the modules of references that are imported: the hash of their texts."""
     modules = (reference.partition(":")[0] for reference in references)
     sources = _with_imports(folder.resolve(), modules, _file)
     return digest({name: source for name, source in sources.items() if source.travels})
@@ -237,7 +237,7 @@ def file_of(name: str, path: str) -> str:
 
 
 def _spec(name: str, inside: Sequence[str] | None) -> ModuleSpec | None:
-    """Where a module is, of which the packages that it lies in need not be imported."""
+    """Return where a module is, of which the packages that it lies in need not be imported."""
     for finder in sys.meta_path:
         try:
             if spec := finder.find_spec(name, inside):
@@ -255,12 +255,12 @@ def _root(name: str, path: Path) -> Path | None:
 
 
 def is_own(name: str, path: Path) -> bool:
-    """Whether a module is the user's own, wherever it lies; those that are installed in place are."""
+    """Return whether a module is the user's own, wherever it lies; those that are installed in place are."""
     return _root(name, path) is not None and not is_installed(path.resolve())
 
 
 def is_installed(path: Path) -> bool:
-    """Whether a file is of Python, of an installed package or of raysat."""
+    """Return whether a file is of Python, of an installed package or of raysat."""
     return bool(INSTALLED & set(path.parts)) or any(folder in path.parents for folder in _installation())
 
 
@@ -272,7 +272,7 @@ def _installation() -> tuple[Path, ...]:
 
 @cache
 def _is_installed(top: str) -> bool:
-    """Whether a package of that name is installed, be it from a folder of its developer's."""
+    """Return whether a package of that name is installed, be it from a folder of its developer's."""
     try:
         importlib.metadata.distribution(top)
     except (importlib.metadata.PackageNotFoundError, ValueError):

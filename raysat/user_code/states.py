@@ -106,7 +106,7 @@ def _attributes(owner: object, *names: str) -> list[Pair]:
 
 
 def _object(owner: ModuleType, name: str) -> State:
-    """Which object an attribute is; of a list also what it holds, which is put back into the same list."""
+    """Return which object an attribute is; of a list also what it holds, which is put back into the same list."""
 
     def read() -> _Itself:
         value = getattr(owner, name)
@@ -121,7 +121,7 @@ def _object(owner: ModuleType, name: str) -> State:
 
 
 def _content(name: str, content: dict) -> State:
-    """What a dictionary holds that is never replaced."""
+    """Return what a dictionary holds that is never replaced."""
 
     def write(before: Mapping) -> None:
         content.clear()
@@ -178,7 +178,7 @@ def _default_device() -> object:
 
 
 def _modes() -> tuple[list, list]:
-    """What someone has entered and not left, such as `torch.device("meta")`."""
+    """Return what someone has entered and not left, such as `torch.device("meta")`."""
     return (
         list(map(_Itself.of, overrides._get_current_function_mode_stack())),
         list(map(_Itself.of, dispatch._get_current_dispatch_mode_stack())),
@@ -244,7 +244,7 @@ def _set_precisions(before: tuple) -> None:
 
 
 def _are_flushed() -> bool:
-    """Whether this thread takes for zero what is smaller than the normal numbers."""
+    """Return whether this thread takes for zero what is smaller than the normal numbers."""
     return math.fabs(sys.float_info.min) / 2 == 0
 
 
@@ -255,7 +255,7 @@ def _of_numpy() -> Iterator[State]:
 
 
 def generators() -> tuple:
-    """Where the generators of Python, NumPy and PyTorch are."""
+    """Return where the generators of Python, NumPy and PyTorch are."""
     legacy: Any = np.random.get_state()  # a tuple, or on request a dictionary
     name, keys, *rest = legacy
     graphics = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -351,7 +351,7 @@ def _of_the_system() -> Iterator[State]:
 
 
 def _rings() -> bool:
-    """Whether an alarm is set: how much of it is left changes by itself."""
+    """Return whether an alarm is set: how much of it is left changes by itself."""
     return signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
 
@@ -380,7 +380,7 @@ _SIGNALS = ("INT", "TERM", "HUP", "QUIT", "ABRT", "ALRM", "CHLD", "CONT", "PIPE"
 
 
 def _handlers() -> dict[str, Any]:
-    """What signals do; nothing in threads that may not say so."""
+    """Return what signals do; nothing in threads that may not say so."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     names = [name for name in (f"SIG{name}" for name in _SIGNALS) if hasattr(signal, name)]

@@ -274,7 +274,7 @@ def _is_docstring(node: ast.stmt) -> bool:
 
 
 def _is_for_a_command(node: ast.stmt) -> bool:
-    """Whether it is `if __name__ == "__main__":`, which no import runs."""
+    """Return whether it is `if __name__ == "__main__":`, which no import runs."""
     match node:
         case ast.If(test=ast.Compare(ast.Name("__name__"), [ast.Eq()], [ast.Constant("__main__")]), orelse=[]):
             return True
@@ -306,7 +306,7 @@ def _binds(node: ast.stmt) -> frozenset[str] | None:
 
 
 def _is_plain_member(node: ast.stmt) -> bool:
-    """Whether a statement of a class's body does nothing when the class is made but be a part of it."""
+    """Return whether a statement of a class's body does nothing when the class is made but be a part of it."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         plain = all(isinstance(one, ast.Name) and one.id in _BUILT_IN_DECORATORS for one in node.decorator_list)
         return plain and not _calls(node.args)
@@ -336,7 +336,7 @@ def _uses(node: ast.AST) -> Iterator[tuple[str, ...]]:
 
 
 def _imports(node: ast.AST, package: str) -> Iterator[Import]:
-    """What some syntax imports."""
+    """Yield what some syntax imports."""
     for one in ast.walk(node):
         match one:
             case ast.Import(names=aliases):
@@ -367,7 +367,7 @@ def _shown(node: ast.AST, shows: bool) -> Iterator[str]:
 
 
 def _is_import_module(function: ast.expr) -> bool:
-    """Whether it is `importlib.import_module`, by whichever name it has."""
+    """Return whether it is `importlib.import_module`, by whichever name it has."""
     match function:
         case ast.Name("import_module") | ast.Attribute(attr="import_module"):
             return True
