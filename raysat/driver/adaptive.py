@@ -262,7 +262,9 @@ class Group:
         made = estimate(b, steps)
         if made.high < run[0]:
             return None, f"N(b) does not fall from b = {run[0]} on"
-        text = f"b_N = {number(made.value)} [{number(made.low)}, {number(made.high)}]"
+        # In short: the analysis, which corrects N for the distance of evaluations, has the value and its interval.
+        spans = made.high / made.low if made.low else math.inf
+        text = f"b_N is near {number(made.value, 2)}, with an interval that spans a factor of {number(spans, 2)}"
         beyond = made.high > run[-1]
         if beyond and higher:
             return higher, ""

@@ -154,12 +154,10 @@ def test_sizes_between_are_run_where_the_largest_lies_within_the_interval():
     sweep = make(batch_sizes=[1, 2, 3, 4, 6, 8, 12, 16], seeds=2)
     agenda = explore(sweep, truth)
     assert sizes(agenda) == [1, 2, 3, 4, 6, 8, 12, 16]
-    value, low, high = map(
-        float, re.search(r"b_N = (\S+) \[(\S+), (\S+)\], no batch size is left", agenda.done[0]).groups()
-    )
-    assert value == pytest.approx(8, rel=1e-2)
-    assert low < 8 / 1.2
-    assert high > 8 * 1.2  # wider than was asked
+    said = re.search(r"b_N is near (\S+), with .* a factor of (\S+), no batch size is left", agenda.done[0])
+    value, spans = map(float, said.groups())
+    assert value == pytest.approx(8, rel=5e-2)
+    assert spans > 1.44  # wider than was asked
 
 
 def test_beyond_all_sizes_no_other_is_run():
@@ -175,7 +173,7 @@ def test_without_a_limit_there_is_no_stable_reading():
         return reaching((1 + off) * 50 * (1 + 8 / cell.batch_size), of_limit=math.nan)
 
     agenda = explore(make(stepsizes=[grid([0.1, 0.2, 0.4])]), truth)
-    assert "b_N = 8" in agenda.done[0]
+    assert "b_N is near 8," in agenda.done[0]
     assert "stable" not in agenda.done[0]
 
 
@@ -198,7 +196,7 @@ def test_without_a_target_it_uses_the_deepest_loss_that_all_reach():
         return Finding("completed", t, np.exp(-rate * t / 10), 0.5)
 
     agenda = explore(make(target_loss=None), truth)
-    assert "b_N = 10" in agenda.done[0]
+    assert "b_N is near 10," in agenda.done[0]
 
 
 @given(st.floats(2.0, 40.0), st.lists(st.integers(1, 512), min_size=3, max_size=6, unique=True), st.data())
@@ -305,7 +303,7 @@ def test_on_ray_and_in_process_it_runs_the_same_cells(tmp_path, capsys):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "to run to begin with" in done.stdout
-    assert "theory(1): b_N = " in done.stdout
+    assert "theory(1): b_N is near " in done.stdout
     assert re.search(r"\d+/\d+\+  mlp", done.stdout)  # the total is not known ahead
 
     inline = [str(path), "--results", str(tmp_path / "inline"), "--inline"]
