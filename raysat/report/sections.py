@@ -48,7 +48,15 @@ SYMBOLS = (
     ("eta", "the stepsize, also called learning rate."),
     ("T", "the number of iterations of a trial. Under a budget of samples it falls with b."),
     ("L", "the training loss, over all training samples. L ≤ 0.1 is a target: training counts until L is at most 0.1."),
-    ("N(b)", "the iterations that batch size b takes until the loss is at most the target, at its best stepsize."),
+    (
+        "N(b)",
+        "the iterations that batch size b takes until the loss is at most the target, at its best stepsize; less what "
+        "evaluations at a distance add.",
+    ),
+    (
+        "beaten",
+        "a trial that was stopped above the target, for another stepsize of its seed and batch size was there earlier.",
+    ),
     (
         "b_N",
         "the measured critical batch size: up to it twice the batch takes half the iterations, beyond it hardly fewer. "
