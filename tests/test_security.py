@@ -174,7 +174,9 @@ def test_every_reader_in_the_code_says_that_it_runs_nothing():
     assert {path for path, _ in loads} == {"checkpoint.py", "parallel.py"}
     assert {said.get("weights_only") for _, said in loads} == {"True"}
     assert {said.get("allow_pickle") for _, said in calls("np.load")} == {"False"}
-    assert not [*calls("pickle.load"), *calls("pickle.loads"), *calls("yaml.load"), *calls("read_pickle")]
+    assert not [*calls("pickle.load"), *calls("yaml.load"), *calls("read_pickle")]
+    # What a process of the same cluster hands over, and no file: Ray itself takes it out of a pickle.
+    assert {path for path, _ in calls("pickle.loads")} == {"tune.py"}
 
 
 MARKUP = "</script><script>alert(1)</script>\" onmouseover='x' <!-- [bold]b[/] [/] $x_$ \x1b[31m &amp; {{7*7}}"

@@ -7,8 +7,10 @@ the critical batch size, it is a predictor of the analysis and of the page.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    import pyarrow as pa  # takes a quarter of a second to load, and who imports raysat may not need it
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Column:
 
     Attributes:
         name: Its name.
-        type: Its Arrow type.
+        type: Its Arrow type, or the name of that.
         unit: Its unit; empty where it has none.
         doc: What it means.
         found: Of those of an initialization, whether it is found, and not asked for.
@@ -25,14 +27,14 @@ class Column:
     """
 
     name: str
-    type: pa.DataType
+    type: pa.DataType | str
     unit: str
     doc: str
     found: bool = False
     predicts: str = ""
 
 
-_TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
+_TEXT, _INT, _REAL = "string", "int64", "double"
 
 INITIAL = (
     Column("init_id", _TEXT, "", "Key of the initialization's statistics: a hash of everything they depend on."),

@@ -16,7 +16,6 @@ import torch
 
 from raysat.spec.cells import Cell, Initialization
 from raysat.storage.initial import ASKED, INHERITED
-from raysat.storage.schema import arrow_schema
 from raysat.user_code.identity import user_files
 
 Row = dict[str, Any]
@@ -43,6 +42,8 @@ def describe(sweep: str, init: Initialization) -> Row:
 
 def describe_cell(cell: Cell) -> Row:
     """Return what a cell asks for beyond its initialization, under the columns' names."""
+    from raysat.storage.schema import arrow_schema  # not at the head, for it loads pyarrow
+
     return {
         **_fields(cell, arrow_schema("trials").names),
         "cell_id": cell.cell_id,

@@ -322,6 +322,10 @@ def arrow_schema(table: str) -> pa.Schema:
     """The Arrow schema of `trials`, `curves`, `ntk` or `analysis`, units and meanings in its fields' metadata."""
     columns = ANALYSIS if table == "analysis" else TABLES[table]
     return pa.schema(
-        [pa.field(c.name, c.type, metadata={"unit": c.unit, "doc": c.doc}) for c in columns],
+        [pa.field(c.name, _arrow_type(c), metadata={"unit": c.unit, "doc": c.doc}) for c in columns],
         metadata={KEY: str(present())},
     )
+
+
+def _arrow_type(column: Column) -> pa.DataType:
+    return pa.type_for_alias(column.type) if isinstance(column.type, str) else column.type
