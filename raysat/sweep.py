@@ -152,10 +152,10 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
     else:
         console.print(f"Sweep {sweep.name}: all {len(agenda.wanted)} cells are finished.")
         if store.record() is None:  # lost, and all rows are there
-            store.open(sweep, about(options.file, options.set, options.results), laid_out.data)
+            _open(store, options, laid_out)
         with suppress(InputError, OSError):  # a folder that may only be read stays as it is
             if before and before["resolved"].get("code") != laid_out.data["code"]:  # an earlier raysat's has no files
-                store.open(sweep, about(options.file, options.set, options.results), laid_out.data)
+                _open(store, options, laid_out)
             else:
                 store.settle()
     store.parts.let_go()
@@ -209,7 +209,7 @@ def _run(
             cells = f"{len(agenda.weights)} of {len(agenda.wanted)} cells to run{' to begin with' * sweep.grows}"
             within = f", within {sweep.minutes:g} minutes" if sweep.minutes else ""
             console.print(f"Sweep {sweep.name}: {cells}, {statistics}{executor.where}{within}.")
-        store.open(sweep, about(options.file, options.set, options.results), laid_out.data)
+        _open(store, options, laid_out)
         if shares := isinstance(store.data, Remote) or elsewhere:
             with suppress(OSError):  # workers with internet do without
                 data.put(sweep.dataset, store.data)
@@ -228,6 +228,11 @@ def _run(
             soft_wrap=True,
         )
     return failed
+
+
+def _open(store: Store, options: argparse.Namespace, laid_out: Plan) -> None:
+    """Make the results folder ready, with what the command says of itself."""
+    store.open(laid_out.sweep, about(options.file, options.set, options.results), laid_out.data)
 
 
 def _start_over(store: Store, console: Console, *, really: bool) -> None:

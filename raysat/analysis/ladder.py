@@ -135,8 +135,8 @@ def _decided(
 
 def _could_have_won(early: pd.DataFrame, measured: Measurement) -> bool:
     """Return whether some trial that was ended above the target had not yet run for as long as the best one took."""
-    both = early.merge(measured.best[["seed", "batch_size", "value"]], on=["seed", "batch_size"])
-    return bool(((both["lowest"] > measured.about["target"]) & ~(both["last"] >= both["value"])).any())
+    both = early.merge(measured.best[["seed", "batch_size", "first"]], on=["seed", "batch_size"])
+    return bool(((both["lowest"] > measured.about["target"]) & ~(both["last"] >= both["first"])).any())
 
 
 def _rounded_up(value: float) -> float:

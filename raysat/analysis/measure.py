@@ -118,6 +118,7 @@ def best_by_h(trials: pd.DataFrame) -> pd.DataFrame:
 def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFrame:
     """The trial of the smallest N of each (seed, batch size); N as `value`, nan where none reaches the level.
 
+    `first` is the iteration at which the level is reached as the evaluations show it, by which trials are compared.
     What evaluations at a distance add to log N (`raysat.saturation.targets.lateness`), the mean over the seeds of a
     batch size, is taken off. Half of it is uncertain: `resolution`, the error of log N that the seeds share, has that,
     and the distance between stepsizes. In a race all that is far behind the best one counts as at its limit, wherever
@@ -125,17 +126,18 @@ def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFr
     """
     own = [paths.get(cell_id, _NO_PATH) for cell_id in trials["cell_id"]]
     steps = np.array([steps_to_target(*path, level) for path in own], dtype=float)
-    late, unsure = (np.nan_to_num([of(*path, level) for path in own]) for of in (lateness, uncertainty))
     told = steps
     if (trials["status"] == BEATEN).any():
-        first = pd.Series(steps, trials.index).groupby([trials["seed"], trials["batch_size"]]).transform("min")
-        told = np.fmin(steps, SLACK * first.to_numpy(dtype=float))
+        least = pd.Series(steps, trials.index).groupby([trials["seed"], trials["batch_size"]]).transform("min")
+        told = np.fmin(steps, SLACK * least.to_numpy(dtype=float))
     with np.errstate(divide="ignore"):
         spaced = stepsize_resolution(trials, np.log(told))
-    error = np.sqrt(spaced**2 + unsure**2 + (UNSURE * late) ** 2)
-    best = best_of(trials.assign(value=steps, resolution=error, late=late), "value")
-    off = best["late"].groupby(best["batch_size"]).transform("mean").clip(lower=0)
-    return best.assign(value=best["value"] * np.exp(-off)).drop(columns="late")
+    best = best_of(trials.assign(first=steps, spaced=spaced), "first")
+    own = [paths.get(cell_id, _NO_PATH) for cell_id in best["cell_id"]]
+    late, unsure = (np.nan_to_num([of(*path, level) for path in own]) for of in (lateness, uncertainty))
+    off = pd.Series(late, best.index).groupby(best["batch_size"]).transform("mean").clip(lower=0)
+    error = np.sqrt(best["spaced"] ** 2 + unsure**2 + (UNSURE * late) ** 2)
+    return best.assign(value=best["first"] * np.exp(-off), resolution=error).drop(columns="spaced")
 
 
 def stepsize_resolution(trials: pd.DataFrame, depth: Float[np.ndarray, " trials"]) -> Float[np.ndarray, " trials"]:

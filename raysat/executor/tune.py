@@ -169,8 +169,8 @@ class _Searcher(Searcher):
     def _ref(self, job: Job) -> _JobRef:
         key = job.init.init_id
         if job.statistics and key not in self.rows:
-            needed = {name for name, value in job.statistics.items() if not isinstance(value, list)} | {*MEASURES}
-            self.rows[key] = {name: value for name, value in job.statistics.items() if name in needed}
+            row = job.statistics.items()
+            self.rows[key] = {name: value for name, value in row if name in MEASURES or not isinstance(value, list)}
         parts = job.key, job.init, job.cell, job.engine, self.gpus(job), job.limits, self.rows.get(key, {})
         return _JobRef(*parts, tuple(map(self._ref, job.mates)))
 

@@ -86,6 +86,5 @@ def _end(record: Mapping, end: Mapping) -> dict[str, str]:
 def _command(record: Mapping, **fields: float | str | Sequence[float]) -> str:
     """A sweep's command, as it was given, with other fields."""
     given = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in fields.items()]
-    words = [f"'{one}'" if "[" in one else one for one in given]
     before = record.get("command") or [record.get("file") or "SWEEP.py"]
-    return " ".join(["raysat run", *map(shlex.quote, before), *(f"--set {word}" for word in words)])
+    return shlex.join(["raysat", "run", *before, *(word for one in given for word in ("--set", one))])

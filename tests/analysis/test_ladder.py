@@ -1,12 +1,14 @@
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from analysis.test_analysis import SIZES, analyzed, full, grid_of, tables, trial
 from analysis.test_recommendation import tuned
 
-from raysat.analysis.ladder import FEWEST_RUNGS, MEASURED, RUNGS, Ladder, ladder
+from raysat.analysis.ladder import FEWEST_RUNGS, MEASURED, RUNGS, Ladder, _could_have_won, ladder
 
 
 def laddered(made, targets=(), rungs=5):
@@ -125,3 +127,12 @@ def test_stepsizes_at_the_end_of_the_grid_are_said_at_the_level_where_they_are()
     made = grid_of()
     reasons = laddered(made).fits.query("tuning == 'free' and target < 0.9")["reason"]
     assert reasons.str.contains("widen the grid").all()
+
+
+def test_a_trial_that_ended_before_the_best_one_was_seen_at_the_target_could_have_won():
+    """It is compared by evaluations, as the winner is, and not by N, from which their distance is taken off."""
+    best = pd.DataFrame({"seed": [0], "batch_size": [8], "first": [100.0], "value": [90.0]})
+    measured = SimpleNamespace(best=best, about={"target": 0.1})
+    early = pd.DataFrame({"seed": [0], "batch_size": [8], "lowest": [0.2], "last": [95]})
+    assert _could_have_won(early, measured)
+    assert not _could_have_won(early.assign(last=100), measured)
