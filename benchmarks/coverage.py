@@ -27,7 +27,7 @@ from raysat.saturation.critical import critical_batch
 from raysat.saturation.fits import fit_bend, fit_law, fit_saturation, slopes
 from raysat.saturation.formulas import beta
 from raysat.saturation.intervals import geometric_mean
-from raysat.saturation.targets import below_parabola, lateness, steps_to_target
+from raysat.saturation.targets import below_parabola, earliest, in_time, lateness, steps_to_target
 
 N, D, TARGET = 256, 64, 0.1
 SIZES = np.array([1, 2, 4, 8, 16, 32, 64, 128])
@@ -60,16 +60,16 @@ def spaced(horizon: int) -> np.ndarray:
 
 
 def steps(x: Float[np.ndarray, "n d"], policy: str, pool: int) -> tuple[Float[np.ndarray, "pool b"], ...]:
-    """N(b) of each seed as a sweep reads it, how late that is, the error that seeds share, and N(b) as it is.
+    """N(b) of each seed as a sweep reads it, how late that is, what it cannot be below, the shared error, and as it is.
 
     The last is of an evaluation at every iteration and, of tuned stepsizes, of twice as many of them.
     """
     gram = x @ x.T / N
     gamma, k_op = float((x**2).sum(1).max()), float(np.linalg.eigvalsh(gram)[-1])
-    found, late, shared, exact = (np.empty((pool, len(SIZES))) for _ in range(4))
+    found, late, least, shared, exact = (np.empty((pool, len(SIZES))) for _ in range(5))
     for j, b in enumerate(SIZES):
         base = 1 / beta(int(b), N, gamma, k_op, replacement=True)
-        read, off, whole = [], [], []
+        read, off, ends, whole = [], [], [], []
         for k in [0] if policy == "theory" else range(-2, 11):  # quarters of an octave, of which a sweep tries halves
             eta = base * 2 ** (k / 4)
             at = np.arange(_horizon(x, int(b), eta) + 1)
@@ -83,12 +83,14 @@ def steps(x: Float[np.ndarray, "n d"], policy: str, pool: int) -> tuple[Float[np
                 pairs = list(zip(curves[:, few], targets, strict=True))
                 read.append([steps_to_target(few, *one) for one in pairs])
                 off.append([lateness(few, *one) for one in pairs])
+                ends.append([earliest(few, *one) for one in pairs])
         n, every = (np.where(np.isnan(np.array(one)), math.inf, np.array(one)) for one in (read, whole))
         best = n.argmin(0)
         found[:, j], exact[:, j] = n[best, np.arange(pool)], every.min(0)
         late[:, j] = np.nan_to_num(np.array(off)[best, np.arange(pool)])
+        least[:, j] = np.array(ends)[best, np.arange(pool)]
         shared[:, j] = np.hypot(UNSURE * late[:, j], _spacing(np.log(n), best))
-    return found, late, shared, exact
+    return found, late, least, shared, exact
 
 
 def _horizon(x: Float[np.ndarray, "n d"], b: int, eta: float) -> int:
@@ -133,6 +135,7 @@ def oracle(b: np.ndarray, pool: Float[np.ndarray, "pool b"], k: int) -> float:
 def measure(
     pool: Float[np.ndarray, "pool b"],
     late: Float[np.ndarray, "pool b"],
+    least: Float[np.ndarray, "pool b"],
     shared: Float[np.ndarray, "pool b"],
     exact: Float[np.ndarray, "pool b"],
     draws: int,
@@ -146,7 +149,8 @@ def measure(
         held, widths, resampled, chosen = [], [], [], []
         for _ in range(draws):
             seeds = generator.choice(len(pool), k, replace=False)
-            values = pool[seeds] * np.exp(-late[seeds].mean(0).clip(0))
+            columns = zip(pool[seeds].T, late[seeds].T, least[seeds].T, strict=True)
+            values = np.array([in_time(*one) for one in columns]).T
             found = critical_batch(SIZES, values, "N", shared[seeds].mean(0))
             if math.isnan(found.value):
                 continue
@@ -180,9 +184,9 @@ def main() -> None:
         for policy in options.policies:
             made = steps(x, policy, options.pool)
             kept = np.isfinite(made[0]).all(1) & np.isfinite(made[-1]).all(1)
-            pool, late, shared, exact = (one[kept] for one in made)
+            pool, late, least, shared, exact = (one[kept] for one in made)
             whole, _ = fit_law(SIZES, geometric_mean(exact))
-            for row in measure(pool, late, shared, exact, options.draws):
+            for row in measure(pool, late, least, shared, exact, options.draws):
                 print(f"| {name} | {policy} | {float(whole.b_c):.3g}, {float(whole.q):.3g} | {row} |", flush=True)
 
 

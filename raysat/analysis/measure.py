@@ -22,7 +22,7 @@ from raysat.saturation.critical import CriticalBatch, critical_batch
 from raysat.saturation.fits import fit_law
 from raysat.saturation.formulas import h_interpolated
 from raysat.saturation.intervals import Scatter, about_law, geometric_mean, of_values
-from raysat.saturation.targets import below_parabola, lateness, steps_to_target, uncertainty
+from raysat.saturation.targets import below_parabola, earliest, in_time, lateness, steps_to_target, uncertainty
 from raysat.spec.race import SLACK
 from raysat.storage.initial import PREDICTING
 from raysat.storage.schema import BEATEN, DIVERGED, FAILED, TARGET_REACHED
@@ -134,10 +134,14 @@ def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFr
         spaced = stepsize_resolution(trials, np.log(told))
     best = best_of(trials.assign(first=steps, spaced=spaced), "first")
     own = [paths.get(cell_id, _NO_PATH) for cell_id in best["cell_id"]]
-    late, unsure = (np.nan_to_num([of(*path, level) for path in own]) for of in (lateness, uncertainty))
-    off = pd.Series(late, best.index).groupby(best["batch_size"]).transform("mean").clip(lower=0)
+    found = ([of(*path, level) for path in own] for of in (lateness, earliest, uncertainty))
+    late, least, unsure = (np.nan_to_num(np.array(one, dtype=float)) for one in found)
+    first, value = best["first"].to_numpy(dtype=float), np.empty(len(best))
+    places: Any = best.groupby("batch_size").indices  # arrays, by batch size
+    for rows in places.values():
+        value[rows] = in_time(first[rows], late[rows], least[rows])
     error = np.sqrt(best["spaced"] ** 2 + unsure**2 + (UNSURE * late) ** 2)
-    return best.assign(value=best["first"] * np.exp(-off), resolution=error).drop(columns="spaced")
+    return best.assign(value=value, resolution=error).drop(columns="spaced")
 
 
 def stepsize_resolution(trials: pd.DataFrame, depth: Float[np.ndarray, " trials"]) -> Float[np.ndarray, " trials"]:

@@ -51,10 +51,11 @@ def lateness(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"]
     """Return by how much log N is too large because the loss is evaluated at a distance.
 
     A loss that fluctuates passes the target between two evaluations unseen, and on a smooth curve a chord lies above
-    it: the fewer evaluations, the later N. It is taken as how much later N is by every second evaluation, the mean of
-    the even and the odd ones. Of that a third would be exact on a smooth curve (Richardson) and 2.4 times as much on a
-    random walk, whose first passage is late by the square root of the distance (Broadie, Glasserman and Kou 1997);
-    SGD on least squares lies between (benchmarks/coverage.py).
+    it: the fewer evaluations, the later N. It is made of how much later N is by every second evaluation, the mean of
+    the even and the odd ones. Where the loss has only fallen a third of that, which is exact on a smooth curve
+    (Richardson). Where it fluctuates all of it: a random walk would ask for 2.4 times as much, its first passage being
+    late by the square root of the distance (Broadie, Glasserman and Kou 1997), and SGD on least squares lies between
+    (benchmarks/coverage.py).
 
     Args:
         iterations: As for `steps_to_target`.
@@ -81,7 +82,27 @@ def lateness(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"]
         kept = np.r_[0, first : len(losses) : 2]
         if (n := steps_to_target(iterations[kept], losses[kept], eps)) > 0:
             later.append(math.log(n / fine))
-    return round(sum(later) / len(later), 12) if later else math.nan
+    share = 1 / 3 if _only_falls(losses[: k + 2]) else 1
+    return round(share * sum(later) / len(later), 12) if later else math.nan
+
+
+def earliest(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
+    """What N cannot be below: of a loss that has only fallen, the last evaluation above the target; else 0."""
+    k = _crossing(losses, eps)
+    return float(iterations[k - 1]) if k and _only_falls(losses[: k + 1]) else 0.0
+
+
+def in_time(
+    first: Float[np.ndarray, " seeds"], late: Float[np.ndarray, " seeds"], least: Float[np.ndarray, " seeds"]
+) -> Float[np.ndarray, " seeds"]:
+    """N of the seeds of a batch size, less what evaluations at a distance have added to it on average.
+
+    Args:
+        first: N as `steps_to_target` has it; nan where a seed has none.
+        late: By how much log N is too large (`lateness`).
+        least: What N cannot be below (`earliest`).
+    """
+    return np.maximum(first * math.exp(-max(float(late.mean()), 0.0)), least)
 
 
 def uncertainty(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
@@ -113,6 +134,11 @@ def _crossing(losses: Float[np.ndarray, " t"], eps: float) -> int | None:
     end = len(losses) if possible.all() else int(np.argmin(possible))
     reached = np.flatnonzero(losses[:end] <= eps)
     return int(reached[0]) if reached.size else None
+
+
+def _only_falls(losses: Float[np.ndarray, " t"]) -> bool:
+    """Return whether no evaluation is above the one before it."""
+    return bool((np.diff(losses) <= 0).all())
 
 
 def _between(

@@ -6,6 +6,7 @@ training share one `Initialization` (`raysat.spec.cells`).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -103,8 +104,8 @@ class Sweep:
             stopped. Default: none.
         race: Whether, where there is a `target_loss`, a trial of a tuned stepsize ends as soon as it cannot be the best
             of its seed and batch size any more, with the status `beaten` (see `raysat.spec.race`). Where False all of
-            them run to their end, the beaten ones anew. Default: True; the best stepsizes and their curves are the
-            same.
+            them run to their end, the beaten ones anew. Default: True; of the same stepsizes the same one
+            is the best, and its curve is the same (`grid(auto=True)` may try others where N has several minima).
     """
 
     name: str = field(metadata=setting(EXECUTION, checks.folder_name))
@@ -160,8 +161,9 @@ class Sweep:
             values = getattr(self, name)
             if not values and name != "widths":  # which an architecture may lack
                 raise InputError(f"{name} is empty: give at least one.")
-            for value in {value for value in values if values.count(value) > 1}:
-                raise InputError(f"{name} has {value!r} twice: name each value once.")
+            for value, times in Counter(values).items():
+                if times > 1:
+                    raise InputError(f"{name} has {value!r} twice: name each value once.")
         if not self.widths and any(model.has_width for model in self.models):
             raise InputError("widths is empty: give at least one width for the models that have one.")
         policies = {stepsize.policy for stepsize in self.stepsizes}

@@ -169,8 +169,15 @@ def factor(schedule: str, t: int, iterations: int) -> float:
 
 
 def iterations_of(samples: float, b: int, training: Training) -> int:
-    """T of a budget of samples: `samples / b`, rounded, at least 1; under regime adaptation base_batch stands for b."""
-    return max(1, round(samples / (training.base_batch if training.adapt_regime else b)))
+    """T of a budget of samples: `samples / b`, rounded, at least 1; under regime adaptation base_batch stands for b.
+
+    Raises:
+        InputError: It is more than can be counted.
+    """
+    try:
+        return max(1, round(samples / (training.base_batch if training.adapt_regime else b)))
+    except OverflowError:
+        raise InputError("samples or epochs ask for more iterations than can be counted: lower them.") from None
 
 
 def _as_staleness(value: object) -> Staleness:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysat.saturation.targets import choose_targets, lateness, steps_to_target, uncertainty
+from raysat.saturation.targets import choose_targets, earliest, in_time, lateness, steps_to_target, uncertainty
 
 
 class TestStepsToTarget:
@@ -68,7 +68,20 @@ class TestLateness:
         t = np.array([0.0, 4, 8, 12, 16])
         off = math.log(steps_to_target(t, 1 / (1 + t) ** 2, 0.01) / 9)
         assert off > 0.003
-        assert 0 < lateness(t, 1 / (1 + t) ** 2, 0.01) < 6 * off
+        assert lateness(t, 1 / (1 + t) ** 2, 0.01) == pytest.approx(off, rel=0.8)
+
+    @pytest.mark.parametrize("count", [5, 7, 10, 30])
+    def test_of_a_smooth_curve_n_stays_near_and_is_not_before_an_evaluation_above_the_target(self, count):
+        """A sum of exponentials, as gradient descent has it, by few evaluations."""
+        t = np.arange(2001)
+        losses = 0.5 * np.exp(-t / 8) + 0.3 * np.exp(-t / 80) + 0.2 * np.exp(-t / 800)
+        few = np.r_[0, np.unique(np.geomspace(1, 2000, count).round()).astype(int)]
+        for eps in (0.6, 0.45, 0.3, 0.2, 0.1):
+            exact, read = (steps_to_target(at, losses[at], eps) for at in (t, few))
+            late, least = (np.array([of(few, losses[few], eps)]) for of in (lateness, earliest))
+            (made,) = in_time(np.array([read]), np.nan_to_num(late), least)
+            assert abs(math.log(made / exact)) <= abs(math.log(read / exact)) + 0.05
+            assert losses[few[few <= made]].min() > eps or made in few
 
     def test_takes_a_part_of_what_a_fluctuating_loss_hides_between_evaluations(self):
         """Log loss as a random walk that drifts down: N comes later by sqrt(distance), twice that by 1.41 times it."""

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 from hypothesis import given
@@ -59,6 +60,12 @@ def test_a_budget_of_samples_gives_iterations():
     plain, adapted = Training(), Training(adapt_regime=True, base_batch=4)
     assert [iterations_of(1000, b, plain) for b in (1, 3, 64, 3000)] == [1000, 333, 16, 1]
     assert [iterations_of(1000, b, adapted) for b in (1, 3, 64, 3000)] == [250] * 4
+
+
+@pytest.mark.parametrize("samples", [math.inf, 10**400])
+def test_a_budget_of_more_iterations_than_can_be_counted_is_refused(samples):
+    with pytest.raises(InputError, match="than can be counted: lower them"):
+        iterations_of(samples, 1, Training())
 
 
 @given(st.sampled_from(SCHEDULES), st.integers(1, 500), st.data())
