@@ -14,7 +14,7 @@ from gpu_bench import Bench, apart, copies
 from torch import Tensor, nn
 
 from raysat import gpt, mlp, models, ntk_statistics, theory
-from raysat.compute.micro_batch import sample_bytes, samples_at_once
+from raysat.compute.micro_batch import max_micro_batch, sample_bytes
 from raysat.losses import LOSSES
 from raysat.ntk import NTKStatistics
 from raysat.sgd.autograd import AutogradEngine
@@ -159,7 +159,7 @@ def memory(bench: Bench) -> None:
     each = sample_bytes(start, x, y, loss)
     chosen = torch.arange(n, device=bench.device).repeat(32, 1)  # as many steps as a graph has
     expected, warm = copies(start, 2)
-    AutogradEngine(expected, x, y, loss, 1e-3, at_once=n // 16).run(chosen)
+    AutogradEngine(expected, x, y, loss, 1e-3, micro_batch=n // 16).run(chosen)
     AutogradEngine(warm, x, y, loss, 1e-3).run(chosen[:1, : n // 16])
     bench.say("a batch keeps for its backward pass", f"{n * each / 2**20:.1f} MiB, and may take a third of that")
     for engine in ("autograd", "graph"):
@@ -171,7 +171,9 @@ def memory(bench: Bench) -> None:
             with short_of_memory(bench, network, n * each // 3, each):
                 taker = build(engine, network, x, y, loss, 1e-3)
                 taker.run(chosen)
-                bench.holds(f"{engine}: samples at once", taker.at_once, f"1 to {n // 2}", 1 <= taker.at_once <= n // 2)
+                bench.holds(
+                    f"{engine}: samples at once", taker.micro_batch, f"1 to {n // 2}", 1 <= taker.micro_batch <= n // 2
+                )
                 bench.holds(f"{engine}: goes by the name of", taker.name, engine, taker.name == engine)
             bench.check(f"{engine}: weights against those of small parts", apart(network, expected, start), 1e-3)
     if not bench.cuda:
@@ -180,10 +182,12 @@ def memory(bench: Bench) -> None:
     with bench.attempt("samples that are said to fit"):
         (network,) = copies(start, 1)
         with short_of_memory(bench, network, n * each // 3, each):
-            fits = samples_at_once(network, x, y, loss)
-            taker = build("autograd", network, x, y, loss, 1e-3, at_once=fits)
+            fits = max_micro_batch(network, x, y, loss)
+            taker = build("autograd", network, x, y, loss, 1e-3, micro_batch=fits)
             taker.run(chosen)
-            bench.holds("samples that are said to fit", fits, f"and do: {taker.at_once}", taker.at_once == fits < n)
+            bench.holds(
+                "samples that are said to fit", fits, f"and do: {taker.micro_batch}", taker.micro_batch == fits < n
+            )
 
 
 def nccl(bench: Bench) -> None:

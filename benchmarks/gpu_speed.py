@@ -225,7 +225,7 @@ def packing(bench: Bench) -> None:
     try:
         repeats = max(pipe.recv() for pipe in pipes)  # each has recorded its graph
         turns = [_together([pipe], repeats) for pipe in pipes]
-        at_once = _together(pipes, repeats)
+        micro_batch = _together(pipes, repeats)
         ends = []
         for pipe in pipes:
             pipe.send(0)
@@ -235,8 +235,8 @@ def packing(bench: Bench) -> None:
             worker.join(timeout=10)
             worker.kill()
     steps = repeats * BLOCK
-    rates = f"{processes * steps / sum(turns):,.0f} it/s in turn, {processes * steps / at_once:,.0f} at once"
-    bench.say(f"{processes} processes, b = {b}", f"{rates}: a gain of {sum(turns) / at_once:.2f}")
+    rates = f"{processes * steps / sum(turns):,.0f} it/s in turn, {processes * steps / micro_batch:,.0f} at once"
+    bench.say(f"{processes} processes, b = {b}", f"{rates}: a gain of {sum(turns) / micro_batch:.2f}")
     spread = max(abs(end - ends[0]).max() / abs(ends[0]).max() for end in ends)
     bench.check("how far their weights are apart", spread, 1e-4)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 
 from raysat import mlp, models
-from raysat.compute.matmul import keep_memory
+from raysat.compute.matmul import tune_malloc
 from raysat.losses import LOSSES
 from raysat.sgd.engine import FusedEngine, StackedEngine
 from raysat.sgd.sampler import batches
@@ -58,7 +58,7 @@ def measure(inputs: int, width: int, b: int) -> tuple[float, list[float]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    keep_memory()
+    tune_malloc()
     print("| inputs | width | b | one by one, steps/s |", " | ".join(f"{count} at once" for count in SEEDS), "|")
     print("| ---: " * (4 + len(SEEDS)) + "|")
     for inputs, width in ((64, 32), (64, 64), (64, 128), (64, 256), (784, 32), (784, 64), (784, 128), (784, 256)):

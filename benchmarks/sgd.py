@@ -265,9 +265,9 @@ def best_of(function: Callable[[], object], seconds: float) -> float:
 
 def floors(seconds: float) -> tuple[dict[str, float], float, float]:
     """Operations per second of each library's product, and bytes per second of copies in caches and beyond."""
-    from raysat.compute.matmul import Matmul, Products, choose, keep_memory
+    from raysat.compute.matmul import Matmul, Products, choose, tune_malloc
 
-    keep_memory()
+    tune_malloc()
     libraries = [Matmul.TORCH]
     if choose(torch.float32, device()).onednn:
         libraries.append(Matmul.ONEDNN)

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from sgd import ETA, NETWORKS, limit_to
 
-from raysat.compute.matmul import keep_memory
+from raysat.compute.matmul import tune_malloc
 from raysat.losses import LOSSES
 from raysat.sgd.engine import FusedEngine
 from raysat.sgd.sampler import batches
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
     limit_to(options.threads)
-    keep_memory()
+    tune_malloc()
     for b in options.batch_sizes:
         measure(b, options.rounds)
 

@@ -44,7 +44,7 @@ from raysat.spec.cells import Cell
 from raysat.spec.training import PLAIN
 from raysat.storage.files import Location, location, write_aside
 from raysat.trial.initial import compute_statistics
-from raysat.trial.job import Job, fitting, prepare
+from raysat.trial.job import Job, micro_batch_of, prepare
 from raysat.trial.measurements import Evaluator
 from raysat.trial.train import stepsize_and_beta
 
@@ -111,8 +111,8 @@ class Learner:
     def __init__(self, job: Job) -> None:
         cell, init = job.trained_cell, job.init
         dataset, self.network, device = prepare(job)
-        at_once = fitting(job, dataset, self.network)
-        self.engine = AutogradEngine(self.network, dataset.x, dataset.y, resolve(init.loss), 0.0, at_once)
+        micro_batch = micro_batch_of(job, dataset, self.network)
+        self.engine = AutogradEngine(self.network, dataset.x, dataset.y, resolve(init.loss), 0.0, micro_batch)
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, str(device))
 
     def gradients(self, number: int, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -227,7 +227,7 @@ def _evaluations(cell: Cell) -> list[int]:
 
 
 def _evaluator(job: Job, dataset: Dataset, network: nn.Module) -> Evaluator:
-    return Evaluator(job.init, dataset, fitting(job, dataset, network))
+    return Evaluator(job.init, dataset, micro_batch_of(job, dataset, network))
 
 
 def _eta(job: Job) -> float:

@@ -28,7 +28,7 @@ from raysat.status import other_driver
 from raysat.storage.checkpoint import Progress, read
 from raysat.storage.checkup import Contents, Finding, findings
 from raysat.storage.files import Location, walk
-from raysat.storage.partfiles import checked, reached
+from raysat.storage.partfiles import checked, storage_errors
 from raysat.storage.schema import FAILED, FINISHED, TABLES
 from raysat.storage.store import Store
 from raysat.user_code.identity import differences
@@ -46,7 +46,7 @@ def look(store: Store, code: tuple[str, ...] = ()) -> Contents:
     Raises:
         InputError: The folder is not a results folder, or cannot be read.
     """
-    with reached(store.root):
+    with storage_errors(store.root):
         names = sorted(walk(store.root)) if store.root.exists() else []
         record = store.record()
         if record is None and (not names or store.strangers()):
@@ -105,7 +105,7 @@ def repair(store: Store) -> int:
     repaired: set[str] = set()
     while found := [one for one in findings(look(store)) if one.can_be_repaired and str(one) not in repaired]:
         touched: set[str] = set()
-        with reached(store.root):
+        with storage_errors(store.root):
             for finding in found:
                 if touched & {*finding.files, *finding.rows} or (touched and finding.cells):
                     continue  # what is left of it is seen with the next look

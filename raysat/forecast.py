@@ -115,10 +115,16 @@ def _statistics(sweep: Sweep, laid_out: Plan, console: Console) -> Iterator[Mapp
         name = f"{k}/{len(inits)}  statistics of {init.name}"
         with console.status(Text(name)) as status:
 
-            def tell(samples: int, _: object, init: Initialization = init, name: str = name) -> None:
+            def on_progress(samples: int, _: object, init: Initialization = init, name: str = name) -> None:
                 status.update(Text(f"{name}: sample {samples:,} of {init.n:,}"))
 
-            job = Job(sweep=sweep.name, init=init, sources=laid_out.sources, threads=os.cpu_count() or 1, tell=tell)
+            job = Job(
+                sweep=sweep.name,
+                init=init,
+                sources=laid_out.sources,
+                threads=os.cpu_count() or 1,
+                on_progress=on_progress,
+            )
             row = compute_statistics(job)
             if row["gamma"] is None:
                 raise InputError(f"{init.name} has no statistics to forecast from: {row['method_reason']}.")

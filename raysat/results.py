@@ -140,11 +140,11 @@ class Results:
     def _plot(
         self, kind: str, ax: Axes | None, *, target: float | None = None, title: str | None = None
     ) -> list[Figure]:
-        from raysat.plots import plates
+        from raysat.plots import render_figures
 
         target = None if target is None else positive("target", target)
         analysis = self._analysis if target is None or kind == "loss-curves" else self.fit([target])
-        made = plates(self.trials, self.curves, analysis, kinds=[kind], ax=ax, target=target, title=title)
+        made = render_figures(self.trials, self.curves, analysis, kinds=[kind], ax=ax, target=target, title=title)
         return [plate.figure for plate in made]
 
     @cached_property

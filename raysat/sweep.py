@@ -25,11 +25,11 @@ from raysat import data
 from raysat.compute import matmul
 from raysat.driver import sweepfile
 from raysat.driver.dry_run import show_cost
-from raysat.driver.earlier import findings, no_longer_beaten, set_aside_changed
+from raysat.driver.earlier import earlier_results, no_longer_beaten, set_aside_changed
 from raysat.driver.loop import run, stored_statistics
 from raysat.driver.plan import Plan, plan
 from raysat.driver.provenance import about
-from raysat.driver.queue import Agenda, groups
+from raysat.driver.queue import CellQueue, groups
 from raysat.errors import InputError
 from raysat.executor import ExecutorDied, InProcess, OnRay
 from raysat.messages import ending
@@ -41,7 +41,7 @@ from raysat.spec.engines import needs_gpu
 from raysat.spec.sweep import Sweep
 from raysat.status import other_driver
 from raysat.storage.files import Remote, location
-from raysat.storage.store import Store, reached
+from raysat.storage.store import Store, storage_errors
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,20 +114,20 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
     if options.minutes is not None:
         sweep = replace(sweep, minutes=options.minutes)
-    matmul.asked()  # where it names no library, every trial would fail
+    matmul.requested_backend()  # where it names no library, every trial would fail
     store = Store(location(options.results) / sweep.name)
     before = None if options.fresh else store.record()
     laid_out = plan(sweep, options.file.parent, before and before["resolved"].get("code"))
     if not options.dry_run and (busy := other_driver(store)):
         raise InputError(busy)
     store.parts.keep()
-    with reached(store.root):
+    with storage_errors(store.root):
         if options.fresh and store.root.exists():
             _start_over(store, console, really=not options.dry_run)
         else:
             store.check(sweep, laid_out.data)
         stale = set_aside_changed(store, laid_out, console, really=not options.dry_run)
-        found = findings(store, sweep) if store.root.exists() else {}
+        found = earlier_results(store, sweep) if store.root.exists() else {}
         found = {cell_id: finding for cell_id, finding in found.items() if cell_id not in stale}
         unbeaten = no_longer_beaten(store, laid_out, found)
         if unbeaten and not options.dry_run:
@@ -141,16 +141,16 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
     if not elsewhere:
         _check_machine(sweep)
     proposing = groups(sweep, laid_out.cells, laid_out.weight)
-    agenda = Agenda(proposing, laid_out.weight, found, cheapest_first=sweep.minutes is not None)
+    queue = CellQueue(proposing, laid_out.weight, found, cheapest_first=sweep.minutes is not None)
     failed: list[tuple[str, str]] = []
-    known, outdated = stored_statistics(store, agenda)
+    known, outdated = stored_statistics(store, queue)
     again = len(outdated)
-    if not agenda.weights:  # else those that are missing are those of cells that have yet to run
-        again += len({cell.init.init_id for cell in agenda.wanted} - set(known) - set(outdated))
-    if agenda.weights or again:
-        failed = _run(options, laid_out, agenda, store, again, begun, elsewhere, console, signals)
+    if not queue.weights:  # else those that are missing are those of cells that have yet to run
+        again += len({cell.init.init_id for cell in queue.requested} - set(known) - set(outdated))
+    if queue.weights or again:
+        failed = _run(options, laid_out, queue, store, again, begun, elsewhere, console, signals)
     else:
-        console.print(f"Sweep {sweep.name}: all {len(agenda.wanted)} cells are finished.")
+        console.print(f"Sweep {sweep.name}: all {len(queue.requested)} cells are finished.")
         if store.record() is None:  # lost, and all rows are there
             _open(store, options, laid_out)
         with suppress(InputError, OSError):  # a folder that may only be read stays as it is
@@ -159,7 +159,7 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
             else:
                 store.settle()
     store.parts.let_go()
-    for line in agenda.done:
+    for line in queue.stop_reasons:
         console.print(line, highlight=False, soft_wrap=True)
     reported = _report(store, console)
     signals.close()
@@ -172,7 +172,7 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
 def _run(
     options: argparse.Namespace,
     laid_out: Plan,
-    agenda: Agenda,
+    queue: CellQueue,
     store: Store,
     again: int,
     begun: float,
@@ -185,7 +185,7 @@ def _run(
     Args:
         options: The command's.
         laid_out: The plan.
-        agenda: What is to be run.
+        queue: What is to be run.
         store: Where results go.
         again: Initializations whose statistics are computed again.
         begun: When the command began, on the clock of `time.monotonic`.
@@ -206,7 +206,7 @@ def _run(
         signals.arm()  # Ray has its own handlers in their place
         if not options.quiet:
             statistics = f"statistics of {again} initializations to compute again, " * bool(again)
-            cells = f"{len(agenda.weights)} of {len(agenda.wanted)} cells to run{' to begin with' * sweep.grows}"
+            cells = f"{len(queue.weights)} of {len(queue.requested)} cells to run{' to begin with' * sweep.grows}"
             within = f", within {sweep.minutes:g} minutes" if sweep.minutes else ""
             console.print(f"Sweep {sweep.name}: {cells}, {statistics}{executor.where}{within}.")
         _open(store, options, laid_out)
@@ -219,9 +219,11 @@ def _run(
         load = partial(beside.submit, partial(import_module, "raysat.report"))
         deadline = begun + 60 * (sweep.minutes or math.inf)
         until = {"check": signals.check, "deadline": deadline}
-        failed = run(laid_out, agenda, store, executor, console, options.quiet, shares=shares, meanwhile=load, **until)
+        failed = run(
+            laid_out, queue, store, executor, console, options.quiet, shares=shares, on_first_trial=load, **until
+        )
     signals.arm()
-    if sweep.minutes and (left := sum(cell.cell_id not in agenda.findings for cell in agenda.wanted)):
+    if sweep.minutes and (left := sum(cell.cell_id not in queue.results for cell in queue.requested)):
         console.print(
             f"{sweep.minutes:g} minutes are over, and {left} of the cells that are wanted so far have not ended: the "
             "answer is of those that have. The same command goes on from there.",

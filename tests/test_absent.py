@@ -82,9 +82,9 @@ def test_formulas(gamma, k_op, b, more, replacement):
     limit = recursion.stable_below({"k_op": k_op}, b, "epochs")
     assert math.isnan(limit) if not k_op > 0 else limit == 2 / k_op
     assert math.isnan(exponent(gamma, k_op, b)) or (gamma > 0 and k_op > 0)
-    found = adaptive.Finding.of({"status": "completed", "eta": gamma, "eta_limit": k_op}, [0, 1], [1.0, 0.5])
+    found = adaptive.TrialResult.of({"status": "completed", "eta": gamma, "eta_limit": k_op}, [0, 1], [1.0, 0.5])
     assert isinstance(found.below(1.0), bool)
-    assert math.isnan(found.of_limit) or k_op > 0
+    assert math.isnan(found.eta_over_limit) or k_op > 0
 
 
 @given(FLOATS, FLOATS, st.integers(1, 64))
@@ -140,5 +140,5 @@ def test_an_analysis_and_its_figures_of_rows_that_lack_any_number(measured, blan
         trials.loc[rows, name] = math.nan if value is None else value
     analysis = analyze(trials, curves)
     right(printed(analysis, width=200))
-    for plate in plots.plates(trials, curves, analysis):
+    for plate in plots.render_figures(trials, curves, analysis):
         plate.figure.draw_without_rendering()

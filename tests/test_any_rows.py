@@ -116,7 +116,7 @@ def some(draw, whole):
 def test_a_page_is_made_of_any_rows(whole, data):
     material = data.draw(some(whole))
     attempt = Attempts()
-    made = plots.plates(material.trials, material.curves, material.analysis, attempt)
+    made = plots.render_figures(material.trials, material.curves, material.analysis, attempt)
     assert attempt.failures == {}
     assert len({plate.name for plate in made}) == len(made)
     page_of(material)
@@ -164,7 +164,7 @@ def test_and_its_pictures_are_drawn(few, case, tmp_path, monkeypatch):
     monkeypatch.setattr(drawing, "FORMATS", ("png",))
     trials, curves, ntk = CASES[case](few.trials, few.curves, few.ntk)
     material, attempt = of(few, trials=trials, curves=curves, ntk=ntk), Attempts()
-    made = plots.plates(material.trials, material.curves, material.analysis, attempt)
+    made = plots.render_figures(material.trials, material.curves, material.analysis, attempt)
     plots.save(made, tmp_path, attempt)
     page_of(material, [(plate, (tmp_path / f"{plate.name}.png").read_bytes()) for plate in made], attempt)
 

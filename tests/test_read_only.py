@@ -123,7 +123,7 @@ def full(monkeypatch):
     def fails(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("raysat.plots.plates", lambda *_: [])
+    monkeypatch.setattr("raysat.plots.render_figures", lambda *_: [])
     monkeypatch.setattr(ablation, "figure", lambda *_: None)
     monkeypatch.setattr("os.fsync", fails)
 

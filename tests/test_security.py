@@ -26,7 +26,7 @@ from raysat.doctor import main as doctor_main
 from raysat.errors import InputError
 from raysat.messages.credentials import hidden
 from raysat.messages.terminal import Terminal
-from raysat.plots import drawing, plates, save
+from raysat.plots import drawing, render_figures, save
 from raysat.plots.attempts import Attempts
 from raysat.report import render
 from raysat.report.material import Material
@@ -215,7 +215,7 @@ def marked(material):
 def test_every_text_from_elsewhere_is_text_on_the_page_and_on_the_terminal(few, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(drawing, "DPI", 20)
     material, attempt = marked(few), Attempts()
-    made = plates(material.trials, material.curves, material.analysis, attempt)
+    made = render_figures(material.trials, material.curves, material.analysis, attempt)
     save(made[:2], tmp_path, attempt)
     assert made
     html = render(material, [(plate, b"png") for plate in made], attempt)

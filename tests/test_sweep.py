@@ -270,7 +270,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(sweep_file, capsys,
         if len(finished) >= 5:
             raise KeyboardInterrupt
         finished.extend(run_trials(job))
-        return finished[-len(job.trials) :]
+        return finished[-len(job.members) :]
 
     with monkeypatch.context() as patch:
         patch.setattr(driver, "run_trials", interrupted)
@@ -292,7 +292,7 @@ def test_when_its_minutes_are_over_it_answers_from_what_has_ended_and_goes_on_la
     ended = []
 
     def counted(job, run_trials=driver.run_trials):
-        ended.extend(job.trials)
+        ended.extend(job.members)
         return run_trials(job)
 
     with monkeypatch.context() as patch:

@@ -130,7 +130,7 @@ def within_by_law(least: float, b_c: float, q: float, waste: float = WASTE) -> f
     return b_c * math.expm1(q * math.log1p(waste) + float(np.logaddexp(0, ratio))) ** (1 / q)
 
 
-def weigh(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dict]]:
+def cost_rows(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dict]]:
     """Return what a measured target costs, and what follows from it: rows of `COSTS` and of `CHOICES`.
 
     Args:

@@ -36,7 +36,7 @@ between runs by 5 to 15 %, so that its mean is good to 2 %, in a second or two o
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class PredictedCurves:
     """The forecast of a group's trials.
 
     Attributes:
@@ -97,7 +97,7 @@ def _seen(evaluated: Int[np.ndarray, " t"], horizon: int) -> Bool[np.ndarray, " 
     return seen
 
 
-def foresee(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> Foreseen:
+def predict_curves(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> PredictedCurves:
     """The expected loss along each trial of a group, from the statistics of its own seed and with its own stepsize.
 
     Args:
@@ -107,20 +107,20 @@ def foresee(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> Foreseen:
     """
     row = group.iloc[0]
     if row["unpredicted"]:
-        return Foreseen(reason=row["unpredicted"])
+        return PredictedCurves(reason=row["unpredicted"])
     if row["loss"] != "mse":
-        return Foreseen(reason="the recursion is that of the squared error")
+        return PredictedCurves(reason="the recursion is that of the squared error")
     if row.get("training", "sgd") != "sgd":
-        return Foreseen(reason="the recursion is that of plain SGD")
+        return PredictedCurves(reason="the recursion is that of plain SGD")
     if row["sampling"] == "epochs":
-        return Foreseen(reason="the recursion is that of batches drawn independently, not of epochs")
+        return PredictedCurves(reason="the recursion is that of batches drawn independently, not of epochs")
     trials = group[(group["status"] != FAILED) & group["eta"].notna()]
     spectra = ntk[(ntk["iteration"] == 0) & (ntk["residual_nodes"].str.len() > 0)].set_index("init_id")
     spectra = spectra[~spectra.index.duplicated(keep="last")]
     if not trials["init_id"].isin(spectra.index).all():
-        return Foreseen(reason="not every seed has spectral measures in ntk: run the sweep with spectrum=64")
+        return PredictedCurves(reason="not every seed has spectral measures in ntk: run the sweep with spectrum=64")
     horizon = HORIZON * int(row["iterations"])
-    made, t, replacement = Foreseen(), np.arange(horizon + 1), row["sampling"] == "with_replacement"
+    made, t, replacement = PredictedCurves(), np.arange(horizon + 1), row["sampling"] == "with_replacement"
     for init_id, own in trials.groupby("init_id"):
         spectrum = Spectrum.of(spectra.loc[init_id].to_dict())
         phi = np.array([noise_factor(int(b), spectrum.n, replacement=replacement) for b in own["batch_size"]])
@@ -132,7 +132,7 @@ def foresee(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> Foreseen:
     return made
 
 
-def forecast(measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen, deepest: float) -> dict[str, Any]:
+def forecast(measured: Measurement, reading: pd.DataFrame, foreseen: PredictedCurves, deepest: float) -> dict[str, Any]:
     """The forecast of a measurement, over the same seeds and batch sizes; nan with a reason where there is none.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from raysat.analysis.foreseen import Foreseen, forecast
+from raysat.analysis.foreseen import PredictedCurves, forecast
 from raysat.analysis.measure import FITS, Measurement
 from raysat.analysis.reading import policy
 from raysat.storage.initial import PREDICTING
@@ -41,11 +41,11 @@ class Predictor:
     """
 
     label: str
-    predict: Callable[[Measurement, pd.DataFrame, Foreseen, float], dict[str, Any]]
+    predict: Callable[[Measurement, pd.DataFrame, PredictedCurves, float], dict[str, Any]]
 
 
 def _statistic(
-    measured: Measurement, _reading: pd.DataFrame, _foreseen: Foreseen, _deepest: float, *, name: str
+    measured: Measurement, _reading: pd.DataFrame, _foreseen: PredictedCurves, _deepest: float, *, name: str
 ) -> dict[str, Any]:
     """Return what a statistic of the initialization predicts: itself, over the seeds."""
     ends = {f"predicted{end}": measured.fit[name + end] for end in ("", "_min", "_max")}
@@ -60,7 +60,7 @@ PREDICTORS: dict[str, Predictor] = {
 
 
 def compare(
-    measured: Measurement, reading: pd.DataFrame, foreseen: Foreseen, deepest: float = math.inf
+    measured: Measurement, reading: pd.DataFrame, foreseen: PredictedCurves, deepest: float = math.inf
 ) -> Iterator[dict]:
     """A row for each predictor beside a measured critical batch size, of the columns `COMPARISON`.
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysat.analysis.efficiency import CHOICES, COSTS, trials_at_once, weigh
-from raysat.analysis.foreseen import Foreseen, foresee
+from raysat.analysis.efficiency import CHOICES, COSTS, cost_rows, trials_at_once
+from raysat.analysis.foreseen import PredictedCurves, predict_curves
 from raysat.analysis.measure import FITS, POINTS, Paths, measure
 from raysat.analysis.predictors import COMPARISON, compare
 from raysat.analysis.reading import GROUP, comparable, readings
@@ -73,7 +73,9 @@ def analyze(
     points, fits, comparison, costs, choices = [], [], [], [], []
     for _, group in trials.groupby(list(GROUP), dropna=False):
         own = targets if automatic is None else automatic[group.index[0]]
-        foreseen = Foreseen(reason="no table ntk was given") if ntk is None else foresee(group, ntk, paths)
+        foreseen = (
+            PredictedCurves(reason="no table ntk was given") if ntk is None else predict_curves(group, ntk, paths)
+        )
         for reading in readings(group):
             made = list(measure(reading, group, paths, own))
             deepest = min(one.about["target"] for one in made if one.about["quantity"] == "N")
@@ -82,7 +84,7 @@ def analyze(
                 fits.append(measured.fit)
                 comparison += compare(measured, reading, foreseen, deepest)
                 if measured.about["quantity"] == "N":
-                    cost, choice = weigh(measured, at_once)
+                    cost, choice = cost_rows(measured, at_once)
                     costs, choices = costs + cost, choices + choice
     return Analysis(
         points=pd.DataFrame(points, columns=list(POINTS)),

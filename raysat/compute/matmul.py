@@ -180,7 +180,7 @@ class Products:
         return parts if parts > 1 else 0
 
 
-def asked() -> Matmul | None:
+def requested_backend() -> Matmul | None:
     """The library that `RAYSAT_MATMUL` names; None where it is not set.
 
     Raises:
@@ -199,13 +199,13 @@ def choose(dtype: torch.dtype, device: torch.device) -> Matmul:
     Raises:
         InputError: `RAYSAT_MATMUL` names none.
     """
-    choice = asked() or by_processor(*processor())
+    choice = requested_backend() or backend_for_cpu(*processor())
     if dtype != torch.float32 or device.type != "cpu" or (choice.onednn and not _onednn_is_right()):
         return Matmul.TORCH
     return choice
 
 
-def by_processor(vendor: str, family: int, wide: bool) -> Matmul:
+def backend_for_cpu(vendor: str, family: int, wide: bool) -> Matmul:
     """The library for a processor.
 
     Args:
@@ -251,7 +251,7 @@ def _onednn_is_right() -> bool:
 
 
 @cache
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Let the allocator keep up to 256 MB of what is freed, instead of handing it back to be cleared by the next page.
 
     glibc by default returns every block of some MB to the system, and each product that needs a buffer then pays for

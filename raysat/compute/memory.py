@@ -76,12 +76,12 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def in_parts(function: Callable[[int], Value], at_once: int) -> tuple[Value, int]:
+def retry_on_oom(function: Callable[[int], Value], size: int) -> tuple[Value, int]:
     """Call a function of the number of samples at a time, with half of it wherever memory runs out.
 
     Args:
         function: Must begin anew each time, and have changed nothing where it fails.
-        at_once: The number to begin with.
+        size: The number to begin with.
 
     Returns:
         What the function returned, and the number with which it did.
@@ -91,11 +91,11 @@ def in_parts(function: Callable[[int], Value], at_once: int) -> tuple[Value, int
     """
     while True:
         try:
-            return function(at_once), at_once
+            return function(size), size
         except RuntimeError as error:
-            if at_once == 1 or not out_of_memory(error):
+            if size == 1 or not out_of_memory(error):
                 raise
-        at_once = math.ceil(at_once / 2)
+        size = math.ceil(size / 2)
         gc.collect()  # the failed call's frames hold its tensors
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

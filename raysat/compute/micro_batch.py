@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from raysat.compute.memory import in_parts, out_of_memory, output_bytes, saved_bytes
+from raysat.compute.memory import out_of_memory, output_bytes, retry_on_oom, saved_bytes
 from raysat.data.fields import Inputs, repeated, tensors_of
 from raysat.losses import Loss
 
-__all__ = ["couples_samples", "in_parts", "out_of_memory", "sample_bytes", "samples_at_once", "together"]
+__all__ = ["coupled_group_size", "couples_samples", "max_micro_batch", "out_of_memory", "retry_on_oom", "sample_bytes"]
 
 SHARE = 0.25
 """Of the free memory, what the tensors kept for the backward pass may take. The backward pass's own tensors and the
@@ -25,7 +25,7 @@ libraries' workspaces come on top: the peak was 1.1 to 1.7 times as much (ResNet
 NanoGPT and three layers of 1000, on one thread), and half of what is free is left for what else runs."""
 
 
-def samples_at_once(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, *, threads: int = 0) -> int:
+def max_micro_batch(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, *, threads: int = 0) -> int:
     """The number of samples whose forward and backward passes fit in the memory that is free.
 
     It is a power of two, so that it hardly ever differs between two runs on one machine, whose rounding depends on it;
@@ -38,7 +38,7 @@ def samples_at_once(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, *, thr
         loss: The loss of a sample.
         threads: CPU threads of the trial: beside it run as many others as the processor has room for. 0 for all.
     """
-    if (unit := together(network)) == 0:
+    if (unit := coupled_group_size(network)) == 0:
         return len(x)
     share = SHARE * min(1.0, (threads or 1e9) / (os.cpu_count() or 1)) if x.device.type == "cpu" else SHARE
     fitting = int(share * free_bytes(x.device) / max(sample_bytes(network, x, y, loss), 1))
@@ -54,7 +54,7 @@ def sample_bytes(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> int:
     return (four - two) // 2
 
 
-def together(network: nn.Module) -> int:
+def coupled_group_size(network: nn.Module) -> int:
     """Samples of a batch that must pass through a network together: 1, a ghost batch, or 0 for the whole batch."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     sizes = [getattr(norm, "ghost", 0) for norm in norms]
@@ -63,7 +63,7 @@ def together(network: nn.Module) -> int:
 
 def couples_samples(network: nn.Module) -> bool:
     """Return whether a sample's output depends on what else is in its batch."""
-    return together(network) != 1
+    return coupled_group_size(network) != 1
 
 
 def kept_bytes(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> int:

@@ -80,7 +80,7 @@ def _load(name: str, n_train: int | None, n_test: int | None, preprocessing: str
         path = folder() / hashlib.sha256(identity.encode()).hexdigest()[:16]
         if (shared := _read(path)) is not None:
             return shared
-        with _alone(path):
+        with _file_lock(path):
             return _read(path) or _made(load(name, **options, keep=False), path)
     except OSError as error:
         log.warning("%s is not shared between processes: %s", name, error)
@@ -97,7 +97,7 @@ def _code() -> str:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
+def _file_lock(path: Path) -> Iterator[None]:
     """Let the processes of this machine in one after the other; all at once where there is no way to tell them."""
     with path.with_suffix(".lock").open("w") as lock:
         if fcntl is not None:

@@ -25,7 +25,7 @@ from tempfile import TemporaryDirectory, gettempdir
 from raysat.errors import InputError
 from raysat.spec.catalogue import SOURCES
 from raysat.storage.files import Location, write_aside
-from raysat.storage.retry import patiently
+from raysat.storage.retry import retry_read
 
 _elsewhere: list[Location] = []
 
@@ -104,7 +104,7 @@ def _fetch(name: str, files: Sequence[str]) -> None:
         with suppress(OSError):
             for file in files:
                 with suppress(FileNotFoundError):
-                    _write(folders()[-1] / name / file, patiently((place / name / file).read_bytes))
+                    _write(folders()[-1] / name / file, retry_read((place / name / file).read_bytes))
 
 
 def _write(target: Location, content: bytes) -> None:

@@ -38,7 +38,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Real
 
-from raysat.driver.stepsizes import Finding, Findings, missing_neighbours, next_in_race
+from raysat.driver.stepsizes import TrialResult, TrialResults, missing_neighbours, next_in_race
 from raysat.saturation.fits import LEAST_BATCH_SIZES, fit_law, log_law, slopes
 from raysat.saturation.intervals import geometric_mean, of_critical_batch
 from raysat.saturation.targets import choose_targets
@@ -57,11 +57,11 @@ class Proposal:
 
     Attributes:
         cells: All cells that are wanted, finished or not.
-        done: Of each adaptive group that wants no more, why.
+        stop_reasons: Of each adaptive group that wants no more, why.
     """
 
     cells: list[Cell] = field(default_factory=list)
-    done: tuple[str, ...] = ()
+    stop_reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,28 +131,28 @@ class Group:
     made: dict[tuple[int, int, int], Cell] = field(default_factory=dict)
     ranges: dict[tuple[int, int], tuple] = field(default_factory=dict)
 
-    def propose(self, findings: Findings, *, ahead: bool = False) -> Proposal:
+    def propose(self, results: TrialResults, *, ahead: bool = False) -> Proposal:
         """Return what is wanted of this group.
 
         Args:
-            findings: What was found.
+            results: What was found.
             ahead: Whether a batch size is not to wait for the best stepsize of another.
         """
-        wanted: dict[int, list[Cell]] = {}
+        requested: dict[int, list[Cell]] = {}
         if not self.adaptive:
             for b in self.cells:
-                wanted[b] = self._tune(b, wanted if self.goal else {}, findings)
-                if self.auto and self.goal and not ahead and not _ended(wanted[b], findings):
+                requested[b] = self._tune(b, requested if self.goal else {}, results)
+                if self.auto and self.goal and not ahead and not _ended(requested[b], results):
                     break
-            return Proposal([cell for cells in wanted.values() for cell in cells])
+            return Proposal([cell for cells in requested.values() for cell in cells])
         b, why = min(self.cells), ""
         while b is not None:
-            wanted[b] = self._tune(b, wanted, findings)
-            if not _ended(wanted[b], findings):
+            requested[b] = self._tune(b, requested, results)
+            if not _ended(requested[b], results):
                 break
-            b, why = self._next_size(wanted, findings)
-        done = (f"{self.name}: {why}; run at b = {', '.join(map(str, sorted(wanted)))}",) if b is None else ()
-        return Proposal([cell for cells in wanted.values() for cell in cells], done)
+            b, why = self._next_size(requested, results)
+        reasons = (f"{self.name}: {why}; run at b = {', '.join(map(str, sorted(requested)))}",) if b is None else ()
+        return Proposal([cell for cells in requested.values() for cell in cells], reasons)
 
     @property
     def _limits(self) -> tuple[float, ...]:
@@ -161,47 +161,47 @@ class Group:
 
     # Stepsizes ------------------------------------------------------------------------------------------------------
 
-    def _tune(self, b: int, wanted: Mapping[int, list[Cell]], findings: Findings) -> list[Cell]:
+    def _tune(self, b: int, requested: Mapping[int, list[Cell]], results: TrialResults) -> list[Cell]:
         """The cells of a batch size: those known ahead, or those of ranges that grow.
 
         Args:
             b: The batch size.
-            wanted: What is wanted at others, at whose best stepsizes the ranges start.
-            findings: What was found.
+            requested: What is wanted at others, at whose best stepsizes the ranges start.
+            results: What was found.
         """
         if not self.auto:
             return self.cells[b]
         firsts = [*{cell.init.seed: cell for cell in self.cells[b]}.values()]
-        best, usual = self._best_near(b, wanted, findings), AUTO_START[-1:] if self.goal else AUTO_START
+        best, usual = self._best_near(b, requested, results), AUTO_START[-1:] if self.goal else AUTO_START
         if self.goal:
             starts = [(best[cell.init.seed],) if cell.init.seed in best else usual for cell in firsts]
-            ranges = [self._own_range(*one, findings) for one in zip(firsts, starts, strict=True)]
+            ranges = [self._own_range(*one, results) for one in zip(firsts, starts, strict=True)]
             return [cell for cells in ranges for cell in cells]
-        return self._range(firsts, tuple(set(best.values())) or usual, findings)
+        return self._range(firsts, tuple(set(best.values())) or usual, results)
 
-    def _own_range(self, first: Cell, start: Sequence[int], findings: Findings) -> list[Cell]:
+    def _own_range(self, first: Cell, start: Sequence[int], results: TrialResults) -> list[Cell]:
         """The cells of a seed that races; they are thought of anew only where something was found near them since."""
         key = first.batch_size, first.init.seed
         before, found, cells = self.ranges.get(key, ((), {}, []))
-        if before != start or any(findings.get(cell_id) is not one for cell_id, one in found.items()):
-            cells = self._range([first], start, findings)
+        if before != start or any(results.get(cell_id) is not one for cell_id, one in found.items()):
+            cells = self._range([first], start, results)
             tried = [round(2 * math.log2(cell.stepsize.value)) for cell in cells]
             near = {self._at(first, k).cell_id for k in (*range(min(tried) - 2, max(tried) + 3), *AUTO_START)}
-            self.ranges[key] = start, {cell_id: findings.get(cell_id) for cell_id in near}, cells
+            self.ranges[key] = start, {cell_id: results.get(cell_id) for cell_id in near}, cells
         return cells
 
-    def _range(self, firsts: Sequence[Cell], start: Sequence[int], findings: Findings) -> list[Cell]:
+    def _range(self, firsts: Sequence[Cell], start: Sequence[int], results: TrialResults) -> list[Cell]:
         """The cells of seeds that have one range, which grows from `start`."""
         tried, missing = set[int](), list(start)
         while True:
-            ended = {k for k in missing if _ended([self._at(cell, k) for cell in firsts], findings)}
+            ended = {k for k in missing if _ended([self._at(cell, k) for cell in firsts], results)}
             if self.goal and tried | ended:  # also what was tried from elsewhere, whoever has seen to it
                 near = range(min(tried | ended) - 2, max(tried | ended) + 3)
-                ended |= {k for k in (*near, *AUTO_START) if self._at(firsts[0], k).cell_id in findings} - tried
+                ended |= {k for k in (*near, *AUTO_START) if self._at(firsts[0], k).cell_id in results} - tried
             if not ended or (len(ended) < len(missing) and not self.goal):  # a race may do without the others
                 return [self._at(cell, k) for k in (*sorted(tried), *missing) for cell in firsts]
             tried |= ended
-            found = [{k: findings[self._at(cell, k).cell_id] for k in sorted(tried)} for cell in firsts]
+            found = [{k: results[self._at(cell, k).cell_id] for k in sorted(tried)} for cell in firsts]
             if self.goal:
                 missing = next_in_race(found[0], self.target, self.goal)
             else:
@@ -214,18 +214,20 @@ class Group:
             self.made[key] = replace(cell, stepsize=half_octave(k))
         return self.made[key]
 
-    def _best_near(self, b: int, wanted: Mapping[int, list[Cell]], findings: Findings) -> dict[int, int]:
+    def _best_near(self, b: int, requested: Mapping[int, list[Cell]], results: TrialResults) -> dict[int, int]:
         """The exponent of each seed's best stepsize at the nearest batch size that was run, by seed."""
-        near = sorted(wanted, key=lambda size: abs(math.log(size / b)))
-        nearest = next((size for size in near if _ended(wanted[size], findings)), None)
-        best = self._best(wanted[nearest], findings) if nearest else []
+        near = sorted(requested, key=lambda size: abs(math.log(size / b)))
+        nearest = next((size for size in near if _ended(requested[size], results)), None)
+        best = self._best(requested[nearest], results) if nearest else []
         return {cell.init.seed: round(2 * math.log2(cell.stepsize.value)) for _, cell in best}
 
-    def _best(self, cells: Sequence[Cell], findings: Findings, limit: float = math.inf) -> list[tuple[Finding, Cell]]:
+    def _best(
+        self, cells: Sequence[Cell], results: TrialResults, limit: float = math.inf
+    ) -> list[tuple[TrialResult, Cell]]:
         """Each seed's best usable trial of a batch size, if any, among those below a share of `eta_limit`."""
-        best: dict[int, tuple[Finding, Cell]] = {}
+        best: dict[int, tuple[TrialResult, Cell]] = {}
         for cell in cells:
-            found = findings[cell.cell_id]
+            found = results[cell.cell_id]
             if not (found.usable and found.below(limit)):
                 continue
             seed = cell.init.seed
@@ -235,25 +237,25 @@ class Group:
 
     # Batch sizes ----------------------------------------------------------------------------------------------------
 
-    def _next_size(self, wanted: Mapping[int, list[Cell]], findings: Findings) -> tuple[int | None, str]:
+    def _next_size(self, requested: Mapping[int, list[Cell]], results: TrialResults) -> tuple[int | None, str]:
         """The batch size to run next, or None and why no more is wanted."""
         ends = []
-        known = any(findings[cell.cell_id].of_limit < math.inf for cells in wanted.values() for cell in cells)
+        known = any(results[cell.cell_id].eta_over_limit < math.inf for cells in requested.values() for cell in cells)
         for limit in self._limits if known else (math.inf,):
-            b, why = self._next_of_reading(wanted, findings, limit)
+            b, why = self._next_of_reading(requested, results, limit)
             if b is not None:
                 return b, ""
             ends.append(("" if limit == math.inf else "among stable stepsizes ") + why)
         return None, ", ".join(ends)
 
     def _next_of_reading(
-        self, wanted: Mapping[int, list[Cell]], findings: Findings, limit: float
+        self, requested: Mapping[int, list[Cell]], results: TrialResults, limit: float
     ) -> tuple[int | None, str]:
-        run = sorted(wanted)
-        left = [b for b in self.cells if b not in wanted]
+        run = sorted(requested)
+        left = [b for b in self.cells if b not in requested]
         above = [b for b in left if b > run[-1]]
         higher = next((b for b in above if b >= STRIDE * run[-1]), above[-1] if above else None)
-        steps = self._steps(run, wanted, findings, limit)
+        steps = self._steps(run, requested, results, limit)
         if lost := [b for b, column in zip(run, steps.T, strict=True) if not (column > 0).all()]:
             return None, f"b_N is not known, for the target is not reached at b = {', '.join(map(str, lost))}"
         if len(run) < LEAST_BATCH_SIZES:
@@ -275,17 +277,17 @@ class Group:
         return None, f"{text}, {'not below the largest batch size' if beyond else 'no batch size is left'}"
 
     def _steps(
-        self, run: Sequence[int], wanted: Mapping[int, list[Cell]], findings: Findings, limit: float
+        self, run: Sequence[int], requested: Mapping[int, list[Cell]], results: TrialResults, limit: float
     ) -> Float[np.ndarray, "seeds b"]:
         """N(b) of each seed with its best stepsize; nan where the target is not reached."""
-        seeds = sorted({cell.init.seed for cell in wanted[run[0]]})
-        best = {(cell.init.seed, b): found for b in run for found, cell in self._best(wanted[b], findings, limit)}
+        seeds = sorted({cell.init.seed for cell in requested[run[0]]})
+        best = {(cell.init.seed, b): found for b in run for found, cell in self._best(requested[b], results, limit)}
         target = self.target
         if target is None:
             initial = np.array([found.losses[0] for found in best.values()], dtype=float)
             deepest = np.array([min(found.losses) for found in best.values()], dtype=float)
             target = min(choose_targets(initial, deepest), default=None)
-        missing = Finding("")
+        missing = TrialResult("")
         return np.array([[best.get((seed, b), missing).steps(target) for b in run] for seed in seeds])
 
     def _narrowing(
@@ -308,6 +310,6 @@ class Group:
         return max(left, key=worth)
 
 
-def _ended(cells: Sequence[Cell], findings: Findings) -> bool:
+def _ended(cells: Sequence[Cell], results: TrialResults) -> bool:
     """Return whether all of some cells have ended."""
-    return all(cell.cell_id in findings for cell in cells)
+    return all(cell.cell_id in results for cell in cells)

@@ -22,12 +22,12 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
     sweep = laid_out.sweep
     dataset = load_dataset(laid_out.cells[0].init)
     torch.set_num_threads(sweep.cpus_per_trial)
-    paces: dict[tuple, cost.Pace] = {}
+    step_times: dict[tuple, cost.StepTime] = {}
     for cell in laid_out.cells:
-        if (key := _paced(cell)) not in paces:
+        if (key := _timing_key(cell)) not in step_times:
             engine = sweep.engine if cell.training.is_plain else "autograd"  # which the others are made of
             network = network_of(cell.init, dataset)
-            paces[key] = cost.calibrate(network, dataset.x, dataset.y, resolve(sweep.loss), engine)
+            step_times[key] = cost.calibrate(network, dataset.x, dataset.y, resolve(sweep.loss), engine)
     title = f"{sweep.name}: {len(laid_out.cells)} cells, {len(finished)} finished; {sweep.budget}"
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
     table.add_column("model", overflow="fold")
@@ -43,12 +43,12 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
         table.add_row(
             *(model.label, str(width), f"{batch_size:,}", f"{iterations:,}", str(len(cells))),
             *(f"{flops.of_steps(cells[0]):.1e}", f"{flops.of_evaluations(cells[0]):.1e}"),
-            duration(max(paces[_paced(cell)].seconds(cell) for cell in cells)),
+            duration(max(step_times[_timing_key(cell)].seconds(cell) for cell in cells)),
         )
         left = [cell for cell in cells if cell.cell_id not in finished]
         steps += sum(map(flops.of_steps, left))
         evaluations += sum(map(flops.of_evaluations, left))
-        seconds += sum(paces[_paced(cell)].seconds(cell) for cell in left)
+        seconds += sum(step_times[_timing_key(cell)].seconds(cell) for cell in left)
         hours += sum(cost.gpu_hours(cell, flops) for cell in left)
     console.print(table)
     workers = max(1, (os.cpu_count() or 1) // sweep.cpus_per_trial)
@@ -68,6 +68,6 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
         console.print("grid(auto=True) starts with these stepsizes, and adds some until the best of them lies inside.")
 
 
-def _paced(cell: Cell) -> tuple:
+def _timing_key(cell: Cell) -> tuple:
     """Return what the pace of a cell's steps depends on."""
     return cell.init.model, cell.init.width, cell.training.is_plain

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from raysat.driver.plan import Plan
-from raysat.driver.stepsizes import Finding
+from raysat.driver.stepsizes import TrialResult
 from raysat.spec.race import is_beaten
 from raysat.spec.sweep import Sweep
 from raysat.storage.schema import BEATEN, FINISHED
@@ -18,21 +18,23 @@ RACE = ["init_id", "batch_size", "stepsize", "training"]
 """The columns of `trials` that name a race: `stepsize` has one name for a whole grid."""
 
 
-def findings(store: Store, sweep: Sweep) -> dict[str, Finding]:
+def earlier_results(store: Store, sweep: Sweep) -> dict[str, TrialResult]:
     """Return what earlier runs have found; of a sweep that does not grow by findings, only which cells have ended."""
     trials = store.read("trials")
     trials = trials[trials["cell_id"].isin(store.finished())]
     if not (sweep.grows or sweep.races):
-        return {cell_id: Finding(status) for cell_id, status in zip(trials["cell_id"], trials["status"], strict=True)}
+        return {
+            cell_id: TrialResult(status) for cell_id, status in zip(trials["cell_id"], trials["status"], strict=True)
+        }
     curves = dict(iter(store.read("curves").sort_values("iteration").groupby("cell_id")))
     found = {}
     for row in trials.to_dict("records"):
         curve = curves[row["cell_id"]]
-        found[row["cell_id"]] = Finding.of(row, curve["iteration"].tolist(), curve["train_loss"].tolist())
+        found[row["cell_id"]] = TrialResult.of(row, curve["iteration"].tolist(), curve["train_loss"].tolist())
     return found
 
 
-def no_longer_beaten(store: Store, laid_out: Plan, found: Mapping[str, Finding]) -> set[str]:
+def no_longer_beaten(store: Store, laid_out: Plan, found: Mapping[str, TrialResult]) -> set[str]:
     """The cells that were cut and are not known to be worse any more, by cell_id: they run again, from the start.
 
     So it is where the sweep does not race now, and where the row of the one that was better is there no more.
@@ -56,7 +58,7 @@ def no_longer_beaten(store: Store, laid_out: Plan, found: Mapping[str, Finding])
         still |= {
             cell_id
             for cell_id in cut & set(own)
-            if is_beaten(own[cell_id].iterations[-1], own[cell_id].of_limit, arrivals)
+            if is_beaten(own[cell_id].iterations[-1], own[cell_id].eta_over_limit, arrivals)
         }
     return cut - still
 

@@ -16,13 +16,13 @@ from rich.console import Console
 from raysat.driver.outdated import to_compute
 from raysat.driver.plan import Plan
 from raysat.driver.progress import Running, View
-from raysat.driver.queue import Agenda
+from raysat.driver.queue import CellQueue
 from raysat.driver.recorder import STATISTICS, TRIALS, Recorder
 from raysat.executor import InProcess, OnRay, Outcome
 from raysat.sgd.stacked import MOST
 from raysat.spec.cells import Cell, Initialization
-from raysat.storage.rows import Row, known
-from raysat.storage.store import Store, reached
+from raysat.storage.rows import Row, none_if_nan
+from raysat.storage.store import Store, storage_errors
 from raysat.text import number
 from raysat.trial.initial import compute_statistics
 from raysat.trial.job import Job
@@ -35,7 +35,7 @@ class Jobs:
     A cell may run once the statistics of its own initialization are there: no process waits for those of another.
 
     Args:
-        agenda: What is to be run.
+        queue: What is to be run.
         shared: What all jobs have in common.
         inits: The initializations without statistics, by init_id.
         recorder: Has the statistics, and is told of the cells that cannot be run for lack of them.
@@ -46,7 +46,7 @@ class Jobs:
 
     def __init__(
         self,
-        agenda: Agenda,
+        queue: CellQueue,
         shared: Job,
         inits: Mapping[str, Initialization],
         recorder: Recorder,
@@ -55,25 +55,25 @@ class Jobs:
         *,
         grows: bool = False,
     ) -> None:
-        self.agenda, self.shared, self.recorder, self.stacks, self.slots = agenda, shared, recorder, stacks, slots
+        self.queue, self.shared, self.recorder, self.stacks, self.slots = queue, shared, recorder, stacks, slots
         self.grows = grows
         self.first = [replace(shared, init=init) for init in sorted(inits.values(), key=lambda init: init.width)]
 
     @property
     def waiting(self) -> bool:
         """Whether a job that was named has not ended."""
-        return bool(self.recorder.missing or self.agenda.running)
+        return bool(self.recorder.missing or self.queue.running)
 
     def next(self) -> Job | None:
         """The next job; None if none is available now. `waiting` tells blocked from finished."""
         if self.first:
             return self.first.pop()
-        while (cell := self.agenda.next(self._settled)) is not None:
+        while (cell := self.queue.next(self._settled)) is not None:
             job = self._job(cell)
             if error := self._lacking(cell):
-                self.recorder.ended(Outcome(job, error=error))
+                self.recorder.on_end(Outcome(job, error=error))
             elif self.stacks(cell):
-                return replace(job, mates=tuple(map(self._job, self._mates(cell))))
+                return replace(job, stacked_with=tuple(map(self._job, self._stacked_with(cell))))
             else:
                 return job
         return None
@@ -90,55 +90,55 @@ class Jobs:
         if not cell.stepsize.needs_statistics or all(0 < _number(row[name]) < math.inf for name in ("gamma", "k_op")):
             return ""
         why = f"there are no statistics ({row['method_reason']})"
-        if known(row["gamma"]) is not None:
+        if none_if_nan(row["gamma"]) is not None:
             found = f"gamma {number(row['gamma'])} and k_op {number(row['k_op'])}"
             why = f"these are no numbers to divide by ({found}: do the outputs depend on the weights?)"
         if not (self.grows and cell.stepsize.policy == "grid_relative"):
             return f"{cell.stepsize.name} is made of gamma and k_op, and {why}: use fixed() or a grid without relative"
-        if known(row.get("base_stepsize")) is None:
+        if none_if_nan(row.get("base_stepsize")) is None:
             return f"grid(auto=True) has nothing to start from, for {why} and no base stepsize: use grid([...])"
         return ""
 
     def _can_run(self, cell: Cell) -> bool:
         return self._settled(cell) and not self._lacking(cell)
 
-    def _mates(self, cell: Cell) -> list[Cell]:
+    def _stacked_with(self, cell: Cell) -> list[Cell]:
         """The seeds that run with a cell: no more than leaves each process its share of what waits."""
-        share = (1 + self.agenda.waiting) // self.slots()
-        return self.agenda.seeds_of(cell, min(MOST, share) - 1, self._can_run) if share > 1 else []
+        share = (1 + self.queue.waiting) // self.slots()
+        return self.queue.seeds_of(cell, min(MOST, share) - 1, self._can_run) if share > 1 else []
 
     def _job(self, cell: Cell) -> Job:
         engine = "stacked" if self.stacks(cell) else self.shared.engine
         statistics = self.recorder.statistics.get(cell.init.init_id, {})
-        limits = self.agenda.limits(cell)
+        limits = self.queue.limits(cell)
         return replace(self.shared, init=cell.init, cell=cell, statistics=statistics, engine=engine, limits=limits)
 
 
 def run(
     laid_out: Plan,
-    agenda: Agenda,
+    queue: CellQueue,
     store: Store,
     executor: InProcess | OnRay,
     console: Console,
     quiet: bool = False,
     *,
     shares: bool = False,
-    meanwhile: Callable[[], object] | None = None,
+    on_first_trial: Callable[[], object] | None = None,
     check: Callable[[], object] = lambda: None,
     deadline: float = math.inf,
 ) -> list[tuple[str, str]]:
     """Run what is missing: first the statistics at initialization, then the trials.
 
-    With `shares` the storage has the data set's files, for workers without internet. `meanwhile` is called once, when
-    the first trial has started, and `check` now and then, to raise what is to end the sweep. At the `deadline`, on the
-    clock of `time.monotonic`, what runs is stopped.
+    With `shares` the storage has the data set's files, for workers without internet. `on_first_trial` is called once,
+    when the first trial has started, and `check` now and then, to raise what is to end the sweep. At the `deadline`, on
+    the clock of `time.monotonic`, what runs is stopped.
 
     Returns:
         The name of each cell that failed, and its error.
     """
-    statistics, outdated = stored_statistics(store, agenda)
+    statistics, outdated = stored_statistics(store, queue)
     sweep = laid_out.sweep
-    inits = {cell.init.init_id: cell.init for cell in agenda.wanted if cell.init.init_id not in statistics}
+    inits = {cell.init.init_id: cell.init for cell in queue.requested if cell.init.init_id not in statistics}
     shared = Job(
         sweep=sweep.name,
         init=laid_out.cells[0].init,
@@ -155,7 +155,7 @@ def run(
     running: dict[str, Running] = {}
     views = {
         STATISTICS: View(console, STATISTICS, weights, running, quiet=quiet),
-        TRIALS: View(console, TRIALS, agenda.weights, running, grows=sweep.grows, quiet=quiet),
+        TRIALS: View(console, TRIALS, queue.weights, running, grows=sweep.grows, quiet=quiet),
     }
 
     def check_time() -> None:
@@ -163,10 +163,12 @@ def run(
         if time.monotonic() > deadline:
             raise KeyboardInterrupt  # which no user's code takes for an error of its own
 
-    with Recorder(store, views, agenda, executor.size, statistics, inits, outdated, meanwhile, check_time) as recorder:
+    with Recorder(
+        store, views, queue, executor.size, statistics, inits, outdated, on_first_trial, check_time
+    ) as recorder:
         stacks = partial(laid_out.stacks, gpus=executor.gpus)
         auto = any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes)
-        jobs = Jobs(agenda, shared, inits, recorder, stacks, executor.slots, grows=auto)
+        jobs = Jobs(queue, shared, inits, recorder, stacks, executor.slots, grows=auto)
         _warn_where_unshared(store, executor, recorder.note)
         store.parts.let_go()
         try:
@@ -182,11 +184,11 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def stored_statistics(store: Store, agenda: Agenda) -> tuple[dict[str, Row], dict[str, Row]]:
+def stored_statistics(store: Store, queue: CellQueue) -> tuple[dict[str, Row], dict[str, Row]]:
     """The rows of `ntk` at initialization that stand, and those that are to be computed again, by init_id."""
-    with reached(store.root):
+    with storage_errors(store.root):
         stored = store.statistics()
-    outdated = to_compute(stored, agenda.wanted, agenda.findings)
+    outdated = to_compute(stored, queue.requested, queue.results)
     return {key: row for key, row in stored.items() if key not in outdated}, outdated
 
 
@@ -198,7 +200,7 @@ def _warn_where_unshared(store: Store, executor: InProcess | OnRay, say: Callabl
     probe = folder / f".probe-{uuid4().hex}"
     probe.touch()
     try:
-        hosts = executor.lacking(probe)
+        hosts = executor.hosts_without(probe)
     finally:
         probe.unlink()
     if hosts:

@@ -20,7 +20,7 @@ from raysat.saturation.recursion import stable_below
 from raysat.spec.cells import Cell
 from raysat.spec.stepsizes import OF_STATISTICS
 from raysat.storage.initial import INHERITED
-from raysat.storage.rows import Row, inherited, known
+from raysat.storage.rows import Row, none_if_nan, statistics_columns
 from raysat.storage.schema import FAILED, FINISHED, REFUSED
 from raysat.text import number
 
@@ -114,7 +114,7 @@ def _missing(value: object) -> bool:
 
 def _brought_up(trial: Mapping, statistics: Row) -> Row:
     """Return what a trial's row is to say of the statistics; its loss at w_0 is its own."""
-    row = {name: None for name in INHERITED} | inherited(statistics)
+    row = {name: None for name in INHERITED} | statistics_columns(statistics)
     del row["loss_init"]
     made = dict.fromkeys(("beta", "eta_beta", "eta_limit"))
     if not _missing(statistics.get("gamma")):
@@ -123,5 +123,5 @@ def _brought_up(trial: Mapping, statistics: Row) -> Row:
         made["beta"] = beta(b, n, statistics["gamma"], statistics["k_op"], replacement=replacement)
         if not _missing(eta):
             made["eta_beta"] = float(eta) * made["beta"]
-        made["eta_limit"] = known(stable_below(statistics, b, trial["sampling"]))
+        made["eta_limit"] = none_if_nan(stable_below(statistics, b, trial["sampling"]))
     return row | made

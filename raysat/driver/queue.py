@@ -1,4 +1,4 @@
-"""The order in which a sweep's cells are run, and more of them as findings come in.
+"""The order in which a sweep's cells are run, and more of them as results come in.
 
 Those that take longest go first, so that all processes end together. Under a time budget the cheapest go first: small
 batch sizes then have all their seeds and stepsizes when the time is up, and b_N is known as far as they reach.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from raysat.driver.adaptive import Group
-from raysat.driver.stepsizes import Finding, Findings
+from raysat.driver.stepsizes import TrialResult, TrialResults
 from raysat.spec.cells import Cell
 from raysat.spec.race import Arrival, Limits
 from raysat.spec.sweep import Sweep
@@ -54,13 +54,13 @@ def groups(sweep: Sweep, cells: Sequence[Cell], weight: Callable[[Cell], float])
     ]
 
 
-class Agenda:
-    """Hands out the cells that are wanted, those that take longest first, as findings come in.
+class CellQueue:
+    """Hands out the cells that are wanted, those that take longest first, as results come in.
 
     Args:
         groups: What proposes.
         weight: The cost of a cell.
-        findings: What earlier runs have found.
+        results: What earlier runs have found.
         cheapest_first: Whether the order is reversed.
     """
 
@@ -68,18 +68,18 @@ class Agenda:
         self,
         groups: Sequence[Group],
         weight: Callable[[Cell], float],
-        findings: Findings,
+        results: TrialResults,
         *,
         cheapest_first: bool = False,
     ) -> None:
         self.groups, self.weight, self.sign = groups, weight, -1 if cheapest_first else 1
-        self.findings = dict(findings)
+        self.results = dict(results)
         self.weights: dict[str, float] = {}
         """The cost of every cell that was wanted since, by cell_id."""
-        self.wanted: list[Cell] = []
+        self.requested: list[Cell] = []
         """All cells that are wanted, given what was found, finished or not."""
         self.running: set[str] = set()
-        self.done: tuple[str, ...] = ()
+        self.stop_reasons: tuple[str, ...] = ()
         self._queue: dict[str, Cell] = {}  # by cell_id; the last is run first
         self._race: dict[str, Race] = {}  # of each cell, by cell_id
         self._cells: dict[Race, list[Cell]] = {}
@@ -89,12 +89,12 @@ class Agenda:
 
     def _propose(self, *, ahead: bool = False) -> None:
         """Ask the groups what they want, in the place of what waits."""
-        proposals = [group.propose(self.findings, ahead=ahead) for group in self.groups]
-        self.done = tuple(reason for proposal in proposals for reason in proposal.done)
-        self.wanted = [cell for proposal in proposals for cell in proposal.cells]
+        proposals = [group.propose(self.results, ahead=ahead) for group in self.groups]
+        self.stop_reasons = tuple(reason for proposal in proposals for reason in proposal.stop_reasons)
+        self.requested = [cell for proposal in proposals for cell in proposal.cells]
         for cell_id in self._queue:
             del self.weights[cell_id]
-        new = [cell for cell in self.wanted if self._is_new(cell)]
+        new = [cell for cell in self.requested if self._is_new(cell)]
         new.sort(key=lambda cell: self.sign * self.weight(cell))
         self.weights |= {cell.cell_id: self.weight(cell) for cell in new}
         self._queue = {cell.cell_id: cell for cell in new}
@@ -106,7 +106,7 @@ class Agenda:
         self._stale = False
 
     def _is_new(self, cell: Cell) -> bool:
-        return cell.cell_id not in self.findings and cell.cell_id not in self.weights
+        return cell.cell_id not in self.results and cell.cell_id not in self.weights
 
     def next(self, ready: Callable[[Cell], bool] = lambda cell: True) -> Cell | None:
         """A cell to run, of those that are ready; None where there is none, or none before something has ended."""
@@ -160,7 +160,7 @@ class Agenda:
         """Who has arrived in a race."""
         if (goal := self.groups[race[0]].goal) is None:
             return []
-        ended = [(self.findings[cell.cell_id], cell) for cell in self._cells[race] if cell.cell_id in self.findings]
+        ended = [(self.results[cell.cell_id], cell) for cell in self._cells[race] if cell.cell_id in self.results]
         return [(arrival, cell) for found, cell in ended for arrival in found.arrivals(goal)]
 
     @property
@@ -175,16 +175,16 @@ class Agenda:
         found = [one for one in alike if one.cell_id in self._queue and _without_seed(one) == same and ready(one)]
         return [self._take(one) for one in found[:most]]
 
-    def ended(self, cell_id: str, finding: Finding) -> None:
+    def add_result(self, cell_id: str, result: TrialResult) -> None:
         """Take in what was found."""
         self.running.discard(cell_id)
-        self.findings[cell_id] = finding
+        self.results[cell_id] = result
         self._stale, self._looked_ahead = True, False
 
     def forget(self, cell_ids: Iterable[str]) -> None:
         """Take back what was found of some cells: they are to run again, where they are wanted still."""
         for cell_id in cell_ids:
-            if self.findings.pop(cell_id, None) is not None:  # else it waits already
+            if self.results.pop(cell_id, None) is not None:  # else it waits already
                 self.weights.pop(cell_id, None)
         self._stale = True
 

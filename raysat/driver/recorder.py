@@ -13,13 +13,13 @@ from functools import partial
 
 from raysat.driver.outdated import Consequences
 from raysat.driver.progress import View, mishap, trial_line
-from raysat.driver.queue import Agenda
-from raysat.driver.stepsizes import Finding
+from raysat.driver.queue import CellQueue
+from raysat.driver.stepsizes import TrialResult
 from raysat.executor import Outcome
 from raysat.messages.failures import cause
 from raysat.ntk.words import WAYS, approximations
 from raysat.spec.cells import Initialization
-from raysat.storage.retry import PatientWriter
+from raysat.storage.retry import RetryingWriter
 from raysat.storage.rows import Row
 from raysat.storage.schema import COMPLETED, FAILED, REFUSED
 from raysat.storage.store import Store
@@ -41,12 +41,12 @@ class Recorder:
     Args:
         store: Where it is written, at once or as soon as the storage answers again.
         views: The view of each stage, `STATISTICS` and `TRIALS`. The second is shown from the first trial on.
-        agenda: Receives every result and decides which cells to run next.
+        queue: Receives every result and decides which cells to run next.
         size: Human-readable size of the cluster, such as `2 nodes, 8 CPUs`.
         statistics: Those that are known, by init_id.
         missing: The initializations whose statistics are yet to come, by init_id.
         outdated: Of those, the rows of `ntk` that are stored and not certified, by init_id.
-        meanwhile: Called once, when the first trial has started: from then on this process has little to do.
+        on_first_trial: Called once, when the first trial has started: from then on this process has little to do.
         check: Called now and then; raises what is to end the sweep.
     """
 
@@ -54,26 +54,26 @@ class Recorder:
         self,
         store: Store,
         views: Mapping[str, View],
-        agenda: Agenda,
+        queue: CellQueue,
         size: Callable[[], str],
         statistics: Mapping[str, Row],
         missing: Iterable[str],
         outdated: Mapping[str, Row],
-        meanwhile: Callable[[], object] | None = None,
+        on_first_trial: Callable[[], object] | None = None,
         check: Callable[[], object] = lambda: None,
     ) -> None:
         self.check = check
-        self.store, self.views, self.agenda, self.size = store, views, agenda, size
+        self.store, self.views, self.queue, self.size = store, views, queue, size
         self.shown = ExitStack()
-        self.writer = PatientWriter(store.root, self.note)
-        self.statistics, self.missing, self.meanwhile = dict(statistics), set(missing), meanwhile
+        self.writer = RetryingWriter(store.root, self.note)
+        self.statistics, self.missing, self.on_first_trial = dict(statistics), set(missing), on_first_trial
         self.outdated, self.agreeing = dict(outdated), 0
         self.trials = store.read("trials") if outdated else None
         self.errors: dict[str, str] = {}
         """Why there is no row of statistics, by init_id."""
         self.failed: list[tuple[str, str]] = []
         """The name of each cell that failed, and its error."""
-        self.told_of: set[str] = set()
+        self.noted: set[str] = set()
         self.starts: Counter[str] = Counter()
         self.beat = 0.0
 
@@ -86,7 +86,7 @@ class Recorder:
             if kind is None:
                 self.writer.finish()
             else:
-                self.writer.abandon()
+                self.writer.close_now()
             self._record()
         finally:
             self.shown.close()
@@ -100,24 +100,24 @@ class Recorder:
         """Show something that is not a job."""
         self.view.note(text)
 
-    def started(self, job: Job) -> None:
+    def on_start(self, job: Job) -> None:
         """Count how often a job was started: more than once where its process or its node died."""
         if job.cell and self.view is not self.views[TRIALS]:
             self._show(TRIALS)
-        if job.cell and self.meanwhile:
-            self.meanwhile()
-            self.meanwhile = None
-        for one in job.trials:
+        if job.cell and self.on_first_trial:
+            self.on_first_trial()
+            self.on_first_trial = None
+        for one in job.members:
             self.starts[one.key] += 1
             of = (one.cell.iterations, "iteration") if one.cell else (one.init.n, "sample")
             self.view.job_started(one.key, one.name, *of)
 
-    def told(self, job: Job, iteration: int, losses: Mapping[str, float]) -> None:
+    def on_progress(self, job: Job, iteration: int, losses: Mapping[str, float]) -> None:
         """Show how far the cells of a job are."""
         for key, loss in losses.items():
             self.view.job_told(key, iteration, loss)
 
-    def tick(self) -> None:
+    def on_tick(self) -> None:
         """Write what waits, and record what runs."""
         self.check()
         self.writer.attempt()
@@ -128,16 +128,16 @@ class Recorder:
     def _record(self) -> None:
         self.beat = time.monotonic()
         about = {"at": datetime.now(UTC).isoformat(), "hostname": platform.node(), "pid": os.getpid()}
-        about["done"] = list(self.agenda.done)
+        about["done"] = list(self.queue.stop_reasons)
         with suppress(Exception):  # it is shown to a person and no more; the writer says when the storage is away
             self.store.write_status({**about, **self.view.record()})
 
-    def ended(self, outcome: Outcome) -> None:
+    def on_end(self, outcome: Outcome) -> None:
         """Store and show an outcome."""
         if outcome.job.cell is None:
             self._statistics(outcome)
             return
-        for k, job in enumerate(outcome.job.trials):
+        for k, job in enumerate(outcome.job.members):
             self._trial(job, (failed_row(job, outcome.error), []) if outcome.error else outcome.value[k])
 
     def _statistics(self, outcome: Outcome) -> None:
@@ -166,8 +166,8 @@ class Recorder:
         way = WAYS["jacobian"] + " for this part" if row["method"] == "gram" else WAYS.get(row["method"])
         slower = f"{row['method_reason']}; its statistics come from {way}, which is slower"
         for note in (*[slower] * bool(row["method_reason"]), *approximations(row)):
-            if note not in self.told_of:
-                self.told_of.add(note)
+            if note not in self.noted:
+                self.noted.add(note)
                 view.note(f"{row['model']}: {note}.")
 
     def _renew(self, init: Initialization, before: Row, row: Row) -> None:
@@ -177,7 +177,7 @@ class Recorder:
         found = Consequences.of(before, row, trials, init.k_tolerance)
         if found.again:
             self.writer.do(partial(self.store.set_aside, found.again))
-            self.agenda.forget(found.again)
+            self.queue.forget(found.again)
         if found.rows:
             self.writer.do(partial(self.store.update, found.rows))
         if found.line:
@@ -192,9 +192,9 @@ class Recorder:
 
     def _once(self, error: str) -> str:
         """Return what an error says, the first time."""
-        if (said := cause(error)) in self.told_of:
+        if (said := cause(error)) in self.noted:
             return "the same as before"
-        self.told_of.add(said)
+        self.noted.add(said)
         return said
 
     def _trial(self, job: Job, rows: Sequence) -> None:
@@ -207,7 +207,7 @@ class Recorder:
             shown = {**row, "error": self._once(row["error"])}
         curve = rows[1]
         losses = [point["train_loss"] for point in curve]
-        self.agenda.ended(key, Finding.of(row, [point["iteration"] for point in curve], losses))
+        self.queue.add_result(key, TrialResult.of(row, [point["iteration"] for point in curve], losses))
         self.views[TRIALS].job_ended(key, trial_line(shown), row["status"])
 
     def _unstorable(self, job: Job, error: str) -> Callable[[], object]:

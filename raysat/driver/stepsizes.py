@@ -23,32 +23,32 @@ REACH = 40
 
 
 @dataclass(frozen=True, eq=False)  # hashed as the object it is, for its N are kept
-class Finding:
+class TrialResult:
     """What a trial that has ended tells of its cell.
 
     Attributes:
         status: As in `trials`.
         iterations: Iterations of its evaluations.
         losses: The training loss at each.
-        of_limit: Its stepsize over `eta_limit`, up to which linearized SGD is stable; nan where that is not known,
-            for the network has no statistics or the trial failed.
+        eta_over_limit: Its stepsize over `eta_limit`, up to which linearized SGD is stable; nan where that is not
+            known, for the network has no statistics or the trial failed.
     """
 
     status: str
     iterations: Sequence[int] = ()
     losses: Sequence[float] = ()
-    of_limit: float = math.nan
+    eta_over_limit: float = math.nan
 
     @classmethod
-    def of(cls, row: Mapping, iterations: Sequence[int], losses: Sequence[float]) -> Finding:
+    def of(cls, row: Mapping, iterations: Sequence[int], losses: Sequence[float]) -> TrialResult:
         """From a row of `trials`, and the columns `iteration` and `train_loss` of its rows of `curves`."""
         eta, limit = (math.nan if row.get(name) is None else float(row[name]) for name in ("eta", "eta_limit"))
-        of_limit = eta / limit if limit > 0 else math.nan
-        return cls(row["status"], iterations, losses, of_limit)
+        eta_over_limit = eta / limit if limit > 0 else math.nan
+        return cls(row["status"], iterations, losses, eta_over_limit)
 
     def below(self, limit: float) -> bool:
         """Return whether its stepsize is below a share of `eta_limit`: below an infinite one it always is."""
-        return limit == math.inf or self.of_limit < limit
+        return limit == math.inf or self.eta_over_limit < limit
 
     @property
     def usable(self) -> bool:
@@ -64,7 +64,7 @@ class Finding:
         if self.status != TARGET_REACHED:
             return []
         steps = self.steps(goal)
-        return [] if math.isnan(steps) else [Arrival(steps, int(self.iterations[-1]), self.of_limit)]
+        return [] if math.isnan(steps) else [Arrival(steps, int(self.iterations[-1]), self.eta_over_limit)]
 
     def is_far(self, limit: float) -> bool:
         """Whether it had not arrived at a limit, or would not have: a function of its cell, wherever it was cut."""
@@ -82,15 +82,15 @@ class Finding:
 
 
 @lru_cache(maxsize=1 << 14)
-def _steps(finding: Finding, target: float) -> float:
-    return steps_to_target(np.asarray(finding.iterations), np.asarray(finding.losses, dtype=float), target)
+def _steps(result: TrialResult, target: float) -> float:
+    return steps_to_target(np.asarray(result.iterations), np.asarray(result.losses, dtype=float), target)
 
 
-Findings = Mapping[str, Finding]
+TrialResults = Mapping[str, TrialResult]
 """What was found of the cells that have ended, by cell_id."""
 
 
-def missing_neighbours(found: Mapping[int, Finding], target: float | None) -> set[int]:
+def missing_neighbours(found: Mapping[int, TrialResult], target: float | None) -> set[int]:
     """The exponents k that are yet to be tried before a seed's best stepsize is known to lie inside the range.
 
     Args:
@@ -101,7 +101,7 @@ def missing_neighbours(found: Mapping[int, Finding], target: float | None) -> se
     if not known:  # every trial failed: that says nothing of stepsizes
         return set()
     missing = set()
-    limited = not any(math.isnan(one.of_limit) for one in known.values())
+    limited = not any(math.isnan(one.eta_over_limit) for one in known.values())
     for limit in (math.inf, 1.0) if limited else (math.inf,):
         allowed = {k: one for k, one in known.items() if one.below(limit)}
         if not allowed:
@@ -112,7 +112,7 @@ def missing_neighbours(found: Mapping[int, Finding], target: float | None) -> se
             best = min(allowed, key=lambda k: (allowed[k].score(target), k))
             missing.add(best - 1)
             for k in (best + 1, best + 2):
-                if 2 ** ((k - best) / 2) * allowed[best].of_limit >= limit:
+                if 2 ** ((k - best) / 2) * allowed[best].eta_over_limit >= limit:
                     break
                 missing.add(k)
                 if k not in found or not found[k].usable:
@@ -120,7 +120,7 @@ def missing_neighbours(found: Mapping[int, Finding], target: float | None) -> se
     return {k for k in missing if abs(k) <= REACH} - set(found)
 
 
-def next_in_race(found: Mapping[int, Finding], target: float | None, goal: float) -> list[int]:
+def next_in_race(found: Mapping[int, TrialResult], target: float | None, goal: float) -> list[int]:
     """The exponents to be tried next in a race, the one of which most is hoped first.
 
     Among all stepsizes: above the best one in steps of 2, from the largest stable one on, as long as that is better,
@@ -135,23 +135,27 @@ def next_in_race(found: Mapping[int, Finding], target: float | None, goal: float
     if not known:
         return []
     limits = Limits.after(one for each in known.values() for one in each.arrivals(goal))
-    limited = not any(math.isnan(one.of_limit) for one in known.values())
+    limited = not any(math.isnan(one.eta_over_limit) for one in known.values())
     edge = _largest_stable(known) if limited else -REACH
     wanted = _bracket(found, known, target, limits.free, edge)
     if limited and edge in found:
-        stable = {k: one for k, one in known.items() if one.below(1.0)} or {edge: known.get(edge, Finding(FAILED))}
+        stable = {k: one for k, one in known.items() if one.below(1.0)} or {edge: known.get(edge, TrialResult(FAILED))}
         wanted += _bracket({**found, **dict.fromkeys(range(edge + 1, edge + 3), BEYOND)}, stable, target, limits.stable)
     elif limited:
         wanted.append(edge)
     return [k for k in dict.fromkeys(wanted) if abs(k) <= REACH and k not in found]
 
 
-BEYOND = Finding(FAILED)
+BEYOND = TrialResult(FAILED)
 """What stands for stepsizes that do not count."""
 
 
 def _bracket(
-    found: Mapping[int, Finding], known: Mapping[int, Finding], target: float | None, far: float, edge: int = -REACH
+    found: Mapping[int, TrialResult],
+    known: Mapping[int, TrialResult],
+    target: float | None,
+    far: float,
+    edge: int = -REACH,
 ) -> list[int]:
     """Return what is next, of one reading.
 
@@ -176,7 +180,7 @@ def _bracket(
     return [best - 1]
 
 
-def _largest_stable(known: Mapping[int, Finding]) -> int:
+def _largest_stable(known: Mapping[int, TrialResult]) -> int:
     """The largest exponent below `eta_limit`, given one stepsize over it, or the largest of all."""
     k, one = next(iter(known.items()))
-    return min(math.ceil(k - 2 * math.log2(one.of_limit)) - 1, REACH)
+    return min(math.ceil(k - 2 * math.log2(one.eta_over_limit)) - 1, REACH)

@@ -6,7 +6,17 @@ decides nothing about science, keeps no results and resumes nothing: that is the
 
 from raysat.executor.bookkeeping import RETRIES
 from raysat.executor.cluster import OnRay
-from raysat.executor.jobs import ExecutorDied, InProcess, Listener, Outcome, Source
+from raysat.executor.jobs import ExecutorDied, InProcess, JobCallbacks, Outcome, Source
 from raysat.executor.server import Talker, with_server
 
-__all__ = ["RETRIES", "ExecutorDied", "InProcess", "Listener", "OnRay", "Outcome", "Source", "Talker", "with_server"]
+__all__ = [
+    "RETRIES",
+    "ExecutorDied",
+    "InProcess",
+    "JobCallbacks",
+    "OnRay",
+    "Outcome",
+    "Source",
+    "Talker",
+    "with_server",
+]

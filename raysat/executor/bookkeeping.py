@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from raysat.executor.jobs import Listener, Outcome, Source
+from raysat.executor.jobs import JobCallbacks, Outcome, Source
 from raysat.trial.job import Job
 
 RETRIES = 3
@@ -21,15 +21,15 @@ class Bookkeeping:
 
     Args:
         source: Names the jobs.
-        listener: Is told of them.
+        callbacks: Is told of them.
 
     Attributes:
         running: The jobs that run, by key; what Tune keeps of a trial stays small.
         outcomes: Those of jobs that have ended, which the listener has not been told.
     """
 
-    def __init__(self, source: Source, listener: Listener) -> None:
-        self.source, self.listener = source, listener
+    def __init__(self, source: Source, callbacks: JobCallbacks) -> None:
+        self.source, self.callbacks = source, callbacks
         self.running: dict[str, Job] = {}
         self.outcomes: list[Outcome] = []
         self._due = 0  # how many outcomes are handed on at the next step
@@ -53,7 +53,7 @@ class Bookkeeping:
         if key in self._leaving:
             self._leaving.discard(key)
         elif job := self.running.get(key):
-            self.listener.started(job)
+            self.callbacks.on_start(job)
 
     def leave(self, key: str) -> None:
         """The process that was given a job ends without having begun it."""
@@ -63,7 +63,7 @@ class Bookkeeping:
         """A job has said how far it is, and the losses of its cells, by cell_id."""
         if job := self.running.get(key):
             self._progress[key] = self._progress.get(key, (0, 0))[0], iteration
-            self.listener.told(job, iteration, losses)
+            self.callbacks.on_progress(job, iteration, losses)
 
     def end(self, key: str, value: object = None, error: str = "", *, died: bool = False) -> None:
         """A job has ended. One whose node is lost just after its outcome came is run again by Tune, and counts once."""
@@ -93,7 +93,7 @@ class Bookkeeping:
         One step late, so that what the listener does with them takes place while the process that became free works.
         """
         for _ in range(self._due):
-            self.listener.ended(self.outcomes.pop(0))
+            self.callbacks.on_end(self.outcomes.pop(0))
         self._due = len(self.outcomes)
 
     def hand_on_all(self) -> None:

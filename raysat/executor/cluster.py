@@ -18,7 +18,7 @@ from pathlib import Path
 from raysat.data import sharing
 from raysat.errors import InputError
 from raysat.executor import private
-from raysat.executor.jobs import ExecutorDied, Function, Listener, Source
+from raysat.executor.jobs import ExecutorDied, Function, JobCallbacks, Source
 from raysat.executor.vigil import Vigil
 from raysat.messages.failures import said
 from raysat.trial import packing
@@ -65,7 +65,7 @@ class OnRay:
             os.environ["HOME"] = str(sharing.folder())  # Ray keeps a token there
         on_signal = signal.getsignal(signal.SIGTERM)
         try:
-            _knock(address)
+            _check_reachable(address)
             loading = threading.Thread(target=import_module, args=("ray.tune.search",), daemon=True)
             loading.start()
             if not address:
@@ -141,7 +141,7 @@ class OnRay:
         if self.vigil.died and kind:
             raise ExecutorDied(self.vigil.sentence) from None
 
-    def lacking(self, path: Path) -> list[str]:
+    def hosts_without(self, path: Path) -> list[str]:
         """The other hosts of the cluster that do not see a file of this one; one that does not answer is left out."""
         import ray
         from ray.exceptions import RayError
@@ -156,14 +156,14 @@ class OnRay:
             there = NodeAffinitySchedulingStrategy(node, soft=False)
             asked[sees.options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote(path)] = host
         answered = ray.wait(list(asked), num_returns=len(asked), timeout=60)[0] if asked else []
-        lacking = set()
+        hosts_without = set()
         for answer in answered:
             with suppress(RayError):
                 if not ray.get(answer):
-                    lacking.add(asked[answer])
-        return sorted(lacking)
+                    hosts_without.add(asked[answer])
+        return sorted(hosts_without)
 
-    def run(self, source: Source, function: Function, listener: Listener) -> None:
+    def run(self, source: Source, function: Function, callbacks: JobCallbacks) -> None:
         """Run all jobs, each as a Tune trial that is tried again where its process or node dies.
 
         Where Ray itself dies, leaving the context raises `ExecutorDied` in the place of what this raises.
@@ -171,7 +171,7 @@ class OnRay:
         from raysat.executor.tune import run_on_tune  # not at the head, for it loads Ray Tune
 
         local = self.address is None and not os.environ.get("RAY_ADDRESS")
-        run_on_tune(source, function, listener, self.storage, self.cpus, self._gpus_of, local=local)
+        run_on_tune(source, function, callbacks, self.storage, self.cpus, self._gpus_of, local=local)
 
     def _gpus_of(self, job: Job) -> float:
         """GPUs of a job: those of a trial, of statistics one at most."""
@@ -219,7 +219,7 @@ def _try_to_write() -> None:
         file.write(bytes(1 << 20))
 
 
-def _knock(address: str | None) -> None:
+def _check_reachable(address: str | None) -> None:
     """Raise `OSError` where nobody listens at `host:port`: Ray itself would try for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():

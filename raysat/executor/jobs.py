@@ -36,19 +36,19 @@ class Outcome:
     died: bool = False
 
 
-class Listener(Protocol):
+class JobCallbacks(Protocol):
     """Who is told as jobs start and end."""
 
-    def started(self, job: Job) -> None:
+    def on_start(self, job: Job) -> None:
         """A job has started, or has been started again."""
 
-    def told(self, job: Job, iteration: int, losses: Mapping[str, float]) -> None:
+    def on_progress(self, job: Job, iteration: int, losses: Mapping[str, float]) -> None:
         """A job that runs has said how far it is, and the losses of its cells, by cell_id."""
 
-    def tick(self) -> None:
+    def on_tick(self) -> None:
         """Some time has passed."""
 
-    def ended(self, outcome: Outcome) -> None:
+    def on_end(self, outcome: Outcome) -> None:
         """A job has ended."""
 
 
@@ -104,19 +104,19 @@ class InProcess:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def lacking(self, path: Path) -> list[str]:
+    def hosts_without(self, path: Path) -> list[str]:
         """The hosts that do not see a file of this one: none."""
         return []
 
-    def run(self, source: Source, function: Function, listener: Listener) -> None:
+    def run(self, source: Source, function: Function, callbacks: JobCallbacks) -> None:
         """Run all jobs."""
         for job in iter(source.next, None):
-            listener.started(job)
-            listener.tick()
-            tell = partial(self._told, listener, job)
-            listener.ended(Outcome(job, *attempt(function, replace(job, tell=tell))))
+            callbacks.on_start(job)
+            callbacks.on_tick()
+            on_progress = partial(self._report, callbacks, job)
+            callbacks.on_end(Outcome(job, *attempt(function, replace(job, on_progress=on_progress))))
 
     @staticmethod
-    def _told(listener: Listener, job: Job, iteration: int, losses: Mapping[str, float]) -> None:
-        listener.told(job, iteration, losses)
-        listener.tick()
+    def _report(callbacks: JobCallbacks, job: Job, iteration: int, losses: Mapping[str, float]) -> None:
+        callbacks.on_progress(job, iteration, losses)
+        callbacks.on_tick()

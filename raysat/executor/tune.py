@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from raysat.executor import private
 from raysat.executor.barrier import StartupBarrier
 from raysat.executor.bookkeeping import RETRIES, Bookkeeping
-from raysat.executor.jobs import Function, Listener, Source, attempt
+from raysat.executor.jobs import Function, JobCallbacks, Source, attempt
 from raysat.saturation.recursion import MEASURES
 from raysat.spec.cells import Cell, Initialization
 from raysat.spec.race import Limits
@@ -36,7 +36,7 @@ raylet which has died."""
 def run_on_tune(
     source: Source,
     function: Function,
-    listener: Listener,
+    callbacks: JobCallbacks,
     storage: Path,
     cpus: int,
     gpus: Callable[[Job], float],
@@ -52,7 +52,7 @@ def run_on_tune(
     Args:
         source: Names the jobs.
         function: Does a job.
-        listener: Is told of them.
+        callbacks: Is told of them.
         storage: Folder for what Tune itself writes.
         cpus: CPUs of a job.
         gpus: The GPUs of a job.
@@ -63,7 +63,7 @@ def run_on_tune(
     cores = ray.cluster_resources().get("CPU", 1)
     slots = max(1, int(cores / cpus)) if local else 1
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(2 * slots if local else max(200, int(1.1 * cores)))
-    book = Bookkeeping(source, listener)
+    book = Bookkeeping(source, callbacks)
     barrier = StartupBarrier(storage / "up") if local else None
 
     def resources(config: dict) -> tune.PlacementGroupFactory:
@@ -101,7 +101,7 @@ def _trainable(function: Function, shared: Job, barrier: StartupBarrier | None) 
         if process.for_good():  # what runs next is to run as anywhere else
             tune.report({"leaves": True})
             os._exit(0)
-        outcome = cloudpickle.dumps(attempt(function, replace(config["job"].job(shared), tell=report)))
+        outcome = cloudpickle.dumps(attempt(function, replace(config["job"].job(shared), on_progress=report)))
         if barrier:
             barrier.wait()
         for begin in range(0, len(outcome), PART):
@@ -124,7 +124,7 @@ class _JobRef:
         limits: Of the trial.
         statistics: What a trial needs of its row of statistics: all but lists, of which only the spectral measures are
             of use, for `eta_limit`; some KB. Not a reference to Ray's object store (see `PART`).
-        mates: The jobs that run with it as one computation.
+        stacked_with: The jobs that run with it as one computation.
     """
 
     key: str
@@ -134,7 +134,7 @@ class _JobRef:
     gpus: float
     limits: Limits
     statistics: Mapping[str, Any]
-    mates: tuple[_JobRef, ...]
+    stacked_with: tuple[_JobRef, ...]
 
     def __repr__(self) -> str:
         return self.key
@@ -142,7 +142,7 @@ class _JobRef:
     def job(self, shared: Job) -> Job:
         """The job again, in a worker."""
         parts = {name: getattr(self, name) for name in ("init", "cell", "engine", "gpus", "limits", "statistics")}
-        return replace(shared, **parts, mates=tuple(mate.job(shared) for mate in self.mates))
+        return replace(shared, **parts, stacked_with=tuple(mate.job(shared) for mate in self.stacked_with))
 
 
 class _Searcher(Searcher):
@@ -172,7 +172,7 @@ class _Searcher(Searcher):
             row = job.statistics.items()
             self.rows[key] = {name: value for name, value in row if name in MEASURES or not isinstance(value, list)}
         parts = job.key, job.init, job.cell, job.engine, self.gpus(job), job.limits, self.rows.get(key, {})
-        return _JobRef(*parts, tuple(map(self._ref, job.mates)))
+        return _JobRef(*parts, tuple(map(self._ref, job.stacked_with)))
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         pass
@@ -214,7 +214,7 @@ class _Callbacks(TrialProgressCallback):
 
     def on_step_end(self, iteration: int, trials: list, **_: object) -> None:
         self.book.hand_on()
-        self.book.listener.tick()
+        self.book.callbacks.on_tick()
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **_: object) -> None:
         pass

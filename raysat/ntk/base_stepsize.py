@@ -25,7 +25,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from raysat.compute.micro_batch import in_parts
+from raysat.compute.micro_batch import retry_on_oom
 from raysat.data.fields import Inputs
 from raysat.losses import Loss
 from raysat.user_code.seeding import seeded
@@ -52,7 +52,7 @@ def base_stepsize(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, chunk: i
     """
     weights = [p for p in network.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in weights]
-    (initial, gradient), chunk = in_parts(lambda count: _loss_and_gradient(network, x, y, loss, count), chunk)
+    (initial, gradient), chunk = retry_on_oom(lambda count: _loss_and_gradient(network, x, y, loss, count), chunk)
     square = sum(part.double().square().sum().item() for part in gradient)
     if not (math.isfinite(initial) and 0 < square < math.inf):
         return math.nan
@@ -61,7 +61,7 @@ def base_stepsize(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, chunk: i
         with torch.no_grad():
             for weight, before, part in zip(weights, start, gradient, strict=True):
                 weight.copy_(before - t * part)
-        (found, _), _ = in_parts(lambda count: _loss_and_gradient(network, x, y, loss, count, only=True), chunk)
+        (found, _), _ = retry_on_oom(lambda count: _loss_and_gradient(network, x, y, loss, count, only=True), chunk)
         return found <= initial - t * square / 2
 
     try:

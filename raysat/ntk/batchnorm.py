@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from raysat.compute.memory import in_parts
+from raysat.compute.memory import retry_on_oom
 from raysat.data.fields import Inputs
 from raysat.models.ghost import GhostBatchNorm
 from raysat.ntk.refusal import NoStatistics
@@ -166,7 +166,7 @@ class _Freezer:
     def freeze(self, x: Inputs, memory: int) -> None:
         """Freeze every layer that x reaches."""
         at_once = len(x) if len(x) <= 4 else max(1, min(len(x), self._fitting(x, memory)))
-        in_parts(lambda size: self._freeze_in_parts(x, size), at_once)
+        retry_on_oom(lambda size: self._freeze_in_parts(x, size), at_once)
 
     def thaw(self) -> None:
         """Put back what was found."""

@@ -23,7 +23,7 @@ from raysat.plots.drawing import draw
 from raysat.plots.figures import costs, exponents, loss_curves, steps
 from raysat.storage.files import Location, write_aside
 
-__all__ = ["CAPTIONS", "Plate", "costs", "exponents", "loss_curves", "plates", "save", "steps"]
+__all__ = ["CAPTIONS", "StaticFigure", "costs", "exponents", "loss_curves", "render_figures", "save", "steps"]
 
 SIDE = 3
 """Panels a side of one figure. Default: 3, at which the labels can be read on a printed page."""
@@ -53,7 +53,7 @@ CAPTIONS = {
 
 
 @dataclass(frozen=True)
-class Plate:
+class StaticFigure:
     """A figure with what a page needs to show it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Plate:
     figure: Figure
 
 
-def plates(
+def render_figures(
     trials: pd.DataFrame,
     curves: pd.DataFrame,
     analysis: Analysis,
@@ -81,7 +81,7 @@ def plates(
     ax: Axes | None = None,
     target: float | None = None,
     title: str | None = None,
-) -> list[Plate]:
+) -> list[StaticFigure]:
     """All figures of a sweep, in the order of a report: each setting in figures of at most 3 x 3 panels.
 
     Args:
@@ -113,11 +113,11 @@ def plates(
         drawn = [(row, figure) for row, figure in drawn if figure is not None]
         for k, (row, figure) in enumerate(drawn, 1):
             name = f"{kind}-{k}" if len(drawn) > 1 else kind
-            made.append(Plate(kind, name, setting(row), CAPTIONS[kind], figure))
+            made.append(StaticFigure(kind, name, setting(row), CAPTIONS[kind], figure))
     return made
 
 
-def save(made: list[Plate], folder: Location, attempt: Attempt = plainly) -> None:
+def save(made: list[StaticFigure], folder: Location, attempt: Attempt = plainly) -> None:
     """Write each figure to `folder` as PNG and PDF, and delete those of an earlier call that are gone.
 
     Args:

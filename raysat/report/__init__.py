@@ -98,11 +98,11 @@ def _small(png: bytes) -> bytes:
     return small.getvalue()
 
 
-def _plates(material: Material, attempt: Attempts) -> list[plots.Plate]:
-    return plots.plates(material.trials, material.curves, material.analysis, attempt)
+def _plates(material: Material, attempt: Attempts) -> list[plots.StaticFigure]:
+    return plots.render_figures(material.trials, material.curves, material.analysis, attempt)
 
 
-def render(material: Material, images: Sequence[tuple[plots.Plate, bytes]], attempt: Attempts) -> str:
+def render(material: Material, images: Sequence[tuple[plots.StaticFigure, bytes]], attempt: Attempts) -> str:
     """The page of a sweep as HTML.
 
     Args:

@@ -12,7 +12,7 @@ from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
 from raysat.report import compare, finish
 from raysat.storage.files import location, output_option
-from raysat.storage.store import Store, reached
+from raysat.storage.store import Store, storage_errors
 
 
 @command
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     target_option(parser)
     options = parser.parse_args(argv)
     root = location(options.root)
-    with reached(root):
+    with storage_errors(root):
         of_one = Store(root).sweep_file.exists()
     targets = targets_of(options)
     if of_one:

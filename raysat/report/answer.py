@@ -81,8 +81,8 @@ def _answer(rows: pd.DataFrame) -> Answer:
     )
     among = "Among stepsizes that are stable in theory the" if best["tuning"] == "stable" else "The"
     measured = (
-        f"{among} critical batch size is {spelled(best, 'b_N')}: {what}, to loss {best['target']:g} ({where}: best "
-        "stepsize of each batch size)."
+        f"{among} critical batch size is {with_interval(best, 'b_N')}: {what}, to loss {best['target']:g} ({where}: "
+        "best stepsize of each batch size)."
     )
     said = [measured, f"{_predicted(best)}{_apart(best)}."]
     caveats = (*passed_over, *_approximated(best), *_other_reading(best, rows), *reasons, *_seeds(best))
@@ -113,7 +113,7 @@ def _untuned(best: Mapping, where: str) -> list[str]:
         return _reasons(best)
     hides = "One stepsize for every batch size hides saturation."
     why = THEORY_CAVEAT if policy(best["stepsize"]) == "theory" else hides
-    return [f"Measured without tuning: b_N = {spelled(best, 'b_N')} at loss {best['target']:g} ({where}). {why}"]
+    return [f"Measured without tuning: b_N = {with_interval(best, 'b_N')} at loss {best['target']:g} ({where}). {why}"]
 
 
 def _other_reading(best: Mapping, rows: pd.DataFrame) -> list[str]:
@@ -122,7 +122,7 @@ def _other_reading(best: Mapping, rows: pd.DataFrame) -> list[str]:
     free = "With stepsizes tuned freely, beyond those of which the theory speaks,"
     among = "Among stepsizes at which the linearized network is stable, of which alone the theory speaks,"
     return [
-        f"{free if row['tuning'] == 'free' else among} b_N is {spelled(row, 'b_N')} at loss {row['target']:g}."
+        f"{free if row['tuning'] == 'free' else among} b_N is {with_interval(row, 'b_N')} at loss {row['target']:g}."
         for row in others
     ]
 
@@ -142,6 +142,6 @@ def _seeds(row: Mapping) -> list[str]:
     return ["One seed: the interval does not show how seeds differ."] if row["seeds"] < 2 else []
 
 
-def spelled(row: Mapping, name: str) -> str:
+def with_interval(row: Mapping, name: str) -> str:
     """A critical batch size with its interval: `12 [11, 13]`."""
     return " ".join(filter(None, estimate(row, name)))

@@ -18,12 +18,12 @@ from raysat.analysis import SETTING, analyze_folder, key_of, load, method, numbe
 from raysat.analysis.recommendation import recommendations
 from raysat.errors import InputError
 from raysat.plots.attempts import Attempts
-from raysat.report.answer import EVIDENCE, answers, spelled
+from raysat.report.answer import EVIDENCE, answers, with_interval
 from raysat.report.html import AT, Section, failures, figure, listing, page, paragraphs, parts, table
 from raysat.report.sections import symbols
-from raysat.report.series import TONES, Json, numbers
+from raysat.report.series import PALETTE, Json, numbers
 from raysat.storage.files import Location, location, write_aside, written
-from raysat.storage.store import reached
+from raysat.storage.store import storage_errors
 
 _WIDTH = [{"key": "width", "label": "width", "short": "width", "log": True}]
 _STAR = [{"key": "b_star", "label": "predicted b_star (samples)", "short": "b_star", "log": True}]
@@ -69,7 +69,7 @@ def compare(root: Location | str, console: Console, output: Location | str | Non
     """
     root = location(root)
     output = root if output is None else location(output)
-    with reached(root):
+    with storage_errors(root):
         inside = sorted(root.iterdir()) if root.exists() else []
     found, unread = {}, []
     for folder in inside:
@@ -116,7 +116,7 @@ def _compared(folder: Location) -> Compared | None:
     Raises:
         InputError: It cannot be read.
     """
-    with reached(folder):
+    with storage_errors(folder):
         if not (folder / "sweep.json").exists():
             return None
     made = analyze_folder(folder, *load(folder))
@@ -183,7 +183,7 @@ def _series(name: str, group: pd.DataFrame, names: Mapping[tuple, str]) -> Itera
     x, quantity = ("b_star", "b_N") if name == "b_N-b_star" else ("width", name.split("-")[0])
     rows = group[group[x] > 0].dropna(subset=["b_star"])
     by_setting = rows.groupby(["sweep", *SETTING], dropna=False, sort=False)
-    for k, ((_, of_setting), tone) in enumerate(zip(by_setting, cycle(TONES), strict=False)):
+    for k, ((_, of_setting), tone) in enumerate(zip(by_setting, cycle(PALETTE), strict=False)):
         one = of_setting.sort_values(x)
         label = f"{one['sweep'].iloc[0]} ({names[_key(one.iloc[0])]})"
         line = x == "width"
@@ -231,9 +231,11 @@ def _numbers(rows: pd.DataFrame, linked: set[str]) -> str:
     cells = []
     for row in rows.to_dict("records"):
         label = names[_key(row)]
-        found = [spelled(row, "b_N"), number(row["target"]), str(row["width"] or "none"), method(row)]
+        found = [with_interval(row, "b_N"), number(row["target"]), str(row["width"] or "none"), method(row)]
         statistics = [number(row[name]) for name in ("b_star", "noise_scale")]
-        cells.append([_link(row["sweep"], linked), *map(escape, [*found, *statistics, spelled(row, "b_h"), label])])
+        cells.append(
+            [_link(row["sweep"], linked), *map(escape, [*found, *statistics, with_interval(row, "b_h"), label])]
+        )
     words = {"sweep", "data and model", "stepsizes"}
     return table(columns, cells, words, "Measured and predicted, all sweeps", cards=True) + paragraphs(
         ["A dash: no number can be given; the sweep's own page says why. Brackets: 95 % intervals over seeds."], "soft"

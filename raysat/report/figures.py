@@ -42,7 +42,7 @@ from raysat.analysis.words import bounds
 from raysat.plots import CAPTIONS as STATIC_CAPTIONS
 from raysat.plots.attempts import Attempt, plainly
 from raysat.report import iterations
-from raysat.report.series import TONES, Json, dense, ends_of, mark_at, measured, numbers, sentence
+from raysat.report.series import PALETTE, Json, dense, ends_of, mark_at, measured, numbers, sentence
 from raysat.saturation.formulas import h_interpolated
 
 CHOICES = ("Data and model", "Width", "Stepsizes")
@@ -258,7 +258,7 @@ def _costs(costs: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Json]:
         if own.empty:
             continue
         chosen = choices[choices["headline"].astype(bool) & choices["choice"].isin(RULES[cost])]
-        tones = iter(("blue", *(tone for tone in TONES if tone not in ("blue", "orange"))))
+        tones = iter(("blue", *(tone for tone in PALETTE if tone not in ("blue", "orange"))))
         series = [
             measured(rows, f"to L ≤ {target:g}", next(tones, "ink"), k) | {"line": True}
             for k, (target, rows) in enumerate(own.groupby("target", sort=False))

@@ -25,7 +25,7 @@ from raysat.analysis.recommendation import Recommendation
 from raysat.analysis.widths import sentences
 from raysat.analysis.words import bounds
 from raysat.messages.failures import by_cause, cause
-from raysat.plots import Plate
+from raysat.plots import StaticFigure
 from raysat.plots.attempts import Attempts
 from raysat.report.answer import answers
 from raysat.report.configuration import sweep_file
@@ -216,7 +216,7 @@ def symbols() -> Section:
     return Section("symbols", "Symbols", f'<dl class="symbols">{entries}</dl>')
 
 
-def figures(payload: Mapping, images: Sequence[tuple[Plate, bytes]], attempt: Attempts) -> Section:
+def figures(payload: Mapping, images: Sequence[tuple[StaticFigure, bytes]], attempt: Attempts) -> Section:
     """The interactive figures, each with its pictures for readers without scripts.
 
     Args:
@@ -362,7 +362,7 @@ def provenance(record: Mapping) -> Section:
     return Section("configuration", "Configuration, versions, machine", "\n".join(parts))
 
 
-def _picture(plate: Plate, png: bytes) -> str:
+def _picture(plate: StaticFigure, png: bytes) -> str:
     source = base64.b64encode(png).decode()
     return f'<img src="data:image/png;base64,{source}" alt="{escape(f"{plate.name}: {plate.title}")}">'
 

@@ -20,7 +20,7 @@ DIGITS = 5
 SMOOTH = 48
 """Points of a curve that is known at every b. Default: 48, at which no corner is seen on either kind of axis."""
 
-TONES = ("blue", "orange", "green", "purple", "ink")
+PALETTE = ("blue", "orange", "green", "purple", "ink")
 """Colours of series without an order, named in `assets/page.css`, which says how far apart they are."""
 
 INFINITE = "Infinity"

@@ -86,7 +86,7 @@ class AsynchronousEngine(OverAutograd):
         learners: p.
         staleness: `round_robin`, `random`, or how often tau = 0, 1, 2, ... was measured.
         seed: The trial's seed.
-        at_once: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
+        micro_batch: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
 
     Attributes:
         counts: How often each staleness has occurred so far, from 0 on.
@@ -105,9 +105,9 @@ class AsynchronousEngine(OverAutograd):
         learners: int,
         staleness: Staleness = ROUND_ROBIN,
         seed: int = 0,
-        at_once: int | None = None,
+        micro_batch: int | None = None,
     ) -> None:
-        self.network, self.inner = network, AutogradEngine(network, x, y, loss, eta, at_once)
+        self.network, self.inner = network, AutogradEngine(network, x, y, loss, eta, micro_batch)
         self.eta, self.learners, self.staleness, self.seed = eta, learners, staleness, seed
         self.step, self.counts = 0, torch.zeros(0, dtype=torch.int64)
         self.stale = [self._copies() for _ in range(places(staleness, learners))]

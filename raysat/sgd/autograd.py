@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from raysat.compute.micro_batch import in_parts, together
+from raysat.compute.micro_batch import coupled_group_size, retry_on_oom
 from raysat.data.fields import Inputs
 from raysat.errors import InputError
 from raysat.losses import Loss
@@ -29,8 +29,9 @@ class AutogradEngine:
         y: Targets of all samples.
         loss: The loss of a sample.
         eta: Stepsize.
-        at_once: Samples whose gradient is computed at a time; a larger batch is taken in parts. Where memory runs out
-            it is halved. Samples that must stay together do (`raysat.compute.micro_batch.together`). Default: all.
+        micro_batch: Samples whose gradient is computed at a time; a larger batch is taken in parts. Where memory runs
+            out it is halved. Samples that must stay together do (`raysat.compute.micro_batch.coupled_group_size`).
+            Default: all.
         bfloat16: Whether the passes are computed in bfloat16 (`torch.autocast`), the weights and their updates not.
         compiled: Whether the network's passes are compiled (`torch.compile`), anew for each size of a part.
 
@@ -47,7 +48,7 @@ class AutogradEngine:
         y: Tensor,
         loss: Loss,
         eta: float,
-        at_once: int | None = None,
+        micro_batch: int | None = None,
         *,
         bfloat16: bool = False,
         compiled: bool = False,
@@ -60,8 +61,8 @@ class AutogradEngine:
         self.bfloat16 = bfloat16
         self.parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.reentrant: bool | None = None  # known from the first step's graph
-        self.together = together(network)
-        self.at_once = len(x) if self.together == 0 or at_once is None else at_once
+        self.coupled_group_size = coupled_group_size(network)
+        self.micro_batch = len(x) if self.coupled_group_size == 0 or micro_batch is None else micro_batch
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One step `w <- w - eta g(w; S)` for each row S of indices, `g = 1/b sum_{i in S} J_i^T r_i` (section 2)."""
@@ -92,29 +93,29 @@ class AutogradEngine:
 
     def gradients(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None = None) -> list[Tensor]:
         """`g(w; S)`, a tensor for each parameter; with z, `1/b sum_i z_i J_i^T r_i`."""
-        unit = self.together or len(batch)
+        unit = self.coupled_group_size or len(batch)
         if len(batch) <= unit:
             return self._gradients(batch, z, len(batch))
-        at_once = min(self.at_once, len(batch))
-        gradients, used = in_parts(lambda count: self._from_here(batch, z, -(-count // unit) * unit), at_once)
-        if used < at_once:
-            self.at_once = -(-used // unit) * unit
+        micro_batch = min(self.micro_batch, len(batch))
+        gradients, used = retry_on_oom(lambda count: self._from_here(batch, z, -(-count // unit) * unit), micro_batch)
+        if used < micro_batch:
+            self.micro_batch = -(-used // unit) * unit
         return gradients
 
-    def _from_here(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, at_once: int) -> list[Tensor]:
+    def _from_here(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, micro_batch: int) -> list[Tensor]:
         """`_gradients`, of which a failed attempt leaves running averages as they were."""
-        if self.together == 1:
-            return self._gradients(batch, z, at_once)
+        if self.coupled_group_size == 1:
+            return self._gradients(batch, z, micro_batch)
         restore = self._buffers()
         try:
-            return self._gradients(batch, z, at_once)
+            return self._gradients(batch, z, micro_batch)
         except RuntimeError:
             restore()
             raise
 
-    def _gradients(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, at_once: int) -> list[Tensor]:
+    def _gradients(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, micro_batch: int) -> list[Tensor]:
         total: list[Tensor] = []
-        for k, part in enumerate(batch.split(at_once)):
+        for k, part in enumerate(batch.split(micro_batch)):
             x, y = self.x.index_select(0, part), self.y.index_select(0, part)
             # Without the cache of casts, which would outlive the weights' updates in a CUDA graph.
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
@@ -125,7 +126,7 @@ class AutogradEngine:
                 value = self.loss.total(outputs, y) / len(batch)
                 gradients = self._grad(value)
             else:
-                share = z[k * at_once : k * at_once + len(part)].to(outputs) / len(batch)
+                share = z[k * micro_batch : k * micro_batch + len(part)].to(outputs) / len(batch)
                 residual = self.loss.residual(outputs, y).detach() * share.view(-1, *[1] * (outputs.ndim - 1))
                 gradients = self._grad(outputs, residual)
             if total:
@@ -157,9 +158,9 @@ class OverAutograd:
     inner: AutogradEngine
 
     @property
-    def at_once(self) -> int:
+    def micro_batch(self) -> int:
         """Samples whose gradient is computed at a time."""
-        return self.inner.at_once
+        return self.inner.micro_batch
 
     def block(self, b: int) -> int:
         """Every step is computed by itself."""

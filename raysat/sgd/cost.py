@@ -132,7 +132,7 @@ def gpu_hours(cell: Cell, flops: Flops) -> float:
 
 
 @dataclass(frozen=True)
-class Pace:
+class StepTime:
     """Seconds on this machine.
 
     Attributes:
@@ -151,7 +151,7 @@ class Pace:
         return steps + evaluated_samples(cell) * self.evaluation + differentiated_samples(cell) * self.sample
 
 
-def calibrate(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, engine: str = "auto") -> Pace:
+def calibrate(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, engine: str = "auto") -> StepTime:
     """Time some steps at b = 1 and at a larger b, and an evaluation: some seconds at most.
 
     The larger b is 256 (or n), or less where that many samples would take seconds. The stepsize is tiny and not zero,
@@ -165,17 +165,17 @@ def calibrate(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, engine: str 
         engine: The engine that will take the steps; on a CPU, one that needs a GPU is timed as `auto`.
     """
     engine = AUTO if needs_gpu(engine) and x.device.type == "cpu" else engine
-    taker = build(engine, copy.deepcopy(network), x, y, loss, eta=1e-12)
-    steps = taker.block(1)
+    stepper = build(engine, copy.deepcopy(network), x, y, loss, eta=1e-12)
+    steps = stepper.block(1)
     one = torch.zeros(steps, 1, dtype=torch.int64, device=x.device)
-    small = _seconds(lambda: taker.run(one)) / steps
+    small = _seconds(lambda: stepper.run(one)) / steps
     most = int(min(256, len(x), max(2, 1 / small)))
-    many = torch.arange(most, device=x.device).repeat(taker.block(most), 1)
-    large = _seconds(lambda: taker.run(many)) / len(many)
+    many = torch.arange(most, device=x.device).repeat(stepper.block(most), 1)
+    large = _seconds(lambda: stepper.run(many)) / len(many)
     sample = max(large - small, 0.0) / max(most - 1, 1)
     chunk = int(min(len(x), 2048, max(1, 1 / small)))
     evaluation = _seconds(lambda: evaluate(network, x[:chunk], y[:chunk], loss, classes=False)) / chunk
-    return Pace(max(small - sample, 0.0), sample, evaluation)
+    return StepTime(max(small - sample, 0.0), sample, evaluation)
 
 
 def _seconds(function, least: float = 0.2) -> float:

@@ -13,7 +13,7 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
-from raysat.compute.matmul import keep_memory
+from raysat.compute.matmul import tune_malloc
 from raysat.data.fields import Inputs
 from raysat.errors import InputError
 from raysat.losses import Loss
@@ -51,7 +51,7 @@ def build_for(
     y: Tensor,
     loss: Loss,
     etas: Sequence[float],
-    at_once: int | None,
+    micro_batch: int | None,
     ranks: int = 1,
 ) -> StepEngine:
     """The engine of a cell: that of its training, or for plain SGD the one asked for; cf. `build`.
@@ -61,21 +61,21 @@ def build_for(
     training, seed = cell.training, cell.init.seed
     set_precision(cell.precision, x.device)
     if engine == "stacked" and ranks == 1:
-        keep_memory()
-        return StackedEngine(networks, x, y, loss, etas, at_once)
+        tune_malloc()
+        return StackedEngine(networks, x, y, loss, etas, micro_batch)
     (network,), (eta,) = networks, etas
     if training.is_plain:
-        built = build(engine, network, x, y, loss, eta, at_once, ranks, bfloat16=cell.precision == "bfloat16")
+        built = build(engine, network, x, y, loss, eta, micro_batch, ranks, bfloat16=cell.precision == "bfloat16")
         if isinstance(built, AutogradEngine) and built.name == "compiled":
             built.compile_for(cell.batch_size)
         return built
     if cell.precision == "bfloat16":
         raise InputError("precision='bfloat16' is for plain SGD: set precision='full' or leave out trainings.")
-    keep_memory()
+    tune_malloc()
     common = network, x, y, loss, eta
     if training.is_asynchronous:
-        return AsynchronousEngine(*common, training.learners, training.staleness, seed, at_once)
-    return OptimizerEngine(*common, training, cell.iterations, seed, at_once)
+        return AsynchronousEngine(*common, training.learners, training.staleness, seed, micro_batch)
+    return OptimizerEngine(*common, training, cell.iterations, seed, micro_batch)
 
 
 def build(
@@ -85,7 +85,7 @@ def build(
     y: Tensor,
     loss: Loss,
     eta: float,
-    at_once: int | None = None,
+    micro_batch: int | None = None,
     ranks: int = 1,
     *,
     bfloat16: bool = False,
@@ -99,24 +99,24 @@ def build(
         y: Targets of all samples.
         loss: The loss of a sample.
         eta: Stepsize.
-        at_once: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
+        micro_batch: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
         ranks: Processes among which each batch is split. Default: this one alone.
         bfloat16: Whether forward and backward passes are computed in bfloat16, by `AutogradEngine`.
 
     Raises:
         InputError: The engine does not know this network, or there is no GPU for `graph`, or for each of the ranks.
     """
-    keep_memory()
+    tune_malloc()
     if ranks > 1:
         if bfloat16:
             raise InputError("precision='bfloat16' is for one rank: set ranks_per_trial=1 or precision='full'.")
-        return ParallelEngine(network, x, y, loss, eta, at_once, ranks=ranks)
+        return ParallelEngine(network, x, y, loss, eta, micro_batch, ranks=ranks)
     chosen = choose(network, x, bfloat16=bfloat16) if engine == AUTO else engine
     if bfloat16 and not ENGINES[chosen].bfloat16:
         chosen = "autograd"
     if ENGINES[chosen].gpu and x.device.type != "cuda":
         raise InputError(f"engine={chosen!r} needs a GPU, and this trial runs on the CPU: set engine='auto'.")
-    return maker(chosen).make(network, x, y, loss, eta, at_once, bfloat16=bfloat16, asked=engine != AUTO)
+    return maker(chosen).make(network, x, y, loss, eta, micro_batch, bfloat16=bfloat16, asked=engine != AUTO)
 
 
 def set_precision(precision: str, device: torch.device) -> None:

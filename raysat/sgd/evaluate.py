@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from raysat.compute.micro_batch import in_parts
+from raysat.compute.micro_batch import retry_on_oom
 from raysat.data.fields import Inputs
 from raysat.losses import Loss, hits
 
@@ -74,5 +74,5 @@ def evaluate(
         return total, right
 
     with evaluation_mode(network):
-        (total, right), _ = in_parts(sums, chunk)
+        (total, right), _ = retry_on_oom(sums, chunk)
     return Evaluation(loss=total / len(x), accuracy=right / len(x))

@@ -113,7 +113,7 @@ class FusedEngine:
         y: Targets of all samples.
         loss: The loss of a sample.
         eta: Stepsize.
-        at_once: Samples whose gradient is computed at a time. A larger batch, and one for whose buffers there is no
+        micro_batch: Samples whose gradient is computed at a time. A larger batch, and one for whose buffers there is no
             memory, is left to `AutogradEngine`, whose name and parts this engine then goes by.
 
     Raises:
@@ -123,7 +123,7 @@ class FusedEngine:
     name = "fused"
 
     def __init__(
-        self, network: nn.Module, x: Inputs, y: Tensor, loss: Loss, eta: float, at_once: int | None = None
+        self, network: nn.Module, x: Inputs, y: Tensor, loss: Loss, eta: float, micro_batch: int | None = None
     ) -> None:
         self.network, self.y, self.loss, self.eta = network, y, loss, eta
         self.layers = known_layers(network, self.name)
@@ -131,7 +131,7 @@ class FusedEngine:
         self.x = x.flatten(1).to(self.layers[0].weight.dtype)
         self.products = Products(choose(self.x.dtype, self.x.device))
         self.matmul = self.products.choice.label
-        self.at_once = len(x) if at_once is None else at_once
+        self.micro_batch = len(x) if micro_batch is None else micro_batch
         self._blocks: dict[tuple[int, int], _Block] = {}
         self._parts: AutogradEngine | None = None
 
@@ -143,7 +143,7 @@ class FusedEngine:
             if block is None:
                 assert self._parts is not None  # `_block` makes them where it has no block
                 self._parts.run(chunk)
-                self.at_once = self._parts.at_once
+                self.micro_batch = self._parts.micro_batch
             else:
                 with torch.inference_mode():
                     block.run(chunk)
@@ -155,7 +155,7 @@ class FusedEngine:
     def _block(self, steps: int, b: int) -> _Block | None:
         """The tape of so many steps; None where the batch must be taken in parts."""
         key = steps, b
-        if key not in self._blocks and b <= self.at_once:
+        if key not in self._blocks and b <= self.micro_batch:
             try:
                 with torch.inference_mode():
                     self._blocks[key] = _Block(self, *key)
@@ -163,9 +163,9 @@ class FusedEngine:
                 if b == 1 or not out_of_memory(error):
                     raise
                 self._blocks.clear()
-                self.at_once = b // 2
+                self.micro_batch = b // 2
         if key not in self._blocks and self._parts is None:
-            self._parts = AutogradEngine(self.network, self.x, self.y, self.loss, self.eta, self.at_once)
+            self._parts = AutogradEngine(self.network, self.x, self.y, self.loss, self.eta, self.micro_batch)
             self.name, self.matmul = self._parts.name, self._parts.matmul
         return self._blocks.get(key)
 

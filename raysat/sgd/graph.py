@@ -44,9 +44,9 @@ class GraphEngine:
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
 
     @property
-    def at_once(self) -> int:
+    def micro_batch(self) -> int:
         """Samples whose gradient is computed at a time."""
-        return self.inner.at_once
+        return self.inner.micro_batch
 
     def block(self, b: int) -> int:
         """The steps of a graph."""

@@ -35,7 +35,7 @@ class OptimizerEngine(OverAutograd):
         training: Optimizer, schedule and noise.
         iterations: T, over which the schedule runs.
         seed: The trial's seed, of the noise.
-        at_once: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
+        micro_batch: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
     """
 
     name = "optimizer"
@@ -51,9 +51,9 @@ class OptimizerEngine(OverAutograd):
         training: Training,
         iterations: int,
         seed: int = 0,
-        at_once: int | None = None,
+        micro_batch: int | None = None,
     ) -> None:
-        self.network, self.inner = network, AutogradEngine(network, x, y, loss, eta, at_once)
+        self.network, self.inner = network, AutogradEngine(network, x, y, loss, eta, micro_batch)
         self.eta, self.training, self.iterations, self.seed = eta, training, iterations, seed
         self.optimizer = optimizer_of(training, self.inner.parameters, eta)
         self.step = 0

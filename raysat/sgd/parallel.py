@@ -41,7 +41,7 @@ class ParallelEngine(OverAutograd):
         y: Targets of all samples.
         loss: The loss of a sample.
         eta: Stepsize.
-        at_once: Samples whose gradient a rank computes at a time. Default: all of its share.
+        micro_batch: Samples whose gradient a rank computes at a time. Default: all of its share.
         ranks: Number of ranks, each with a GPU of its own where the data are on one, and with as many threads as this
             process.
 
@@ -59,7 +59,7 @@ class ParallelEngine(OverAutograd):
         y: Tensor,
         loss: Loss,
         eta: float,
-        at_once: int | None = None,
+        micro_batch: int | None = None,
         *,
         ranks: int,
     ) -> None:
@@ -68,15 +68,15 @@ class ParallelEngine(OverAutograd):
                 f"ranks_per_trial={ranks} needs a GPU for each rank, and this trial has {torch.cuda.device_count()}: "
                 f"set gpus_per_trial={ranks}."
             )
-        self.inner, self.ranks = AutogradEngine(network, x, y, loss, eta, at_once), ranks
-        if self.inner.together != 1:
+        self.inner, self.ranks = AutogradEngine(network, x, y, loss, eta, micro_batch), ranks
+        if self.inner.coupled_group_size != 1:
             raise InputError(
                 f"{type(network).__name__} couples the samples of a batch, which ranks would split: "
                 "set ranks_per_trial=1."
             )
         store = torch.distributed.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         context = multiprocessing.get_context("spawn")
-        given = _packed((network.cpu(), x.cpu(), y.cpu(), loss, eta, self.inner.at_once))
+        given = _packed((network.cpu(), x.cpu(), y.cpu(), loss, eta, self.inner.micro_batch))
         network.to(x.device)
         threads = torch.get_num_threads()
         self.pipes: list[Connection] = []
@@ -153,8 +153,8 @@ def _follow(
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    network, x, y, loss, eta, at_once = _unpacked(structure, tensors)
-    engine = AutogradEngine(network.to(device), x.to(device), y.to(device), loss, eta, at_once)
+    network, x, y, loss, eta, micro_batch = _unpacked(structure, tensors)
+    engine = AutogradEngine(network.to(device), x.to(device), y.to(device), loss, eta, micro_batch)
     pipe.send("ready")
     _join(torch.distributed.TCPStore(_HOST, port, is_master=False), rank, ranks, cuda)
     while True:

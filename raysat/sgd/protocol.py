@@ -25,7 +25,7 @@ class StepEngine(Protocol):
     matmul: str
 
     @property
-    def at_once(self) -> int:
+    def micro_batch(self) -> int:
         """Samples whose gradient is computed at a time, halved as memory runs out."""
         ...
 

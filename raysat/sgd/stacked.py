@@ -64,9 +64,9 @@ class StackedEngine:
         y: Targets of all samples.
         loss: The loss of a sample.
         etas: The stepsize of each network.
-        at_once: Samples whose gradient is computed at a time. Where S batches are more than that, and where there is no
-            memory for their buffers, each network is left to a `FusedEngine`, whose name and parts this engine then
-            goes by. Default: all.
+        micro_batch: Samples whose gradient is computed at a time. Where S batches are more than that, and where
+            memory does not hold their buffers, each network is left to a `FusedEngine`, whose name and parts this
+            engine then goes by. Default: all.
 
     Raises:
         InputError: A network is not one whose layers the fused engine knows.
@@ -82,7 +82,7 @@ class StackedEngine:
         y: Tensor,
         loss: Loss,
         etas: Sequence[float],
-        at_once: int | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         self.networks, self.y, self.loss = networks, y, loss
         same = list(zip(*(known_layers(network, self.name) for network in networks), strict=True))
@@ -97,7 +97,7 @@ class StackedEngine:
                 parameter.data = weight
         assert isinstance(x, Tensor)  # several tensors go into an `Unpacked`, of which no layers are known
         self.x = x.flatten(1).to(self.weights[0].dtype)
-        self.at_once = len(networks) * len(x) if at_once is None else at_once
+        self.micro_batch = len(networks) * len(x) if micro_batch is None else micro_batch
         self._blocks: dict[tuple[int, int], _Block] = {}
         self._alone: list[FusedEngine] = []
 
@@ -110,7 +110,7 @@ class StackedEngine:
                     block.run(chunk)
             for engine, chosen in zip(self._alone, chunk.unbind(1), strict=False):
                 engine.run(chosen)
-                self.name, self.matmul, self.at_once = engine.name, engine.matmul, engine.at_once
+                self.name, self.matmul, self.micro_batch = engine.name, engine.matmul, engine.micro_batch
 
     def block(self, b: int) -> int:
         """The steps whose samples are gathered together."""
@@ -121,7 +121,7 @@ class StackedEngine:
         key = steps, b
         if key not in self._blocks and not self._alone:
             try:
-                if len(self.networks) * b > self.at_once:
+                if len(self.networks) * b > self.micro_batch:
                     raise torch.OutOfMemoryError
                 with torch.inference_mode():
                     self._blocks[key] = _Block(self, *key)
@@ -131,7 +131,7 @@ class StackedEngine:
                 self._blocks.clear()
                 common = self.x, self.y, self.loss
                 pairs = zip(self.networks, self.etas, strict=False)
-                self._alone = [FusedEngine(network, *common, eta, self.at_once) for network, eta in pairs]
+                self._alone = [FusedEngine(network, *common, eta, self.micro_batch) for network, eta in pairs]
         return self._blocks.get(key)
 
 
@@ -215,12 +215,12 @@ def _make(
     y: Tensor,
     loss: Loss,
     eta: float,
-    at_once: int | None,
+    micro_batch: int | None,
     *,
     bfloat16: bool,
     asked: bool,
 ) -> StackedEngine:
-    return StackedEngine([network], x, y, loss, [eta], at_once)
+    return StackedEngine([network], x, y, loss, [eta], micro_batch)
 
 
 STACKED = Maker(_make, check=partial(known_layers, engine=StackedEngine.name))

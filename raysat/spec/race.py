@@ -32,12 +32,12 @@ class Arrival:
     Attributes:
         steps: N, the iterations to the target, interpolated.
         end: The iteration at which that was seen, and the trial ended.
-        of_limit: Its stepsize over `eta_limit`; nan where that is not known.
+        eta_over_limit: Its stepsize over `eta_limit`; nan where that is not known.
     """
 
     steps: float
     end: int
-    of_limit: float
+    eta_over_limit: float
 
     @property
     def limit(self) -> float:
@@ -67,33 +67,33 @@ class Limits:
         """
         arrived = list(arrivals)
         free = min((one.limit for one in arrived), default=math.inf)
-        return cls(free, min((one.limit for one in arrived if stable(one.of_limit)), default=math.inf))
+        return cls(free, min((one.limit for one in arrived if stable(one.eta_over_limit)), default=math.inf))
 
-    def of(self, of_limit: float) -> float:
+    def of(self, eta_over_limit: float) -> float:
         """The limit of a trial: the longest of the readings to which it belongs.
 
         Args:
-            of_limit: Its stepsize over `eta_limit`; nan where that is not known.
+            eta_over_limit: Its stepsize over `eta_limit`; nan where that is not known.
         """
-        return max(self.free, self.stable) if stable(of_limit) else self.free
+        return max(self.free, self.stable) if stable(eta_over_limit) else self.free
 
 
 UNLIMITED = Limits()
 """Of a trial that does not race, or is the first."""
 
 
-def is_beaten(last: int, of_limit: float, arrivals: Iterable[Arrival]) -> bool:
+def is_beaten(last: int, eta_over_limit: float, arrivals: Iterable[Arrival]) -> bool:
     """Return whether a trial that was cut is known to be worse than the best of each reading to which it belongs.
 
     Args:
         last: The last iteration at which it was seen.
-        of_limit: Its stepsize over `eta_limit`.
+        eta_over_limit: Its stepsize over `eta_limit`.
         arrivals: Who has arrived.
     """
     before = [one for one in arrivals if one.end <= last]
-    return bool(before) and (not stable(of_limit) or any(stable(one.of_limit) for one in before))
+    return bool(before) and (not stable(eta_over_limit) or any(stable(one.eta_over_limit) for one in before))
 
 
-def stable(of_limit: float) -> bool:
+def stable(eta_over_limit: float) -> bool:
     """Return whether a stepsize is read among the stable ones, as one is whose limit is not known."""
-    return not of_limit >= 1
+    return not eta_over_limit >= 1

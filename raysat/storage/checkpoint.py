@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from raysat.storage.files import Location, write_aside
-from raysat.storage.retry import Patience, patiently
+from raysat.storage.retry import RetryPolicy, retry_read
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Progress:
         step_seconds: Time spent in steps.
         seconds: Wall time in all.
         engine: What the step engine holds beside the weights; None where it holds nothing.
-        at_once: Samples whose gradient is computed at a time, on which rounding depends; None where none was taken yet.
+        micro_batch: Samples whose gradient is computed at a time, on which rounding depends; None before a step.
         attempts: Processes that have worked on it, this one included.
         eta: Its stepsize; None where an earlier raysat stored it.
         user_files: The user's files that had been imported, as in `trials`; None where there were none.
@@ -46,7 +46,7 @@ class Progress:
     step_seconds: float = 0.0
     seconds: float = 0.0
     engine: dict[str, Any] | None = None
-    at_once: int | None = None
+    micro_batch: int | None = None
     attempts: int = 1
     eta: float | None = None
     draws: list[Tensor] | None = None
@@ -58,11 +58,11 @@ class Checkpoint:
 
     Args:
         path: The file; None keeps nothing.
-        patience: Waits for the storage when the trial starts.
+        retry_policy: Waits for the storage when the trial starts.
     """
 
-    def __init__(self, path: Location | None = None, patience: Patience = patiently) -> None:
-        self.path, self.patience = path, patience
+    def __init__(self, path: Location | None = None, retry_policy: RetryPolicy = retry_read) -> None:
+        self.path, self.retry_policy = path, retry_policy
         self._unseen = False  # whether there may be a file of which nothing is known
 
     def load(self) -> Progress:
@@ -71,7 +71,7 @@ class Checkpoint:
         A fresh one where there is none, where it is damaged, and where its storage stays away.
         """
         try:
-            progress = self.patience(self._stored)
+            progress = self.retry_policy(self._stored)
         except OSError as error:
             log.warning("%s cannot be read, the trial starts over: %s", self.path, _first_line(error))
             self._unseen = True
@@ -133,6 +133,8 @@ def read(content: bytes, cell_id: str) -> Progress:
     stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     if (of := stored.pop("cell_id", cell_id)) != cell_id:  # an earlier raysat did not say so
         raise ValueError(f"it is of cell {of}")
+    if "at_once" in stored:  # its former name
+        stored["micro_batch"] = stored.pop("at_once")
     progress = Progress(**stored)
     for name, kind in _KINDS.items():
         if not isinstance(value := getattr(progress, name), kind):
@@ -172,7 +174,7 @@ _KINDS = {
     **dict.fromkeys(("step_seconds", "seconds"), int | float),
     **dict.fromkeys(("curve", "ntk"), list),
     **dict.fromkeys(("weights", "engine"), dict | None),
-    **{"at_once": int | None, "eta": int | float | None, "draws": list | None, "user_files": str | None},
+    **{"micro_batch": int | None, "eta": int | float | None, "draws": list | None, "user_files": str | None},
 }
 """The type of each field of `Progress`, as far as it can be asked."""
 

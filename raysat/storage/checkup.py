@@ -147,8 +147,8 @@ def _cells(contents: Contents) -> Iterator[Finding]:
     if lacking := sorted(set(ended["cell_id"]) - set(lasts.index)):
         text = f"{len(lacking)} finished cells have no curve ({_few(lacking)}); they run again with the next run"
         yield Finding("no curve", text, cells=frozenset(lacking))
-    reached = ended["cell_id"].map(lasts)
-    short = ended[reached.notna() & (reached != ended["iterations_done"])]
+    storage_errors = ended["cell_id"].map(lasts)
+    short = ended[storage_errors.notna() & (storage_errors != ended["iterations_done"])]
     if len(short):
         text = f"{len(short)} curves end elsewhere than their rows in trials say ({_few(short['cell_id'])})"
         text += "; the next run takes them for finished"

@@ -59,7 +59,7 @@ class PartFiles:
 
     def __init__(self, root: Location | str) -> None:
         self.root = location(root)
-        self.loose: set[str] = set()
+        self.uncompacted: set[str] = set()
         """The finished cells whose rows have part-files of their own."""
         self.merged: dict[str, set[str]] = {table: set() for table in TABLES}
         """By table, the cells whose rows are in merged part-files."""
@@ -85,7 +85,7 @@ class PartFiles:
         Raises:
             InputError: The storage does not answer.
         """
-        with reached(self.root):
+        with storage_errors(self.root):
             for tries_left in reversed(range(10)):
                 try:
                     parts = self._readable_parts(table, self.paths(table))
@@ -117,7 +117,7 @@ class PartFiles:
             init_ids: Initializations whose statistics are to be computed again.
         """
         cells, inits = set(cell_ids), set(init_ids)
-        self.loose -= cells
+        self.uncompacted -= cells
         for table in ("ntk", "curves", "trials"):
             for path, part in self._readable_parts(table, self.paths(table)).items():
                 theirs = pc.is_in(part["cell_id"], pa.array(sorted(cells), pa.string()))
@@ -187,13 +187,13 @@ class PartFiles:
     def merge(self) -> None:
         """Merge the part-files of finished cells, which are never written again."""
         for table in TABLES:
-            parts = self._readable_parts(table, [path for path in self.paths(table) if path.stem in self.loose])
+            parts = self._readable_parts(table, [path for path in self.paths(table) if path.stem in self.uncompacted])
             new = [part for part in parts.values() if _cells(part) - self.merged[table]]
             if new:
-                self._put_merged(table, self.loose, new)
+                self._put_merged(table, self.uncompacted, new)
                 self.merged[table].update(*map(_cells, new))
             delete([path for path, part in parts.items() if _cells(part) & self.merged[table]])
-        self.loose.clear()
+        self.uncompacted.clear()
 
     def settle(self) -> None:
         """Recover from earlier runs and from whatever else has happened to the files: their content counts.
@@ -212,10 +212,10 @@ class PartFiles:
             for path in self._older & set(parts):
                 self._put(table, path.stem, parts[path])
             merged = {path: part for path, part in parts.items() if path not in own}
-            self.merged[table] = self._single(table, merged, set().union(*map(_cells, own.values())))
+            self.merged[table] = self._deduplicated(table, merged, set().union(*map(_cells, own.values())))
             delete([path for path, part in own.items() if _cells(part) & self.merged[table]])
 
-    def _single(self, table: str, merged: Mapping[Location, pa.Table], own: set[str]) -> set[str]:
+    def _deduplicated(self, table: str, merged: Mapping[Location, pa.Table], own: set[str]) -> set[str]:
         """Let each cell be in one of the merged part-files only: two drivers may have merged the same.
 
         Args:
@@ -266,7 +266,7 @@ class PartFiles:
             stored = _whole(content)
             if version_of(stored) < present():
                 self._older.add(path)
-            return _declared(rows_brought_up(table, stored), arrow_schema(table))
+            return _conform(rows_brought_up(table, stored), arrow_schema(table))
         except InputError as error:
             raise InputError(f"{path} {error}") from None
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -292,7 +292,7 @@ def checked(content: bytes, table: str) -> pa.Table:
         InputError: It is of a later schema version.
         OSError, ValueError, pyarrow.ArrowException: It is damaged, or something else.
     """
-    return _declared(rows_brought_up(table, _whole(content)), arrow_schema(table))
+    return _conform(rows_brought_up(table, _whole(content)), arrow_schema(table))
 
 
 def _whole(content: bytes) -> pa.Table:
@@ -326,7 +326,7 @@ def _copies(parts: Mapping[Location, pa.Table]) -> set[Location]:
     return {path for path, its in of.items() if path.stem not in its and its <= named}
 
 
-def _declared(part: pa.Table, schema: pa.Schema) -> pa.Table:
+def _conform(part: pa.Table, schema: pa.Schema) -> pa.Table:
     """The declared columns of a part-file.
 
     Extra columns mean a newer writer, missing ones an older writer; both at once mean a foreign file, which is refused.
@@ -349,7 +349,7 @@ def delete(paths: Iterable[Location]) -> None:
 
 
 @contextmanager
-def reached(root: Location) -> Iterator[None]:
+def storage_errors(root: Location) -> Iterator[None]:
     """Say in one sentence that the storage does not answer: `OSError` becomes `InputError`."""
     try:
         yield

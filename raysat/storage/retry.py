@@ -19,7 +19,7 @@ SHORTEST, LONGEST = 1.0, 60.0
 """Seconds before a write is tried again: each time twice as long, up to the latter."""
 
 
-class Patience:
+class RetryPolicy:
     """Retries reads for up to a minute. After one full failure, later reads fail at once until a read succeeds.
 
     Otherwise each trial that starts during a long outage would wait.
@@ -50,11 +50,11 @@ class Patience:
         return value
 
 
-patiently = Patience()
+retry_read = RetryPolicy()
 """The patience of this process."""
 
 
-class PatientWriter:
+class RetryingWriter:
     """Does writes in their order. Where one fails, it and the later ones wait in memory and are tried again.
 
     Nobody waits for them before the end: a sweep goes on while its storage is away.
@@ -123,7 +123,7 @@ class PatientWriter:
             self.sleep(max(0.0, self._again - self.clock()))
             self.attempt()
 
-    def abandon(self) -> None:
+    def close_now(self) -> None:
         """Try once more, and say what is lost."""
         self._again = 0.0
         self.attempt()

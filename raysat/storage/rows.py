@@ -21,12 +21,12 @@ from raysat.user_code.identity import user_files
 Row = dict[str, Any]
 
 
-def inherited(statistics: Mapping[str, Any]) -> Row:
+def statistics_columns(statistics: Mapping[str, Any]) -> Row:
     """Return what a trial's row has from its initialization."""
-    return {name: known(value) for name, value in statistics.items() if name in INHERITED}
+    return {name: none_if_nan(value) for name, value in statistics.items() if name in INHERITED}
 
 
-def describe(sweep: str, init: Initialization) -> Row:
+def init_columns(sweep: str, init: Initialization) -> Row:
     """Return what an initialization asks for, under the columns' names."""
     return {
         **_fields(init, ASKED),
@@ -40,7 +40,7 @@ def describe(sweep: str, init: Initialization) -> Row:
     }
 
 
-def describe_cell(cell: Cell) -> Row:
+def cell_columns(cell: Cell) -> Row:
     """Return what a cell asks for beyond its initialization, under the columns' names."""
     from raysat.storage.schema import arrow_schema  # not at the head, for it loads pyarrow
 
@@ -58,7 +58,7 @@ def _fields(of: Initialization | Cell, columns: Collection[str]) -> Row:
     return {field.name: getattr(of, field.name) for field in fields(of) if field.name in columns}
 
 
-def where(device: torch.device, init: Initialization | None = None) -> Row:
+def provenance(device: torch.device, init: Initialization | None = None) -> Row:
     """Where, when and, for an initialization, by which of the user's files something was computed."""
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -79,6 +79,6 @@ def installed() -> str | None:
         return None
 
 
-def known(value: Any) -> Any:
+def none_if_nan(value: Any) -> Any:
     """Return what stands in a row: null for a number that is not known."""
     return None if isinstance(value, float) and math.isnan(value) else value

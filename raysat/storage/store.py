@@ -37,16 +37,16 @@ from raysat.spec.sweep import Sweep
 from raysat.storage.belongings import strangers, unfinished
 from raysat.storage.files import Location, location, remove, walk, write_aside
 from raysat.storage.heard import heard
-from raysat.storage.partfiles import KEYS, SET_ASIDE, PartFiles, Row, delete, reached
+from raysat.storage.partfiles import KEYS, SET_ASIDE, PartFiles, Row, delete, storage_errors
 from raysat.storage.schema import FINISHED, TABLES
 from raysat.storage.versions import is_read, present, record_brought_up
 from raysat.user_code.identity import differences
 
-__all__ = ["Store", "reached"]
+__all__ = ["Store", "storage_errors"]
 
 log = logging.getLogger(__name__)
 
-LOOSE = 256
+COMPACT_AFTER = 256
 """Part-files of single cells that are merged into one. Default: 256; reading as many takes a fraction of a second."""
 
 IN_ROWS = ("sweep", "dataset", "preprocessing", "n", "n_test", "loss", "dtype", "sampling", "precision", "budget")
@@ -107,7 +107,7 @@ class Store:
             InputError: The folder holds another sweep, an older schema, or something else, or cannot be written.
         """
         self.check(sweep, resolved)
-        with reached(self.root):
+        with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             if self.record() is None and self.sweep_file.exists():
                 log.warning("%s cannot be read: it is set aside, and made anew.", self.sweep_file)
@@ -120,7 +120,7 @@ class Store:
             delete(path for path in self.root.iterdir() if unfinished(path.name))
             finished = self.settle()
             self.make_schemas()
-            self.parts.loose = finished & {path.stem for path in self.parts.paths("trials")}
+            self.parts.uncompacted = finished & {path.stem for path in self.parts.paths("trials")}
 
     def _write_record(self, record: Mapping[str, Any]) -> None:
         write_aside(self.sweep_file, lambda path: path.write_text(json.dumps(hidden(record), indent=2) + "\n"))
@@ -152,7 +152,7 @@ class Store:
 
         Where its `sweep.json` is not there or cannot be read, the rows say of which sweep they are.
         """
-        with reached(self.root):
+        with storage_errors(self.root):
             if not self.root.exists() or not any(self.root.iterdir()):
                 return
         record = self.record()
@@ -183,7 +183,7 @@ class Store:
 
     def strangers(self) -> list[str]:
         """Return what the folder has that raysat did not make (`raysat.storage.belongings`), by paths from it."""
-        with reached(self.root):
+        with storage_errors(self.root):
             return strangers(walk(self.root))
 
     def _said_by_rows(self, now: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,7 +216,7 @@ class Store:
 
     def _json(self, path: Location) -> Any:
         """Return what a file of JSON has; None where it is not there, or nothing of the kind."""
-        with reached(self.root):
+        with storage_errors(self.root):
             try:
                 return json.loads(path.read_bytes())
             except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
@@ -275,8 +275,8 @@ class Store:
         if row["status"] in FINISHED:
             with suppress(OSError):  # what is left of it costs room, and the row nothing
                 (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
-            self.parts.loose.add(cell_id)
-            if len(self.parts.loose) >= LOOSE:
+            self.parts.uncompacted.add(cell_id)
+            if len(self.parts.uncompacted) >= COMPACT_AFTER:
                 try:
                     self.parts.merge()
                 except OSError as error:  # tried again with the next cell; its rows are safe as they are

@@ -21,11 +21,11 @@ from raysat.ntk import ntk_statistics
 from raysat.ntk.base_stepsize import base_stepsize
 from raysat.sgd.evaluate import evaluation_mode
 from raysat.spec.cells import Initialization
-from raysat.storage.rows import Row, describe, known, where
+from raysat.storage.rows import Row, init_columns, none_if_nan, provenance
 from raysat.storage.schema import FAILED, REFUSED
 from raysat.text import plain
 from raysat.trial import packing
-from raysat.trial.job import TELL_SECONDS, Job, begun, fitting, initial_network, prepare
+from raysat.trial.job import PROGRESS_INTERVAL, Job, begun, initial_network, micro_batch_of, prepare
 from raysat.trial.measurements import Evaluator
 
 
@@ -45,14 +45,23 @@ def _compute(job: Job) -> Row:
     row = statistics_of(job, models.at_initialization(network), dataset.x, dataset.y)
     if lacking := row["gamma"] is None:
         network = initial_network(job.init, dataset, device)  # what failed may have left it in any state
-    loss, at_once = resolve(job.init.loss), fitting(job, dataset, network)
-    losses = Evaluator(job.init, dataset, at_once)(network)
+    loss, micro_batch = resolve(job.init.loss), micro_batch_of(job, dataset, network)
+    losses = Evaluator(job.init, dataset, micro_batch)(network)
     measured = packing.measure(network, dataset, loss, job.engine)
     if lacking:
         few = job.init.k_samples
         with suppress(Exception):  # what is wrong a trial will say, if it is wrong there too
-            found["base_stepsize"] = known(base_stepsize(network, dataset.x[:few], dataset.y[:few], loss, at_once))
-    return {**row, **losses, **measured, **found, "seconds": time.perf_counter() - started, **where(device, job.init)}
+            found["base_stepsize"] = none_if_nan(
+                base_stepsize(network, dataset.x[:few], dataset.y[:few], loss, micro_batch)
+            )
+    return {
+        **row,
+        **losses,
+        **measured,
+        **found,
+        "seconds": time.perf_counter() - started,
+        **provenance(device, job.init),
+    }
 
 
 def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
@@ -71,7 +80,7 @@ def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
             k_tolerance=init.k_tolerance,
             spectrum=init.spectrum,
             dense_samples=init.dense_samples,
-            progress=_telling(job),
+            progress=_progress_of(job),
         )
     except InputError as error:
         why = {"method": REFUSED, "method_reason": hidden(plain(str(error))).removesuffix(".")}
@@ -80,31 +89,31 @@ def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
     except BaseException as error:
         why = {"method": FAILED, "method_reason": hidden(named(error)), "error": hidden(traced(error))}
     else:
-        values = {name: known(value) for name, value in asdict(statistics).items()}
+        values = {name: none_if_nan(value) for name, value in asdict(statistics).items()}
         lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
-        return {**describe(job.sweep, init), **values, **lists}
+        return {**init_columns(job.sweep, init), **values, **lists}
     parameters = sum(p.numel() for p in network.parameters() if p.requires_grad)
     with torch.no_grad(), evaluation_mode(network):
         outputs = network(x[:2]).shape[-1]
     return {**no_statistics(job.sweep, init), "n_outputs": outputs, "parameters": parameters, **why}
 
 
-def _telling(job: Job) -> Callable[[int], object] | None:
+def _progress_of(job: Job) -> Callable[[int], object] | None:
     """Return what tells the driver from time to time how many samples have passed."""
-    if (tell_driver := job.tell) is None:
+    if (report := job.on_progress) is None:
         return None
-    due = time.monotonic() + TELL_SECONDS
+    due = time.monotonic() + PROGRESS_INTERVAL
 
-    def tell(samples: int) -> None:
+    def on_progress(samples: int) -> None:
         nonlocal due
         if time.monotonic() > due:
-            tell_driver(samples, {job.key: None})
-            due = time.monotonic() + TELL_SECONDS
+            report(samples, {job.key: None})
+            due = time.monotonic() + PROGRESS_INTERVAL
 
-    return tell
+    return on_progress
 
 
 def no_statistics(sweep: str, init: Initialization, error: str = "") -> Row:
     """The row of `ntk` of an initialization without statistics: of those that an error ended, with it."""
     why = {"method": FAILED, "method_reason": cause(error), "error": error} if error else {}
-    return {**describe(sweep, init), "iteration": 0, "k_samples": 0, "gamma": None, "k_op": None, **why}
+    return {**init_columns(sweep, init), "iteration": 0, "k_samples": 0, "gamma": None, "k_op": None, **why}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from raysat import data, models
-from raysat.compute.micro_batch import samples_at_once
+from raysat.compute.micro_batch import max_micro_batch
 from raysat.losses import resolve
 from raysat.sgd import engine as engines
 from raysat.spec.cells import Cell, Initialization
@@ -20,7 +20,7 @@ from raysat.storage.files import Location
 from raysat.user_code import identity, plugins, process
 from raysat.user_code.seeding import seeded
 
-TELL_SECONDS = 10.0
+PROGRESS_INTERVAL = 10.0
 """How often a job says how far it is. Default: 10 s; a hundred trials then tell the driver ten times a second."""
 
 
@@ -41,12 +41,13 @@ class Job:
             for one where there is one.
         engine: What computes the steps, `auto` or one of `raysat.spec.engines.ENGINES`.
         data: Where the data set's files may be had besides the usual folders.
-        tell: Progress callback `(iteration, {cell_id: last loss})`, called every `TELL_SECONDS`; of statistics the
-            iteration is the number of samples done. Set by the executor in the worker; None disables it.
+        on_progress: Progress callback `(iteration, {cell_id: last loss})`, called every `PROGRESS_INTERVAL`; of
+            statistics the iteration is the number of samples done. Set by the executor in the worker; None disables it.
         ranks: Processes among which a trial's batches are split.
         budget: What ends a trial, in words.
         limits: How many iterations the trial has to reach its target in, to be the best of its race.
-        mates: The jobs of further cells, equal to this one but for their seeds, that may be trained in one computation.
+        stacked_with: The jobs of further cells, equal to this one but for their seeds, that may be trained in one
+            computation.
     """
 
     sweep: str
@@ -60,16 +61,16 @@ class Job:
     gpus: float | None = None
     engine: str = "auto"
     data: Location | None = None
-    tell: Callable[[int, Mapping[str, float | None]], object] | None = None
+    on_progress: Callable[[int, Mapping[str, float | None]], object] | None = None
     ranks: int = 1
     budget: str = ""
     limits: Limits = UNLIMITED
-    mates: tuple[Job, ...] = ()
+    stacked_with: tuple[Job, ...] = ()
 
     @property
-    def trials(self) -> tuple[Job, ...]:
+    def members(self) -> tuple[Job, ...]:
         """The job of each cell: this one, and its mates."""
-        return (self, *self.mates)
+        return (self, *self.stacked_with)
 
     @property
     def trained_cell(self) -> Cell:
@@ -137,6 +138,6 @@ def load_dataset(init: Initialization) -> data.Dataset:
     )
 
 
-def fitting(job: Job, dataset: data.Dataset, network: nn.Module) -> int:
+def micro_batch_of(job: Job, dataset: data.Dataset, network: nn.Module) -> int:
     """The samples that the job may pass through a network at a time."""
-    return samples_at_once(network, dataset.x, dataset.y, resolve(job.init.loss), threads=job.threads)
+    return max_micro_batch(network, dataset.x, dataset.y, resolve(job.init.loss), threads=job.threads)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from raysat import data
-from raysat.compute.micro_batch import in_parts
+from raysat.compute.micro_batch import retry_on_oom
 from raysat.data.fields import Inputs
 from raysat.losses import Loss, resolve
 from raysat.ntk import dense_kernel, gradient_square
 from raysat.sgd.evaluate import Evaluation, evaluate, evaluation_mode
 from raysat.spec.cells import Initialization
-from raysat.storage.rows import Row, known
+from raysat.storage.rows import Row, none_if_nan
 
 _EVALUATED_AT_ONCE = 4096
 
@@ -26,16 +26,16 @@ class Evaluator:
     Args:
         init: Says over how many training samples, by which loss.
         dataset: On the network's device.
-        at_once: Samples at a time, at most.
+        micro_batch: Samples at a time, at most.
     """
 
-    def __init__(self, init: Initialization, dataset: data.Dataset, at_once: int) -> None:
+    def __init__(self, init: Initialization, dataset: data.Dataset, micro_batch: int) -> None:
         count = init.evaluation_samples or init.n
         self.train = dataset.x[:count], dataset.y[:count]
         x_test, y_test = dataset.x_test, dataset.y_test
         self.test = None if x_test is None or y_test is None else (x_test, y_test)
         self.loss, self.classes, self.threshold = resolve(init.loss), dataset.classes, dataset.threshold
-        self.chunk = min(_EVALUATED_AT_ONCE, at_once)
+        self.chunk = min(_EVALUATED_AT_ONCE, micro_batch)
 
     def __call__(self, network: nn.Module) -> Row:
         """The columns of `raysat.storage.schema.EVALUATION`."""
@@ -43,9 +43,9 @@ class Evaluator:
         test = self._over(network, *self.test) if self.test else None
         return {
             "train_loss": train.loss,
-            "train_accuracy": known(train.accuracy),
+            "train_accuracy": none_if_nan(train.accuracy),
             "test_loss": test.loss if test else None,
-            "test_accuracy": known(test.accuracy) if test else None,
+            "test_accuracy": none_if_nan(test.accuracy) if test else None,
         }
 
     def _over(self, network: nn.Module, x: Inputs, y: Tensor) -> Evaluation:
@@ -76,7 +76,7 @@ def gradient_squares(
     Batch normalization is in evaluation mode meanwhile, as for the loss whose gradient this is.
     """
     with evaluation_mode(network):
-        square, _ = in_parts(lambda count: gradient_square(network, dataset.x, dataset.y, loss, count), chunk)
+        square, _ = retry_on_oom(lambda count: gradient_square(network, dataset.x, dataset.y, loss, count), chunk)
     mean = square
     if curve:
         before = curve[-1]

@@ -30,10 +30,10 @@ from raysat.sgd.schedule import evaluation_iterations
 from raysat.spec.cells import Cell
 from raysat.storage.checkpoint import Checkpoint, Progress
 from raysat.storage.files import location
-from raysat.storage.rows import Row, describe, describe_cell, inherited, known, where
+from raysat.storage.rows import Row, cell_columns, init_columns, none_if_nan, provenance, statistics_columns
 from raysat.storage.schema import BEATEN, COMPLETED, DIVERGED, EVALUATION, FAILED, TARGET_REACHED
 from raysat.trial.initial import statistics_of
-from raysat.trial.job import TELL_SECONDS, Job, begun, fitting, initial_network, prepare
+from raysat.trial.job import PROGRESS_INTERVAL, Job, begun, initial_network, micro_batch_of, prepare
 from raysat.trial.measurements import Drift, Evaluator, distance, gradient_squares
 from raysat.user_code import identity
 
@@ -91,16 +91,16 @@ class _Trial:
         folder = job.checkpoints and location(job.checkpoints)
         self.checkpoint = Checkpoint(folder / f"{cell.cell_id}.pt" if folder else None)
         self.progress = self._from_here(self.checkpoint.load())
-        if (at_once := self.progress.at_once) is None:
-            at_once = self.progress.at_once = fitting(job, dataset, network)
+        if (micro_batch := self.progress.micro_batch) is None:
+            micro_batch = self.progress.micro_batch = micro_batch_of(job, dataset, network)
         if self.progress.weights is not None:
             network.load_state_dict(self.progress.weights)
-        self.evaluate = Evaluator(job.init, dataset, at_once)
+        self.evaluate = Evaluator(job.init, dataset, micro_batch)
         self.status = COMPLETED
 
     def _from_here(self, stored: Progress) -> Progress:
         """Return how far it has come with the stepsize and the code that it has: there may since have been others."""
-        made = {**describe(self.job.sweep, self.cell.init), "user_files": stored.user_files}
+        made = {**init_columns(self.job.sweep, self.cell.init), "user_files": stored.user_files}
         if stored.user_files and identity.Present.here(self.cell.init).changed(made):
             return Progress(attempts=stored.attempts, eta=self.eta)
         if stored.weights is None or stored.eta == self.eta or (stored.eta is None and self._is_named):
@@ -155,46 +155,48 @@ class _Trial:
         """Store how far it is; returns whether that could be done."""
         self.progress.weights = {name: _of_its_own(value) for name, value in self.network.state_dict().items()}
         self.progress.engine = engine.state_dict() if isinstance(engine, engines.Stateful) else None
-        self.progress.at_once = engine.at_once
+        self.progress.micro_batch = engine.micro_batch
         self.progress.user_files = identity.user_files(self.cell.init)
         return self.checkpoint.save(self.progress)
 
-    def rows(self, engine: engines.StepEngine, here: Row) -> Rows:
+    def rows(self, engine: engines.StepEngine, machine: Row) -> Rows:
         """All that the tables have of it, once it has ended, with where and when it has."""
         job, cell, progress = self.job, self.cell, self.progress
         first, last = progress.curve[0], progress.curve[-1]
         done = last["iteration"]  # a beaten one may have come from a checkpoint beyond it
         row = {
-            **inherited(job.statistics),
-            **describe(job.sweep, job.init),
-            **describe_cell(cell),
+            **statistics_columns(job.statistics),
+            **init_columns(job.sweep, job.init),
+            **cell_columns(cell),
             "status": self.status,
             "budget": job.budget or None,
             "staleness": mean_staleness(engine.counts) if isinstance(engine, AsynchronousEngine) else 0.0,
             "eta": self.eta,
-            "beta": known(self.beta),
-            "eta_beta": known(self.eta * self.beta),
-            "eta_limit": known(self.eta_limit),
+            "beta": none_if_nan(self.beta),
+            "eta_beta": none_if_nan(self.eta * self.beta),
+            "eta_limit": none_if_nan(self.eta_limit),
             "iterations_done": done,
             "loss_init": first["train_loss"],
             "loss_final": last["train_loss"],
-            "h": known(exponent(first["train_loss"], last["train_loss"], done)) if self.status != DIVERGED else None,
+            "h": none_if_nan(exponent(first["train_loss"], last["train_loss"], done))
+            if self.status != DIVERGED
+            else None,
             "train_accuracy": last["train_accuracy"],
             "test_loss": last["test_loss"],
             "test_accuracy": last["test_accuracy"],
             "distance_from_init": last["distance_from_init"],
             "seconds": progress.seconds,
-            "gpus": 0.0 if here["device"] == "cpu" else 1.0 if job.gpus is None else job.gpus,
+            "gpus": 0.0 if machine["device"] == "cpu" else 1.0 if job.gpus is None else job.gpus,
             "steps_per_second": progress.iteration / progress.step_seconds if progress.step_seconds > 0 else None,
             "engine": engine.name,
             "matmul": engine.matmul,
-            "micro_batch": min(cell.batch_size, engine.at_once),
+            "micro_batch": min(cell.batch_size, engine.micro_batch),
             "attempts": progress.attempts,
-            **here,
-            "threads": here["threads"] * job.ranks,
+            **machine,
+            "threads": machine["threads"] * job.ranks,
         }
         curve = [{"cell_id": cell.cell_id, **point} for point in progress.curve]
-        return row, curve, [{**measured, **here} for measured in progress.ntk]
+        return row, curve, [{**measured, **machine} for measured in progress.ntk]
 
 
 class _Clock:
@@ -232,9 +234,10 @@ def run_trials(job: Job) -> list[Rows]:
 def _run_trials(job: Job) -> list[Rows]:
     clock = _Clock()
     dataset, network, device = prepare(job)
-    networks = [network, *(initial_network(mate.init, dataset, device) for mate in job.mates)]
+    networks = [network, *(initial_network(mate.init, dataset, device) for mate in job.stacked_with)]
     trials = [
-        _Trial(replace(one, tell=job.tell), dataset, network) for one, network in zip(job.trials, networks, strict=True)
+        _Trial(replace(one, on_progress=job.on_progress), dataset, network)
+        for one, network in zip(job.members, networks, strict=True)
     ]
     clock.count(trials)
     groups: dict[object, list[_Trial]] = {}
@@ -251,7 +254,7 @@ def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[st
     """Train cells that are equal but for their seeds, and equally far, to the end of each; their rows, by cell_id."""
     job, cell, ended = trials[0].job, trials[0].cell, {}
     engine = _engine(trials)
-    due, tell_at = clock.at + job.checkpoint_seconds, clock.at + TELL_SECONDS
+    due, report_at = clock.at + job.checkpoint_seconds, clock.at + PROGRESS_INTERVAL
     for until in trials[0].ahead:
         if over := [trial for trial in trials if trial.is_over(until)]:
             ended |= _rows(over, engine, device)
@@ -262,9 +265,9 @@ def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[st
         while (done := trials[0].progress.iteration) < until:
             if time.perf_counter() > due:
                 due = _save(trials, engine, clock)
-            if job.tell and time.perf_counter() > tell_at:
-                job.tell(done, {trial.cell.cell_id: trial.progress.curve[-1]["train_loss"] for trial in trials})
-                tell_at = time.perf_counter() + TELL_SECONDS
+            if job.on_progress and time.perf_counter() > report_at:
+                job.on_progress(done, {trial.cell.cell_id: trial.progress.curve[-1]["train_loss"] for trial in trials})
+                report_at = time.perf_counter() + PROGRESS_INTERVAL
             engines.set_precision(cell.precision, device)
             _advance(engine, trials, until, device)
         engines.set_precision("full", device)
@@ -277,8 +280,8 @@ def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[st
 
 def _rows(trials: Sequence[_Trial], engine: engines.StepEngine, device: torch.device) -> dict[str, Rows]:
     """The rows of trials that end together, by cell_id."""
-    here = where(device, trials[0].job.init)
-    return {trial.cell.cell_id: trial.rows(engine, here) for trial in trials}
+    machine = provenance(device, trials[0].job.init)
+    return {trial.cell.cell_id: trial.rows(engine, machine) for trial in trials}
 
 
 def _engine(trials: Sequence[_Trial]) -> engines.StepEngine:
@@ -286,7 +289,7 @@ def _engine(trials: Sequence[_Trial]) -> engines.StepEngine:
     job, cell, progress, dataset = trials[0].job, trials[0].cell, trials[0].progress, trials[0].dataset
     networks, etas = [trial.network for trial in trials], [trial.eta for trial in trials]
     problem = dataset.x, dataset.y, resolve(cell.init.loss)
-    engine = engines.build_for(cell, job.engine, networks, *problem, etas, progress.at_once, job.ranks)
+    engine = engines.build_for(cell, job.engine, networks, *problem, etas, progress.micro_batch, job.ranks)
     if progress.engine is not None:
         assert isinstance(engine, engines.Stateful)  # as that was which stored it
         engine.load_state_dict(progress.engine)
@@ -309,7 +312,7 @@ def _of_its_own(value: Tensor) -> Tensor:
 
 def _known_losses(statistics: Mapping[str, Any]) -> dict[str, Any] | None:
     """The losses at w_0, which were found with the statistics; None where they were not."""
-    losses = {column.name: known(statistics.get(column.name)) for column in EVALUATION}
+    losses = {column.name: none_if_nan(statistics.get(column.name)) for column in EVALUATION}
     return None if losses["train_loss"] is None else losses
 
 
@@ -328,14 +331,14 @@ def _check_weights(job: Job, network: nn.Module) -> None:
 def failed_row(job: Job, error: str) -> Row:
     """The row of a cell that could not be run."""
     return {
-        **inherited(job.statistics),
-        **describe(job.sweep, job.init),
-        **describe_cell(job.trained_cell),
+        **statistics_columns(job.statistics),
+        **init_columns(job.sweep, job.init),
+        **cell_columns(job.trained_cell),
         "status": FAILED,
         "budget": job.budget or None,
         "error": error,
         "iterations_done": 0,
-        **where(torch.device("cpu")),
+        **provenance(torch.device("cpu")),
     }
 
 

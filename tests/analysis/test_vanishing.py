@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import raysat
-from raysat.driver.stepsizes import Finding
+from raysat.driver.stepsizes import TrialResult
 from raysat.sweep import main
 
 OWN = """
@@ -60,9 +60,9 @@ def test_targets_are_found_h_is_refused_in_words_and_every_figure_is_made(swept)
 
 def test_of_several_that_become_0_the_first_one_is_the_best():
     times = [0, 10, 20, 40]
-    slow = Finding("completed", times, [1.0, 0.5, 0.2, 0.0])
-    fast = Finding("completed", times, [1.0, 0.2, 0.0, 0.0])
-    never = Finding("completed", times, [1.0, 0.1, 1e-4, 1e-6])
+    slow = TrialResult("completed", times, [1.0, 0.5, 0.2, 0.0])
+    fast = TrialResult("completed", times, [1.0, 0.2, 0.0, 0.0])
+    never = TrialResult("completed", times, [1.0, 0.1, 1e-4, 1e-6])
     assert sorted([never, slow, fast], key=lambda one: one.score(None)) == [fast, slow, never]
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from raysat import mlp, models
 from raysat.compute import micro_batch as memory
-from raysat.compute.micro_batch import in_parts, kept_bytes, out_of_memory, samples_at_once
+from raysat.compute.micro_batch import kept_bytes, max_micro_batch, out_of_memory, retry_on_oom
 from raysat.losses import LOSSES
 from raysat.sgd import fused
 from raysat.sgd.autograd import AutogradEngine
@@ -46,12 +46,12 @@ def difference(a, b):
     return max((p - q).abs().max().item() for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("at_once", [1, 3, 7, N])
-def test_the_result_does_not_depend_on_the_parts(at_once):
+@pytest.mark.parametrize("micro_batch", [1, 3, 7, N])
+def test_the_result_does_not_depend_on_the_parts(micro_batch):
     x, y = problem()
     whole, parts, chosen = network_of(), network_of(), batches(0, 0, 50, 17, N)
     AutogradEngine(whole, x, y, MSE, 0.1).run(chosen)
-    AutogradEngine(parts, x, y, MSE, 0.1, at_once).run(chosen)
+    AutogradEngine(parts, x, y, MSE, 0.1, micro_batch).run(chosen)
     assert difference(whole, parts) < 1e-12
 
 
@@ -62,12 +62,12 @@ def test_where_memory_runs_out_the_parts_are_halved_and_no_step_is_lost(b, most,
     AutogradEngine(whole, x, y, MSE, 0.1).run(chosen)
     engine = AutogradEngine(parts, x, y, MSE, 0.1)
     engine.run(chosen)
-    assert engine.at_once == ends_at
+    assert engine.micro_batch == ends_at
     assert difference(whole, parts) < 1e-12
 
 
-@pytest.mark.parametrize(("at_once", "most", "ends_at"), [(8, N, 8), (N, 9, 8), (5, 4, 4)])
-def test_ghost_batches_stay_together_and_are_averaged_once(at_once, most, ends_at):
+@pytest.mark.parametrize(("micro_batch", "most", "ends_at"), [(8, N, 8), (N, 9, 8), (5, 4, 4)])
+def test_ghost_batches_stay_together_and_are_averaged_once(micro_batch, most, ends_at):
     x, y = problem()
 
     def network():
@@ -75,22 +75,22 @@ def test_ghost_batches_stay_together_and_are_averaged_once(at_once, most, ends_a
 
     whole, parts, chosen = network(), short_of_memory(network(), most), batches(0, 0, 10, 16, N)
     AutogradEngine(whole, x, y, MSE, 0.1).run(chosen)
-    engine = AutogradEngine(parts, x, y, MSE, 0.1, at_once)
+    engine = AutogradEngine(parts, x, y, MSE, 0.1, micro_batch)
     engine.run(chosen)
-    assert engine.at_once == ends_at or most == N
+    assert engine.micro_batch == ends_at or most == N
     assert difference(whole, parts) < 1e-12
     for (name, one), (_, other) in zip(whole.named_buffers(), parts.named_buffers(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12, msg=name)
-    assert samples_at_once(network(), x, y, MSE) % 4 == 0
+    assert max_micro_batch(network(), x, y, MSE) % 4 == 0
 
 
 def test_the_fused_engine_leaves_what_does_not_fit_to_autograd(monkeypatch):
     x, y = problem()
     whole, small, full, chosen = network_of(), network_of(), network_of(), batches(0, 0, 50, 17, N)
     AutogradEngine(whole, x, y, MSE, 0.1).run(chosen)
-    engine = build("auto", small, x, y, MSE, 0.1, at_once=4)
+    engine = build("auto", small, x, y, MSE, 0.1, micro_batch=4)
     engine.run(chosen)
-    assert (engine.name, engine.at_once) == ("autograd", 4)
+    assert (engine.name, engine.micro_batch) == ("autograd", 4)
     assert difference(whole, small) < 1e-12
 
     def no_memory(*_):
@@ -99,22 +99,22 @@ def test_the_fused_engine_leaves_what_does_not_fit_to_autograd(monkeypatch):
     monkeypatch.setattr(fused, "_Block", no_memory)
     engine = build("auto", full, x, y, MSE, 0.1)
     engine.run(chosen)
-    assert (engine.name, engine.at_once) == ("autograd", 8)
+    assert (engine.name, engine.micro_batch) == ("autograd", 8)
     assert difference(whole, full) < 1e-12
 
 
 def test_an_error_that_is_not_of_memory_is_not_tried_again():
     calls = []
 
-    def function(at_once):
-        calls.append(at_once)
+    def function(micro_batch):
+        calls.append(micro_batch)
         raise RuntimeError("shapes do not fit") if len(calls) > 1 else FULL
 
     with pytest.raises(RuntimeError, match="shapes"):
-        in_parts(function, 9)
+        retry_on_oom(function, 9)
     assert calls == [9, 5]
     with pytest.raises(RuntimeError, match="can't allocate"):
-        in_parts(lambda at_once: (_ for _ in ()).throw(FULL), 4)
+        retry_on_oom(lambda micro_batch: (_ for _ in ()).throw(FULL), 4)
     assert out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
 
 
@@ -122,10 +122,10 @@ def test_a_batch_whose_samples_are_coupled_is_never_taken_in_parts():
     x, y = problem()
     network = nn.Sequential(nn.Linear(12, 6), nn.BatchNorm1d(6)).double()
     expected = copy.deepcopy(network)
-    assert samples_at_once(network, x, y, MSE) == N
+    assert max_micro_batch(network, x, y, MSE) == N
     chosen = batches(0, 0, 5, 8, N)
     AutogradEngine(expected, x, y, MSE, 0.1).run(chosen)
-    AutogradEngine(network, x, y, MSE, 0.1, at_once=2).run(chosen)
+    AutogradEngine(network, x, y, MSE, 0.1, micro_batch=2).run(chosen)
     assert difference(network, expected) == 0
     with pytest.raises(RuntimeError, match="can't allocate"):
         AutogradEngine(short_of_memory(network, 4), x, y, MSE, 0.1).run(chosen)
@@ -151,7 +151,7 @@ def test_what_fits_is_a_power_of_two_of_the_free_memory(monkeypatch, free, expec
     x, y = torch.randn(5, 100), torch.randn(5, 7)
     network = nn.Sequential(nn.Linear(100, 40), nn.Tanh(), nn.Linear(40, 7))  # 188 bytes a sample
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-    assert samples_at_once(network, x, y, MSE) == expected
+    assert max_micro_batch(network, x, y, MSE) == expected
 
 
 def test_free_memory_is_no_more_than_the_machine_has():
@@ -178,7 +178,7 @@ def test_a_process_that_runs_out_of_memory_goes_on_in_parts():
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)  # all at once keeps 450 MiB
         engine.run(torch.arange(n)[None])
-        print(engine.at_once)
+        print(engine.micro_batch)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

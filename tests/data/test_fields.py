@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from raysat import ntk_statistics
-from raysat.compute.micro_batch import sample_bytes, samples_at_once
+from raysat.compute.micro_batch import max_micro_batch, sample_bytes
 from raysat.data import Dataset, Fields
 from raysat.data.loading import _cast, _subset
 from raysat.data.preprocessing import preprocess
@@ -186,7 +186,7 @@ def test_engines_take_several_tensors_and_leave_unused_parameters(engine):
     x, chosen = Fields(padded()), batches(0, 0, 10, 4, N)
     expected = stepped(network, x, LABELS, CROSS, 0.3, chosen)
     before = network.network.unused.weight.detach().clone()
-    engine_of(engine, network, x, LABELS, CROSS, 0.3, at_once=3).run(chosen)
+    engine_of(engine, network, x, LABELS, CROSS, 0.3, micro_batch=3).run(chosen)
     for found, wanted in zip(network.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found, wanted)
     assert torch.equal(network.network.unused.weight, before)
@@ -197,7 +197,7 @@ def test_engines_take_several_tensors_and_leave_unused_parameters(engine):
 def test_optimizers_leave_unused_parameters(optimizer, parts):
     network, x, chosen = wrapped(), Fields(padded()), batches(0, 0, 6, 4, N)
     before = copy.deepcopy(network)
-    OptimizerEngine(network, x, LABELS, CROSS, 0.1, Training(optimizer=optimizer), 6, at_once=parts).run(chosen)
+    OptimizerEngine(network, x, LABELS, CROSS, 0.1, Training(optimizer=optimizer), 6, micro_batch=parts).run(chosen)
     expected = copy.deepcopy(before)
     taken = optimizer_of(Training(optimizer=optimizer), [*expected.parameters()], 0.1)
     for batch in chosen:
@@ -244,7 +244,7 @@ def test_costs_of_several_tensors_are_those_of_one_sample():
     assert not found.fused
     assert calibrate(network, x, LABELS, CROSS).launch >= 0
     assert sample_bytes(network, x, LABELS, CROSS) >= 8 * (5 * 6 + 6 + C)
-    assert samples_at_once(network, x, LABELS, CROSS) >= 1
+    assert max_micro_batch(network, x, LABELS, CROSS) >= 1
 
 
 def features():

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from raysat import Sweep, grid, linear, powers_of_two, theory
 from raysat.driver.adaptive import Estimate, estimate
-from raysat.driver.queue import Agenda, groups
-from raysat.driver.stepsizes import Finding, missing_neighbours
+from raysat.driver.queue import CellQueue, groups
+from raysat.driver.stepsizes import TrialResult, missing_neighbours
 from raysat.saturation.targets import steps_to_target
 from raysat.sgd.cost import Flops
 from raysat.sweep import main
@@ -40,25 +40,25 @@ def make(**changes) -> Sweep:
     return Sweep(**fields | changes)
 
 
-def reaching(steps: float, of_limit: float = 0.25) -> Finding:
+def reaching(steps: float, eta_over_limit: float = 0.25) -> TrialResult:
     """A trial that reaches the target after so many steps."""
-    return Finding("target_reached", (0, steps, 2 * steps), (1.0, TARGET, TARGET**2), of_limit)
+    return TrialResult("target_reached", (0, steps, 2 * steps), (1.0, TARGET, TARGET**2), eta_over_limit)
 
 
-DIVERGED = Finding("diverged", (0, 1), (1.0, math.inf), 9.0)
+DIVERGED = TrialResult("diverged", (0, 1), (1.0, math.inf), 9.0)
 
 
 def explore(sweep, truth, at_once=1, found=(), most=10_000):
     """Run an agenda to its end, so many cells at a time; `truth` says what a cell finds."""
-    agenda = Agenda(groups(sweep, sweep.cells(2048, 0), WEIGHT), WEIGHT, dict(found))
+    queue = CellQueue(groups(sweep, sweep.cells(2048, 0), WEIGHT), WEIGHT, dict(found))
     running = []
     for _ in range(most):
-        while len(running) < at_once and (cell := agenda.next()) is not None:
+        while len(running) < at_once and (cell := queue.next()) is not None:
             running.append(cell)
         if not running:
-            return agenda
+            return queue
         cell = running.pop(0)
-        agenda.ended(cell.cell_id, truth(cell))
+        queue.add_result(cell.cell_id, truth(cell))
     raise AssertionError("it does not end")
 
 
@@ -73,27 +73,27 @@ def law(b_N, limit=50.0, noise=0.0, seed=0):
     return truth
 
 
-def sizes(agenda):
-    return sorted({cell.batch_size for cell in agenda.wanted})
+def sizes(queue):
+    return sorted({cell.batch_size for cell in queue.requested})
 
 
 def test_what_does_not_depend_on_findings_is_wanted_whole_and_longest_first():
     sweep = make(adaptive=False, stepsizes=[theory(), grid([0.1, 0.2])], batch_sizes=[1, 8, 64])
     cells = sweep.cells(2048, 0)
-    agenda = Agenda(groups(sweep, cells, WEIGHT), WEIGHT, {cells[0].cell_id: Finding("completed")})
-    handed = list(iter(agenda.next, None))
+    queue = CellQueue(groups(sweep, cells, WEIGHT), WEIGHT, {cells[0].cell_id: TrialResult("completed")})
+    handed = list(iter(queue.next, None))
     assert {cell.cell_id for cell in handed} == {cell.cell_id for cell in cells[1:]}
     assert [WEIGHT(cell) for cell in handed] == sorted(map(WEIGHT, handed), reverse=True)
-    assert not agenda.done
+    assert not queue.stop_reasons
 
 
 def test_under_a_time_budget_the_cheapest_go_first_and_seeds_are_found_all_the_same():
     sweep = make(adaptive=False, batch_sizes=[1, 8, 64])
-    agenda = Agenda(groups(sweep, sweep.cells(2048, 0), WEIGHT), WEIGHT, {}, cheapest_first=True)
-    first = agenda.next()
+    queue = CellQueue(groups(sweep, sweep.cells(2048, 0), WEIGHT), WEIGHT, {}, cheapest_first=True)
+    first = queue.next()
     assert first.batch_size == 1
-    assert {cell.init.seed for cell in agenda.seeds_of(first, 5)} == {0, 1, 2} - {first.init.seed}
-    handed = list(iter(agenda.next, None))
+    assert {cell.init.seed for cell in queue.seeds_of(first, 5)} == {0, 1, 2} - {first.init.seed}
+    handed = list(iter(queue.next, None))
     assert [WEIGHT(cell) for cell in handed] == sorted(map(WEIGHT, handed))
     assert len(handed) == 6
 
@@ -103,20 +103,20 @@ def test_it_ends_finds_b_N_within_its_interval_and_runs_few_cells(b_N):
     hits, shares = 0, []
     for seed in range(20):
         sweep = make()
-        agenda = explore(sweep, law(b_N, noise=0.05, seed=seed), at_once=4)
-        steps = np.array([[agenda.findings[cell.cell_id].steps(TARGET) for cell in row] for row in by_seed(agenda)])
-        made = estimate(np.array(sizes(agenda)), steps)
+        queue = explore(sweep, law(b_N, noise=0.05, seed=seed), at_once=4)
+        steps = np.array([[queue.results[cell.cell_id].steps(TARGET) for cell in row] for row in by_seed(queue)])
+        made = estimate(np.array(sizes(queue)), steps)
         assert made.high <= 1.44 * made.low
-        assert made.high <= sizes(agenda)[-1]
+        assert made.high <= sizes(queue)[-1]
         hits += made.low <= b_N <= made.high
-        shares.append(sum(map(WEIGHT, agenda.wanted)) / sum(map(WEIGHT, sweep.cells(2048, 0))))
+        shares.append(sum(map(WEIGHT, queue.requested)) / sum(map(WEIGHT, sweep.cells(2048, 0))))
     assert hits >= 16  # of 20; by a binomial of 0.95 fewer come once in four hundred
     assert np.mean(shares) < 0.25
 
 
-def by_seed(agenda):
+def by_seed(queue):
     rows = {}
-    for cell in sorted(agenda.wanted, key=lambda cell: cell.batch_size):
+    for cell in sorted(queue.requested, key=lambda cell: cell.batch_size):
         rows.setdefault(cell.init.seed, []).append(cell)
     return [rows[seed] for seed in sorted(rows)]
 
@@ -133,15 +133,15 @@ def test_the_interval_covers_as_often_as_it_says():
 
 
 def test_without_dependence_on_b_it_ends_after_three_sizes():
-    agenda = explore(make(), law(1e-3, noise=1e-4))
-    assert sizes(agenda) == [1, 4, 16]
-    assert "does not fall" in agenda.done[0]
+    queue = explore(make(), law(1e-3, noise=1e-4))
+    assert sizes(queue) == [1, 4, 16]
+    assert "does not fall" in queue.stop_reasons[0]
 
 
 def test_without_saturation_it_ends_at_the_largest_and_says_so():
-    agenda = explore(make(batch_sizes=[1, 2, 4, 8, 16]), law(1e4, noise=0.01))
-    assert sizes(agenda)[-1] == 16
-    assert "not below the largest" in agenda.done[0]
+    queue = explore(make(batch_sizes=[1, 2, 4, 8, 16]), law(1e4, noise=0.01))
+    assert sizes(queue)[-1] == 16
+    assert "not below the largest" in queue.stop_reasons[0]
 
 
 def test_sizes_between_are_run_where_the_largest_lies_within_the_interval():
@@ -152,9 +152,9 @@ def test_sizes_between_are_run_where_the_largest_lies_within_the_interval():
         return reaching(50 * (1 + 8 / cell.batch_size) * math.exp(off))
 
     sweep = make(batch_sizes=[1, 2, 3, 4, 6, 8, 12, 16], seeds=2)
-    agenda = explore(sweep, truth)
-    assert sizes(agenda) == [1, 2, 3, 4, 6, 8, 12, 16]
-    said = re.search(r"b_N is near (\S+), with .* a factor of (\S+), no batch size is left", agenda.done[0])
+    queue = explore(sweep, truth)
+    assert sizes(queue) == [1, 2, 3, 4, 6, 8, 12, 16]
+    said = re.search(r"b_N is near (\S+), with .* a factor of (\S+), no batch size is left", queue.stop_reasons[0])
     value, spans = map(float, said.groups())
     assert value == pytest.approx(8, rel=5e-2)
     assert spans > 1.44  # wider than was asked
@@ -162,41 +162,41 @@ def test_sizes_between_are_run_where_the_largest_lies_within_the_interval():
 
 def test_beyond_all_sizes_no_other_is_run():
     """The whole interval lies above the largest batch size: those between cannot change that."""
-    agenda = explore(make(batch_sizes=[1, 2, 4, 8, 16]), law(200.0, noise=1e-4))
-    assert sizes(agenda) == [1, 4, 16]
-    assert "not below the largest" in agenda.done[0]
+    queue = explore(make(batch_sizes=[1, 2, 4, 8, 16]), law(200.0, noise=1e-4))
+    assert sizes(queue) == [1, 4, 16]
+    assert "not below the largest" in queue.stop_reasons[0]
 
 
 def test_without_a_limit_there_is_no_stable_reading():
     def truth(cell):
         off = abs(math.log2(cell.stepsize.value / 0.2))
-        return reaching((1 + off) * 50 * (1 + 8 / cell.batch_size), of_limit=math.nan)
+        return reaching((1 + off) * 50 * (1 + 8 / cell.batch_size), eta_over_limit=math.nan)
 
-    agenda = explore(make(stepsizes=[grid([0.1, 0.2, 0.4])]), truth)
-    assert "b_N is near 8," in agenda.done[0]
-    assert "stable" not in agenda.done[0]
+    queue = explore(make(stepsizes=[grid([0.1, 0.2, 0.4])]), truth)
+    assert "b_N is near 8," in queue.stop_reasons[0]
+    assert "stable" not in queue.stop_reasons[0]
 
 
 def test_a_target_that_is_not_reached_ends_it():
-    agenda = explore(make(), lambda cell: Finding("completed", (0, 10), (1.0, 0.5), 0.5))
-    assert sizes(agenda) == [1]
-    assert "not reached at b = 1" in agenda.done[0]
+    queue = explore(make(), lambda cell: TrialResult("completed", (0, 10), (1.0, 0.5), 0.5))
+    assert sizes(queue) == [1]
+    assert "not reached at b = 1" in queue.stop_reasons[0]
 
 
 def test_failures_end_it():
-    assert sizes(explore(make(), lambda cell: Finding("failed"))) == [1]
-    agenda = explore(make(adaptive=False, stepsizes=[grid(auto=True)]), lambda cell: Finding("failed"))
-    assert len(agenda.wanted) == 3 * 3 * 11
+    assert sizes(explore(make(), lambda cell: TrialResult("failed"))) == [1]
+    queue = explore(make(adaptive=False, stepsizes=[grid(auto=True)]), lambda cell: TrialResult("failed"))
+    assert len(queue.requested) == 3 * 3 * 11
 
 
 def test_without_a_target_it_uses_the_deepest_loss_that_all_reach():
     def truth(cell):
         rate = 1 / (1 + 10 / cell.batch_size)
         t = np.linspace(0, 100, 20)
-        return Finding("completed", t, np.exp(-rate * t / 10), 0.5)
+        return TrialResult("completed", t, np.exp(-rate * t / 10), 0.5)
 
-    agenda = explore(make(target_loss=None), truth)
-    assert "b_N is near 10," in agenda.done[0]
+    queue = explore(make(target_loss=None), truth)
+    assert "b_N is near 10," in queue.stop_reasons[0]
 
 
 @given(st.floats(2.0, 40.0), st.lists(st.integers(1, 512), min_size=3, max_size=6, unique=True), st.data())
@@ -230,11 +230,11 @@ def test_the_range_grows_until_each_seeds_best_is_inside(best, above, at_once):
     def truth(cell):
         k = round(2 * math.log2(cell.stepsize.value))
         if k >= best[cell.init.seed] + above:
-            return replace(DIVERGED, of_limit=2 ** (k / 2) / 8)
+            return replace(DIVERGED, eta_over_limit=2 ** (k / 2) / 8)
         return reaching(10 * (2 + abs(k - best[cell.init.seed])), 2 ** (k / 2) / 8)
 
-    agenda = explore(make(adaptive=False, stepsizes=[grid(auto=True)], batch_sizes=[8]), truth, at_once)
-    tried = {round(2 * math.log2(cell.stepsize.value)) for cell in agenda.wanted}
+    queue = explore(make(adaptive=False, stepsizes=[grid(auto=True)], batch_sizes=[8]), truth, at_once)
+    tried = {round(2 * math.log2(cell.stepsize.value)) for cell in queue.requested}
     stable = {min(k, 5) for k in best.values()}  # 2^(k/2) / 8 < 1
     for k in {*best.values(), *stable}:
         assert {k - 1, k, k + 1} <= tried or k == 5
@@ -247,9 +247,9 @@ def test_a_batch_size_starts_at_the_best_stepsize_of_its_neighbour():
         k = round(2 * math.log2(cell.stepsize.value))
         return reaching(50 * (1 + 10 / cell.batch_size) * (1 + abs(k - 7)), 1e-3)
 
-    agenda = explore(make(stepsizes=[grid(auto=True)]), truth)
+    queue = explore(make(stepsizes=[grid(auto=True)]), truth)
     tried = {}
-    for cell in agenda.wanted:
+    for cell in queue.requested:
         tried.setdefault(cell.batch_size, set()).add(round(2 * math.log2(cell.stepsize.value)))
     first, *later = [tried[b] for b in sorted(tried)]
     assert first == set(range(10))
@@ -262,10 +262,10 @@ def test_a_plateau_does_not_end_the_range():
 
     def truth(cell):
         k = round(2 * math.log2(cell.stepsize.value))
-        return reaching(steps[k], 1e-3) if 0 <= k < 6 else replace(DIVERGED, of_limit=1e-3)
+        return reaching(steps[k], 1e-3) if 0 <= k < 6 else replace(DIVERGED, eta_over_limit=1e-3)
 
-    agenda = explore(make(adaptive=False, stepsizes=[grid(auto=True)], batch_sizes=[8]), truth)
-    assert {round(2 * math.log2(cell.stepsize.value)) for cell in agenda.wanted} == set(range(7))
+    queue = explore(make(adaptive=False, stepsizes=[grid(auto=True)], batch_sizes=[8]), truth)
+    assert {round(2 * math.log2(cell.stepsize.value)) for cell in queue.requested} == set(range(7))
 
 
 @given(st.integers(1, 7), st.integers(0, 30), st.booleans())
@@ -275,15 +275,15 @@ def test_run_again_it_goes_on_where_it_was(at_once, known, tuned):
     truth = law(12.0, noise=0.1)
     sweep = make(stepsizes=[grid(auto=True)] if tuned else [theory()])
     whole = explore(sweep, truth)
-    found = list(whole.findings.items())[:known]
+    found = list(whole.results.items())[:known]
     again = explore(sweep, truth, at_once, found)
-    assert {cell.cell_id for cell in again.wanted} == {cell.cell_id for cell in whole.wanted}
+    assert {cell.cell_id for cell in again.requested} == {cell.cell_id for cell in whole.requested}
     assert not set(again.weights) & dict(found).keys()
-    assert again.done == whole.done
+    assert again.stop_reasons == whole.stop_reasons
 
 
 def test_all_diverged_goes_down_and_an_unstable_best_asks_for_a_stable_one():
-    assert missing_neighbours({0: replace(DIVERGED, of_limit=0.5), 1: DIVERGED}, TARGET) == {-1}
+    assert missing_neighbours({0: replace(DIVERGED, eta_over_limit=0.5), 1: DIVERGED}, TARGET) == {-1}
     # Twice the limit at k = 4: the largest exponent below it is 1, for 2 / 2^(2/2) is the limit itself.
     assert missing_neighbours({4: reaching(10, 2.0)}, TARGET) == {1, 3, 5}
 

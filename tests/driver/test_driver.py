@@ -11,10 +11,9 @@ from rich.console import Console
 from raysat import Sweep, fixed, mlp, theory
 from raysat.driver.loop import run
 from raysat.driver.plan import plan
-from raysat.driver.queue import Agenda, groups
+from raysat.driver.queue import CellQueue, groups
 from raysat.executor import Outcome
 from raysat.executor.jobs import attempt
-from raysat.storage.rows import known
 from raysat.storage.store import Store
 
 
@@ -24,7 +23,7 @@ class Scripted:
     gpus = 0.0
     size = staticmethod(lambda: "")
     slots = staticmethod(lambda: 2)
-    lacking = staticmethod(lambda path: [])
+    hosts_without = staticmethod(lambda path: [])
 
     def __init__(self, script):
         self.run = script
@@ -40,25 +39,25 @@ def drive(tmp_path):
             stepsizes=stepsizes or [fixed(0.01)], iterations=2, n_train=16, n_test=0,
         )  # fmt: skip
         laid_out = plan(sweep, tmp_path)
-        agenda = Agenda(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, {})
+        queue = CellQueue(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, {})
         store = Store(tmp_path / "small")
         store.open(sweep, {}, laid_out.data)
         printed = io.StringIO()
-        failed = run(laid_out, agenda, store, Scripted(script), Console(file=printed, width=200), **options)
+        failed = run(laid_out, queue, store, Scripted(script), Console(file=printed, width=200), **options)
         return failed, printed.getvalue().splitlines()
 
     return drive
 
 
 def test_a_cell_waits_for_the_statistics_of_its_own_initialization_alone(drive):
-    def script(source, function, listener):
+    def script(source, function, callbacks):
         def end(job):
-            listener.ended(Outcome(job, *attempt(function, job)))
+            callbacks.on_end(Outcome(job, *attempt(function, job)))
 
         wide, narrow = source.next(), source.next()
         assert [(job.cell, job.init.width) for job in (wide, narrow)] == [(None, 16), (None, 8)], "the widest first"
-        listener.started(wide)
-        listener.started(narrow)
+        callbacks.on_start(wide)
+        callbacks.on_start(narrow)
         assert source.next() is None
         assert source.waiting
         end(narrow)
@@ -66,14 +65,14 @@ def test_a_cell_waits_for_the_statistics_of_its_own_initialization_alone(drive):
         assert [(job.init.width, job.cell.batch_size) for job in trials] == [(8, 2), (8, 1)]
         assert all(job.statistics["init_id"] == job.init.init_id for job in trials)
         for job in trials:
-            listener.started(job)
+            callbacks.on_start(job)
             end(job)
         assert source.next() is None
         assert source.waiting, "those of the wide network are still to come"
         end(wide)
         for job in iter(source.next, None):
             assert job.init.width == 16
-            listener.started(job)
+            callbacks.on_start(job)
             end(job)
         assert not source.waiting
 
@@ -83,18 +82,18 @@ def test_a_cell_waits_for_the_statistics_of_its_own_initialization_alone(drive):
 
 
 def test_cells_whose_statistics_failed_are_failed_and_the_others_run(drive):
-    def script(source, function, listener):
+    def script(source, function, callbacks):
         wide, narrow = source.next(), source.next()
         for job in (wide, narrow):
-            listener.started(job)
-        listener.ended(Outcome(wide, error="ValueError: no kernel"))
+            callbacks.on_start(job)
+        callbacks.on_end(Outcome(wide, error="ValueError: no kernel"))
         assert source.next() is None
         assert source.waiting
-        listener.ended(Outcome(narrow, *attempt(function, narrow)))
+        callbacks.on_end(Outcome(narrow, *attempt(function, narrow)))
         for job in iter(source.next, None):
             assert job.init.width == 8
-            listener.started(job)
-            listener.ended(Outcome(job, *attempt(function, job)))
+            callbacks.on_start(job)
+            callbacks.on_end(Outcome(job, *attempt(function, job)))
         assert not source.waiting
 
     failed, lines = drive(script)
@@ -105,13 +104,13 @@ def test_cells_whose_statistics_failed_are_failed_and_the_others_run(drive):
 
 
 def test_where_the_process_of_statistics_dies_stepsizes_that_need_none_are_tried_all_the_same(drive, tmp_path):
-    def script(source, function, listener):
+    def script(source, function, callbacks):
         for job in iter(source.next, None):
-            listener.started(job)
+            callbacks.on_start(job)
             if job.cell is None and job.init.width == 16:
-                listener.ended(Outcome(job, error="the trial's process died", died=True))
+                callbacks.on_end(Outcome(job, error="the trial's process died", died=True))
             else:
-                listener.ended(Outcome(job, *attempt(function, job)))
+                callbacks.on_end(Outcome(job, *attempt(function, job)))
         assert not source.waiting
 
     failed, lines = drive(script)
@@ -129,13 +128,13 @@ def test_statistics_that_lack_any_number_are_said_and_stored(drive, tmp_path, va
     """The line of statistics, and of the cells that cannot be made of them."""
     absent = [("b_star",), ("gamma", "k_op", "b_star", "seconds")]
 
-    def script(source, function, listener):
+    def script(source, function, callbacks):
         for job in iter(source.next, None):
-            listener.started(job)
+            callbacks.on_start(job)
             outcome = Outcome(job, *attempt(function, job))
             if job.cell is None:
-                outcome.value.update(dict.fromkeys(absent[which], known(value)))
-            listener.ended(outcome)
+                outcome.value.update(dict.fromkeys(absent[which], none_if_nan(value)))
+            callbacks.on_end(outcome)
 
     for which in range(len(absent)):
         failed, lines = drive(script, fixed(0.01), theory())
@@ -149,11 +148,11 @@ def test_statistics_that_lack_any_number_are_said_and_stored(drive, tmp_path, va
 
 
 def test_what_rich_makes_of_a_text_costs_nothing(drive, monkeypatch):
-    def script(source, function, listener):
+    def script(source, function, callbacks):
         for job in iter(source.next, None):
-            listener.started(job)
+            callbacks.on_start(job)
             error = "" if job.cell is None else "ValueError: [/] [nope \\ [bold]"
-            listener.ended(Outcome(job, error=error) if error else Outcome(job, *attempt(function, job)))
+            callbacks.on_end(Outcome(job, error=error) if error else Outcome(job, *attempt(function, job)))
 
     _, lines = drive(script)
     assert sum(r"failed: ValueError: [/] [nope \ [bold]" in line for line in lines) == 1
@@ -169,11 +168,11 @@ def test_what_rich_makes_of_a_text_costs_nothing(drive, monkeypatch):
 def test_what_can_be_done_meanwhile_is_begun_once_with_the_first_trial(drive):
     seen = []
 
-    def script(source, function, listener):
+    def script(source, function, callbacks):
         for job in iter(source.next, None):
-            listener.started(job)
+            callbacks.on_start(job)
             seen.append("trial" if job.cell else "statistics")
-            listener.ended(Outcome(job, *attempt(function, job)))
+            callbacks.on_end(Outcome(job, *attempt(function, job)))
 
-    assert not drive(script, meanwhile=lambda: seen.append("meanwhile"))[0]
+    assert not drive(script, on_first_trial=lambda: seen.append("meanwhile"))[0]
     assert seen == ["statistics"] * 2 + ["meanwhile"] + ["trial"] * 4

@@ -51,7 +51,7 @@ def reads(monkeypatch):
     return counts, first
 
 
-@pytest.mark.parametrize("merged", [False, True], ids=["loose", "merged"])
+@pytest.mark.parametrize("merged", [False, True], ids=["uncompacted", "merged"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_part_file_is_read_once_before_the_first_cell(kind, merged, reads, tmp_path):
     counts, first = reads
@@ -63,7 +63,7 @@ def test_each_part_file_is_read_once_before_the_first_cell(kind, merged, reads, 
     assert main(command) == 0
     if merged:
         store = Store(root)
-        store.parts.loose = store.finished()
+        store.parts.uncompacted = store.finished()
         store.parts.merge()
     there = {file for file in root.glob("*/*.parquet") if file.parent.name in partfiles.KEYS}
     ended = len(Store(root).finished())

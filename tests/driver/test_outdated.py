@@ -96,13 +96,13 @@ def test_where_they_agree_all_cells_stay_and_a_line_says_so(results, old, capsys
     pd.testing.assert_frame_equal(after[columns], trials(results)[columns], check_exact=False, rtol=1e-9)
 
 
-@pytest.mark.parametrize("part", ["loose", "merged"])
+@pytest.mark.parametrize("part", ["uncompacted", "merged"])
 def test_where_gamma_was_wrong_what_was_made_of_it_runs_again_and_is_set_aside(results, old, capsys, part):
     init_id = tamper(old, 3.0)
     root = old / "results" / "old"
     if part == "merged":
         store = Store(root)
-        store.parts.loose = store.finished()
+        store.parts.uncompacted = store.finished()
         store.parts.merge()
         assert list((root / "trials").glob("merged-*"))
     before = trials(old)

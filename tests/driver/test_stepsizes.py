@@ -5,7 +5,7 @@ import math
 import pytest
 from driver.test_adaptive import TARGET, reaching
 
-from raysat.driver.stepsizes import REACH, Finding, next_in_race
+from raysat.driver.stepsizes import REACH, TrialResult, next_in_race
 
 LIMIT = 5.5
 """The exponent of `eta_limit`: the largest stable stepsize is that of k = 5."""
@@ -16,11 +16,11 @@ def at(k, steps):
 
 
 def beaten(k):
-    return Finding("beaten", (0, 1), (1.0, 0.9), 2 ** ((k - LIMIT) / 2))
+    return TrialResult("beaten", (0, 1), (1.0, 0.9), 2 ** ((k - LIMIT) / 2))
 
 
 def diverged(k):
-    return Finding("diverged", (0, 1), (1.0, math.inf), 2 ** ((k - LIMIT) / 2))
+    return TrialResult("diverged", (0, 1), (1.0, math.inf), 2 ** ((k - LIMIT) / 2))
 
 
 def asked(found):
@@ -42,8 +42,8 @@ def asked(found):
         ({8: at(8, 10)}, [9, 5]),
         ({8: at(8, 10), 9: diverged(9), 7: beaten(7), 5: at(5, 40), 4: at(4, 30)}, [3]),
         ({8: at(8, 10), 9: diverged(9), 7: beaten(7), 5: at(5, 40), 4: at(4, 30), 3: beaten(3)}, []),
-        ({8: at(8, 10), 9: Finding("failed"), 7: beaten(7), 5: Finding("failed")}, [4]),
-        ({2: Finding("failed")}, []),  # which says nothing of stepsizes
+        ({8: at(8, 10), 9: TrialResult("failed"), 7: beaten(7), 5: TrialResult("failed")}, [4]),
+        ({2: TrialResult("failed")}, []),  # which says nothing of stepsizes
         ({REACH: reaching(10, 0.1)}, [REACH - 1]),
     ],
 )

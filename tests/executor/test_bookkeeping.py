@@ -13,13 +13,13 @@ class Listening:
     def __init__(self):
         self.heard = []
 
-    def started(self, job):
+    def on_start(self, job):
         self.heard.append(("started", job.key))
 
-    def told(self, job, iteration, losses):
+    def on_progress(self, job, iteration, losses):
         self.heard.append(("told", job.key, iteration))
 
-    def ended(self, outcome):
+    def on_end(self, outcome):
         self.heard.append(("ended", outcome.job.key, outcome.value, outcome.error, outcome.died))
 
 
@@ -28,8 +28,8 @@ class Naming:
 
     waiting = True
 
-    def __init__(self, listener, *names):
-        self.listener, self.names = listener, list(names)
+    def __init__(self, callbacks, *names):
+        self.callbacks, self.names = callbacks, list(names)
 
     def next(self):
         if not self.names or (self.names[0].startswith("after") and not self.ends()):
@@ -37,14 +37,14 @@ class Naming:
         return SimpleNamespace(key=self.names.pop(0))
 
     def ends(self):
-        return any(kind == "ended" for kind, *_ in self.listener.heard)
+        return any(kind == "ended" for kind, *_ in self.callbacks.heard)
 
 
 @pytest.fixture
 def book():
     def make(*names):
-        listener = Listening()
-        return Bookkeeping(Naming(listener, *names), listener)
+        callbacks = Listening()
+        return Bookkeeping(Naming(callbacks, *names), callbacks)
 
     return make
 
@@ -55,12 +55,12 @@ def test_outcomes_are_handed_on_a_step_later(book):
     jobs.start("a")
     jobs.end("a", 1)
     jobs.hand_on()
-    assert jobs.listener.heard == [("started", "a")]
+    assert jobs.callbacks.heard == [("started", "a")]
     jobs.end("b", 2)
     jobs.hand_on()
-    assert jobs.listener.heard[1:] == [("ended", "a", 1, "", False)]
+    assert jobs.callbacks.heard[1:] == [("ended", "a", 1, "", False)]
     jobs.hand_on_all()
-    assert jobs.listener.heard[2:] == [("ended", "b", 2, "", False)]
+    assert jobs.callbacks.heard[2:] == [("ended", "b", 2, "", False)]
 
 
 def test_a_job_that_depends_on_an_end_gets_it_at_once(book):
@@ -77,7 +77,7 @@ def test_a_job_whose_outcome_comes_twice_ends_once(book):
     jobs.end("a", 1)
     jobs.end("a", 1)
     jobs.hand_on_all()
-    assert len(jobs.listener.heard) == 1
+    assert len(jobs.callbacks.heard) == 1
 
 
 def test_a_process_that_leaves_has_not_started_its_job(book):
@@ -86,9 +86,9 @@ def test_a_process_that_leaves_has_not_started_its_job(book):
     jobs.leave("a")
     assert not jobs.counts("a", lost_node=False)
     jobs.start("a")
-    assert jobs.listener.heard == []
+    assert jobs.callbacks.heard == []
     jobs.start("a")
-    assert jobs.listener.heard == [("started", "a")]
+    assert jobs.callbacks.heard == [("started", "a")]
 
 
 def test_a_death_counts_unless_the_job_came_further_or_its_node_was_lost(book):
@@ -112,7 +112,7 @@ def test_a_job_that_was_given_up_with_tries_left_is_given_anew_and_then_fails(bo
         jobs.give_up("a", "lost", tries_left=True)
     assert jobs.next() is None
     jobs.hand_on_all()
-    assert jobs.listener.heard == [("ended", "a", None, "lost", True)]
+    assert jobs.callbacks.heard == [("ended", "a", None, "lost", True)]
 
 
 def test_a_job_without_tries_left_fails_with_words(book):
@@ -120,7 +120,7 @@ def test_a_job_without_tries_left_fails_with_words(book):
     jobs.next()
     jobs.give_up("a", "", tries_left=False)
     jobs.hand_on_all()
-    assert jobs.listener.heard == [("ended", "a", None, "the trial's process died", True)]
+    assert jobs.callbacks.heard == [("ended", "a", None, "the trial's process died", True)]
 
 
 def test_nobody_is_told_of_a_job_that_does_not_run(book):
@@ -129,4 +129,4 @@ def test_nobody_is_told_of_a_job_that_does_not_run(book):
     jobs.report("a", 3, {})
     jobs.end("a", 1)
     jobs.hand_on_all()
-    assert jobs.listener.heard == []
+    assert jobs.callbacks.heard == []

@@ -37,16 +37,16 @@ class Work:
         self.running += 1
         return job
 
-    def started(self, job):
+    def on_start(self, job):
         pass
 
-    def told(self, job, iteration, losses):
+    def on_progress(self, job, iteration, losses):
         pass
 
-    def tick(self):
+    def on_tick(self):
         pass
 
-    def ended(self, outcome):
+    def on_end(self, outcome):
         self.running -= 1
         self.ended_jobs.append(outcome)
 
@@ -137,13 +137,13 @@ def test_ray_keeps_no_trial_that_has_ended(tmp_path, make_cell):
     work = Work([make_cell(batch_size=b) for b in range(1, 41)])
     kept = Counter()
 
-    def ended(outcome, before=work.ended):
+    def ended(outcome, before=work.on_end):
         before(outcome)
         if len(work.ended_jobs) == 36:
             named = type.__dict__["__name__"].__get__  # a metaclass may have one of its own
             kept.update(named(type(one)) for one in gc.get_objects())
 
-    work.ended = ended
+    work.on_end = ended
     with OnRay(tmp_path / "tune", cpus=max(1, os.cpu_count() // 2)) as executor:
         executor.run(work, where, work)
     assert len(work.ended_jobs) == 41

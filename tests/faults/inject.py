@@ -292,9 +292,9 @@ def simulate_time() -> None:
         hook.ahead += seconds
 
     time.sleep = sleep
-    retry.PatientWriter.__init__.__defaults__ = (time.monotonic, sleep)
-    retry.Patience.__init__.__defaults__ = (sleep,)
-    retry.patiently.sleep = sleep
+    retry.RetryingWriter.__init__.__defaults__ = (time.monotonic, sleep)
+    retry.RetryPolicy.__init__.__defaults__ = (sleep,)
+    retry.retry_read.sleep = sleep
 
 
 def small_steps() -> None:
@@ -302,7 +302,7 @@ def small_steps() -> None:
     from raysat.storage import store
     from raysat.trial import train as trial
 
-    store.LOOSE = 3
+    store.COMPACT_AFTER = 3
     trial.STEPS_AT_ONCE, trial.CHECKPOINT_SHARE = 1, float("inf")
 
 
@@ -329,7 +329,7 @@ def traced(job: object) -> object:
         small_steps()
         install(Fault.of(request["fault"]), request["work"], request["root"])
         _wrap_ray()
-    for one in job.trials:
+    for one in job.members:
         hook.note("starts", f"{one.key}\n")
     hook.event("start", job.key)
     return run_trials(job)

@@ -13,7 +13,7 @@ import pytest
 from raysat.driver import loop as driver
 from raysat.executor import ExecutorDied, OnRay
 from raysat.messages import ending
-from raysat.storage.retry import PatientWriter
+from raysat.storage.retry import RetryingWriter
 from raysat.storage.store import Store
 from raysat.sweep import main
 
@@ -197,7 +197,7 @@ def test_a_second_ctrl_c_cuts_short_what_follows_the_first(small, monkeypatch, c
         raise AssertionError("it went on")
 
     monkeypatch.setattr(driver, "run_trials", interrupted)
-    monkeypatch.setattr(PatientWriter, "abandon", abandon)
+    monkeypatch.setattr(RetryingWriter, "close_now", abandon)
     before = signal.getsignal(signal.SIGINT)
     assert main([*small, "--inline"]) == 130
     assert signal.getsignal(signal.SIGINT) is before

@@ -13,7 +13,7 @@ from messages.test_failures import SMALL, filled_after_a_trial, small_disk  # no
 from raysat import report, status
 from raysat import sweep as command
 from raysat.messages.expendable import Expendable, expendable
-from raysat.storage.retry import PatientWriter
+from raysat.storage.retry import RetryingWriter
 
 
 @pytest.fixture
@@ -176,8 +176,8 @@ def test_a_writer_whose_message_cannot_be_shown_keeps_what_waits(full):
         kept.append(1)
 
     with expendable():
-        writer = PatientWriter("results", print, clock=lambda: 0.0)
+        writer = RetryingWriter("results", print, clock=lambda: 0.0)
         writer.do(write)
         away.clear()
-        writer.abandon()
+        writer.close_now()
     assert kept == [1]

@@ -14,7 +14,7 @@ from raysat import sweep as command
 from raysat.driver import loop as driver
 from raysat.storage.checkpoint import Checkpoint, Progress
 from raysat.storage.files import location
-from raysat.storage.retry import PatientWriter
+from raysat.storage.retry import RetryingWriter
 from raysat.storage.store import Store
 
 SMALL = """
@@ -115,7 +115,7 @@ def mending(mend):
             said.append(text)
             say(text)
 
-        return PatientWriter(where, note, sleep=lambda seconds: mend())
+        return RetryingWriter(where, note, sleep=lambda seconds: mend())
 
     said = []
     return make, said
@@ -124,7 +124,7 @@ def mending(mend):
 def filled_after_a_trial(monkeypatch, fill, free):
     """A disk that `fill` fills once a trial has ended, and `free` frees when it is waited for; returns what is said."""
     make, said = mending(free)
-    monkeypatch.setattr("raysat.driver.recorder.PatientWriter", make)
+    monkeypatch.setattr("raysat.driver.recorder.RetryingWriter", make)
     monkeypatch.setattr("raysat.report.finish", lambda *_: None)  # figures take more than the disk has
     count = iter(range(100))
 
@@ -154,7 +154,7 @@ def test_storage_that_is_away_while_results_come(sweep_file, bucket, monkeypatch
             servers[0].start()
 
     make, said = mending(back)
-    monkeypatch.setattr("raysat.driver.recorder.PatientWriter", make)
+    monkeypatch.setattr("raysat.driver.recorder.RetryingWriter", make)
     monkeypatch.setattr(
         "raysat.storage.retry.PAUSES", ()
     )  # trials that start meanwhile would wait a minute for checkpoints
@@ -189,7 +189,7 @@ def test_a_storage_that_falls_silent_holds_nobody_up(silent, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIATESTING")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "whispered")
     place, said = location(silent), []
-    writer = PatientWriter(place, said.append)
+    writer = RetryingWriter(place, said.append)
     with ThreadPoolExecutor(2) as together:
         saved = together.submit(Checkpoint(place / "a.pt").save, Progress(1))
         written = together.submit(writer.do, lambda: (place / "a.parquet").write_bytes(b"1"))

@@ -117,7 +117,9 @@ def expect(trials, widths):
 
 
 def test_each_ends_as_a_row_with_its_words_and_runs_again(strange, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("raysat.plots.plates", lambda *_: [])  # of twelve widths, which takes longer than all the rest
+    monkeypatch.setattr(
+        "raysat.plots.render_figures", lambda *_: []
+    )  # of twelve widths, which takes longer than all the rest
     line = [*strange([*WORDS, 11]), "--inline"]
     assert main(line) == 1
     said = capsys.readouterr()

@@ -206,7 +206,7 @@ def case(request):
     return request.param, scattered(network.double()), 1 + 2 * normal(*shape)
 
 
-def in_parts(monkeypatch, size):
+def retry_on_oom(monkeypatch, size):
     """Let so many samples pass at a time."""
     monkeypatch.setattr(batchnorm._Freezer, "_fitting", lambda *_: size)
 
@@ -215,7 +215,7 @@ def in_parts(monkeypatch, size):
 def test_every_sample_has_the_jacobian_of_the_network_by_hand(case, size, monkeypatch):
     name, network, x = case
     if size:
-        in_parts(monkeypatch, size)
+        retry_on_oom(monkeypatch, size)
     reference = by_hand(network, x)
     expected = oracles.jacobians(reference, x)
     assert expected.abs().max() > 1e-3
@@ -277,14 +277,14 @@ def test_random_networks_in_random_parts(data):
     x = normal(data.draw(st.integers(2, 9), "n"), width, seed=data.draw(st.integers(0, 99), "seed"))
     reference, before = by_hand(network, x), state(network)
     with pytest.MonkeyPatch.context() as patch, frozen_batch_norm(network, x) as whole:
-        in_parts(patch, data.draw(st.integers(1, 9), "part"))
+        retry_on_oom(patch, data.draw(st.integers(1, 9), "part"))
         expected = oracles.jacobians(reference, x)
         torch.testing.assert_close(oracles.jacobians(network, x), expected, rtol=1e-8, atol=1e-8)
         with frozen_batch_norm(copy.deepcopy(network), x) as again:
             assert again == ()
     assert_same(before, state(network))
     with pytest.MonkeyPatch.context() as patch:
-        in_parts(patch, data.draw(st.integers(1, 9), "part"))
+        retry_on_oom(patch, data.draw(st.integers(1, 9), "part"))
         with frozen_batch_norm(network, x) as parts:
             torch.testing.assert_close(oracles.jacobians(network, x), expected, rtol=1e-8, atol=1e-8)
     assert parts == whole
@@ -345,7 +345,7 @@ def test_other_layers_keep_their_mode_and_evaluated_norms_their_averages():
 @pytest.mark.parametrize("size", [None, 2])
 def test_a_norm_that_is_never_reached_is_left_alone(size, monkeypatch):
     if size:
-        in_parts(monkeypatch, size)
+        retry_on_oom(monkeypatch, size)
 
     class Unused(nn.Module):
         def __init__(self):
@@ -379,7 +379,7 @@ class Routed(nn.Module):
 @pytest.mark.parametrize("size", [None, 6])
 def test_experts_are_frozen_at_what_is_sent_to_them(size, monkeypatch):
     if size:
-        in_parts(monkeypatch, size)
+        retry_on_oom(monkeypatch, size)
     network, x = scattered(Routed().double()), normal(24, 4)
     x[:, 0] = torch.tensor([1.0, -1, 1, 1, -1, 1]).repeat(4) + 0.1 * x[:, 0]
     with frozen_batch_norm(network, x) as names:
@@ -435,7 +435,7 @@ REFUSED = {
 def test_what_cannot_be_held_constant_is_refused_and_left_as_found(name, monkeypatch):
     make, size, said = REFUSED[name]
     if size:
-        in_parts(monkeypatch, size)
+        retry_on_oom(monkeypatch, size)
     network = scattered(make().double())
     x = normal(12, 4)
     x[:2, 0], x[2:, 0] = 1, -1
@@ -473,10 +473,10 @@ def test_a_synchronized_norm_whose_training_code_refuses_the_processor(tmp_path)
 def test_without_averages_it_normalizes_by_its_batch_in_evaluation_too():
     network = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)).double().eval()
     x, before = normal(6, 4), state(network)
-    together = network(x)
+    coupled_group_size = network(x)
     with frozen_batch_norm(network, x) as names:
         assert names == ("1",)
-        torch.testing.assert_close(torch.cat([network(one) for one in x.split(1)]), together)
+        torch.testing.assert_close(torch.cat([network(one) for one in x.split(1)]), coupled_group_size)
     assert_same(before, state(network))
 
 
@@ -525,7 +525,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("size", [None, 2])
 def test_each_pass_starts_from_the_state_as_given(size, monkeypatch):
     if size:
-        in_parts(monkeypatch, size)
+        retry_on_oom(monkeypatch, size)
     network, x = Counting().double(), normal(6, 4)
     before = state(network)
     with frozen_batch_norm(network, x):
@@ -538,7 +538,7 @@ def test_each_pass_starts_from_the_state_as_given(size, monkeypatch):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_under_checkpointing_and_in_inference_mode(reentrant, size, monkeypatch):
     if size:
-        in_parts(monkeypatch, size)
+        retry_on_oom(monkeypatch, size)
 
     class Checkpointed(nn.Module):
         def __init__(self):
@@ -565,7 +565,7 @@ def test_under_checkpointing_and_in_inference_mode(reentrant, size, monkeypatch)
 @pytest.mark.parametrize("size", [None, 2])
 def test_inputs_of_several_tensors(size, monkeypatch):
     if size:
-        in_parts(monkeypatch, size)
+        retry_on_oom(monkeypatch, size)
 
     class Masked(nn.Module):
         def __init__(self):

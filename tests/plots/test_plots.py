@@ -10,9 +10,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from raysat.analysis import analyze
-from raysat.plots import CAPTIONS, costs, exponents, loss_curves, plates, save, steps
+from raysat.plots import CAPTIONS, costs, exponents, loss_curves, render_figures, save, steps
 from raysat.plots.panels import FIT, INK, SOFT, STAR
-from raysat.report.figures import TONES
+from raysat.report.figures import PALETTE
 from raysat.report.html import asset
 
 MADE = full() + full("fixed(0.1)", b_c=0.07)
@@ -149,7 +149,7 @@ def test_without_statistics_there_is_no_b_star_to_mark():
     analysis = analyze(trials, curves, ntk=refused_ntk())
     (panel,) = steps(analysis.points, analysis.fits).axes
     assert "b_star" not in texts(panel)
-    assert [plate.kind for plate in plates(trials, curves, analysis)] == list(CAPTIONS)
+    assert [plate.kind for plate in render_figures(trials, curves, analysis)] == list(CAPTIONS)
 
 
 def test_what_cannot_be_drawn_is_none():
@@ -158,7 +158,7 @@ def test_what_cannot_be_drawn_is_none():
     assert exponents(analysis.points, analysis.fits) is None
     assert steps(analysis.points, analysis.fits) is None
     assert costs(analysis.costs) is None
-    assert plates(*tables([]), analyzed([])) == []
+    assert render_figures(*tables([]), analyzed([])) == []
 
 
 def test_a_missing_combination_of_width_and_stepsize_leaves_a_gap():
@@ -169,7 +169,7 @@ def test_a_missing_combination_of_width_and_stepsize_leaves_a_gap():
 
 def test_settings_and_many_widths_make_several_figures():
     made = [pair for width in (16, 32, 64, 128) for pair in full(width=width, seeds=1)] + full(n=500, seeds=1)
-    drawn = plates(*tables(made), analyzed(made))
+    drawn = render_figures(*tables(made), analyzed(made))
     assert [plate.name for plate in drawn] == [f"{kind}-{k}" for kind in CAPTIONS for k in (1, 2, 3)]
     by_name = {plate.name: plate for plate in drawn}
     assert "n = 500" in by_name["steps-1"].title
@@ -180,7 +180,7 @@ def test_settings_and_many_widths_make_several_figures():
 
 def test_a_grid_takes_two_columns_of_a_figure():
     made = grid_of() + full("fixed(0.1)", b_c=2.0) + full()
-    drawn = {plate.name: plate for plate in plates(*tables(made), analyzed(made))}
+    drawn = {plate.name: plate for plate in render_figures(*tables(made), analyzed(made))}
     assert set(panels(drawn["steps-1"].figure)) == {
         "width 64, fixed(0.1)",
         "width 64, grid (free)",
@@ -192,7 +192,7 @@ def test_a_grid_takes_two_columns_of_a_figure():
 def test_files_are_written_and_old_ones_go(tmp_path, analysis):
     (tmp_path / "steps-7.png").write_bytes(b"of an earlier call")
     (tmp_path / "mine.png").write_bytes(b"not ours")
-    drawn = plates(*tables(MADE), analysis)
+    drawn = render_figures(*tables(MADE), analysis)
     assert all(isinstance(plate.figure, Figure) for plate in drawn)
     save(drawn, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -239,7 +239,7 @@ def palettes():
     light, dark = asset("page.css").split("prefers-color-scheme: dark")
     for theme, text in (("light", light), ("dark", dark.split("* {")[0])):
         named = dict(re.findall(r"--([\w-]+): (#\w{6})", text))
-        yield f"{theme} series", [named[tone] for tone in (*TONES, "soft")], named["page"], CONTRAST
+        yield f"{theme} series", [named[tone] for tone in (*PALETTE, "soft")], named["page"], CONTRAST
         yield f"{theme} ramp", [named[f"ramp-{k}"] for k in range(5)], named["page"], RAMP_CONTRAST
     yield "static", [INK, FIT, STAR, SOFT], "white", RAMP_CONTRAST
 

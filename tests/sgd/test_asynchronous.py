@@ -158,9 +158,9 @@ def test_of_random_arrivals_hardly_any_is_staler_than_what_is_kept():
 
 @given(st.sampled_from(["round_robin", "random", MEASURED]), st.integers(0, 2**40), st.integers(1, 5))
 def test_a_draw_depends_on_seed_and_step_alone(staleness, start, learners):
-    together = slots(staleness, learners, 3, start, 5)
+    coupled_group_size = slots(staleness, learners, 3, start, 5)
     apart = torch.cat([slots(staleness, learners, 3, start + k, 1) for k in range(5)])
-    assert torch.equal(together, apart)
+    assert torch.equal(coupled_group_size, apart)
 
 
 def test_gradients_that_are_staler_end_elsewhere(problem):

@@ -13,7 +13,7 @@ from torch import nn
 
 from raysat import Sweep, fixed, gpt, mlp, models, resnet
 from raysat.compute import matmul
-from raysat.compute.matmul import VARIABLE, Matmul, Products, by_processor
+from raysat.compute.matmul import VARIABLE, Matmul, Products, backend_for_cpu
 from raysat.errors import InputError
 from raysat.losses import LOSSES
 from raysat.models.layers import NTKLinear
@@ -320,7 +320,7 @@ def test_a_trial_killed_between_blocks_ends_in_the_same_bits(make_cell, tmp_path
     ],
 )
 def test_the_library_follows_from_the_processor(vendor, family, wide, choice):
-    assert by_processor(vendor, family, wide) is choice
+    assert backend_for_cpu(vendor, family, wide) is choice
 
 
 def test_the_library_can_be_overridden_in_single_precision_only(monkeypatch):

@@ -156,7 +156,7 @@ def test_a_run_that_was_stopped_goes_on_in_the_same_bits(problem, optimizer, tmp
 
 def test_a_batch_in_parts_has_the_same_gradient_and_noise(problem):
     training = Training("momentum", noise=True, base_batch=2)
-    engine = OptimizerEngine(network(), *problem, LOSS, ETA, training, T, at_once=3)
+    engine = OptimizerEngine(network(), *problem, LOSS, ETA, training, T, micro_batch=3)
     engine.run(batches(0, 0, T, B, N))
-    assert engine.at_once == 3
+    assert engine.micro_batch == 3
     torch.testing.assert_close(flat(engine.network.parameters()), trained(problem, training), rtol=1e-11, atol=1e-11)

@@ -73,9 +73,9 @@ def test_epochs_are_shuffled_uniformly_and_anew():
 @pytest.mark.slow
 @given(seeds, st.sampled_from(["without_replacement", "with_replacement", "epochs"]), st.integers(0, 1000))
 def test_a_batch_depends_on_seed_and_step_alone(seed, sampling, start):
-    together = batches(seed, start, 5, 4, 50, sampling)
+    coupled_group_size = batches(seed, start, 5, 4, 50, sampling)
     apart = torch.cat([batches(seed, start + k, 1, 4, 50, sampling) for k in range(5)])
-    assert torch.equal(together, apart)
+    assert torch.equal(coupled_group_size, apart)
 
 
 def test_the_draws_are_the_same_on_every_machine():

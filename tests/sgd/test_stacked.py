@@ -17,7 +17,7 @@ from torch import nn
 from raysat import Sweep, Training, fixed, linear, mlp, models, resnet, theory
 from raysat.driver.loop import run
 from raysat.driver.plan import plan
-from raysat.driver.queue import Agenda, groups
+from raysat.driver.queue import CellQueue, groups
 from raysat.errors import InputError
 from raysat.executor import Outcome
 from raysat.executor.jobs import attempt
@@ -99,15 +99,15 @@ def refuse(*_):
     raise torch.OutOfMemoryError
 
 
-@pytest.mark.parametrize(("at_once", "parts"), [(None, 5), (14, 5), (4, 4)])
-def test_where_memory_is_short_the_networks_are_taken_one_by_one(monkeypatch, at_once, parts):
-    if at_once is None:
+@pytest.mark.parametrize(("micro_batch", "parts"), [(None, 5), (14, 5), (4, 4)])
+def test_where_memory_is_short_the_networks_are_taken_one_by_one(monkeypatch, micro_batch, parts):
+    if micro_batch is None:
         monkeypatch.setattr(stacked, "_Block", refuse)
     networks = networks_of(3)
     references = copy.deepcopy(networks)
-    engine = stack(networks, *problem(), (0.1, 0.2, 0.3), b=5, at_once=at_once)
-    assert engine.name == ("autograd" if at_once == 4 else "fused")
-    assert min(5, engine.at_once) == parts
+    engine = stack(networks, *problem(), (0.1, 0.2, 0.3), b=5, micro_batch=micro_batch)
+    assert engine.name == ("autograd" if micro_batch == 4 else "fused")
+    assert min(5, engine.micro_batch) == parts
     stack(references, *problem(), (0.1, 0.2, 0.3), b=5)
     for network, reference in zip(networks, references, strict=True):
         assert (weights(network) - weights(reference)).abs().max() < 1e-12
@@ -145,10 +145,10 @@ def job_of(cell, **changes):
     return replace(job, statistics=compute_statistics(job))
 
 
-def together(make_cell, seeds=3, changes=None, **cell):
+def coupled_group_size(make_cell, seeds=3, changes=None, **cell):
     """A job of several seeds; `changes` of the job."""
-    first, *mates = (job_of(make_cell(seed=seed, **cell), **(changes or {})) for seed in range(seeds))
-    return replace(first, mates=tuple(mates))
+    first, *stacked_with = (job_of(make_cell(seed=seed, **cell), **(changes or {})) for seed in range(seeds))
+    return replace(first, stacked_with=tuple(stacked_with))
 
 
 def without_times(rows):
@@ -165,11 +165,11 @@ def assert_the_same(results, others):
 
 
 def one_by_one(job):
-    return [run_trial(replace(one, mates=())) for one in job.trials]
+    return [run_trial(replace(one, stacked_with=())) for one in job.members]
 
 
 def test_seeds_trained_together_have_the_rows_that_each_has_alone(make_cell):
-    job = together(make_cell, dtype="float32", ntk_at=(0, 20), gradient_norm=True)
+    job = coupled_group_size(make_cell, dtype="float32", ntk_at=(0, 20), gradient_norm=True)
     results = run_trials(job)
     assert [row["seed"] for row, *_ in results] == [0, 1, 2]
     assert {row["engine"] for row, *_ in results} == {"stacked"}
@@ -178,27 +178,27 @@ def test_seeds_trained_together_have_the_rows_that_each_has_alone(make_cell):
 
 
 def test_they_agree_with_the_fused_engine(make_cell):
-    job = together(make_cell)
-    for (row, *_), one in zip(run_trials(job), job.trials, strict=True):
-        fused, *_ = run_trial(replace(one, mates=(), engine="fused"))
+    job = coupled_group_size(make_cell)
+    for (row, *_), one in zip(run_trials(job), job.members, strict=True):
+        fused, *_ = run_trial(replace(one, stacked_with=(), engine="fused"))
         assert fused["engine"] == "fused"
         assert row["h"] == pytest.approx(fused["h"], rel=1e-10)
 
 
 def test_a_seed_that_ends_early_leaves_the_others_as_they_are(make_cell):
-    whole = one_by_one(together(make_cell))
+    whole = one_by_one(coupled_group_size(make_cell))
     losses = [[point["train_loss"] for point in curve] for _, curve, _ in whole]
     target = sorted(min(curve) for curve in losses)[0]  # one seed reaches it, at its end at the latest
-    job = together(make_cell, target_loss=1.5 * target)
+    job = coupled_group_size(make_cell, target_loss=1.5 * target)
     results = run_trials(job)
     assert len({row["iterations_done"] for row, *_ in results}) > 1
     assert_the_same(results, one_by_one(job))
 
 
 def test_a_seed_that_is_beaten_leaves_the_others_as_they_are(make_cell):
-    job = together(make_cell, changes={"limits": Limits(20.0, 20.0)})
-    first, last = replace(job, mates=(), limits=Limits(7.0, 7.0)), replace(job.mates[1], limits=UNLIMITED)
-    job = replace(first, mates=(job.mates[0], last))
+    job = coupled_group_size(make_cell, changes={"limits": Limits(20.0, 20.0)})
+    first, last = replace(job, stacked_with=(), limits=Limits(7.0, 7.0)), replace(job.stacked_with[1], limits=UNLIMITED)
+    job = replace(first, stacked_with=(job.stacked_with[0], last))
     results = run_trials(job)
     assert [row["status"] for row, *_ in results] == ["beaten", "beaten", "completed"]
     assert 1 < results[0][0]["iterations_done"] < results[1][0]["iterations_done"] < 50
@@ -206,9 +206,9 @@ def test_a_seed_that_is_beaten_leaves_the_others_as_they_are(make_cell):
 
 
 def test_a_seed_that_diverges_leaves_the_others_as_they_are(make_cell):
-    job = together(make_cell, stepsize=fixed(0.01))
-    unstable = replace(job.mates[0], statistics={}, cell=replace(job.mates[0].cell, stepsize=fixed(1e3)))
-    job = replace(job, mates=(unstable, job.mates[1]))
+    job = coupled_group_size(make_cell, stepsize=fixed(0.01))
+    unstable = replace(job.stacked_with[0], statistics={}, cell=replace(job.stacked_with[0].cell, stepsize=fixed(1e3)))
+    job = replace(job, stacked_with=(unstable, job.stacked_with[1]))
     results = run_trials(job)
     assert [row["status"] for row, *_ in results] == ["completed", "diverged", "completed"]
     assert_the_same(results, one_by_one(job))
@@ -218,7 +218,7 @@ def test_times_are_shares(make_cell, monkeypatch):
     """The clock goes on by a second at each look; what the job took is what its trials took, no second twice."""
     looks = iter(range(100_000))
     monkeypatch.setattr(trial_module.time, "perf_counter", lambda: float(next(looks)))
-    results = run_trials(together(make_cell, changes={"checkpoint_seconds": 1e9}))
+    results = run_trials(coupled_group_size(make_cell, changes={"checkpoint_seconds": 1e9}))
     total = next(looks) - 1  # whatever the statistics looked at
     begun = total - sum(row["seconds"] for row, *_ in results)
     assert 0 <= begun < total
@@ -232,10 +232,10 @@ def test_times_are_shares(make_cell, monkeypatch):
 @pytest.mark.parametrize("lost", [(), (1,), (0, 2)])
 def test_seeds_that_were_killed_together_end_in_the_same_bits(make_cell, tmp_path, monkeypatch, lost):
     """Also where the checkpoints of some are missing, so that they no longer are equally far."""
-    whole = run_trials(together(make_cell, dtype="float32"))
+    whole = run_trials(coupled_group_size(make_cell, dtype="float32"))
     monkeypatch.setattr(trial_module, "STEPS_AT_ONCE", 1)
     monkeypatch.setattr(trial_module, "CHECKPOINT_SHARE", math.inf)
-    job = together(make_cell, dtype="float32", changes={"checkpoints": tmp_path, "checkpoint_seconds": 1e-9})
+    job = coupled_group_size(make_cell, dtype="float32", changes={"checkpoints": tmp_path, "checkpoint_seconds": 1e-9})
     calls = iter(range(100))
 
     def killed(engine, *drawn, run=StackedEngine.run):
@@ -247,7 +247,7 @@ def test_seeds_that_were_killed_together_end_in_the_same_bits(make_cell, tmp_pat
         patch.setattr(StackedEngine, "run", killed)
         with pytest.raises(KeyboardInterrupt):
             run_trials(job)
-    files = [tmp_path / f"{one.key}.pt" for one in job.trials]
+    files = [tmp_path / f"{one.key}.pt" for one in job.members]
     stored = [Checkpoint(file).load() for file in files]
     assert len({progress.iteration for progress in stored}) == 1
     assert stored[0].iteration > 0
@@ -264,10 +264,10 @@ def test_seeds_that_were_killed_together_end_in_the_same_bits(make_cell, tmp_pat
 
 
 def test_who_is_told_hears_of_every_seed(make_cell, monkeypatch):
-    monkeypatch.setattr(trial_module, "TELL_SECONDS", 0.0)
+    monkeypatch.setattr(trial_module, "PROGRESS_INTERVAL", 0.0)
     monkeypatch.setattr(trial_module, "STEPS_AT_ONCE", 1)
-    job, told = together(make_cell), []
-    results = run_trials(replace(job, tell=lambda iteration, losses: told.append((iteration, losses))))
+    job, told = coupled_group_size(make_cell), []
+    results = run_trials(replace(job, on_progress=lambda iteration, losses: told.append((iteration, losses))))
     assert len({iteration for iteration, _ in told}) > 10
     curves = {row["cell_id"]: {point["iteration"]: point["train_loss"] for point in curve} for row, curve, _ in results}
     for iteration, losses in told:
@@ -324,7 +324,7 @@ def test_an_engine_for_other_networks_is_refused_before_any_work(tmp_path):
 class Scripted:
     """An executor of so many slots that does one job after the other, and keeps them."""
 
-    gpus, size, lacking = 0.0, staticmethod(lambda: ""), staticmethod(lambda path: [])
+    gpus, size, hosts_without = 0.0, staticmethod(lambda: ""), staticmethod(lambda path: [])
 
     def __init__(self, slots, fail=()):
         self.count, self.jobs, self.fail = slots, [], fail
@@ -343,7 +343,7 @@ class Scripted:
 
 def drive(tmp_path, sweep, executor):
     laid_out = plan(sweep, tmp_path)
-    agenda = Agenda(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, {})
+    agenda = CellQueue(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, {})
     store = Store(tmp_path / "small")
     store.open(sweep, {}, laid_out.data)
     failed = run(laid_out, agenda, store, executor, Console(file=io.StringIO(), width=200))
@@ -358,9 +358,9 @@ def test_seeds_share_a_job_as_far_as_every_process_has_one(tmp_path, slots, size
     executor = Scripted(slots)
     failed, trials = drive(tmp_path, sweep_of(batch_sizes=[1, 2], widths=[8]), executor)
     assert failed == []
-    assert [len(job.trials) for job in executor.jobs] == sizes
+    assert [len(job.members) for job in executor.jobs] == sizes
     for job in executor.jobs:
-        assert len({(one.cell.batch_size, one.statistics["init_id"] == one.init.init_id) for one in job.trials}) == 1
+        assert len({(one.cell.batch_size, one.statistics["init_id"] == one.init.init_id) for one in job.members}) == 1
     assert len(trials) == trials["cell_id"].nunique() == 6
     assert set(trials["engine"]) == {"stacked"}
     assert set(trials["attempts"]) == {1}
@@ -369,7 +369,7 @@ def test_seeds_share_a_job_as_far_as_every_process_has_one(tmp_path, slots, size
 def test_no_more_seeds_than_are_worth_it_share_a_job(tmp_path):
     executor = Scripted(1)
     drive(tmp_path, sweep_of(batch_sizes=[1], widths=[8], seeds=20), executor)
-    assert [len(job.trials) for job in executor.jobs] == [8, 8, 4]
+    assert [len(job.members) for job in executor.jobs] == [8, 8, 4]
 
 
 def test_different_stepsizes_and_batch_sizes_stay_apart(tmp_path):
@@ -377,11 +377,11 @@ def test_different_stepsizes_and_batch_sizes_stay_apart(tmp_path):
     drive(
         tmp_path, sweep_of(batch_sizes=[1, 2, 64], stepsizes=[theory(), theory(0.5), fixed(1e-3)], widths=[8]), executor
     )
-    kinds = [{(one.cell.batch_size, one.cell.stepsize.label) for one in job.trials} for job in executor.jobs]
+    kinds = [{(one.cell.batch_size, one.cell.stepsize.label) for one in job.members} for job in executor.jobs]
     assert all(len(kind) == 1 for kind in kinds)
     large = [job for job in executor.jobs if job.cell.batch_size == 64]
-    assert [(len(job.trials), job.engine) for job in large] == [(1, "auto")] * 9
-    assert sorted(len(job.trials) for job in executor.jobs if job.cell.batch_size < 64) == [3] * 6
+    assert [(len(job.members), job.engine) for job in large] == [(1, "auto")] * 9
+    assert sorted(len(job.members) for job in executor.jobs if job.cell.batch_size < 64) == [3] * 6
 
 
 def test_where_a_job_fails_each_of_its_cells_has_failed_and_is_tried_again(tmp_path):

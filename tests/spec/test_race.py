@@ -14,16 +14,16 @@ SCHEDULE = evaluation_iterations(T, 30)
 
 runs = st.lists(
     st.tuples(st.floats(0.5, 2.0 * T), st.floats(0.01, 50.0) | st.just(math.nan)), min_size=1, max_size=8
-).map(lambda drawn: [(steps, of_limit) for steps, of_limit in drawn])
+).map(lambda drawn: [(steps, eta_over_limit) for steps, eta_over_limit in drawn])
 """N of each trial, also beyond T, and its stepsize over the limit."""
 
 
-def run(steps, of_limit, limits):
+def run(steps, eta_over_limit, limits):
     """A trial under its limits: who arrives, or where it was last seen."""
-    limit = limits.of(of_limit)
+    limit = limits.of(eta_over_limit)
     for t, following in zip(SCHEDULE, [*SCHEDULE[1:], math.inf], strict=True):
         if t >= steps:
-            return Arrival(steps, t, of_limit)
+            return Arrival(steps, t, eta_over_limit)
         if following > limit:
             return t
     return T
@@ -31,7 +31,7 @@ def run(steps, of_limit, limits):
 
 def best(trials, reading):
     """The place of the first of a reading, if any arrives in time."""
-    inside = [k for k, (steps, of_limit) in enumerate(trials) if reading(of_limit) and steps <= T]
+    inside = [k for k, (steps, eta_over_limit) in enumerate(trials) if reading(eta_over_limit) and steps <= T]
     return min(inside, key=lambda k: trials[k][0], default=None)
 
 
@@ -47,16 +47,16 @@ def test_whatever_the_order_the_winners_arrive_and_who_is_cut_is_worse(trials, r
         k, limits = running.pop(random.randrange(len(running)))
         ended[k] = run(*trials[k], limits)
     arrivals = [one for one in ended.values() if isinstance(one, Arrival)]
-    for reading in (lambda of_limit: True, stable):
+    for reading in (lambda eta_over_limit: True, stable):
         if (first := best(trials, reading)) is not None:
             assert ended[first] == Arrival(trials[first][0], ended[first].end, trials[first][1])
     for k, last in ended.items():
         if not isinstance(last, Arrival) and last < T:
-            steps, of_limit = trials[k]
-            assert is_beaten(last, of_limit, arrivals)
+            steps, eta_over_limit = trials[k]
+            assert is_beaten(last, eta_over_limit, arrivals)
             assert steps > min(one.steps for one in arrivals)
-            if stable(of_limit):
-                assert steps > min(one.steps for one in arrivals if stable(one.of_limit))
+            if stable(eta_over_limit):
+                assert steps > min(one.steps for one in arrivals if stable(one.eta_over_limit))
 
 
 @given(runs, st.data())
@@ -64,12 +64,12 @@ def test_the_more_have_arrived_the_shorter_the_limit_and_never_below_the_best_on
     arrivals = [one for trial in trials if isinstance(one := run(*trial, UNLIMITED), Arrival)]
     some = data.draw(st.lists(st.sampled_from(arrivals), unique=True)) if arrivals else []
     few, all_ = Limits.after(some), Limits.after(arrivals)
-    for of_limit in (math.nan, 0.5, 1.0, 3.0):
-        assert all_.of(of_limit) <= few.of(of_limit)
-        inside = [one for one in arrivals if stable(of_limit) <= stable(one.of_limit)]
+    for eta_over_limit in (math.nan, 0.5, 1.0, 3.0):
+        assert all_.of(eta_over_limit) <= few.of(eta_over_limit)
+        inside = [one for one in arrivals if stable(eta_over_limit) <= stable(one.eta_over_limit)]
         if inside:
-            assert all_.of(of_limit) >= min(one.end for one in inside)
-            assert all_.of(of_limit) >= SLACK * min(one.steps for one in inside)
+            assert all_.of(eta_over_limit) >= min(one.end for one in inside)
+            assert all_.of(eta_over_limit) >= SLACK * min(one.steps for one in inside)
 
 
 def test_a_stable_trial_has_the_longer_limit_and_an_unstable_one_the_shorter():

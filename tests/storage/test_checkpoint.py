@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from raysat.storage.checkpoint import Checkpoint, Progress
-from raysat.storage.retry import PAUSES, Patience
+from raysat.storage.retry import PAUSES, RetryPolicy
 
 
 def progress(iteration):
@@ -46,13 +46,13 @@ def stored(store):
 def test_a_checkpoint_whose_storage_comes_back_within_a_minute_is_taken_up(store):
     slept = []
     store.away = 3
-    assert Checkpoint(store, Patience(slept.append)).load().iteration == 7
+    assert Checkpoint(store, RetryPolicy(slept.append)).load().iteration == 7
     assert slept == list(PAUSES[:3])
 
 
 def test_where_the_storage_stays_away_the_trial_starts_over_and_the_better_checkpoint_is_kept(store, caplog):
     store.away = len(PAUSES) + 1
-    checkpoint = Checkpoint(store, Patience(lambda _: None))
+    checkpoint = Checkpoint(store, RetryPolicy(lambda _: None))
     assert checkpoint.load() == Progress()
     assert "cannot be read, the trial starts over" in caplog.text
     store.away = 1  # the first save finds it away still
@@ -66,7 +66,7 @@ def test_where_the_storage_stays_away_the_trial_starts_over_and_the_better_check
 
 def test_where_nothing_was_there_the_trial_that_did_not_know_stores_its_own(store):
     store.away = len(PAUSES) + 1
-    checkpoint = Checkpoint(store, Patience(lambda _: None))
+    checkpoint = Checkpoint(store, RetryPolicy(lambda _: None))
     checkpoint.load()
     store.path.unlink()
     assert checkpoint.save(progress(2))
@@ -75,13 +75,13 @@ def test_where_nothing_was_there_the_trial_that_did_not_know_stores_its_own(stor
 
 def test_where_there_is_none_or_no_right_to_it_nobody_waits(tmp_path):
     for path in (tmp_path / "a.pt", tmp_path / "no folder" / "a.pt", None):
-        assert Checkpoint(path, Patience(lambda _: pytest.fail("waited"))).load() == Progress()
+        assert Checkpoint(path, RetryPolicy(lambda _: pytest.fail("waited"))).load() == Progress()
 
     class Closed:
         def read_bytes(self):
             raise PermissionError(13, "Permission denied")
 
-    assert Checkpoint(Closed(), Patience(lambda _: pytest.fail("waited"))).load() == Progress()
+    assert Checkpoint(Closed(), RetryPolicy(lambda _: pytest.fail("waited"))).load() == Progress()
 
 
 def test_saving_says_whether_it_did(tmp_path, monkeypatch, caplog):

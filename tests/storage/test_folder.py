@@ -269,7 +269,7 @@ def test_garbage_of_every_kind_in_what_is_made_anew_is_passed_over(run, tmp_path
     root = tmp_path / "results" / "tiny"
     monkeypatch.undo()
     monkeypatch.setattr("raysat.plots.save", lambda *_: None)
-    monkeypatch.setattr("raysat.plots.plates", lambda *_: [])
+    monkeypatch.setattr("raysat.plots.render_figures", lambda *_: [])
     for garbage in GARBAGE:
         (root / "status.json").write_bytes(garbage)
         (root / "analysis.parquet").write_bytes(garbage)

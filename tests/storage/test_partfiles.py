@@ -29,7 +29,7 @@ def write(store, cell_id):
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """Three cells merged, two not, and two rows of statistics."""
-    monkeypatch.setattr("raysat.storage.store.LOOSE", 3)
+    monkeypatch.setattr("raysat.storage.store.COMPACT_AFTER", 3)
     store = opened(tmp_path / "s")
     for init_id in ("i", "j"):
         store.write_ntk({"init_id": init_id, "iteration": 0, "gamma": 1.0})

@@ -2,7 +2,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from raysat.storage.retry import LONGEST, PAUSES, Patience, PatientWriter
+from raysat.storage.retry import LONGEST, PAUSES, RetryingWriter, RetryPolicy
 
 
 class Clock:
@@ -35,7 +35,7 @@ class Disk:
 def make(back_at):
     clock, said = Clock(), []
     disk = Disk(clock, back_at)
-    return clock, disk, said, PatientWriter("results/small", said.append, clock, clock.sleep)
+    return clock, disk, said, RetryingWriter("results/small", said.append, clock, clock.sleep)
 
 
 def test_what_could_not_be_written_for_a_minute_is_written_once_and_in_order():
@@ -79,7 +79,7 @@ def test_what_is_abandoned_is_tried_once_more_and_counted():
     writer.do(lambda: disk.write("a"))
     clock.now = 101.5  # before the next try is due
     disk.back_at = 1e9
-    writer.abandon()
+    writer.close_now()
     assert disk.tries == 2
     assert "1 results could not be written to results/small; their cells will run again" in said[-1]
 
@@ -98,12 +98,12 @@ def read_of(outcomes):
 
 def test_a_read_is_tried_again_for_a_minute_and_then_once_until_the_storage_has_answered():
     slept = []
-    patience = Patience(slept.append)
+    retry_policy = RetryPolicy(slept.append)
 
     def waited(*outcomes, error=None):
         slept.clear()
         with pytest.raises(OSError, match=error) if error else nullcontext():
-            assert patience(read_of(iter(outcomes))) == 7
+            assert retry_policy(read_of(iter(outcomes))) == 7
         return slept
 
     away = OSError("away")
@@ -117,4 +117,4 @@ def test_a_read_is_tried_again_for_a_minute_and_then_once_until_the_storage_has_
 @pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, NotADirectoryError, ValueError])
 def test_what_no_waiting_changes_is_not_waited_for(error):
     with pytest.raises(error):
-        Patience(lambda _: pytest.fail("waited"))(read_of(iter([error("for good")])))
+        RetryPolicy(lambda _: pytest.fail("waited"))(read_of(iter([error("for good")])))

@@ -127,7 +127,7 @@ def holes(content, size=8):
 
 @pytest.mark.parametrize("part", ["loose", "merged"])
 def test_a_damaged_part_file_is_never_read_as_something_else(store, monkeypatch, caplog, part):
-    monkeypatch.setattr("raysat.storage.store.LOOSE", 2 if part == "merged" else 9)
+    monkeypatch.setattr("raysat.storage.store.COMPACT_AFTER", 2 if part == "merged" else 9)
     for cell_id in ("a", "b"):
         store.write_trial(trial(cell_id, h=0.1), [point | {"seconds": 0.1} for point in curve(cell_id) * 9])
     path = next(store.root.glob("curves/merged-*" if part == "merged" else "curves/b.parquet"))
@@ -230,7 +230,7 @@ def files(store, table="trials"):
 
 @pytest.fixture
 def merges_four(monkeypatch):
-    monkeypatch.setattr("raysat.storage.store.LOOSE", 4)
+    monkeypatch.setattr("raysat.storage.store.COMPACT_AFTER", 4)
 
 
 def test_part_files_of_finished_cells_are_merged_and_nothing_changes_for_readers(store, merges_four):
@@ -386,13 +386,13 @@ def test_cells_whose_statistics_along_the_run_are_damaged_are_run_again(along, p
 
 
 def test_cells_that_two_drivers_have_merged_are_kept_once(store, monkeypatch):
-    monkeypatch.setattr("raysat.storage.store.LOOSE", 99)
+    monkeypatch.setattr("raysat.storage.store.COMPACT_AFTER", 99)
     fill(store, range(6))
-    loose = {path: path.read_bytes() for path in store.root.glob("*/00?.parquet")}
+    uncompacted = {path: path.read_bytes() for path in store.root.glob("*/00?.parquet")}
     for numbers in ([0, 1, 2, 3], [2, 3, 4], [4], [0, 1, 2, 3, 4]):  # each put back and merged by another
-        store.parts.loose = {f"{k:03x}" for k in numbers}
+        store.parts.uncompacted = {f"{k:03x}" for k in numbers}
         store.parts.merged = {table: set() for table in TABLES}
-        for path, content in loose.items():
+        for path, content in uncompacted.items():
             path.write_bytes(content)
         store.parts.merge()
     assert len(pd.read_parquet(store.root / "trials")) > 6

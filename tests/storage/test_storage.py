@@ -171,7 +171,7 @@ def test_a_worker_waits_for_a_storage_that_is_away_for_a_moment(tmp_path, monkey
     place = tmp_path / "data"
     (place / "tinyshakespeare").mkdir(parents=True)
     (place / "tinyshakespeare" / "input.txt").write_bytes(b"text")
-    monkeypatch.setattr(sources, "patiently", retry.Patience(lambda _: None))
+    monkeypatch.setattr(sources, "retry_read", retry.RetryPolicy(lambda _: None))
     monkeypatch.setattr(sources, "folders", lambda: (tmp_path / "cache",))
     sources.look_also_in(Away(place))
     try:
@@ -191,9 +191,9 @@ def test_nodes_that_do_not_see_the_checkpoints_are_named_with_the_remedy(tmp_pat
             store.checkpoints.mkdir(parents=True)
             _warn_where_unshared(store, executor, said.append)
             assert said == []
-            hosts = executor.lacking(tmp_path / "of the driver alone")
+            hosts = executor.hosts_without(tmp_path / "of the driver alone")
             assert hosts == [cluster.head_node.node_ip_address]
-            executor.lacking = lambda _: hosts
+            executor.hosts_without = lambda _: hosts
             _warn_where_unshared(store, executor, said.append)
     assert f"is not shared with {hosts[0]}: results arrive all the same" in said[0]
     assert "s3://bucket/path" in said[0]

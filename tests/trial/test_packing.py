@@ -72,19 +72,19 @@ def where_it_runs(job):
     return job.cell.batch_size, job.gpus, os.environ["CUDA_VISIBLE_DEVICES"]
 
 
-class Listener(list):
+class JobCallbacks(list):
     """Collects what jobs returned."""
 
-    def started(self, job):
+    def on_start(self, job):
         pass
 
-    def told(self, job, iteration, losses):
+    def on_progress(self, job, iteration, losses):
         pass
 
-    def tick(self):
+    def on_tick(self):
         pass
 
-    def ended(self, outcome):
+    def on_end(self, outcome):
         assert not outcome.error
         self.append(outcome.value)
 
@@ -94,7 +94,7 @@ def test_trials_are_scheduled_by_their_share(make_cell, tmp_path):
     """On a pretended GPU: small batches wait for launches and share it, the large one has it alone."""
     cells = iter([make_cell(batch_size=b) for b in (1, 2, 100)])
     measured = MEASURED | {"sample_seconds": 1e-4}
-    found = Listener()
+    found = JobCallbacks()
 
     class Source:
         shared = Job("s", make_cell().init)

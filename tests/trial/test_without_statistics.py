@@ -12,7 +12,7 @@ import pytest
 
 from raysat import analysis, mlp
 from raysat.analysis.command import main as analysis_main
-from raysat.driver.stepsizes import Finding, missing_neighbours
+from raysat.driver.stepsizes import TrialResult, missing_neighbours
 from raysat.models.architectures import ARCHITECTURES, Architecture
 from raysat.spec.cells import Model
 from raysat.spec.stepsizes import Stepsize
@@ -268,7 +268,7 @@ def test_a_stepsize_range_grows_without_eta_limit():
     """Losses fall up to k = 4 and diverge above: what is tried grows from where it began until the best is inside."""
 
     def found(k):
-        return Finding("diverged") if k > 4 else Finding("completed", (0, 10), (1.0, 2.0 ** -(k + 9)))
+        return TrialResult("diverged") if k > 4 else TrialResult("completed", (0, 10), (1.0, 2.0 ** -(k + 9)))
 
     tried = {k: found(k) for k in (0, 1, 2)}
     for _ in range(20):
@@ -276,7 +276,7 @@ def test_a_stepsize_range_grows_without_eta_limit():
             break
         tried |= {k: found(k) for k in more}
     assert set(tried) == {0, 1, 2, 3, 4, 5}
-    failed = dict.fromkeys((0, 1, 2), Finding("failed"))
+    failed = dict.fromkeys((0, 1, 2), TrialResult("failed"))
     assert missing_neighbours(failed, None) == set()
     assert missing_neighbours(failed | {0: found(0)}, None) == {-1}, "above it what failed is known already"
 
@@ -306,9 +306,9 @@ def test_what_random_layers_draw_is_the_cells_own(make_cell, tmp_path, monkeypat
         if iteration >= 20:
             raise Enough
 
-    monkeypatch.setattr("raysat.trial.train.TELL_SECONDS", -1.0)
+    monkeypatch.setattr("raysat.trial.train.PROGRESS_INTERVAL", -1.0)
     with pytest.raises(Enough):
-        run_trial(replace(job, tell=stop))
+        run_trial(replace(job, on_progress=stop))
     second = run_trial(job)[0]
     assert second["attempts"] == 2
     assert second["loss_final"] == first["loss_final"]
@@ -329,10 +329,10 @@ def test_a_checkpoint_of_another_stepsize_is_not_gone_on_with(make_cell, tmp_pat
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raysat.trial.train.TELL_SECONDS", -1.0)
+        patch.setattr("raysat.trial.train.PROGRESS_INTERVAL", -1.0)
         patch.setattr("raysat.trial.train.AT_ONCE_SECONDS", 1e-9)
         with pytest.raises(KeyboardInterrupt):
-            run_trial(replace(job, statistics=wrong, tell=stop))
+            run_trial(replace(job, statistics=wrong, on_progress=stop))
     assert list(tmp_path.iterdir())
     found = run_trial(job)[0]
     assert found["loss_final"] == expected["loss_final"]

@@ -91,7 +91,7 @@ def replace(path, old, new):
 def merge(project):
     """As after many cells."""
     store = Store(project / "results" / "own")
-    store.parts.loose = store.finished()
+    store.parts.uncompacted = store.finished()
     store.parts.merge()
     assert list((store.root / "trials").glob("merged-*"))
 
@@ -106,7 +106,7 @@ def test_a_row_names_the_files_that_were_imported_for_it(project, run):
     assert ntk.to_dict() == {"my_model:build": own, "mlp": builtin}
 
 
-@pytest.mark.parametrize("part", ["loose", "merged"])
+@pytest.mark.parametrize("part", ["uncompacted", "merged"])
 @pytest.mark.parametrize(
     ("file", "old", "new", "models"),
     [
@@ -390,9 +390,9 @@ def test_results_of_an_earlier_raysat_stay_where_their_text_does(project, run, m
 
 
 def _unnamed(device):
-    from raysat.storage.rows import where
+    from raysat.storage.rows import provenance
 
-    return where(device)
+    return provenance(device)
 
 
 def test_on_ray_as_in_process(project, monkeypatch):

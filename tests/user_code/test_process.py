@@ -270,16 +270,16 @@ class Work:
         cell = self.cells.pop() if self.cells else None
         return cell and Job("s", cell.init, cell)
 
-    def started(self, job):
+    def on_start(self, job):
         self.starts.append(job.key)
 
-    def told(self, job, iteration, losses):
+    def on_progress(self, job, iteration, losses):
         pass
 
-    def tick(self):
+    def on_tick(self):
         pass
 
-    def ended(self, outcome):
+    def on_end(self, outcome):
         self.outcomes.append(outcome)
 
 
