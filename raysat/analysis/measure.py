@@ -102,9 +102,17 @@ def measure(
         yield _measured(about, best_by_steps(trials, paths, level), reading, group)
     if not levels:
         about = {**head, "quantity": "N", "target": math.nan, "headline": True}
-        none = CriticalBatch(reason="no loss level below the initial one is reached by all trials")
+        none = CriticalBatch(reason=_no_level(trials))
         empty = trials.iloc[:0].assign(value=math.nan)
         yield Measurement(about, _sizes(group), empty, None, np.empty(0), [], _fit_row(about, reading, none))
+
+
+def _no_level(trials: pd.DataFrame) -> str:
+    """Return why a reading has no target."""
+    at_once = trials[(trials["status"] == TARGET_REACHED) & (trials["iterations_done"] == 0)]
+    if at_once.empty:
+        return "no loss level below the initial one is reached by all trials"
+    return f"target_loss is not below the loss at initialization, {number(at_once['loss_init'].min())}: lower it"
 
 
 def best_by_h(trials: pd.DataFrame) -> pd.DataFrame:

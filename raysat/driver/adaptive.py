@@ -239,8 +239,11 @@ class Group:
 
     def _next_size(self, requested: Mapping[int, list[Cell]], results: TrialResults) -> tuple[int | None, str]:
         """The batch size to run next, or None and why no more is wanted."""
+        ended = [results[cell.cell_id] for cells in requested.values() for cell in cells]
+        if any(one.begins_below(self.target) for one in ended):
+            return None, "target_loss is not below the loss at initialization: lower it"
         ends = []
-        known = any(results[cell.cell_id].eta_over_limit < math.inf for cells in requested.values() for cell in cells)
+        known = any(one.eta_over_limit < math.inf for one in ended)
         for limit in self._limits if known else (math.inf,):
             b, why = self._next_of_reading(requested, results, limit)
             if b is not None:

@@ -55,6 +55,10 @@ class TrialResult:
         """Whether the trial neither diverged nor failed."""
         return self.status in MEASURED
 
+    def begins_below(self, target: float | None) -> bool:
+        """Whether the loss is at the target before the first step, so that all stepsizes are alike."""
+        return target is not None and bool(self.losses) and self.losses[0] <= target
+
     def steps(self, target: float | None) -> float:
         """N to the target; nan where it is not reached."""
         return _steps(self, target) if target is not None and self.usable else math.nan
@@ -98,7 +102,7 @@ def missing_neighbours(found: Mapping[int, TrialResult], target: float | None) -
         target: The loss to which N counts, if any.
     """
     known = {k: one for k, one in found.items() if one.status != FAILED}
-    if not known:  # every trial failed: that says nothing of stepsizes
+    if not known or _all_alike(known, target):  # if every trial failed, that says nothing of stepsizes
         return set()
     missing = set()
     limited = not any(math.isnan(one.eta_over_limit) for one in known.values())
@@ -132,7 +136,7 @@ def next_in_race(found: Mapping[int, TrialResult], target: float | None, goal: f
         goal: The loss to which the trials race.
     """
     known = {k: one for k, one in found.items() if one.status != FAILED}
-    if not known:
+    if not known or _all_alike(known, target):
         return []
     limits = Limits.after(one for each in known.values() for one in each.arrivals(goal))
     limited = not any(math.isnan(one.eta_over_limit) for one in known.values())
@@ -144,6 +148,10 @@ def next_in_race(found: Mapping[int, TrialResult], target: float | None, goal: f
     elif limited:
         wanted.append(edge)
     return [k for k in dict.fromkeys(wanted) if abs(k) <= REACH and k not in found]
+
+
+def _all_alike(known: Mapping[int, TrialResult], target: float | None) -> bool:
+    return any(one.begins_below(target) for one in known.values())
 
 
 BEYOND = TrialResult(FAILED)

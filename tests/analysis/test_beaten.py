@@ -54,6 +54,12 @@ def test_a_race_has_the_same_N_at_its_target_and_above_it(targets):
         assert raced.loc[known, end].to_numpy() == pytest.approx(alone.loc[known, end].to_numpy(), rel=0.05)
 
 
+def test_a_target_above_the_initial_loss_is_named():
+    made = [trial(b, 0, "grid", eta, iterations=0, status="target_reached") for b in SIZES[:4] for eta in (1.0, 2.0)]
+    reasons = analyzed(made, []).fits.query("quantity == 'b_N'")["reason"]
+    assert set(reasons) == {"target_loss is not below the loss at initialization, 1: lower it"}
+
+
 def test_they_are_neither_diverged_nor_failed_nor_the_best_by_h():
     alone, raced = analyzed(swept(False), [TARGET]), analyzed(swept(True), [TARGET])
     for name in ("n_diverged", "n_failed", "reason"):

@@ -183,6 +183,17 @@ def test_a_target_that_is_not_reached_ends_it():
     assert "not reached at b = 1" in queue.stop_reasons[0]
 
 
+@pytest.mark.parametrize("race", [False, True])
+def test_a_target_that_is_no_lower_than_the_initial_loss_ends_it(race):
+    """All stepsizes are alike: there is no range to search."""
+    at_once = TrialResult("target_reached", (0,), (TARGET / 2,), 0.5)
+    queue = explore(make(race=race, stepsizes=[grid(auto=True)]), lambda cell: at_once)
+    assert sizes(queue) == [1]
+    assert "target_loss is not below the loss at initialization: lower it; run at b = 1" in queue.stop_reasons[0]
+    queue = explore(make(race=race, adaptive=False, stepsizes=[grid(auto=True)]), lambda cell: at_once)
+    assert len({cell.stepsize.value for cell in queue.requested}) <= 3
+
+
 def test_failures_end_it():
     assert sizes(explore(make(), lambda cell: TrialResult("failed"))) == [1]
     queue = explore(make(adaptive=False, stepsizes=[grid(auto=True)]), lambda cell: TrialResult("failed"))

@@ -45,6 +45,7 @@ def asked(found):
         ({8: at(8, 10), 9: TrialResult("failed"), 7: beaten(7), 5: TrialResult("failed")}, [4]),
         ({2: TrialResult("failed")}, []),  # which says nothing of stepsizes
         ({REACH: reaching(10, 0.1)}, [REACH - 1]),
+        ({2: TrialResult("target_reached", (0,), (TARGET / 2,), 0.5)}, []),  # below the target before the first step
     ],
 )
 def test_what_is_tried_next(found, following):
