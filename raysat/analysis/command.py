@@ -22,7 +22,7 @@ def target_option(parser: argparse.ArgumentParser) -> None:
 
 
 def targets_of(options: argparse.Namespace) -> tuple[float, ...]:
-    """Return what `--target` names.
+    """Return the values of `--target`.
 
     Raises:
         InputError: One is not a positive number.
