@@ -265,7 +265,7 @@ def _sentence(own: pd.DataFrame) -> str:
     if row["seeds"] == 1 and math.isnan(own["low"].iloc[0]):
         said += " There are no intervals: there is one seed, and no fit about which it could scatter."
     elif row["seeds"] == 1:
-        said += " Intervals are of the scatter about the fit, for there is one seed."
+        said += " Intervals are from the scatter about the fit: there is one seed."
     shared = f", up to {row['at_once']} trials at once on a machine, which makes steps slower and uneven"
     shared *= int(row["at_once"] > 1)
     if "least_seconds" in own.index:

@@ -123,9 +123,9 @@ def about_intervals(seeds: int) -> str:
     """Describe the intervals, and their limits if there is one seed."""
     if seeds == 1:
         return (
-            "Intervals are of 95 %, of the scatter about the fit, for there is one seed: they do not show how seeds "
-            "differ, and where there is no fit there is none."
+            "Intervals are of 95 %, from the scatter about the fit, because there is one seed: they do not show how "
+            "seeds differ, and without a fit there is none."
         )
     if not seeds:
-        return "There are no intervals, for no seed has a value."
+        return "There are no intervals: no seed has a value."
     return f"Intervals are of 95 %, by Student's t over {seeds} seeds."

@@ -76,7 +76,7 @@ def _tokens(name: str, x: Tensor, vocabulary: int | None) -> None:
     if low < 0 or high >= vocabulary:
         raise InputError(
             f"Dataset has tokens from {low} to {high} in {name}: number them from 0, and give a vocabulary above the "
-            f"last, for it is {vocabulary}."
+            f"last; it is {vocabulary}."
         )
 
 

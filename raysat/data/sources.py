@@ -52,7 +52,7 @@ def read(name: str) -> Iterator[bytes]:
         if found != expected:
             raise InputError(
                 f"{path} has the {algorithm} digest {found}, but {name} has {expected}: "
-                f"remove the file, so that it comes anew from {source.address}, or put the original in its place."
+                f"remove the file to download it again from {source.address}, or put the original in its place."
             )
         yield content
 

@@ -94,7 +94,7 @@ class Custom:
 
     def _product(self, outputs: Outputs, y: Tensor | None, u: Tensor, how: str) -> Tensor:
         if y is None:
-            raise NoStatistics(f"loss={self.name!r} has a Hessian only where it is told the targets: give y.")
+            raise NoStatistics(f"loss={self.name!r} needs the targets for its Hessian: give y.")
         if (size := outputs[0].numel()) > LARGEST:
             raise NoStatistics(
                 f"loss={self.name!r} is differentiated twice in each of {size} outputs a sample, and the statistics of "
@@ -119,7 +119,7 @@ class Custom:
         if not certain:
             raise NoStatistics(
                 f"loss={self.name!r} is not convex in the outputs (its Hessian has the eigenvalue "
-                f"{values.amin().item():.3g} beside {size.amax().item():.3g}), so that it has no Gauss-Newton kernel: "
+                f"{values.amin().item():.3g} next to {size.amax().item():.3g}), so that it has no Gauss-Newton kernel: "
                 "use fixed() or grid(), which need no statistics, or a convex loss."
             )
         return torch.where(convex[:, None, None], vectors * values.clamp_min(0).sqrt()[:, None], torch.nan)

@@ -27,7 +27,7 @@ class CriticalBatch:
     """A measured critical batch size, or the reason why there is none.
 
     Attributes:
-        value: b_h or b_N in samples; nan where the data do not support a fit.
+        value: b_h or b_N in samples; nan if the data do not support a fit.
         low: Lower end of the 95 % interval; 0 if it is below the search range.
         high: Upper end; inf if it is above the search range.
         interval: Its source: the scatter of several `seeds` about the fit, or the `residuals` of a single seed; empty

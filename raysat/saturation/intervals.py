@@ -218,7 +218,7 @@ def of_values(
     mean, count = np.log(geometric_mean(np.exp(logs))), np.isfinite(logs).sum(axis=0)
     if len(logs) < 2:
         scatter = alone or Scatter(math.nan, 0)
-        # `0 * mean` gives it the shape of the mean, and nan where there is no value
+        # `0 * mean` gives it the shape of the mean, and nan if there is no value
         half = student_t(scatter.freedom) * np.sqrt(scatter.deviation**2 + np.square(resolution) + 0 * mean)
         return _ends(mean, half)
     levels = np.nanmean(logs - mean, axis=1)

@@ -63,8 +63,8 @@ def lateness(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"]
         eps: The target loss.
 
     Returns:
-        It, below 0 where chords lie below the curve; 0 where the target is reached between two iterations that follow
-        each other, or at the first evaluation; nan where N is 0 or missing, or neither half of the evaluations has it.
+        The excess of log N; negative if chords lie below the curve; 0 if the target is reached between two consecutive
+        iterations, or at the first evaluation; nan if N is 0 or missing, or if neither half of the evaluations has it.
 
     Example:
         >>> t = np.array([0, 10, 20, 30])

@@ -90,7 +90,7 @@ def engine(name: str, value: Any) -> str:
 def folder_name(name: str, value: Any) -> str:
     """The name of a folder."""
     if not (isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value)):
-        raise InputError(f"{name}={value!r}: use letters, digits, '-', '_' and '.', for it names a folder.")
+        raise InputError(f"{name}={value!r}: use letters, digits, '-', '_' and '.': it names a folder.")
     return value
 
 

@@ -177,7 +177,7 @@ class Sweep:
             raise InputError("widths is empty: give at least one width for the models that have one.")
         policies = {stepsize.policy for stepsize in self.stepsizes}
         if {"grid_auto", "grid_relative"} <= policies:
-            raise InputError("stepsizes has grid(auto=True) beside a relative grid, which are read as one: drop one.")
+            raise InputError("stepsizes has grid(auto=True) and a relative grid, which are analyzed as one: drop one.")
 
     def _validate_execution(self) -> None:
         gpus, ranks = self.gpus_per_trial or 0, self.ranks_per_trial
@@ -187,7 +187,7 @@ class Sweep:
                 "and one rank uses one GPU; set both to the same number."
             )
         if self.precision != "full" and self.dtype != "float32":
-            raise InputError(f"precision={self.precision!r} is of float32, and dtype={self.dtype!r}: set one of them.")
+            raise InputError(f"precision={self.precision!r} needs float32, and dtype={self.dtype!r}: set one of them.")
         engine = ENGINES.get(self.engine)  # None for `auto`, which supports everything
         if self.precision == "bfloat16" and engine and not engine.bfloat16:
             raise InputError(

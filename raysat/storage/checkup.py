@@ -89,13 +89,13 @@ def findings(contents: Contents) -> Iterator[Finding]:
 def _records(contents: Contents) -> Iterator[Finding]:
     record = contents.record
     if record is None:
-        text = "sweep.json is not there or cannot be read; the next run of the sweep makes it anew"
+        text = "sweep.json is not there or cannot be read; the next run of the sweep writes it again"
         yield Finding("no record", text, tuple(name for name in contents.names if name.rstrip("/") == "sweep.json"))
     elif record.get("schema") != present():
         versions = f"schema version {record.get('schema')}, where this raysat reads {present()}"
         yield Finding("another schema", f"{versions}: use the raysat that wrote it")
     if "status.json" in contents.names and not contents.has_status:
-        text = "status.json cannot be read; the next run of the sweep makes it anew"
+        text = "status.json cannot be read; the next run of the sweep writes it again"
         yield Finding("no status", text, ("status.json",))
 
 
@@ -196,7 +196,7 @@ def _ids(contents: Contents) -> Iterator[Finding]:
         if row["cell_id"] not in bad and recall.asks_for(row) and not recall.makes(row):
             bad.add(row["cell_id"])
     if bad:
-        text = f"{len(bad)} rows say something else than what their id was made of ({_few(sorted(bad))}); the next run"
+        text = f"{len(bad)} rows do not agree with the ids made of them ({_few(sorted(bad))}); the next run"
         own = {
             path: part["cell_id"].isin(bad) | (part["init_id"].isin(bad) & part["cell_id"].isna())
             for path, part in contents.parts["ntk"].items()

@@ -111,7 +111,7 @@ class Store:
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             if self.record() is None and self.sweep_file.exists():
-                log.warning("%s cannot be read: it is set aside, and made anew.", self.sweep_file)
+                log.warning("%s cannot be read: it is set aside and written again.", self.sweep_file)
                 self.put_aside(self.sweep_file)
             # Before anything else: if the process ends at any later point, this is recognized as a results folder.
             self._write_record({"schema": present(), "sweep": asdict(sweep), "resolved": dict(resolved), **about})
@@ -247,12 +247,12 @@ class Store:
         if record is None:
             raise InputError(
                 f"{self.root} holds no sweep (no readable sweep.json): give a results folder, RESULTS/NAME, or "
-                "run its sweep again, which makes it anew."
+                "run its sweep again, which writes it."
             )
         if record.get("schema") != present():
             raise InputError(
                 f"{self.root} has schema version {record.get('schema')}, this raysat reads {present()}: "
-                "use the raysat that wrote it, or run the sweep anew."
+                "use the raysat that wrote it, or start the sweep over."
             )
         return record
 

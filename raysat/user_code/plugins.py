@@ -97,7 +97,7 @@ def resolve(reference: str) -> Callable[..., Any]:
             raise
         raise InputError(
             f"{reference!r} names the module {error.name}, which cannot be found: "
-            f"put {error.name.replace('.', '/')}.py beside the sweep file."
+            f"put {error.name.replace('.', '/')}.py next to the sweep file."
         ) from None
     if not callable(function):
         raise InputError(f"{reference!r}: {module_name} has no function {function_name}; define it there.")
@@ -117,8 +117,8 @@ def explained(reference: str) -> Iterator[None]:
         if not (behind := _left_behind(f"{error.filename} {error}")):
             raise
         raise InputError(
-            f"{reference!r} reads a file of {behind}, which is not on {platform.node()}: modules travel to other "
-            "machines, the files beside them do not; put them where every machine finds them at the same path."
+            f"{reference!r} reads a file of {behind}, which is not on {platform.node()}: modules are sent to "
+            "other machines, the files next to them are not; put them where every machine finds them at the same path."
         ) from error
 
 
