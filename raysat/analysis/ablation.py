@@ -68,7 +68,7 @@ def _of_curve(path: pd.DataFrame) -> tuple[float, float, float, float]:
     mean = float(path["gradient_square_mean"].iloc[-1]) if known else math.nan
     path = path[path["iteration"] > 0]
     x, y = np.log(path["iteration"].to_numpy(float)), path["distance_from_init"].to_numpy(float)
-    if len(x) < 3 or not np.isfinite(y).all() or np.ptp(y) == 0:
+    if len(x) < 3 or not np.isfinite(y).all() or np.ptp(y) == 0:  # r_square divides by the variance of y
         return mean, math.nan, math.nan, math.nan
     slope, intercept = np.polyfit(x, y, 1)
     residual = y - intercept - slope * x
@@ -119,6 +119,7 @@ def model_labels(table: pd.DataFrame) -> pd.Series:
     """Return labels of a table's models: the architecture, and the options in which they differ."""
     options = [json.loads(text or "{}") for text in table["model_options"]]
     names = {name for one in options for name in one}
+    # by `repr`: 1, 1.0 and True are equal, and lists have no hash
     differing = sorted(name for name in names if len({repr(one.get(name)) for one in options}) > 1)
     said = [", ".join(f"{name}={one[name]}" for name in differing if name in one) for one in options]
     return table["model"] + pd.Series([f"({text})" if text else "" for text in said], table.index, dtype=str)

@@ -69,6 +69,7 @@ class PredictedCurves:
         steps = [steps_to_target(*self.paths[cell_id], eps) for cell_id in trials["cell_id"]]
         expected = pd.Series(steps, trials.index, dtype=float).fillna(math.inf)
         of_size = expected.groupby([trials["seed"], trials["batch_size"]])
+        # idxmin is a label of `trials`: `best` is the stepsize of the first one of its seed and batch size
         least, best = of_size.transform("min"), trials["eta"][of_size.transform("idxmin")].to_numpy()
         trials = trials[np.isfinite(least) & near(trials["eta"].to_numpy(dtype=float), best)]
         known = [self.drawn.get(cell_id, (math.inf,))[0] <= eps for cell_id in trials["cell_id"]]
@@ -116,7 +117,7 @@ def predict_curves(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> Pred
         return PredictedCurves(reason="the recursion is that of batches drawn independently, not of epochs")
     trials = group[(group["status"] != FAILED) & group["eta"].notna()]
     spectra = ntk[(ntk["iteration"] == 0) & (ntk["residual_nodes"].str.len() > 0)].set_index("init_id")
-    spectra = spectra[~spectra.index.duplicated(keep="last")]
+    spectra = spectra[~spectra.index.duplicated(keep="last")]  # statistics that were computed again: the last count
     if not trials["init_id"].isin(spectra.index).all():
         return PredictedCurves(reason="not every seed has spectral measures in ntk: run the sweep with spectrum=64")
     horizon = HORIZON * int(row["iterations"])

@@ -79,9 +79,10 @@ def ladder(
         raced = bool((read[0]["status"] == BEATEN).any())  # then depths depend on when trials were cut
         levels = _levels(deepest(read[0], paths, decided=raced), rungs)
         for k, reading in enumerate(read):
+            # the targets at which this reading is measured already
             known = set(own.fits.merge(reading[list(READING)].iloc[:1], on=list(READING))["target"].dropna())
             trials = _followed(reading, paths)
-            low = deepest(reading, paths)["deepest"].max()
+            low = deepest(reading, paths)["deepest"].max()  # every seed and batch size comes as far as this
             new = [level for level in levels if level not in known and level >= low]
             made = _decided(reading, group, trials, paths, new) if new else []
             for measured in made:
@@ -145,7 +146,7 @@ def _could_have_won(early: pd.DataFrame, measured: Measurement) -> bool:
 def _rounded_up(value: float) -> float:
     """The smallest number of three significant digits that is not below `value`."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return float(f"{math.ceil(value / unit - 1e-9) * unit:.3g}")
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.3g}")  # 1e-9: a rounding error is no reason to round up
 
 
 def _joined(own: pd.DataFrame, rows: Sequence[Mapping], columns: Sequence[str]) -> pd.DataFrame:

@@ -130,7 +130,7 @@ def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFr
     told = steps
     if (trials["status"] == BEATEN).any():
         least = pd.Series(steps, trials.index).groupby([trials["seed"], trials["batch_size"]]).transform("min")
-        told = np.fmin(steps, SLACK * least.to_numpy(dtype=float))
+        told = np.fmin(steps, SLACK * least.to_numpy(dtype=float))  # a nan, of a trial cut before, becomes the limit
     with np.errstate(divide="ignore"):
         spaced = stepsize_resolution(trials, np.log(told))
     best = best_of(trials.assign(first=steps, spaced=spaced), "first")
@@ -161,7 +161,7 @@ def stepsize_resolution(trials: pd.DataFrame, depth: Float[np.ndarray, " trials"
         if not 0 < k < len(rows) - 1:
             continue
         near = rows[k - 1 : k + 2]
-        if (np.diff(log_eta[near]) > 0).all():
+        if (np.diff(log_eta[near]) > 0).all():  # a stepsize that occurs twice allows no parabola
             found[rows[k]] = below_parabola(log_eta[near], depth[near])
     return found
 
@@ -246,6 +246,7 @@ def _points(
     if not values.size:
         return []
     mean, (low, high) = geometric_mean(values), ends
+    # h_interp needs h(1), and the same T at all batch sizes
     predicts = about["quantity"] == "h" and b[0] == 1 and about["iterations_least"] == about["iterations"]
     by_size = best.assign(eta_k_op=best["eta"] * best["k_op"]).groupby("batch_size")
     etas = by_size[["eta", "eta_beta", "eta_k_op"]].median().to_dict("records")

@@ -46,6 +46,7 @@ def comparable(trials: pd.DataFrame) -> pd.DataFrame:
     The new column `iterations_least` has the smallest. Tables without the columns `training` and `budget` are of plain
     SGD under a budget of iterations.
     """
+    # old tables get the columns that they lack, with missing values
     trials = trials.reindex(columns=list(dict.fromkeys([*trials.columns, "training", "budget"])))
     trials = trials.assign(training=trials["training"].fillna("sgd"))
     by_samples = trials["budget"].fillna("iterations").str.endswith(("samples", "epochs"))
@@ -104,5 +105,6 @@ def by_evidence(rows: pd.DataFrame) -> pd.DataFrame:
     """
     policies = [policy(label) for label in rows["stepsize"]]
     rank = [EVIDENCE.index(one) if one in EVIDENCE else 99 for one in policies]
+    # "free" sorts before "stable"
     order = pd.DataFrame({"rank": rank, "narrow": -rows["width"], "tuning": rows["tuning"]})
     return rows.loc[order.sort_values(["rank", "narrow", "tuning"], kind="stable").index]

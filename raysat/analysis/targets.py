@@ -74,7 +74,7 @@ def shared(trials: pd.DataFrame, paths: Paths) -> pd.Series:
             best: dict[object, pd.DataFrame] = {}
             for width, end in ranked:
                 if len(end):
-                    best.setdefault(width, end)
+                    best.setdefault(width, end)  # the first one of a width has the best evidence
             ends += best.values()
             leading += list(best.values())[:1]
         levels = _levels(ends, leading)

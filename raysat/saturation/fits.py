@@ -198,7 +198,9 @@ def fit_bend(
     for _ in range(rounds):
         made = fit_saturation(b, np.broadcast_to(rows, (len(tried), *rows.shape)), tried, ROUGH)
         k = np.clip(made.rms_log_residual.argmin(axis=0), 1, len(tried) - 2)
+        # the next grid of each row lies between the neighbours of its best q
         last, tried = tried, np.geomspace(tried[k - 1, range(len(rows))], tried[k + 1, range(len(rows))], len(BENDS))
+    # `made` belongs to `last`: the grid after it was not fitted
     return last[made.rms_log_residual.argmin(axis=0), range(len(rows))].reshape(y.shape[:-1])
 
 

@@ -157,6 +157,7 @@ def forecast(
     n_theory = np.array([steps_to_target(t, curve, target) for curve in curves])
     with np.errstate(divide="ignore"):  # a loss of 0: h is infinite, and its fit is refused below
         h = (np.log(curves[:, 0]) - np.log(curves[:, -1])) / iterations
+    # h is inf if the loss comes to 0, and -inf if it overflows
     vanished = np.isposinf(h).any() and not np.isneginf(h).any()
     tuned = tuned_steps(spectrum, b, target, iterations, replacement=replacement)
     eta_max = np.array([largest_stable(spectrum, value) for value in phi])

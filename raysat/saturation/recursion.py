@@ -150,7 +150,7 @@ def largest_stable(spectrum: Spectrum, phi: float, own: float | None = None) -> 
     if gain(limit * (1 - 1e-12)) < 1:  # at the limit itself a denominator may vanish
         return limit
     low, high = 0.0, limit
-    for _ in range(60):
+    for _ in range(60):  # bisection to the precision of float64
         middle = (low + high) / 2
         low, high = (middle, high) if gain(middle) < 1 else (low, middle)
     return low

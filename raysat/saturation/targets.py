@@ -79,10 +79,11 @@ def lateness(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"]
     fine = _between(iterations, losses, eps, k - 1, k)
     later = []
     for first in (1, 2):
-        kept = np.r_[0, first : len(losses) : 2]
+        kept = np.r_[0, first : len(losses) : 2]  # w_0 and every second evaluation
         if (n := steps_to_target(iterations[kept], losses[kept], eps)) > 0:
             later.append(math.log(n / fine))
     share = 1 / 3 if _only_falls(losses[: k + 2]) else 1
+    # rounded: an error of 1e-16 in the interpolation is no lateness
     return round(share * sum(later) / len(later), 12) if later else math.nan
 
 

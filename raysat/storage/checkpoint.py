@@ -157,7 +157,7 @@ def _write(content: dict[str, Any], path: Path) -> None:
         file.write(_DIGITS.to_bytes(2, "little"))  # the comment's length, the last field of a zip archive
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.write(digest.encode())
+        file.write(digest.encode())  # `file_digest` has read to the end: this appends
 
 
 def _check(content: bytes) -> None:

@@ -197,6 +197,7 @@ def _ids(contents: Contents) -> Iterator[Finding]:
             bad.add(row["cell_id"])
     if bad:
         text = f"{len(bad)} rows do not agree with the ids made of them ({_few(sorted(bad))}); the next run"
+        # rows of `ntk` along a run have a cell_id; those at initialization only an init_id
         own = {
             path: part["cell_id"].isin(bad) | (part["init_id"].isin(bad) & part["cell_id"].isna())
             for path, part in contents.parts["ntk"].items()

@@ -93,7 +93,7 @@ class PartFiles:
                 except FileNotFoundError:  # the driver merged it after the folder was listed: list it again
                     if not tries_left:
                         raise
-        empty = arrow_schema(table).empty_table()
+        empty = arrow_schema(table).empty_table()  # has all columns: those that a part-file lacks become null
         rows = pa.concat_tables([empty, *parts.values()], promote_options="default")
         return rows.select(columns or rows.column_names).to_pandas().drop_duplicates(KEYS[table], ignore_index=True)
 

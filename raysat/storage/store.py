@@ -296,6 +296,7 @@ class Store:
         trials = self.read("trials", ["cell_id", "status", "model_options"])
         curves = self.read("curves", [*KEYS["curves"], "train_loss"])
         ended = trials[trials["status"].isin(FINISHED)]
+        # `-` binds more tightly than `&`
         return set(ended["cell_id"]) & set(curves["cell_id"]) - self._without_statistics(ended, curves)
 
     def _without_statistics(self, trials: pd.DataFrame, curves: pd.DataFrame) -> set[str]:
@@ -307,6 +308,7 @@ class Store:
         due = curves[curves["iteration"].isin(ntk_at) & (curves["iteration"] > 0) & np.isfinite(curves["train_loss"])]
         due = due[due["cell_id"].isin(moving["cell_id"])]
         there = self.read("ntk", KEYS["ntk"])
+        # "left_only": an evaluation at one of `ntk_at` without a row in `ntk`
         missing = due.merge(there, "left", ["cell_id", "iteration"], indicator=True)
         return set(missing.loc[missing["_merge"] == "left_only", "cell_id"])
 
