@@ -5,11 +5,11 @@ N(b) iterations to a target loss at s(b) seconds each cost
     samples(b) = b N(b),   seconds(b) = s(b) N(b),   device_hours(b) = devices seconds(b) / 3600,
 
 a device being a GPU, or a CPU core if there is no GPU. By the law N(b) = N_inf (1 + b_N/b), samples rise with b, as
-N_inf (b + b_N), and iterations fall: a batch size is worth using as long as it saves more iterations than it wastes
-samples. Zhang et al. (2024, arXiv 2410.21676) draw the line at an overhead of 20 %, here called `b_20`: the largest b
-whose samples to target are at most 1.2 times the least. If the law was fitted to N(b), `b_20` is computed from the law,
-because interpolation between two batch sizes lets the scatter of N change it by factors; without a fit it is
-interpolated between the measured values.
+N_inf (b + b_N), and iterations fall: a batch size is worth using as long as its savings outweigh its waste. Zhang et
+al. (2024, arXiv 2410.21676) draw the line at an overhead of 20 %, here called `b_20`: the largest b whose samples to
+target are at most 1.2 times the least. If the law was fitted to N(b), `b_20` is computed from the law, because
+interpolation between two batch sizes lets the scatter of N change it by factors; without a fit it is interpolated
+between the measured values.
 """
 
 from __future__ import annotations

@@ -19,11 +19,11 @@ between the seeds' own b_c give a second estimate of the variance, with k - 1 de
     sandwich = k/(k - 1) sum_i (M^-1 sum_b s_ib e_i(b))^2        (Cameron and Miller 2015, section II.B)
 
 If the sandwich is larger than chance explains (an F test at the level of `POOLED`), seeds do differ in b_c, and it is
-the variance used. Otherwise it is the mean of both, weighted by k - 1 and `PRIOR` degrees of freedom as in a moderated
-t (Smyth 2004). Errors that all seeds share are not part of it: the spacing of the stepsizes and of the evaluations
-shifts all N(b) by the same eps(b), which adds `sum_b c(b)^2 eps(b)^2` to the variance, c(b) being the derivative of log
-b_c by log y(b). The interval is Student's, symmetric in log b_c (Seber and Wild 2003, Nonlinear Regression, section
-5.1).
+the variance used. Otherwise the variance is the mean of both, weighted by k - 1 and `PRIOR` degrees of freedom as in a
+moderated t (Smyth 2004). Errors that all seeds share are not part of it: the spacing of the stepsizes and of the
+evaluations shifts all N(b) by the same eps(b), which adds `sum_b c(b)^2 eps(b)^2` to the variance, c(b) being the
+derivative of log b_c by log y(b). The interval is Student's, symmetric in log b_c (Seber and Wild 2003, Nonlinear
+Regression, section 5.1).
 
 **Values** (`of_values`). The mean over k seeds varies by the variance of one seed's value over k. That variance is
 assumed to be the same at all m batch sizes, and is the sum of two mean squares: that of the seeds' levels, with k - 1
