@@ -1,6 +1,7 @@
 """How large a batch is worth using for this model on these data?
 
-Predicted from the neural tangent kernel at initialization, measured by training, and put side by side.
+The critical batch size is predicted from the neural tangent kernel at initialization, measured by training, and both
+are put side by side.
 """
 
 from raysat.data import Dataset

@@ -134,7 +134,7 @@ def test_the_dry_run_shows_cells_and_costs_and_runs_nothing(sweep_file, capsys):
         (["--set", "batch_sizes=[0]"], "at least 1"),
         (["--set", "batch_sizes=[65]"], "leave out what is above 64"),
         (["--set", "dataset=imagenet"], "not known"),
-        (["--set", "models=['nowhere:build']"], "put nowhere.py beside"),
+        (["--set", "models=['nowhere:build']"], "put nowhere.py next to"),
         (["--set", "n_train=5000"], "digits has 1437"),
         (["--set", "dataset=tinyshakespeare", "--set", "n_train=None"], "tinyshakespeare"),
     ],

@@ -1,8 +1,8 @@
-"""From a sweep's tables to tidy results: measured critical batch sizes beside the predicted ones, and what to use.
+"""From a sweep's tables to tidy results: measured and predicted critical batch sizes, and which batch size to use.
 
-`readings` says which trials are measured together, `measure` fits the critical batch sizes to them, `predictors` sets
-beside each what the initialization predicts of it, and `efficiency` says what a target costs at each batch size and
-which one to use. `tables` does all of it for one sweep, and `summary` prints the headline:
+`readings` selects the trials that are measured together, `measure` fits the critical batch sizes to them, `predictors`
+compares each with its predictions from the initialization, and `efficiency` computes what a target costs at each batch
+size and which one to use. `tables` does all of it for one sweep, and `summary` prints the headline:
 
     $ python -m raysat.analysis RESULTS/mnist     prints the table and writes RESULTS/mnist/analysis.parquet
 """

@@ -1,9 +1,9 @@
-"""What each way of training ends with: a table of a sweep's trainings, batch sizes and models, with intervals.
+"""The final results of each training method: a table of a sweep's trainings, batch sizes and models, with intervals.
 
-It is made for the questions of Hoffer, Hubara and Soudry 2017 (test accuracy and generalization gap of large batches
-and of their remedies; how far the weights travel) and of the theory of asynchronous SGD under a budget of samples
-(final loss and mean squared gradient norm against batch size and learners). Where stepsizes were tuned, the best one
-of each seed counts, by the final training loss.
+It serves the questions of Hoffer, Hubara and Soudry 2017 (test accuracy and generalization gap of large batches and of
+their remedies; distance that the weights travel) and of the theory of asynchronous SGD under a budget of samples (final
+loss and mean squared gradient norm against batch size and learners). If stepsizes were tuned, the best one of each seed
+counts, by the final training loss.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raysat.analysis import number, policy, usable
 from raysat.saturation.intervals import student_t
 
 WAY = ("model", "model_options", "width", "stepsize", "batch_size", "learners", "training")
-"""The columns of `trials` that name one row of the table; its trials differ in their seed."""
+"""The columns of `trials` that identify a row of the table; its trials differ only in their seed."""
 
 QUANTITIES = {
     "loss_final": "train loss",
@@ -31,27 +31,28 @@ QUANTITIES = {
     "slope": "slope",
     "seconds": "seconds",
 }
-"""What is averaged over seeds, by column: its name for a person."""
+"""The columns that are averaged over seeds, each with its name for a reader."""
 
 
 def counted(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials that count: of each way and seed one that neither diverged nor failed, and of several the best.
+    """Select the trials that count: for each row and seed the best of those that neither diverged nor failed.
 
-    There are several where stepsizes were tuned: the one of the least final training loss is the best. One stepsize is
-    there twice where a user's own module changed between two runs: the later trial holds.
+    There are several if stepsizes were tuned: the best has the least final training loss. A stepsize occurs twice if a
+    user's own module changed between two runs: the later trial counts.
     """
     latest = trials.sort_values("finished_at", kind="stable").drop_duplicates([*WAY, "seed", "eta"], keep="last")
     return usable(latest).sort_values(["loss_final", "eta"]).drop_duplicates([*WAY, "seed"])
 
 
 def measured(trials: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """The trials that count, with what follows from their curves.
+    """Select the trials that count, and add the columns that are computed from their curves.
 
     Returns:
-        `counted(trials)` with the columns `gap` (accuracy on the training samples less that on the test samples),
+        `counted(trials)` with the columns `gap` (accuracy on the training samples minus that on the test samples),
         `gradient_square_mean` (over the whole run), and `slope`, `intercept` and `r_square` of the least-squares line
         `||w_t - w_0|| = intercept + slope log t` through the evaluations from t = 1 on (Hoffer et al. 2017, section 3).
-        `seconds` are unknown of asynchronous learners: what was timed is their simulation, one step after the other.
+        `seconds` is not known for asynchronous learners: the time measured is that of their simulation, one step after
+        another.
     """
     kept = counted(trials)
     gap, seconds = kept["train_accuracy"] - kept["test_accuracy"], kept["seconds"].mask(kept["learners"] > 1)
@@ -67,7 +68,7 @@ def _of_curve(path: pd.DataFrame) -> tuple[float, float, float, float]:
     mean = float(path["gradient_square_mean"].iloc[-1]) if known else math.nan
     path = path[path["iteration"] > 0]
     x, y = np.log(path["iteration"].to_numpy(float)), path["distance_from_init"].to_numpy(float)
-    if len(x) < 3 or not np.isfinite(y).all() or np.ptp(y) == 0:
+    if len(x) < 3 or not np.isfinite(y).all() or np.ptp(y) == 0:  # r_square divides by the variance of y
         return mean, math.nan, math.nan, math.nan
     slope, intercept = np.polyfit(x, y, 1)
     residual = y - intercept - slope * x
@@ -75,7 +76,7 @@ def _of_curve(path: pd.DataFrame) -> tuple[float, float, float, float]:
 
 
 def ablation(trials: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
-    """One row for each way of training: means over seeds with their intervals.
+    """Make one row for each training method: means over seeds with their intervals.
 
     Args:
         trials: The `trials` table.
@@ -103,7 +104,7 @@ def ablation(trials: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 
 
 def mean_and_interval(values: pd.Series) -> tuple[float, float, float]:
-    """The mean, and its 95 % interval by Student's t, which is honest for few values where they are near normal."""
+    """The mean, and its 95 % interval by Student's t, which holds for few values if they are nearly normal."""
     known = values.dropna().to_numpy(float)
     if not len(known):
         return math.nan, math.nan, math.nan
@@ -115,22 +116,23 @@ def mean_and_interval(values: pd.Series) -> tuple[float, float, float]:
 
 
 def model_labels(table: pd.DataFrame) -> pd.Series:
-    """Return how the models of a table are told apart: the architecture, and the options in which they differ."""
+    """Return labels of a table's models: the architecture, and the options in which they differ."""
     options = [json.loads(text or "{}") for text in table["model_options"]]
     names = {name for one in options for name in one}
+    # by `repr`: 1, 1.0 and True are equal, and lists have no hash
     differing = sorted(name for name in names if len({repr(one.get(name)) for one in options}) > 1)
     said = [", ".join(f"{name}={one[name]}" for name in differing if name in one) for one in options]
     return table["model"] + pd.Series([f"({text})" if text else "" for text in said], table.index, dtype=str)
 
 
 NAMES = ("model", "stepsize", "training")
-"""The columns of `cells` that are words."""
+"""The columns of `cells` that are text."""
 
 TITLE = "Means over seeds ± half of the 95 % interval (Student's t)"
 
 
 def cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
-    """The table as text, of each quantity that was measured: the columns and the rows. Width is left out if one."""
+    """Format the table, for each measured quantity: the columns and the rows. A single width is left out."""
     known = [name for name in QUANTITIES if table[name].notna().any()]
     several = ["width"] if table["width"].nunique() > 1 else []
     rows = []
@@ -143,7 +145,7 @@ def cells(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def _stepsize(row: dict) -> str:
-    """The policy, and of a grid which stepsizes were the best: `grid: 0.2`, `grid: 0.1 to 0.4`."""
+    """The policy, and for a grid its best stepsizes: `grid: 0.2`, `grid: 0.1 to 0.4`."""
     if not policy(row["stepsize"]).startswith("grid") or not row["seeds"]:
         return row["stepsize"]
     ends = dict.fromkeys(number(row[name]) for name in ("eta_min", "eta_max"))
@@ -151,7 +153,7 @@ def _stepsize(row: dict) -> str:
 
 
 def remarks(table: pd.DataFrame) -> list[str]:
-    """Return what must be said below the table, a sentence each."""
+    """Return the notes below the table, one sentence each."""
     said = [_about_slope(table)]
     if table["stepsize"].map(policy).str.startswith("grid").any():
         said.append("grid: of each seed the stepsize of the least final training loss counts, which is named.")
@@ -164,7 +166,7 @@ def remarks(table: pd.DataFrame) -> list[str]:
 
 
 def _about_slope(table: pd.DataFrame) -> str:
-    """Return what the slope is, and how well the line fits; empty where there is none."""
+    """Return the definition of the slope and the quality of the fit; empty if there is none."""
     if not table["slope"].notna().any():
         return ""
     return (

@@ -17,12 +17,12 @@ from raysat.storage.files import location, output_option, written
 
 def target_option(parser: argparse.ArgumentParser) -> None:
     """Add `--target` to a parser."""
-    words = "losses to which N(b) counts [those of the sweep; where it has none, chosen for what is compared]"
+    words = "losses to which N(b) counts [those of the sweep, or else levels that all compared readings share]"
     parser.add_argument("--target", type=float, nargs="+", default=[], metavar="LOSS", help=words)
 
 
 def targets_of(options: argparse.Namespace) -> tuple[float, ...]:
-    """Return what `--target` names.
+    """Return the values of `--target`.
 
     Raises:
         InputError: One is not a positive number.

@@ -1,14 +1,15 @@
-"""What to use: what a target costs at each batch size, and the batch sizes that follow from it.
+"""The cost of reaching a target at each batch size, and the batch sizes to choose by it.
 
 N(b) iterations to a target loss at s(b) seconds each cost
 
     samples(b) = b N(b),   seconds(b) = s(b) N(b),   device_hours(b) = devices seconds(b) / 3600,
 
-a device being a GPU, or a core where there is none. By the law N(b) = N_inf (1 + b_N/b) samples rise with b, as
-N_inf (b + b_N), and iterations fall: a batch size is worth using up to where what it wastes outweighs what it saves.
-Zhang et al. (2024, arXiv 2410.21676) draw the line at an overhead of 20 %, which is `b_20` here: the largest b whose
-samples to target are at most 1.2 times the least. Where the law was fitted to N(b) it is the law's, for between two
-batch sizes the scatter of N moves it by factors; without a fit it lies between the measured values.
+a device being a GPU, or a CPU core if there is no GPU. By the law N(b) = N_inf (1 + b_N/b), samples rise with b, as
+N_inf (b + b_N), and iterations fall: a batch size is worth using as long as its savings outweigh its waste. Zhang et
+al. (2024, arXiv 2410.21676) draw the line at an overhead of 20 %, here called `b_20`: the largest b whose samples to
+target are at most 1.2 times the least. If the law was fitted to N(b), `b_20` is computed from the law, because
+interpolation between two batch sizes lets the scatter of N change it by factors; without a fit it is interpolated
+between the measured values.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from raysat.analysis.words import bounds, method, number
 from raysat.saturation.intervals import geometric_mean, of_values, percentiles, replicates
 
 WASTE = 0.2
-"""The share of samples above the least that may be wasted. Default: 0.2, from Zhang et al. (2024)."""
+"""The fraction of samples above the least that may be wasted. Default: 0.2, from Zhang et al. (2024)."""
 
 COSTS = (*READING, "target", "headline", "cost", "batch_size", "value", "low", "high", "seeds")
 CHOICES = (
@@ -37,7 +38,7 @@ CHOICES = (
 
 @dataclass(frozen=True)
 class Costs:
-    """What a target costs.
+    """The costs of reaching a target.
 
     Attributes:
         b: Batch sizes, ascending, at which every seed reaches the target. Shape: [b].
@@ -54,12 +55,12 @@ def costs(
     seconds_per_step: Float[np.ndarray, "seeds b"],
     devices: Float[np.ndarray, "seeds b"],
 ) -> Costs:
-    """Samples, seconds and device-hours to a target.
+    """Compute samples, seconds and device-hours to a target.
 
     Args:
         b: Batch sizes, ascending.
-        steps: N(b); a batch size is left out where a seed's is nan or 0.
-        seconds_per_step: Seconds per iteration; nan where they were not measured.
+        steps: N(b); a batch size is left out if some seed's value is nan or 0.
+        seconds_per_step: Seconds per iteration; nan if not measured.
         devices: Devices of a trial: GPUs or a fraction of one, or cores.
 
     Example:
@@ -85,16 +86,16 @@ def largest_within(
 ) -> Float[np.ndarray, "*replicates"]:
     """The largest b up to which samples to target stay within `1 + waste` times the least.
 
-    It is sought upwards from the cheapest b, to the first that costs more, and lies between that one and the one before
-    it, the cost being linear in b there, as in samples(b) = N_inf (b + b_N).
+    The search goes upwards from the cheapest b to the first that costs more; the result is interpolated between that
+    one and the one before it, with a cost linear in b, as in samples(b) = N_inf (b + b_N).
 
     Args:
         b: Batch sizes, ascending.
         samples: Samples to target.
-        waste: The share that may be wasted.
+        waste: The fraction that may be wasted.
 
     Returns:
-        The batch size; inf where no larger one than the cheapest costs more.
+        The batch size; inf if no batch size above the cheapest costs more.
 
     Example:
         >>> b = np.array([1.0, 2, 4, 8])
@@ -104,6 +105,7 @@ def largest_within(
     flat = samples.reshape(-1, len(b))
     limit = (1 + waste) * flat.min(axis=1, keepdims=True)
     beyond = (flat > limit) & (np.arange(len(b)) > flat.argmin(axis=1, keepdims=True))
+    # the first b that costs more; any k where there is none, for which infinity is returned
     k, rows = np.clip(beyond.argmax(axis=1), 1, len(b) - 1), np.arange(len(flat))
     below, above = flat[rows, k - 1], flat[rows, k]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -117,8 +119,8 @@ def within_by_law(least: float, b_c: float, q: float, waste: float = WASTE) -> f
     Args:
         least: The smallest batch size, which takes the fewest samples.
         b_c: b_N.
-        q: Of the law (`raysat.saturation.fits`).
-        waste: The share that may be wasted.
+        q: Exponent of the law (`raysat.saturation.fits`).
+        waste: The fraction that may be wasted.
 
     Example:
         >>> round(within_by_law(1, 10.0, 1.0), 6)  # 1.2 (1 + 10) - 10
@@ -131,11 +133,11 @@ def within_by_law(least: float, b_c: float, q: float, waste: float = WASTE) -> f
 
 
 def cost_rows(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dict]]:
-    """Return what a measured target costs, and what follows from it: rows of `COSTS` and of `CHOICES`.
+    """Return the costs of a measured target, and the choices by them: rows of `COSTS` and of `CHOICES`.
 
     Args:
         measured: The measurement of N.
-        at_once: The most trials that ran at once on one machine (`trials_at_once`).
+        at_once: The largest number of trials that ran at once on one machine (`trials_at_once`).
     """
     best = measured.best
     best = best.assign(seconds_per_step=1 / best["steps_per_second"].astype(float), devices=devices(best))
@@ -150,9 +152,9 @@ def cost_rows(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list
     rows, choices = [], []
     at = tables[0].columns.isin(made.b)
     for name, values in made.values.items():
-        if not values.size or not (np.isfinite(values) & (values > 0)).all():  # not measured of every trial
+        if not values.size or not (np.isfinite(values) & (values > 0)).all():  # not measured for every trial
             continue
-        # Of one seed what varies is N: what an iteration costs is taken as measured.
+        # With one seed only N varies: the cost of an iteration is taken as measured.
         alone, shared = measured.alone, measured.resolution[at]
         mean, (low, high) = geometric_mean(values), of_values(values, alone, shared)
         drawn = replicates(values, alone, shared)
@@ -175,7 +177,7 @@ def cost_rows(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list
 
 
 def _by_law(fit: dict, end: str, b: Real[np.ndarray, " b"]) -> float:
-    """b_20 of a fit, or of an end of its interval; infinite beyond the batch sizes that were run."""
+    """b_20 by a fit, or by an end of its interval; infinite beyond the batch sizes that were run."""
     found = within_by_law(float(b.min()), fit[end], fit["q"]) if not math.isnan(fit[end]) else math.nan
     return math.inf if found > b.max() else found
 
@@ -185,12 +187,12 @@ RULES = {
     "seconds": {"least_seconds": (cheapest, 0.0)},
     "device_hours": {"least_device_hours": (cheapest, 0.0)},
 }
-"""What is chosen by each cost: the name of the choice, how the batch size follows from the costs, and what it costs
-above the least."""
+"""The choices by each cost: name, the function from costs to the batch size, and the cost above the least as a
+fraction."""
 
 
 def _reservation(choice: str, chosen: float, b: Real[np.ndarray, " b"]) -> str:
-    """Return what a choice leaves open."""
+    """Return a reservation about a choice; empty if there is none."""
     if len(b) == 1:
         return "one batch size: there is nothing to choose from"
     if math.isinf(chosen):
@@ -201,15 +203,15 @@ def _reservation(choice: str, chosen: float, b: Real[np.ndarray, " b"]) -> str:
 
 
 def _shares(best: pd.DataFrame) -> str:
-    """Where seconds are a seed's share of what several took together, which one that is alone would not attain."""
+    """A note if seconds are a seed's share of the time of several trained together: a seed alone takes longer."""
     sizes = sorted(set(best.loc[best["engine"] == "stacked", "batch_size"]))
     return f"at b = {', '.join(map(str, sizes))} a seed's share of what several took together" if sizes else ""
 
 
 def trials_at_once(trials: pd.DataFrame) -> int:
-    """The most trials that ran at once on one machine, from when each ended and how long it took; 0 if unknown.
+    """The largest number of trials that ran at once on one machine, from their ends and durations; 0 if not known.
 
-    Seeds that were one computation have ended together, and took the sum of their shares: they count as one.
+    Seeds trained as one computation ended together, and took the sum of their shares: they count as one.
     """
     most = 0
     timed = trials[trials["finished_at"].notna() & np.isfinite(trials["seconds"])]
@@ -217,20 +219,21 @@ def trials_at_once(trials: pd.DataFrame) -> int:
     shared = timed[stacked].groupby(["hostname", "finished_at"], as_index=False)["seconds"].sum()
     for _, own in pd.concat([timed[~stacked], shared]).groupby("hostname"):
         begun = own["finished_at"] - pd.to_timedelta(own["seconds"], unit="s")
-        change = pd.concat([pd.Series(-1, own["finished_at"]), pd.Series(1, begun)])  # ends first where they coincide
+        # trials that run, changes by time; the sort is stable, so that at equal times ends come before beginnings
+        change = pd.concat([pd.Series(-1, own["finished_at"]), pd.Series(1, begun)])
         most = max(most, int(change.sort_index(kind="stable").cumsum().max()))
     return most
 
 
 def what_to_use(choices: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Return what follows for a person who has to choose: of each setting, what the best evidence says.
+    """Select, for each setting, the choices with the best evidence, and say in a sentence which batch size to use.
 
     Args:
         choices: `Analysis.choices`.
 
     Returns:
-        The rows of `choices` of the headline target of the best evidence in each setting
-        (`raysat.analysis.reading.by_evidence`), and a sentence with its caveats for each setting.
+        For each setting, the rows of `choices` for the headline target of the best evidence
+        (`raysat.analysis.reading.by_evidence`), and a sentence with its caveats.
     """
     tables, sentences = [choices.iloc[:0]], []
     headline = choices[choices["headline"].astype(bool)]
@@ -242,7 +245,7 @@ def what_to_use(choices: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _sentence(own: pd.DataFrame) -> str:
-    """Return what to use, with its caveats, from the choices of one reading by name."""
+    """Return which batch size to use, with caveats, from the choices of one reading by name."""
     row = own.iloc[0]
     width = f" at width {row['width']}" if row["width"] else ""
     said = f"To reach loss {row['target']:g}{width} under {method(row)}, "
@@ -262,7 +265,7 @@ def _sentence(own: pd.DataFrame) -> str:
     if row["seeds"] == 1 and math.isnan(own["low"].iloc[0]):
         said += " There are no intervals: there is one seed, and no fit about which it could scatter."
     elif row["seeds"] == 1:
-        said += " Intervals are of the scatter about the fit, for there is one seed."
+        said += " Intervals are from the scatter about the fit: there is one seed."
     shared = f", up to {row['at_once']} trials at once on a machine, which makes steps slower and uneven"
     shared *= int(row["at_once"] > 1)
     if "least_seconds" in own.index:

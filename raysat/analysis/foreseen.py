@@ -1,8 +1,8 @@
-"""The forecast: the experiment that was measured, on the linearized network.
+"""The forecast: the measured experiment, repeated on the linearized network.
 
-The same trials, with the same stepsizes, tuned in the same way and fitted by the same law. Of N each trial is a typical
-run, evaluated when the trial was (`raysat.saturation.typical`); of h, in which the two hardly differ, its loss curve is
-the expected one (`raysat.saturation.recursion`).
+It has the same trials with the same stepsizes, tuned in the same way and fitted by the same law. For N each trial is a
+typical run, evaluated at the same iterations as the trial (`raysat.saturation.typical`); for h, for which the two
+hardly differ, its loss curve is the expected one (`raysat.saturation.recursion`).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from raysat.saturation.typical import LEAST_RUNS, typical_runs
 from raysat.storage.schema import DIVERGED, FAILED
 
 HORIZON = 2
-"""How far the forecast looks for a target, in multiples of T: a forecast a little slower than the trial that reaches
-its target at T has a value too. Default: 2."""
+"""How far the forecast searches for a target, in multiples of T: so a forecast that is a little slower than a trial
+that reaches its target at T still has a value. Default: 2."""
 
 RUNS = 48
-"""Typical runs that are drawn of each trial, of all seeds together, but `LEAST_RUNS` of a seed. Default: 48; N scatters
-between runs by 5 to 15 %, so that its mean is good to 2 %, in a second or two of a report's time."""
+"""Typical runs drawn for each trial, over all seeds together, but at least `LEAST_RUNS` for a seed. Default: 48; N
+scatters between runs by 5 to 15 %, so that its mean is good to 2 %, for a second or two of a report's time."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class PredictedCurves:
 
     Attributes:
         paths: The expected loss along each trial, to `HORIZON` T.
-        spectra: What each trial's network is, by `init_id`.
+        spectra: The spectral measures of the networks, by `init_id`.
         phi: Each trial's noise factor.
-        evaluated: When each trial's loss was evaluated.
-        reason: Why there are none; empty where there are.
-        drawn: The typical runs that were drawn, and to which loss: readings and targets have trials in common.
+        evaluated: The iterations at which each trial's loss was evaluated.
+        reason: Why there is no forecast; empty if there is one.
+        drawn: The loss to which typical runs were drawn, and the runs; kept because readings and targets share trials.
     """
 
     paths: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
@@ -56,29 +56,30 @@ class PredictedCurves:
     drawn: dict[str, tuple[float, tuple]] = field(default_factory=dict, repr=False)
 
     def typical(self, trials: pd.DataFrame, eps: float, deepest: float) -> Paths:
-        """The lowest loss so far along a typical run of each trial, up to where it is at most the deepest target.
+        """The lowest loss so far along a typical run of each trial, until it is at most the deepest target.
 
-        Only of trials whose stepsize is near that with which the expected loss of their seed and batch size comes to
-        eps first: another is not the best one.
+        Only trials are included whose stepsize is near the one with which the expected loss of their seed and batch
+        size reaches eps first: no other can be the best.
 
         Args:
             trials: Rows of `trials`.
             eps: The target loss.
-            deepest: The smallest that will be asked for.
+            deepest: The smallest target of later calls.
         """
         steps = [steps_to_target(*self.paths[cell_id], eps) for cell_id in trials["cell_id"]]
         expected = pd.Series(steps, trials.index, dtype=float).fillna(math.inf)
         of_size = expected.groupby([trials["seed"], trials["batch_size"]])
+        # idxmin is a label of `trials`: `best` is the stepsize of the first one of its seed and batch size
         least, best = of_size.transform("min"), trials["eta"][of_size.transform("idxmin")].to_numpy()
         trials = trials[np.isfinite(least) & near(trials["eta"].to_numpy(dtype=float), best)]
         known = [self.drawn.get(cell_id, (math.inf,))[0] <= eps for cell_id in trials["cell_id"]]
-        missing = trials[~np.array(known, dtype=bool)]  # an empty list would be one of columns
+        missing = trials[~np.array(known, dtype=bool)]  # an array, since pandas takes an empty list for column names
         for _, own in missing.groupby("init_id"):
             self._draw(own, min(eps, deepest), max(LEAST_RUNS, RUNS // missing["init_id"].nunique()))
         return {cell_id: self.drawn[cell_id][1] for cell_id in trials["cell_id"]}
 
     def _draw(self, trials: pd.DataFrame, until: float, runs: int) -> None:
-        """Draw so many runs of trials of one initialization, until they are at a loss."""
+        """Draw typical runs of the trials of one initialization until they reach a loss."""
         ids, spectrum = trials["cell_id"].tolist(), self.spectra[trials["init_id"].iloc[0]]
         horizon = len(self.paths[ids[0]][0]) - 1
         seen = np.array([_seen(self.evaluated[cell_id], horizon) for cell_id in ids])
@@ -89,7 +90,7 @@ class PredictedCurves:
 
 
 def _seen(evaluated: Int[np.ndarray, " t"], horizon: int) -> Bool[np.ndarray, " horizon"]:
-    """The iterations at which a trial was evaluated, and from there to the horizon some that lie as far apart."""
+    """A mask of the iterations at which a trial was evaluated, continued at the last spacing up to the horizon."""
     seen = np.zeros(horizon + 1, bool)
     seen[evaluated[evaluated <= horizon]] = True
     far = max(1, int(evaluated[-1] - evaluated[-2])) if len(evaluated) > 1 else 1
@@ -98,12 +99,12 @@ def _seen(evaluated: Int[np.ndarray, " t"], horizon: int) -> Bool[np.ndarray, " 
 
 
 def predict_curves(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> PredictedCurves:
-    """The expected loss along each trial of a group, from the statistics of its own seed and with its own stepsize.
+    """Compute the expected loss along each trial of a group, from its own seed's statistics and its own stepsize.
 
     Args:
         group: Rows of `trials` that share data, model and stepsize policy.
         ntk: The `ntk` table.
-        paths: The losses along the trials as they were measured.
+        paths: The measured losses along the trials.
     """
     row = group.iloc[0]
     if row["unpredicted"]:
@@ -116,7 +117,7 @@ def predict_curves(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> Pred
         return PredictedCurves(reason="the recursion is that of batches drawn independently, not of epochs")
     trials = group[(group["status"] != FAILED) & group["eta"].notna()]
     spectra = ntk[(ntk["iteration"] == 0) & (ntk["residual_nodes"].str.len() > 0)].set_index("init_id")
-    spectra = spectra[~spectra.index.duplicated(keep="last")]
+    spectra = spectra[~spectra.index.duplicated(keep="last")]  # statistics that were computed again: the last count
     if not trials["init_id"].isin(spectra.index).all():
         return PredictedCurves(reason="not every seed has spectral measures in ntk: run the sweep with spectrum=64")
     horizon = HORIZON * int(row["iterations"])
@@ -133,11 +134,11 @@ def predict_curves(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> Pred
 
 
 def forecast(measured: Measurement, reading: pd.DataFrame, foreseen: PredictedCurves, deepest: float) -> dict[str, Any]:
-    """The forecast of a measurement, over the same seeds and batch sizes; nan with a reason where there is none.
+    """The forecast of a measurement, over the same seeds and batch sizes; nan with a reason if there is none.
 
     Args:
         measured: The measurement.
-        reading: The trials that it was made from.
+        reading: The trials that were measured.
         foreseen: The forecast of the reading's group.
         deepest: The smallest target of all measurements of the reading.
 
@@ -167,7 +168,7 @@ def forecast(measured: Measurement, reading: pd.DataFrame, foreseen: PredictedCu
     if math.isnan(fit.value):
         return {**none, "remark": fit.reason}
     seeds = fit_saturation(b, 1 / values if about["quantity"] == "h" else values, fit.q).b_c
-    known = seeds[~np.isnan(seeds)]  # a seed may have fewer batch sizes than a fit needs
+    known = seeds[~np.isnan(seeds)]  # nan: a seed has fewer batch sizes than a fit needs
     edges = [f"its best stepsize is the {end} tried at b = {sizes}" for end, sizes in at_edges(best, reading)]
     return {
         "predicted": fit.value,
@@ -178,7 +179,7 @@ def forecast(measured: Measurement, reading: pd.DataFrame, foreseen: PredictedCu
 
 
 def _exponent(paths: Paths, row: Mapping) -> float:
-    """H of a forecast trial, at the T at which the trial itself ended, or was to end where it diverged."""
+    """The h of a forecast trial at the iteration at which the trial itself ended, or at T if it diverged."""
     losses = paths[row["cell_id"]][1]
     done = int(row["iterations"] if row["status"] == DIVERGED else row["iterations_done"])
     return exponent(losses[0], losses[done], done)

@@ -1,8 +1,9 @@
-"""A sweep read at many targets: N(b) and b_N at a ladder of losses, from w_0 to the deepest that is decided.
+"""N(b) and b_N at a ladder of many target losses, from w_0 to the deepest at which the best stepsize is certain.
 
-Each rung is measured as the headline is (`raysat.analysis.measure`), in the readings of the group that the setting's
-recommendation is of; all others have their own targets. The ladder ends where the stored curves no longer decide which
-stepsize wins: a trial that was ended at a target may be the first to reach a lower one too.
+Each rung is measured as the headline is (`raysat.analysis.measure`), in the readings of the group on which the
+setting's recommendation is based; all others have their own targets only. The ladder ends where the stored curves no
+longer determine which stepsize is the best: a trial that was stopped at a target might also be the first to reach a
+lower one.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ from raysat.analysis.targets import attained, deepest, first_ended
 from raysat.storage.schema import BEATEN, TARGET_REACHED
 
 RUNGS, FEWEST_RUNGS, MEASURED = 16, 6, 32
-"""Levels of a ladder beside the sweep's own targets. Default: 16; where the loss falls by a factor of 100 they are a
-third apart. Of several settings fewer, for each takes some 30 ms: 32 in all, but 6 of each."""
+"""Levels of a ladder besides the sweep's own targets. Default: 16; if the loss falls by a factor of 100, they are a
+third apart. With several settings there are fewer, because each level takes some 30 ms: 32 in all, but at least 6 for
+each setting."""
 
 ENDS = (*SETTING, "deepest", "early")
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """What `Analysis` has of N, at the sweep's own targets and at the levels between.
+    """The rows of `Analysis` about N, at the sweep's own targets and at the levels between.
 
     Attributes:
-        points: As `Analysis.points`, of N alone.
-        fits: As `Analysis.fits`, of b_N alone. `headline` marks the same rows; `own`, a new column, those at the
+        points: As `Analysis.points`, for N alone.
+        fits: As `Analysis.fits`, for b_N alone. `headline` marks the same rows; `own`, a new column, those at the
             sweep's own targets.
-        ends: One row a setting: `deepest`, the lowest loss of its ladder, and `early`, whether that is because trials
-            were ended at a target; otherwise it is the deepest that every batch size reaches.
+        ends: One row a setting: `deepest`, the lowest loss of its ladder, and `early`, whether the ladder ends there
+            because trials were stopped at a target; otherwise it is the deepest loss that every batch size reaches.
     """
 
     points: pd.DataFrame
@@ -45,7 +47,7 @@ class Ladder:
 
     @classmethod
     def own(cls, analysis: Analysis) -> Ladder:
-        """That of the sweep's own targets alone."""
+        """The ladder of the sweep's own targets alone."""
         points = analysis.points[analysis.points["quantity"] == "N"]
         fits = analysis.fits[analysis.fits["quantity"] == "b_N"].assign(own=True)
         return cls(points, fits, pd.DataFrame(columns=list(ENDS)))
@@ -63,9 +65,9 @@ def ladder(
     Args:
         trials: The `trials` table.
         curves: The `curves` table.
-        analysis: What was found at the sweep's own targets, which is taken as it is.
+        analysis: The results at the sweep's own targets, which are used unchanged.
         ntk: The `ntk` table.
-        rungs: Levels beside the own targets.
+        rungs: Levels besides the sweep's own targets.
     """
     trials, paths = prepared(trials, curves, ntk)
     own = Ladder.own(analysis)
@@ -74,12 +76,13 @@ def ladder(
     rungs = min(rungs, max(FEWEST_RUNGS, MEASURED // max(settings.ngroups, 1)))
     for _, of_setting in settings:
         *read, group = _leading(of_setting)
-        raced = bool((read[0]["status"] == BEATEN).any())  # how far the others come depends on when they were cut
+        raced = bool((read[0]["status"] == BEATEN).any())  # then depths depend on when trials were cut
         levels = _levels(deepest(read[0], paths, decided=raced), rungs)
         for k, reading in enumerate(read):
+            # the targets at which this reading is measured already
             known = set(own.fits.merge(reading[list(READING)].iloc[:1], on=list(READING))["target"].dropna())
             trials = _followed(reading, paths)
-            low = deepest(reading, paths)["deepest"].max()
+            low = deepest(reading, paths)["deepest"].max()  # every seed and batch size comes as far as this
             new = [level for level in levels if level not in known and level >= low]
             made = _decided(reading, group, trials, paths, new) if new else []
             for measured in made:
@@ -99,7 +102,7 @@ def ladder(
 
 
 def _leading(trials: pd.DataFrame) -> list[pd.DataFrame]:
-    """The readings of the group that the recommendation of a setting is of, that reading first, and the group."""
+    """The readings of the group that a setting's recommendation comes from, best evidence first; then the group."""
     groups = [group for _, group in trials.groupby(["width", "stepsize"])]
     read = [(one, k) for k, group in enumerate(groups) for one in readings(group)]
     heads = pd.DataFrame([one[list(READING)].iloc[0].to_dict() for one, _ in read])
@@ -109,7 +112,7 @@ def _leading(trials: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _followed(reading: pd.DataFrame, paths: Paths) -> pd.DataFrame:
-    """The trials that are measured, each with the smallest loss on its curve (`lowest`) and its last iteration."""
+    """Select the measured trials, each with the smallest loss on its curve (`lowest`) and its last iteration."""
     trials = usable(reading)
     own = [paths.get(cell_id, (np.zeros(1), np.full(1, math.inf))) for cell_id in trials["cell_id"]]
     return trials.assign(lowest=[losses.min() for _, losses in own], last=[times[-1] for times, _ in own])
@@ -127,24 +130,25 @@ def _levels(ends: pd.DataFrame, rungs: int) -> list[float]:
 def _decided(
     reading: pd.DataFrame, group: pd.DataFrame, trials: pd.DataFrame, paths: Paths, levels: Sequence[float]
 ) -> list[Measurement]:
-    """N at the levels at which no trial that was ended before could have won."""
+    """Measure N at those levels at which no trial that was stopped earlier could have been the best."""
     early = trials.loc[trials["status"].isin([TARGET_REACHED, BEATEN]), ["seed", "batch_size", "lowest", "last"]]
     made = [one for one in measure(reading, group, paths, levels) if one.about["quantity"] == "N"]
     return [one for one in made if not _could_have_won(early, one)]
 
 
 def _could_have_won(early: pd.DataFrame, measured: Measurement) -> bool:
-    """Return whether some trial that was ended above the target had not yet run for as long as the best one took."""
+    """Return whether a trial that was stopped above the target might have reached it before the best one did."""
     both = early.merge(measured.best[["seed", "batch_size", "first"]], on=["seed", "batch_size"])
+    # `~(last >= first)`, unlike `last < first`, is true if `first` is nan: no trial has reached the target
     return bool(((both["lowest"] > measured.about["target"]) & ~(both["last"] >= both["first"])).any())
 
 
 def _rounded_up(value: float) -> float:
     """The smallest number of three significant digits that is not below `value`."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return float(f"{math.ceil(value / unit - 1e-9) * unit:.3g}")
+    return float(f"{math.ceil(value / unit - 1e-9) * unit:.3g}")  # 1e-9: a rounding error is no reason to round up
 
 
 def _joined(own: pd.DataFrame, rows: Sequence[Mapping], columns: Sequence[str]) -> pd.DataFrame:
-    """The rows at the own targets, and those at the levels between."""
+    """Join the rows at the sweep's own targets and those at the levels between."""
     return pd.concat([own, pd.DataFrame(rows, columns=list(columns)).astype(own.dtypes)]) if rows else own

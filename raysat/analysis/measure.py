@@ -1,7 +1,7 @@
 """A reading's h and N at each batch size, and the critical batch sizes fitted to them.
 
-Intervals are those of `raysat.saturation.intervals`. Of one seed they are of the scatter about the fit: each value is
-taken to scatter as those at the other batch sizes do. Without a fit a single seed has no intervals.
+Intervals are those of `raysat.saturation.intervals`. With one seed they come from the scatter about the fit: each value
+is assumed to scatter as those at the other batch sizes do. Without a fit a single seed has no intervals.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from raysat.storage.schema import BEATEN, DIVERGED, FAILED, TARGET_REACHED
 from raysat.text import number, percent
 
 STATISTICS = ("gamma", "k_op", *PREDICTING)
-"""The columns of `trials` that a fit carries: means over seeds, and with `_min` and `_max` their ends."""
+"""The columns of `trials` that a row of fits contains: means over seeds, and with `_min` and `_max` the extremes."""
 
 SMALL_RANGE = 1.5
-"""Below this ratio of largest to smallest, h or N is said to vary little. Default: 1.5; the exponents in the paper's
-MNIST figure span a ratio of about 1.33, at which any b_h lets them agree with the interpolated curve."""
+"""The ratio of largest to smallest below which a remark says that h or N varies little. Default: 1.5; the exponents in
+the paper's MNIST figure span a ratio of about 1.33, at which any b_h lets them agree with the interpolated curve."""
 
 POINTS = (
     *(*READING, "quantity", "target", "batch_size", "value", "low", "high", "seeds", "eta", "eta_beta", "eta_k_op"),
@@ -47,25 +47,26 @@ FITS = (
 )
 
 UNSURE = 0.5
-"""The share of `lateness` that is uncertain. Default: a half, with which intervals hold in benchmarks/coverage.py."""
+"""The fraction of `lateness` that is uncertain. Default: a half, with which intervals cover in
+benchmarks/coverage.py."""
 
 _NO_PATH = (np.zeros(0), np.zeros(0))
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One quantity of a reading, and what was fitted to it.
+    """One quantity of a reading, and the fit to it.
 
     Attributes:
-        about: The columns that name it: those of the reading, `quantity` (`h` or `N`), `target`, `headline`.
+        about: The columns that identify it: those of the reading, `quantity` (`h` or `N`), `target`, `headline`.
         asked: The batch sizes of its group, ascending.
-        best: The best trial of each (seed, batch size), the quantity in the column `value`; nan at a batch size at
-            which some seed has none.
-        alone: Of one seed, the scatter about the fit, if there is a fit.
-        resolution: The error of each log value that all seeds share, by batch size of `best`: that of the distance
-            between stepsizes and between evaluations.
-        points: A row for each batch size, of the columns `POINTS`.
-        fit: The row of its critical batch size, of the columns `FITS`.
+        best: The best trial of each (seed, batch size), with the quantity in the column `value`; nan at a batch size
+            for which some seed has none.
+        alone: The scatter about the fit if there is one seed and a fit; otherwise None.
+        resolution: The error of each log value that all seeds share, by batch size of `best`, due to the spacing of
+            stepsizes and of evaluations.
+        points: A row for each batch size, with the columns `POINTS`.
+        fit: The row of its critical batch size, with the columns `FITS`.
     """
 
     about: dict
@@ -116,7 +117,7 @@ def _no_level(trials: pd.DataFrame) -> str:
 
 
 def best_by_h(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trial of the largest h of each (seed, batch size); h as `value`, and its `resolution`."""
+    """Select the trial with the largest h of each (seed, batch size); h is `value`, with its `resolution`."""
     trials = trials.assign(value=trials["h"], score=by_h(trials))
     with np.errstate(divide="ignore", invalid="ignore"):
         depth = -np.log(trials["h"].to_numpy(dtype=float))
@@ -124,20 +125,20 @@ def best_by_h(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFrame:
-    """The trial of the smallest N of each (seed, batch size); N as `value`, nan where none reaches the level.
+    """Select the trial with the smallest N of each (seed, batch size); N is `value`, nan if none reaches the level.
 
-    `first` is the iteration at which the level is reached as the evaluations show it, by which trials are compared.
-    What evaluations at a distance add to log N (`raysat.saturation.targets.lateness`), the mean over the seeds of a
-    batch size, is taken off. Half of it is uncertain: `resolution`, the error of log N that the seeds share, has that,
-    and the distance between stepsizes. In a race all that is far behind the best one counts as at its limit, wherever
-    it was cut.
+    Trials are compared by `first`, the iteration at which the level is reached according to the evaluations. N is then
+    corrected for the delay in log N due to the spacing of evaluations (`raysat.saturation.targets.lateness`), by its
+    mean over the seeds of a batch size. Half of the delay is uncertain: `resolution`, the error of log N that the seeds
+    share, contains that half and the error due to the spacing of stepsizes. In a race every trial far behind the best
+    one counts as being at its limit, regardless of when it was cut.
     """
     own = [paths.get(cell_id, _NO_PATH) for cell_id in trials["cell_id"]]
     steps = np.array([steps_to_target(*path, level) for path in own], dtype=float)
     told = steps
     if (trials["status"] == BEATEN).any():
         least = pd.Series(steps, trials.index).groupby([trials["seed"], trials["batch_size"]]).transform("min")
-        told = np.fmin(steps, SLACK * least.to_numpy(dtype=float))
+        told = np.fmin(steps, SLACK * least.to_numpy(dtype=float))  # a nan, of a trial cut before, becomes the limit
     with np.errstate(divide="ignore"):
         spaced = stepsize_resolution(trials, np.log(told))
     best = best_of(trials.assign(first=steps, spaced=spaced), "first")
@@ -153,10 +154,10 @@ def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFr
 
 
 def stepsize_resolution(trials: pd.DataFrame, depth: Float[np.ndarray, " trials"]) -> Float[np.ndarray, " trials"]:
-    """By how much the smallest log N, or log 1/h, of a (seed, batch size) may be above that of its best stepsize.
+    """By how much the smallest log N, or log 1/h, of a (seed, batch size) may exceed that at the optimal stepsize.
 
-    It is what the parabola in log eta through the best trial and its neighbours has below the best trial; 0 of the
-    others, and where the best has no neighbour on both sides.
+    It is the depth, below the best trial, of the parabola in log eta through the best trial and its neighbours; 0 for
+    all other trials, and if the best does not have neighbours on both sides.
     """
     found = np.zeros(len(trials))
     log_eta = np.log(trials["eta"].to_numpy(dtype=float))
@@ -168,7 +169,7 @@ def stepsize_resolution(trials: pd.DataFrame, depth: Float[np.ndarray, " trials"
         if not 0 < k < len(rows) - 1:
             continue
         near = rows[k - 1 : k + 2]
-        if (np.diff(log_eta[near]) > 0).all():
+        if (np.diff(log_eta[near]) > 0).all():  # a stepsize that occurs twice allows no parabola
             found[rows[k]] = below_parabola(log_eta[near], depth[near])
     return found
 
@@ -181,6 +182,7 @@ def by_seed(best: pd.DataFrame, column: str = "value") -> pd.DataFrame:
 def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.DataFrame) -> Measurement:
     """The points and the fit of one quantity from the best trial of each (seed, batch size)."""
     missing, lost = best["value"].isna(), sizes_without(best, reading[reading["status"] == DIVERGED])
+    # all seeds or none: at a batch size, those that succeeded are a biased sample
     best = best.assign(value=best["value"].mask(best["batch_size"].isin({*lost, *best.loc[missing, "batch_size"]})))
     table = by_seed(best)
     b, values = table.columns.to_numpy(), table.to_numpy()
@@ -203,7 +205,7 @@ def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.
 
 
 def _refusal(about: dict, missing: int, trials: int, lost: Sequence[int], gone: Collection[int]) -> str:
-    """Why there can be no fit, whatever the values are; empty where there can."""
+    """Return why there can be no fit for any values; empty if there can be one."""
     if about["quantity"] == "h" and len(gone):
         where = ", ".join(map(str, sorted(set(gone))))
         return f"at b = {where} the loss vanished, so that h has no value there: run fewer iterations, or see b_N"
@@ -224,7 +226,7 @@ def _refusal(about: dict, missing: int, trials: int, lost: Sequence[int], gone: 
 
 
 def _alone(b: np.ndarray, values: Float[np.ndarray, "seeds b"], quantity: str, fit: CriticalBatch) -> Scatter | None:
-    """The scatter about the fit of a single seed, if there is a fit."""
+    """The scatter of a single seed about the fit, if there is a fit."""
     if fit.interval != "residuals":
         return None
     y = values[np.isfinite(values).any(axis=1)] ** (-1 if quantity == "h" else 1)
@@ -248,10 +250,11 @@ def _points(
     values: Float[np.ndarray, "seeds b"],
     ends: Float[np.ndarray, "2 b"],
 ) -> list[dict]:
-    """A row for each batch size; nan where a value is not positive, or where not every seed has one."""
+    """Make a row for each batch size; nan if a value is not positive, or if not every seed has one."""
     if not values.size:
         return []
     mean, (low, high) = geometric_mean(values), ends
+    # h_interp needs h(1), and the same T at all batch sizes
     predicts = about["quantity"] == "h" and b[0] == 1 and about["iterations_least"] == about["iterations"]
     by_size = best.assign(eta_k_op=best["eta"] * best["k_op"]).groupby("batch_size")
     etas = by_size[["eta", "eta_beta", "eta_k_op"]].median().to_dict("records")
@@ -268,7 +271,7 @@ def _points(
 def _remarks(
     about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.DataFrame, fit: CriticalBatch
 ) -> Iterator[str]:
-    """Yield what must be said beside a fit, refused or not."""
+    """Yield the remarks about a fit, refused or not."""
     quantity, much = about["quantity"], percent(fit.range - 1)
     if fit.interval == "residuals":
         yield "one seed: the interval is of the scatter about the fit and does not show how seeds differ"
@@ -307,14 +310,14 @@ def _less_than_an_epoch(best: pd.DataFrame) -> str:
 
 
 def at_edges(best: pd.DataFrame, reading: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """Yield where the best of a tuned reading is the `largest` or the `smallest` stepsize tried: the batch sizes.
+    """Yield `largest` or `smallest`, and the batch sizes at which a grid's best stepsize is at that end of it.
 
-    The largest is no edge of the grid where a larger stepsize was tried and is known not to be stable.
+    The largest one is not an end if a larger stepsize was tried and is known to be unstable.
     """
     if not reading["tuning"].iloc[0]:
         return
     widest = reading.groupby(["seed", "batch_size"])["eta"].agg(["min", "max"])
-    tried = best[best["value"] > 0].join(widest, on=["seed", "batch_size"])  # without a value none is the best
+    tried = best[best["value"] > 0].join(widest, on=["seed", "batch_size"])  # without a value there is no best one
     for column, name in (("max", "largest"), ("min", "smallest")):
         at = (tried["eta"] == tried[column]) & ~(tried["bounded"] & (name == "largest"))
         if at.any():
@@ -326,6 +329,6 @@ def _sizes(trials: pd.DataFrame) -> list[int]:
 
 
 def sizes_without(found: pd.DataFrame, asked: pd.DataFrame) -> list[int]:
-    """The batch sizes at which some seed that was asked for has no trial among those found."""
+    """The batch sizes at which some seed of `asked` has no trial in `found`."""
     pairs = (set(trials[["seed", "batch_size"]].itertuples(index=False, name=None)) for trials in (asked, found))
     return sorted({int(size) for _, size in set.difference(*pairs)})

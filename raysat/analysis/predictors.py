@@ -1,6 +1,6 @@
-"""What was predicted before a step was trained, beside what was measured: one row for each predictor of each fit.
+"""Comparison of predictions made before training with measurements: one row for each predictor of each fit.
 
-Statistics of the initialization predict by themselves (`raysat.storage.initial.PREDICTING`), and so does the forecast
+The predictors are statistics of the initialization (`raysat.storage.initial.PREDICTING`) and the forecast
 (`raysat.analysis.foreseen`).
 """
 
@@ -34,10 +34,10 @@ class Predictor:
     """A predictor of critical batch sizes.
 
     Attributes:
-        label: As a person reads it.
-        predict: Of a measurement, the trials that it was made from, the forecast of their group, and the smallest
-            target of all measurements of these trials: the columns `predicted`, `predicted_min` and `predicted_max`,
-            in samples and nan where there is none, and `remark`, which says why.
+        label: Its name for a reader.
+        predict: Takes a measurement, the trials that were measured, the forecast of their group, and the smallest
+            target of all measurements of these trials; returns the columns `predicted`, `predicted_min` and
+            `predicted_max`, in samples and nan if absent, and `remark`, which says why.
     """
 
     label: str
@@ -47,7 +47,7 @@ class Predictor:
 def _statistic(
     measured: Measurement, _reading: pd.DataFrame, _foreseen: PredictedCurves, _deepest: float, *, name: str
 ) -> dict[str, Any]:
-    """Return what a statistic of the initialization predicts: itself, over the seeds."""
+    """Return the prediction by a statistic of the initialization: its own value, over the seeds."""
     ends = {f"predicted{end}": measured.fit[name + end] for end in ("", "_min", "_max")}
     return ends | {"remark": measured.fit["unpredicted"]}
 
@@ -56,17 +56,17 @@ PREDICTORS: dict[str, Predictor] = {
     **{name: Predictor(label, partial(_statistic, name=name)) for name, label in PREDICTING.items()},
     "forecast": Predictor("forecast", forecast),
 }
-"""By the name that stands in the column `predictor`; the page has a column for each."""
+"""The predictors by their name in the column `predictor`; the page has a column for each."""
 
 
 def compare(
     measured: Measurement, reading: pd.DataFrame, foreseen: PredictedCurves, deepest: float = math.inf
 ) -> Iterator[dict]:
-    """A row for each predictor beside a measured critical batch size, of the columns `COMPARISON`.
+    """Yield a row for each predictor of a measured critical batch size, with the columns `COMPARISON`.
 
     Args:
         measured: The measurement.
-        reading: The trials that it was made from.
+        reading: The trials that were measured.
         foreseen: The forecast of the reading's group.
         deepest: The smallest target of all measurements of the reading.
     """

@@ -1,9 +1,9 @@
-"""What is measured together: groups of trials, and the readings of a group.
+"""The trials that are measured together: groups, and the readings of a group.
 
-A *group* is what a critical batch size is measured in: all trials that differ only in batch size, seed and, under a
-grid, stepsize. Of a grid the best stepsize of each (seed, batch size) counts, in two readings: `free`, among all
-stepsizes, and `stable`, among those below `eta_limit`, up to which SGD on the
-linearized network is stable. The theory speaks of the second only.
+A critical batch size is measured in a *group*: all trials that differ only in batch size, seed and, under a grid,
+stepsize. In a grid the best stepsize of each (seed, batch size) counts, in two *readings*: `free`, among all stepsizes,
+and `stable`, among those below `eta_limit`, up to which SGD on the linearized network is stable. The theory makes a
+statement about the second only.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ SETTING = (
     *("dataset", "preprocessing", "n", "model", "model_options", "depth", "activation", "loss", "dtype", "sampling"),
     *("iterations", "iterations_least", "training"),
 )
-"""The columns of `trials` that one table or figure has in common; `iterations_least` is of `comparable`."""
+"""The columns of `trials` that all rows of a table or figure share; `comparable` adds `iterations_least`."""
 
 GROUP = (*SETTING, "width", "stepsize")
 READING = (*GROUP, "tuning")
-"""The columns that name one fit: a group, and how its stepsize was tuned: empty, `free` or `stable`."""
+"""The columns that identify a fit: those of a group, and how its stepsize was tuned: empty, `free` or `stable`."""
 
 EVIDENCE = ("grid", "grid_relative", "theory", "fixed_fraction", "fixed")
 """Stepsize policies, the best evidence for a critical batch size first: tuned stepsizes show what each batch size can
@@ -36,16 +36,17 @@ Paths = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
 def policy(label: str) -> str:
-    """The policy of a stepsize's label: `theory` of `theory(1)`."""
+    """The policy in a stepsize's label: `theory` for `theory(1)`."""
     return label.split("(")[0]
 
 
 def comparable(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials under one T a setting: of a budget of samples, whose T falls with b, the largest stands for all.
+    """Give all trials of a setting the same T: under a budget of samples, for which T falls with b, the largest.
 
-    The new column `iterations_least` has the smallest. Tables from before there were trainings and budgets are of plain
+    The new column `iterations_least` has the smallest. Tables without the columns `training` and `budget` are of plain
     SGD under a budget of iterations.
     """
+    # old tables get the columns that they lack, with missing values
     trials = trials.reindex(columns=list(dict.fromkeys([*trials.columns, "training", "budget"])))
     trials = trials.assign(training=trials["training"].fillna("sgd"))
     by_samples = trials["budget"].fillna("iterations").str.endswith(("samples", "epochs"))
@@ -56,7 +57,7 @@ def comparable(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def readings(group: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    """The trials of a group as they are read: once, or of a grid twice; named in a new column `tuning`.
+    """Yield the readings of a group: one, or two for a grid; a new column `tuning` has the name.
 
     The new column `bounded` (of the stable reading only): a stepsize at or above `eta_limit` was also tried at this
     seed and batch size, so the largest stable one is not an edge of the grid.
@@ -72,37 +73,38 @@ def readings(group: pd.DataFrame) -> Iterator[pd.DataFrame]:
 
 
 def best_of(trials: pd.DataFrame, score: str) -> pd.DataFrame:
-    """Of each (seed, batch size) the trial of the smallest score: where stepsizes were tuned, the best one."""
+    """Select the trial with the smallest score for each (seed, batch size): the best of several stepsizes."""
     return trials.sort_values([score, "eta"], na_position="last").drop_duplicates(["seed", "batch_size"])
 
 
 def by_h(trials: pd.DataFrame) -> pd.Series:
-    """A score for `best_of`: the largest h first, and before it trials whose loss vanished, of which h has no value."""
+    """A score for `best_of`: the largest h first, and before it trials whose loss vanished, which have no h."""
     return (-trials["h"]).mask(vanished(trials), -math.inf)
 
 
 def vanished(trials: pd.DataFrame) -> pd.Series:
-    """Return whether a trial ended at a loss of exactly 0, as a hinge does on data that it separates."""
+    """Return which trials ended at a loss of exactly 0, as a hinge loss does on data that are separated."""
     return trials["status"].isin(MEASURED) & (trials["loss_final"] == 0)
 
 
 def usable(trials: pd.DataFrame) -> pd.DataFrame:
-    """The trials that are measured: neither diverged nor failed."""
+    """Select the trials that can be measured: neither diverged nor failed."""
     return trials[trials["status"].isin(MEASURED)]
 
 
 def devices(trials: pd.DataFrame) -> pd.Series:
-    """Devices of each trial: its GPUs, or its share of one, or its threads where it had none."""
+    """Devices of each trial: its GPUs or fraction of one, or its threads if it had none."""
     gpus = trials["gpus"].astype(float)
     return gpus.where(gpus > 0, trials["threads"].astype(float))
 
 
 def by_evidence(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows that name readings, the best evidence first: by policy, of several widths the largest, `free` first.
+    """Sort rows that identify readings, the best evidence first: by policy, then the largest width, then `free`.
 
-    The largest width, for the theory is one of wide networks.
+    The largest width comes first because the theory is one of wide networks.
     """
     policies = [policy(label) for label in rows["stepsize"]]
     rank = [EVIDENCE.index(one) if one in EVIDENCE else 99 for one in policies]
+    # "free" sorts before "stable"
     order = pd.DataFrame({"rank": rank, "narrow": -rows["width"], "tuning": rows["tuning"]})
     return rows.loc[order.sort_values(["rank", "narrow", "tuning"], kind="stable").index]

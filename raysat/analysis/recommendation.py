@@ -1,11 +1,12 @@
-"""Which batch size to use: one answer for each setting, in one sentence, or what stands against one.
+"""Which batch size to use: one answer for each setting, in one sentence, or the reason why there is none.
 
-The terminal, the report, notebooks and `raysat.load(...).recommendation` begin with this sentence. It is that of the
-best evidence (`raysat.analysis.reading.by_evidence`): stepsizes tuned at each batch size, freely, for that is
-what a user trains with, and of several widths the largest. The stable reading, of which theory speaks, stands beside.
+The terminal, the report, notebooks and `raysat.load(...).recommendation` begin with this sentence. It comes from the
+best evidence (`raysat.analysis.reading.by_evidence`): stepsizes tuned freely at each batch size, because that is how a
+user trains, and the largest of several widths. The stable reading, about which the theory makes a statement, is shown
+next to it.
 
 The batch size is b_N, where perfect scaling meets the plateau: below it a larger batch saves iterations nearly in
-proportion, above it hardly any. It is named by the nearest one that was run.
+proportion, above it hardly any. The answer is the nearest batch size that was run.
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ from raysat.analysis.words import bounds, number, setting
 from raysat.saturation.fits import law
 
 GAIN = 0.05
-"""Nothing is said to be gained beyond the batch size at which N is this far above its plateau. Default: 5 %, about what
-N scatters by."""
+"""How far N is above its plateau at the batch size beyond which nothing is said to be gained. Default: 5 %, about the
+scatter of N."""
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What batch size to use in one setting.
+    """The batch size to use in one setting.
 
     Attributes:
-        setting: What it was measured on.
+        setting: The setting in which it was measured.
         sentence: The answer, or why there is none and what would give one.
-        batch_size: The batch size; nan where the sentence says why there is none.
+        batch_size: The batch size; nan if there is none.
         low: Lower end of the 95 % interval of b_N, in samples.
         high: Upper end.
-        target: The loss that is reached.
+        target: The target loss.
     """
 
     setting: str
@@ -52,7 +53,7 @@ class Recommendation:
 
 
 def recommendations(fits: pd.DataFrame, points: pd.DataFrame) -> list[Recommendation]:
-    """One for each setting.
+    """Make one recommendation for each setting.
 
     Args:
         fits: `Analysis.fits`.
@@ -80,7 +81,7 @@ def _recommended(best: pd.DataFrame, points: pd.DataFrame) -> Recommendation:
     else:
         said += f": {number(saves, 2)} times fewer iterations than b = {run[0]:.0f}"
         said += f" for {number(costs, 2)} times the samples"
-    end = b_N / math.expm1(q * math.log1p(GAIN)) ** (1 / q)
+    end = b_N / math.expm1(q * math.log1p(GAIN)) ** (1 / q)  # there (1 + (b_N/b)^q)^(1/q) is 1 + GAIN
     beyond = next((size for size in run if size >= end), None)
     if beyond is not None:
         said += f"; beyond b = {beyond:.0f} less than {100 * GAIN:.0f} % of the iterations are saved"
@@ -93,7 +94,7 @@ def _recommended(best: pd.DataFrame, points: pd.DataFrame) -> Recommendation:
 
 
 def _against(fit: Mapping, run: Float[np.ndarray, " b"]) -> str:
-    """Why there is no recommendation, and what to do; empty where there can be one."""
+    """Return why there is no recommendation, and what to do; empty if there can be one."""
     if not policy(fit["stepsize"]).startswith("grid"):
         return (
             f"stepsizes were not tuned at each batch size ({fit['stepsize']}). Run it again with "

@@ -1,4 +1,4 @@
-"""The headline of a sweep: one row for each reading, and the table that a person sees at its end."""
+"""The headline of a sweep: one row for each reading, and the table printed at its end."""
 
 from __future__ import annotations
 
@@ -30,12 +30,11 @@ from raysat.analysis.words import (
 
 
 def summary(fits: pd.DataFrame) -> pd.DataFrame:
-    """One row for each reading: predictions, headline b_h and b_N with intervals, the target of b_N, `notes`.
+    """Make one row for each reading: predictions, headline b_h and b_N with intervals, the target of b_N, `notes`.
 
-    `b_h_scatter` and `b_N_scatter` are the fits' `rms_log_residual`, `b_h_q` and `b_N_q` their q, `unpredicted` says
-    why there are no predictions,
-    and `approximated` of what other network they are. `notes` is a tuple of sentences: what was refused and why, and
-    what the numbers beside it do not show.
+    `b_h_scatter` and `b_N_scatter` are the fits' `rms_log_residual`, `b_h_q` and `b_N_q` their q. `unpredicted` says
+    why there are no predictions, `approximated` in which way the network that was predicted differs. `notes` is a tuple
+    of sentences: refused fits with reasons, and reservations about the numbers next to them.
     """
     rows = []
     for _, group in fits[fits["headline"].astype(bool)].groupby(list(READING), dropna=False, sort=False):
@@ -65,7 +64,7 @@ def summary(fits: pd.DataFrame) -> pd.DataFrame:
 
 
 def print_summary(analysis: Analysis, console: Console) -> None:
-    """Print what a person wants to see at the end of a sweep: one table a setting, and its footnotes."""
+    """Print the summary at the end of a sweep: recommendations, and one table a setting with its footnotes."""
     table = summary(analysis.fits)
     if table.empty:
         console.print(NOTHING)

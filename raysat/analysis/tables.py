@@ -1,4 +1,4 @@
-"""The analysis of a sweep as tidy tables, and its results folder."""
+"""The analysis of a sweep as tidy tables; reading them from and writing them to its results folder."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ from raysat.storage.store import Store
 
 @dataclass(frozen=True)
 class Analysis:
-    """The results of a sweep as tidy tables. A reading is named by the columns `raysat.analysis.READING`.
+    """The results of a sweep as tidy tables. The columns `raysat.analysis.READING` identify a reading.
 
     Attributes:
         points: One row for each reading, quantity (`h` or `N`), target and batch size. `value` is the geometric mean
-            over seeds, `low` and `high` its 95 % interval (of one seed that of the scatter about a fit);
-            `eta` the median stepsize of the trials that counted, `eta_beta` and `eta_k_op` the same times beta(b) and
-            k_op; `h_interp` the paper's predicted exponent (section 5), and `h_interp_n` the batch size whose h stood
-            for h(n) in it.
+            over seeds, `low` and `high` its 95 % interval (with one seed, from the scatter about a fit); `eta` the
+            median stepsize of the trials that counted, `eta_beta` and `eta_k_op` the same times beta(b) and k_op;
+            `h_interp` the paper's predicted exponent (section 5), and `h_interp_n` the batch size whose h replaces h(n)
+            in it.
         fits: One row for each reading, quantity (`b_h` or `b_N`) and target. `value`, `low` and `high` are the critical
-            batch size in samples, `interval` whose scatter the two are of, `q` how sharply the law bends there
-            (`raysat.saturation.fits`), `asymptote` is h or N at large b, `range`
-            the largest mean over the smallest, `eta_beta_min` to `eta_beta_max` where the stepsizes that counted lie in
-            units of 1/beta(b), `eta_k_op_max` the largest in units of 1/k_op, `reason` the reservations in words; the
-            predictions at initialization are means over seeds, with `_min` and `_max`, `unpredicted` says why there are
-            none, `approximated` of what other network they are. `headline` marks one b_h and one b_N of each reading.
-        comparison: One row for each fit and predictor (`raysat.analysis.predictors`): what was predicted, with its ends
-            over seeds, over what was measured. It is what `analysis.parquet` holds; docs/columns.md has its columns.
-        costs: One row for each reading, target, cost (`samples`, `seconds`, `device_hours`) and batch size that every
-            seed reached the target with: the geometric mean over seeds and its 95 % interval.
+            batch size in samples and its interval, `interval` the source of that, `q` how sharply the law bends there
+            (`raysat.saturation.fits`), `asymptote` h or N at large b, `range` the largest mean over the smallest,
+            `eta_beta_min` to `eta_beta_max` the range of the stepsizes that counted in units of 1/beta(b),
+            `eta_k_op_max` the largest in units of 1/k_op, `reason` the reservations in words; the predictions at
+            initialization are means over seeds, with `_min` and `_max`, `unpredicted` says why there are none,
+            `approximated` in which way the network that was predicted differs. `headline` marks one b_h and one b_N of
+            each reading.
+        comparison: One row for each fit and predictor (`raysat.analysis.predictors`): the prediction with its extremes
+            over seeds, the measured value, and their ratio. `analysis.parquet` contains this table; docs/columns.md has
+            its columns.
+        costs: One row for each reading, target, cost (`samples`, `seconds`, `device_hours`) and batch size with which
+            every seed reached the target: the geometric mean over seeds and its 95 % interval.
         choices: One row for each reading, target and choice (`least_samples`, `least_seconds`, `least_device_hours`,
             `b_20`): the batch size with its 95 % interval, what it costs there, and the reservations in words.
     """
@@ -64,7 +66,8 @@ def analyze(
     Args:
         trials: The `trials` table.
         curves: The `curves` table.
-        targets: Loss levels for N(b). Default: those that what is compared shares (`raysat.analysis.targets.shared`).
+        targets: Loss levels for N(b). Default: levels that all compared readings share
+            (`raysat.analysis.targets.shared`).
         ntk: The `ntk` table, for the forecast. Default: there is no forecast.
     """
     trials, paths = prepared(trials, curves, ntk)
@@ -96,7 +99,7 @@ def analyze(
 
 
 def prepared(trials: pd.DataFrame, curves: pd.DataFrame, ntk: pd.DataFrame | None) -> tuple[pd.DataFrame, Paths]:
-    """The trials that count, with the column `unpredicted` (why their network has no statistics), and their losses.
+    """Select the trials that count, with a column `unpredicted` (why there are no statistics), and their losses.
 
     Args:
         trials: The `trials` table.
@@ -104,20 +107,20 @@ def prepared(trials: pd.DataFrame, curves: pd.DataFrame, ntk: pd.DataFrame | Non
         ntk: The `ntk` table, if there is one.
     """
     trials = comparable(trials).sort_values("finished_at", kind="stable")
-    # The same cell twice, under two ids, where a user's own module changed between two runs: the later one holds.
+    # The same cell under two ids, if a user's own module changed between two runs: the later one counts.
     outdated = trials.duplicated([*GROUP, "seed", "batch_size", "eta"], keep="last") & trials["eta"].notna()
     paths = {
         str(cell_id): (path["iteration"].to_numpy(), path["train_loss"].to_numpy(dtype=float))
         for cell_id, path in curves.sort_values("iteration").groupby("cell_id")
     }
-    # As Python's own strings: of Arrow's each column is a block of its own, and a cut through the table takes as long.
+    # Python strings: every column of Arrow strings is a block of its own, and a selection of rows takes time for each.
     texts = {name: object for name, kind in trials.dtypes.items() if isinstance(kind, pd.StringDtype)}
     reasons, kept = refused(ntk), trials[~outdated].astype(texts)
     return kept.assign(unpredicted=[reasons.get(init_id, "") for init_id in kept["init_id"]]).copy(), paths
 
 
 def refused(ntk: pd.DataFrame | None) -> dict[str, str]:
-    """Why there are no statistics of an initialization, by init_id, of those that have none."""
+    """Why initializations have no statistics, by init_id, for those that have none."""
     if ntk is None:
         return {}
     rows = ntk[ntk["method"].isin([REFUSED, FAILED])]
@@ -125,7 +128,7 @@ def refused(ntk: pd.DataFrame | None) -> dict[str, str]:
 
 
 def load(root: Location) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
-    """The record, the trials and the curves of a results folder.
+    """Read the record, the trials and the curves of a results folder.
 
     Raises:
         InputError: The folder is not a results folder, or of another schema version.
@@ -137,12 +140,12 @@ def load(root: Location) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
 def analyze_folder(
     root: Location, record: Mapping, trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float] = ()
 ) -> Analysis:
-    """Analyze what `load` has read, for some targets or else for those of the sweep."""
+    """Analyze what `load` has read, for some targets or, without any, for those of the sweep."""
     return analyze(trials, curves, levels(record, targets), Store(root).read("ntk"))
 
 
 def levels(record: Mapping, targets: Sequence[float] = ()) -> tuple[float, ...]:
-    """The targets that were asked for, or else those of the sweep; empty where neither names any."""
+    """The given targets or, without any, those of the sweep; empty if there are none."""
     return tuple(targets) or tuple(record["sweep"].get("targets") or ())
 
 

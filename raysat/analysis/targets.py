@@ -1,8 +1,9 @@
-"""The targets to which N counts where a sweep names none: loss levels that all readings which are compared share.
+"""Default targets to which N counts, if a sweep names none: loss levels that all compared readings share.
 
-b_N depends on the target, so that widths, stepsize policies and trainings can be compared at one target only. It is as
-deep as all of them reach: of each width and training the reading of the best evidence (`by_evidence`) has a say, unless
-it stays far behind the ones that lead, of which recommendations are: one that fails would else make it shallow for all.
+b_N depends on the target, so that widths, stepsize policies and trainings can only be compared at the same target. It
+is as deep as all of them reach: for each width and training, the reading of the best evidence (`by_evidence`) counts,
+unless it stays far behind the leading ones, on which recommendations are based: one reading that fails would otherwise
+make the target shallow for all.
 """
 
 from __future__ import annotations
@@ -16,22 +17,22 @@ from raysat.saturation.targets import attainable, choose_targets
 from raysat.storage.schema import TARGET_REACHED
 
 COMPARED = tuple(name for name in SETTING if name not in ("training", "iterations", "iterations_least"))
-"""The columns that readings which are compared have in common: one architecture on one data set."""
+"""The columns that compared readings share: one architecture on one data set."""
 
 HALF_WAY = 0.5
-"""A reading that goes less than this share of the way of those that recommendations are of, in log L, has no say.
+"""A reading whose loss falls, in log L, by less than this fraction of the fall of the leading ones does not count.
 Default: a half."""
 
 
 def deepest(reading: pd.DataFrame, paths: Paths, *, decided: bool = False) -> pd.DataFrame:
-    """Of each (seed, batch size) the smallest loss that any of its trials reaches, as `deepest`, beside `loss_init`.
+    """For each (seed, batch size), the smallest loss that any of its trials reaches, as `deepest`, with `loss_init`.
 
     Args:
         reading: The trials of a reading.
         paths: The loss along each trial.
-        decided: Whether to go no further than it is decided which trial is first: one that was ended at its target may
-            be the first to reach a lower loss too, if it was ended as early as any. In a race, only of those that were
-            is it certain that they are there.
+        decided: Whether to stop at the loss down to which the first trial is certain: a trial that was stopped at its
+            target might also be the first to reach a lower loss, if none was stopped earlier. In a race, only these
+            earliest trials are certain to arrive: others may have been cut.
     """
     trials = usable(reading)
     least = [paths[key][1].min(initial=math.inf) if key in paths else math.inf for key in trials["cell_id"]]
@@ -45,19 +46,19 @@ def deepest(reading: pd.DataFrame, paths: Paths, *, decided: bool = False) -> pd
 
 
 def attained(ends: pd.DataFrame) -> float:
-    """Return how deep a target of all (seed, batch size) may lie, given what `deepest` says of them."""
+    """Return the lowest target that all (seed, batch size) reach, given the table of `deepest`."""
     initial, least = (ends[name].to_numpy(dtype=float) for name in ("loss_init", "deepest"))
     return float(attainable(initial, least).max(initial=0))
 
 
 def first_ended(trials: pd.DataFrame) -> pd.DataFrame:
-    """Of each (seed, batch size) the trials that were ended at their target, at the earliest evaluation."""
+    """Select, for each (seed, batch size), the trials that were stopped at their target at the earliest evaluation."""
     ended = trials[trials["status"] == TARGET_REACHED]
     return ended[ended["iterations_done"] == ended.groupby(["seed", "batch_size"])["iterations_done"].transform("min")]
 
 
 def shared(trials: pd.DataFrame, paths: Paths) -> pd.Series:
-    """The targets that each trial's readings count to: tuples, descending; empty where none serves.
+    """The targets of each trial's readings: tuples, descending; empty if there is no suitable target.
 
     Args:
         trials: The `trials` table, comparable (`raysat.analysis.reading.comparable`).
@@ -73,7 +74,7 @@ def shared(trials: pd.DataFrame, paths: Paths) -> pd.Series:
             best: dict[object, pd.DataFrame] = {}
             for width, end in ranked:
                 if len(end):
-                    best.setdefault(width, end)
+                    best.setdefault(width, end)  # the first one of a width has the best evidence
             ends += best.values()
             leading += list(best.values())[:1]
         levels = _levels(ends, leading)
@@ -82,7 +83,7 @@ def shared(trials: pd.DataFrame, paths: Paths) -> pd.Series:
 
 
 def _levels(ends: list[pd.DataFrame], leading: list[pd.DataFrame]) -> tuple[float, ...]:
-    """The levels that readings share, given how deep each goes, and those that lead."""
+    """The levels that readings share, given the depth of each and of the leading ones."""
     most = max((_way(end) for end in leading), default=0.0)
     counted = [end for end in ends if _way(end) > 0 and _way(end) >= HALF_WAY * most]
     if not counted:
@@ -92,6 +93,6 @@ def _levels(ends: list[pd.DataFrame], leading: list[pd.DataFrame]) -> tuple[floa
 
 
 def _way(end: pd.DataFrame) -> float:
-    """Return how far a reading goes, in log L; 0 where it is not known."""
+    """Return by how much the loss of a reading falls, in log L; 0 if that is not known."""
     first, last = float(end["loss_init"].min()), attained(end)
     return math.log(first / last) if 0 < last < first < math.inf else 0.0

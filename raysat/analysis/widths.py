@@ -1,4 +1,4 @@
-"""What becomes exact as the network gets wider (Theorem 4.2): b_star's spread, the kernel's drift, the linearization.
+"""The limit of wide networks (Theorem 4.2): spread of b_star, drift of the kernel, error of the linearization.
 
 By Theorem 4.2 the Hessian of a wide network is of order 1/sqrt(width), so that K hardly moves and the network trains
 like its linearization.
@@ -19,11 +19,11 @@ COLUMNS = (
     *("width", "seeds", "b_star", "b_star_min", "b_star_max"),
     *("drift", "drift_min", "drift_max", "drift_iteration", "h_error", "h_error_max"),
 )
-"""Of `by_width`: means over seeds and batch sizes, and the ends of their ranges."""
+"""The columns of `by_width`: means over seeds and batch sizes, and the ends of their ranges."""
 
 
 def by_width(trials: pd.DataFrame, ntk: pd.DataFrame) -> pd.DataFrame:
-    """One row a width, for the networks of a sweep that differ in width alone; none where there is nothing to compare.
+    """Make one row a width, for the networks of a sweep that differ in width alone; none if there is no comparison.
 
     `drift` is `||K(w_t) - K(w_0)||_F / ||K(w_0)||_F` at the last of `ntk_at`; `h_error` is `|h / h_lin - 1|`, h_lin the
     exponent of the linearization with the same seed, batch size and stepsize policy.
@@ -53,7 +53,7 @@ def by_width(trials: pd.DataFrame, ntk: pd.DataFrame) -> pd.DataFrame:
 
 
 def sentences(table: pd.DataFrame) -> list[str]:
-    """What the table shows, in words: how b_star moves against its spread, and how fast the rest falls with width."""
+    """Describe the table: the change of b_star against its spread, and the rate at which the rest falls with width."""
     if table.empty:
         return []
     narrow, wide = (table.iloc[k].to_dict() for k in (0, -1))
@@ -87,7 +87,7 @@ def _positive(values: pd.Series) -> pd.Series:
 
 
 def _slope(width: pd.Series, value: pd.Series) -> float | None:
-    """The power of the width that a value follows, by least squares in the logarithms; None below two values."""
+    """The power of the width that a value follows, by least squares in logarithms; None for fewer than two values."""
     known = _positive(value)
     if known.sum() < 2:
         return None

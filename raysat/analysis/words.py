@@ -1,4 +1,4 @@
-"""Numbers and names as a person reads them, and the reservations that hold for a whole table."""
+"""Numbers and names for a reader, and the reservations that hold for a whole table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOTHING = "No trial has ended yet: there is nothing to analyze."
 
 
 def network(row: Row) -> str:
-    """Return which network on which data: `mnist (center, n = 1,000), mlp(activation=relu, depth=3), mse, float32`."""
+    """Return the network and its data: `mnist (center, n = 1,000), mlp(activation=relu, depth=3), mse, float32`."""
     try:
         options = json.loads(row["model_options"])
         short = {name: number(value, 4) if isinstance(value, float) else value for name, value in options.items()}
@@ -35,13 +35,13 @@ def network(row: Row) -> str:
 
 
 def setting(row: Row) -> str:
-    """What a group was measured on, in one line: network, sampling, T, and the training where it is not plain SGD."""
+    """The setting of a group in one line: network, sampling, T, and the training if it is not plain SGD."""
     other = "" if row.get("training", "sgd") == "sgd" else f", {row['training']} (the prediction is for plain SGD)"
     return f"{network(row)}, {row['sampling']}, T = {iterations(row)}{other}"
 
 
 def short_settings(table: pd.DataFrame) -> dict[tuple, str]:
-    """A name for each setting of a table, of the data set, the model and what else differs between them."""
+    """A name for each setting of a table: the data set, the model, and the columns in which the settings differ."""
     rows = table.reindex(columns=list(SETTING)).drop_duplicates().to_dict("records")
     facts = []
     for row in rows:
@@ -49,7 +49,7 @@ def short_settings(table: pd.DataFrame) -> dict[tuple, str]:
             options = dict(json.loads(row["model_options"]))
         except (TypeError, ValueError):
             options = {}
-        hidden = {"model_options", "depth", "activation", "iterations_least"}  # depth, activation are options too
+        hidden = {"model_options", "depth", "activation", "iterations_least"}  # depth and activation are in the options
         facts.append({name: value for name, value in row.items() if name not in hidden} | options)
     every = list(dict.fromkeys(name for fact in facts for name in fact))
     varied = [name for name in every if len({str(fact.get(name)) for fact in facts}) > 1]
@@ -63,23 +63,23 @@ def short_settings(table: pd.DataFrame) -> dict[tuple, str]:
 
 
 def key_of(row: Row, columns: Sequence[str] = READING) -> tuple:
-    """A reading's values as a dictionary's key: nan, which equals nothing, is None."""
+    """A reading's values as a dictionary's key, with None in place of nan, which does not equal itself."""
     return tuple(None if pd.isna(row[name]) else row[name] for name in columns)
 
 
 def iterations(row: Row) -> str:
-    """T, or of a budget of samples the range of T: `300`, `10 to 640`."""
+    """T, or its range under a budget of samples: `300`, `10 to 640`."""
     least, most = row.get("iterations_least", row["iterations"]), row["iterations"]
     return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def method(row: Row) -> str:
-    """The stepsize policy and, of a grid, how it was tuned: `theory(1)`, `grid (stable)`."""
+    """The stepsize policy and, for a grid, how it was tuned: `theory(1)`, `grid (stable)`."""
     return f"{row['stepsize']} ({row['tuning']})" if row["tuning"] else row["stepsize"]
 
 
 def bounds(low: float, high: float) -> str:
-    """An interval: `[8.2, 10.3]`; empty where there is none."""
+    """An interval: `[8.2, 10.3]`; empty if there is none."""
 
     def short(end: float) -> str:
         return number(end, 2 if end < 10 else 3)
@@ -88,12 +88,12 @@ def bounds(low: float, high: float) -> str:
 
 
 def estimate(row: Row, name: str) -> tuple[str, str]:
-    """A critical batch size of `summary` and its interval, as text; the interval is empty where there is none."""
+    """A critical batch size of `summary` and its interval, as text; the interval is empty if there is none."""
     return number(row[name]), bounds(row[f"{name}_low"], row[f"{name}_high"])
 
 
 def scatter(rms: float) -> str:
-    """The goodness of a fit, `rms_log_residual`, as a person reads it; empty where nothing was fitted.
+    """The scatter about a fit, its `rms_log_residual`, as text; empty if nothing was fitted.
 
     Example:
         >>> scatter(0.0432), scatter(0.001)
@@ -110,7 +110,7 @@ def about_h(row: Row) -> str:
 
 
 def no_interpolation(row: Row) -> str:
-    """Why a reading's points have no `h_interp`."""
+    """Return why a reading's points have no `h_interp`."""
     if row["iterations_least"] < row["iterations"]:
         return "no interpolation: T differs between batch sizes"
     return "no interpolation: h(1) or h(n) is missing"
@@ -120,12 +120,12 @@ ABOUT_SCATTER = "Scatter is that of h or N about its fit, root mean square."
 
 
 def about_intervals(seeds: int) -> str:
-    """Return what the intervals are, and what they lack where there is one seed."""
+    """Describe the intervals, and their limits if there is one seed."""
     if seeds == 1:
         return (
-            "Intervals are of 95 %, of the scatter about the fit, for there is one seed: they do not show how seeds "
-            "differ, and where there is no fit there is none."
+            "Intervals are of 95 %, from the scatter about the fit, because there is one seed: they do not show how "
+            "seeds differ, and without a fit there is none."
         )
     if not seeds:
-        return "There are no intervals, for no seed has a value."
+        return "There are no intervals: no seed has a value."
     return f"Intervals are of 95 %, by Student's t over {seeds} seeds."

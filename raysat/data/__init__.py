@@ -1,4 +1,4 @@
-"""Data sets by name: found or downloaded, verified, cut to a subset and preprocessed."""
+"""Data sets by name: found or downloaded, verified, reduced to a subset and preprocessed."""
 
 from raysat.data.dataset import Dataset
 from raysat.data.fields import Fields

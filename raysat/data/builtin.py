@@ -21,16 +21,16 @@ WINDOW = 256
 
 
 def fixed_subset(n: int, count: int) -> Int64[np.ndarray, " count"]:
-    """The same `count` of n indices every time, pseudo-random and ascending; fewer of them are among more of them."""
+    """Return a fixed pseudo-random choice of `count` of n indices, ascending; it contains that of any smaller count."""
     return np.sort(np.random.Generator(np.random.Philox(key=0)).permutation(n)[:count])
 
 
 def digits() -> Dataset:
     """1,797 images of digits, [1, 8, 8] in [0, 1]: 1,437 for training and 360 for testing.
 
-    They come with scikit-learn and have no canonical split: this one is random, and always the same.
+    They come with scikit-learn and have no canonical split: this one is random, but fixed.
     """
-    sklearn = find_spec("sklearn")  # not imported, which would take each process a second
+    sklearn = find_spec("sklearn")  # found, not imported: the import takes a second in each process
     assert sklearn is not None
     assert sklearn.origin is not None  # not a package without a file
     folder = Path(sklearn.origin).parent
@@ -76,7 +76,7 @@ def tinyshakespeare() -> Dataset:
 def linear(n: int = 256, d: int = 64, power: float = 1.0, seed: int = 0) -> Dataset:
     """Theorem 3.2's linear least squares, x [n, d] and y [n, 1], in float64; there is no test set.
 
-    The closed forms of `linear_problem`, which has the same arguments, are those of the whole set with preprocessing
+    The closed forms of `linear_problem`, which has the same arguments, hold for the whole set with preprocessing
     `none`; centring or a subset changes the spectrum.
     """
     problem = linear_problem(n, d, power, seed)

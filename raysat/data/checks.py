@@ -1,4 +1,4 @@
-"""What a data set refuses: each in a sentence with the remedy."""
+"""Checks of the tensors of a data set: each error is a sentence with the remedy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from raysat.losses.targets import check_range, whole_or_finite
 
 
 def split(name: str, x: Any, y: Any, vocabulary: int | None, *, positions: bool) -> tuple[Inputs, Tensor]:
-    """One split as it is used: several input tensors as `Fields`, labels as int64.
+    """Check and convert one split: several input tensors to `Fields`, labels to int64.
 
     Args:
         name: `""` or `"_test"`.
         x: Inputs.
         y: Targets.
-        vocabulary: The number of distinct tokens, where there are any.
+        vocabulary: The number of distinct tokens; None without tokens.
         positions: Whether floating targets may be [n, L, C].
     """
     x_name, y_name = f"x{name}", f"y{name}"
@@ -45,7 +45,7 @@ def split(name: str, x: Any, y: Any, vocabulary: int | None, *, positions: bool)
 
 
 def _fields(name: str, x: Fields) -> None:
-    """Refuse several tensors of which one is not a number; infinity is what an additive mask has."""
+    """Refuse tensors with NaN; infinity is allowed, because an additive mask contains it."""
     for key, tensor in x.tensors.items():
         if tensor.isnan().any():
             raise InputError(f"Dataset has NaN in {name}[{key!r}]: remove or replace it in the loader.")
@@ -76,7 +76,7 @@ def _tokens(name: str, x: Tensor, vocabulary: int | None) -> None:
     if low < 0 or high >= vocabulary:
         raise InputError(
             f"Dataset has tokens from {low} to {high} in {name}: number them from 0, and give a vocabulary above the "
-            f"last, for it is {vocabulary}."
+            f"last; it is {vocabulary}."
         )
 
 
@@ -129,7 +129,7 @@ def labels(targets: Sequence[Tensor], classes: int) -> None:
 
 
 def classes_of(targets: Sequence[Tensor]) -> int:
-    """One more than the largest label; labels that do not begin at 0 are refused."""
+    """Return one more than the largest label; refuse labels that do not begin at 0."""
     low, high = _range(targets)
     if low > 0:
         raise InputError(
@@ -144,7 +144,7 @@ def _range(targets: Sequence[Tensor]) -> tuple[int, int]:
 
 
 def columns(y: Tensor, outputs: int) -> None:
-    """Refuse rows that weigh another number of classes than there are outputs."""
+    """Refuse rows whose number of classes is not the number of outputs."""
     if y.shape[-1] != outputs:
         raise InputError(
             f"Dataset has classes=True, outputs={outputs} and y of shape {_shape(y)}: give a column of y for each "
@@ -153,7 +153,7 @@ def columns(y: Tensor, outputs: int) -> None:
 
 
 def half_way(targets: Sequence[Tensor]) -> float:
-    """Between the two targets of a binary classification."""
+    """Return the midpoint of the two targets of a binary classification."""
     values = torch.cat([y.flatten() for y in targets]).unique().tolist()
     if len(values) != 2:
         some = ", ".join(f"{value:g}" for value in values[:4])

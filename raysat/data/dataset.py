@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the project: training and test samples as two pairs of inputs and targets."""
+"""The interface of a data set: training and test samples as two pairs of inputs and targets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Several = Mapping[str, Tensor] | Sequence[Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Samples and targets. This is also what a user's loader, `module:function`, returns.
+    """Samples and targets. A user's loader, `module:function`, returns one too.
 
     One data set serves many trials of a process: its tensors are read-only by convention.
 
@@ -32,16 +32,16 @@ class Dataset:
             `classes=True` weights of the classes, which may also be [n, L, C]. Or labels 0..C-1 of any integer type,
             which become int64: one for each sample, [n], or for each of its positions, [n, L], such as the next token.
         x_test: Test inputs, like x, or None.
-        y_test: Test targets, like y, where `x_test` is given.
-        classes: Whether the largest output names a class, so that accuracy means something; of one output, its side of
-            `threshold`. Default: whether y are labels, or every row of y is one-hot with C >= 2.
-        vocabulary: Number of distinct tokens, of which builders are told (`raysat.models.build`). Needed for tokens,
+        y_test: Test targets, like y, if `x_test` is given.
+        classes: Whether the largest output is a class, so that accuracy is defined; for a single output, the class is
+            its side of `threshold`. Default: True if y are labels, or if every row of y is one-hot with C >= 2.
+        vocabulary: Number of distinct tokens, which builders receive (`raysat.models.build`). Needed for tokens,
             possible for inputs of several tensors, None for floating inputs.
-        outputs: C, the number of outputs. Default: the columns of y; of labels, the vocabulary where each token has
-            one, and else one more than the largest.
-        threshold: Of one output with `classes=True`, what parts its two classes, of outputs and of targets alike.
-            Default: half way between the two targets, 0 for -1 and 1, and 0.5 for 0 and 1. For the logits of a loss of
-            one's own with targets 0 and 1, it is 0.
+        outputs: C, the number of outputs. Default: the number of columns of y; for labels, the vocabulary if each token
+            has a label, and otherwise one more than the largest label.
+        threshold: For a single output with `classes=True`, the boundary between the two classes, of outputs and of
+            targets alike. Default: half way between the two targets, 0 for -1 and 1, and 0.5 for 0 and 1. For a custom
+            loss of logits with targets 0 and 1, set it to 0.
 
     Raises:
         InputError: The tensors do not fit together, a value is not finite, or a token or label is out of its range.
@@ -101,7 +101,7 @@ class Dataset:
             object.__setattr__(self, name, value)
 
     def _columns(self) -> int:
-        """The number of outputs, where the user does not say it."""
+        """The number of outputs if the user does not give it."""
         if self.y.is_floating_point():
             return self.y.shape[-1]
         if self.vocabulary is not None and isinstance(self.x, Tensor) and self.y.shape == self.x.shape:
@@ -124,7 +124,7 @@ class Dataset:
 
     @property
     def input_shape(self) -> tuple[int, ...] | dict[str | int, tuple[int, ...]]:
-        """Shape of one input; of several tensors a dictionary, from the name or the number of each to its shape."""
+        """Shape of one input; for several tensors a dictionary from the name or position of each to its shape."""
         if isinstance(self.x, Fields):
             return {name: tuple(tensor.shape[1:]) for name, tensor in self.x.tensors.items()}
         return tuple(self.x.shape[1:])
@@ -136,7 +136,7 @@ class Dataset:
         return sum(tensor.nbytes for tensor in (*inputs, *self._targets))
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Dataset:
-        """The same data set, a function applied to each of its tensors."""
+        """Apply a function to each tensor of the data set."""
         changed = {name: each(function, value) for name in _TENSORS if (value := getattr(self, name)) is not None}
         return replace(self, **changed)
 

@@ -1,4 +1,4 @@
-"""One file from the internet, verified, with a bar that shows how far it is."""
+"""Download of one file, verified, with a progress bar."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ def retrieve(address: str, digest: str, folder: Path) -> Path:
     Args:
         address: Its address.
         digest: `algorithm:hexadecimal`.
-        folder: Where it comes to lie.
+        folder: The folder in which it is stored.
 
     Returns:
         Its path.
 
     Raises:
-        OSError: It cannot be had.
-        ValueError: Its digest is another.
+        OSError: It cannot be downloaded.
+        ValueError: Its digest differs.
     """
     name = address.rpartition("/")[-1]
     pooch.get_logger().setLevel("WARNING")
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        downloader: Any = pooch.HTTPDownloader  # its annotations know of no bar but its own
+        downloader: Any = pooch.HTTPDownloader  # its annotations allow no progress bar but its own
         fetch = downloader(progressbar=_Bar(progress, name), chunk_size=1 << 16)
         return Path(pooch.retrieve(address, digest, fname=name, path=folder, downloader=fetch))
 
 
 class _Bar:
-    """What pooch asks of a progress bar, drawn by rich."""
+    """The interface that pooch expects of a progress bar, drawn by rich."""
 
     def __init__(self, progress: Progress, name: str) -> None:
         self.total = 0
@@ -49,4 +49,4 @@ class _Bar:
         self._progress.update(self._task, completed=0)
 
     def close(self) -> None:
-        """The display ends with its context, also where a download fails."""
+        """Do nothing: the display ends with its context, also if a download fails."""

@@ -15,8 +15,8 @@ from raysat.errors import InputError
 class Fields:
     """The input tensors of some samples, by name or by position; indexed and split along the samples like one tensor.
 
-    A network is called with them as its keyword arguments (named) or its positional ones; see
-    `raysat.models.unpacked.Unpacked`. `torch.func` transforms see through it, as through a dictionary.
+    A network is called with them as its keyword arguments (if named) or its positional ones; see
+    `raysat.models.unpacked.Unpacked`. `torch.func` transforms handle it like a dictionary.
 
     Args:
         tensors: Tensors of equal length, by name, or in the order of the network's arguments.
@@ -33,7 +33,7 @@ class Fields:
         self.tensors: dict[str | int, Tensor] = dict(keyed)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Fields:
-        """The same fields, a function applied to each tensor."""
+        """Apply a function to each tensor."""
         changed = {name: function(tensor) for name, tensor in self.tensors.items()}
         return Fields(changed if self.named else tuple(changed.values()))
 
@@ -44,24 +44,24 @@ class Fields:
         return self.map(lambda tensor: tensor[index])
 
     def split(self, size: int) -> list[Fields]:
-        """Parts of `size` samples, the last of which may have fewer."""
+        """Split into parts of `size` samples; the last may have fewer."""
         return [self[first : first + size] for first in range(0, len(self), size)]
 
     def index_select(self, dim: int, index: Tensor) -> Fields:
-        """The samples of some indices; `dim` is 0."""
+        """Select the samples of some indices; `dim` is 0."""
         return self.map(lambda tensor: tensor.index_select(dim, index))
 
     def to(self, device: torch.device) -> Fields:
-        """The same on a device."""
+        """Move all tensors to a device."""
         return self.map(lambda tensor: tensor.to(device))
 
     def cpu(self) -> Fields:
-        """The same on the CPU."""
+        """Move all tensors to the CPU."""
         return self.map(Tensor.cpu)
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return next(iter(self.tensors.values())).device
 
     @property
@@ -75,10 +75,10 @@ Inputs = Tensor | Fields
 
 
 def fields_of(x: Mapping[str, Tensor] | Sequence[Tensor], name: str = "x") -> Fields:
-    """The inputs of some samples, given as a dictionary or a sequence of tensors.
+    """Make fields of a dictionary or a sequence of tensors.
 
     Raises:
-        InputError: They are no tensors of equal length.
+        InputError: They are not tensors of equal length.
     """
     fields = Fields(x)
     if not fields.tensors:
@@ -95,7 +95,7 @@ def fields_of(x: Mapping[str, Tensor] | Sequence[Tensor], name: str = "x") -> Fi
 
 
 def tensors_of(x: Inputs) -> list[Tensor]:
-    """The tensors that inputs are made of."""
+    """The tensors of which inputs consist."""
     return list(x.tensors.values()) if isinstance(x, Fields) else [x]
 
 
@@ -108,7 +108,7 @@ def each(function: Callable[[Tensor], Tensor], x: Fields) -> Fields: ...
 
 
 def each(function: Callable[[Tensor], Tensor], x: Inputs) -> Inputs:
-    """A function of a tensor, applied to each tensor of the inputs."""
+    """Apply a function to each tensor of the inputs."""
     return x.map(function) if isinstance(x, Fields) else function(x)
 
 
@@ -121,7 +121,7 @@ def repeated(x: Fields, count: int) -> Fields: ...
 
 
 def repeated(x: Inputs, count: int) -> Inputs:
-    """The first sample so many times, in the memory of one.
+    """Repeat the first sample `count` times, in the memory of one.
 
     Example:
         >>> repeated(torch.zeros(5, 3), 2).shape
@@ -135,7 +135,7 @@ def _flatten(fields: Fields) -> tuple[list[Tensor], tuple]:
 
 
 def _unflatten(tensors: Iterable[Any], context: tuple) -> Fields:
-    # Transforms put other things than tensors in their place, such as the numbers of batched axes.
+    # Transforms put things other than tensors in their places, such as the numbers of batched axes.
     named, names = context
     return Fields(dict(zip(names, tensors, strict=True)) if named else tuple(tensors))
 

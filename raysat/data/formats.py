@@ -22,7 +22,7 @@ _PICKLED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
 }
-"""What an array of bytes needs of a pickle; numpy 2 moved one of the modules."""
+"""The names that a pickled array of bytes uses; numpy 2 moved one of the modules."""
 
 
 def idx(content: bytes) -> Bytes:
@@ -60,7 +60,7 @@ def characters(content: bytes) -> tuple[Int64[np.ndarray, " length"], int]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads arrays and plain values. A pickle can call whatever it can name, so it may name nothing else."""
+    """Reads arrays and plain values. A pickle can call anything that it can name, so it may name nothing else."""
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in _PICKLED:

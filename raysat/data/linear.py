@@ -18,7 +18,7 @@ class LinearProblem:
     Attributes:
         x: Features, [n, d]: `x = sqrt(n) Q diag(sqrt(spectrum))` with orthonormal columns of Q.
         y: Targets `x w_bar`, [n].
-        w_bar: The solution, [d].
+        w_bar: The solution of least squares, [d].
         spectrum: Eigenvalues of `(1/n) x^T x`, [d], the largest first: `spectrum[j-1] = j^-power`.
         gamma: `max_i ||x_i||^2`, with which eq. 3.1 holds.
         k_op: `(1/n) ||x||_op^2 = spectrum[0] = 1`.

@@ -1,4 +1,4 @@
-"""From a data set's name to the samples that a sweep uses."""
+"""Loading of data sets by name: the samples that a sweep uses."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ def load(
     dtype: str = "float32",
     keep: bool = True,
 ) -> Dataset:
-    """A data set, cut to a subset, preprocessed and cast. The last two are kept in memory.
+    """Load a data set, reduce it to a subset, preprocess and cast it. The last two results are kept in memory.
 
-    A built-in data set's files are looked for in the folder that the environment variable RAYSAT_DATA names, then in
+    The files of a built-in data set are searched in the folder named by the environment variable RAYSAT_DATA, then in
     the user's cache, and are downloaded if they are in neither. Their digests are verified every time.
 
     Args:
         name: One of `NAMES`; `linear(n=.., d=.., power=.., seed=..)`; or `module:function`, a function without
             arguments that returns a `Dataset`.
-        n_train: Training samples: a fixed pseudo-random subset in file order, in which that of a smaller n_train is
-            contained. Default: all.
-        n_test: Test samples, likewise; 0 for none. Default: all, or n_train of them where that is fewer.
+        n_train: Training samples: a fixed pseudo-random subset in file order, which contains that of any smaller
+            n_train. Default: all.
+        n_test: Test samples, likewise; 0 for none. Default: all, but at most n_train if that is given.
         preprocessing: `none`, `center`, `standardize` or `unit_norm`, fitted on the training samples in use (see
-            `preprocess`). Default: center; the mean of uncentred data is a direction of its own in the kernel.
+            `preprocess`). Default: center; the mean of uncentred data adds a direction of its own to the kernel.
         dtype: `float32` or `float64`, of x and y. Tokens and labels are int64 always.
         keep: Keep it in memory for the next call.
 
@@ -58,8 +58,8 @@ def load(
         The samples, shared by all callers in this process: treat the tensors as read-only.
 
     Raises:
-        InputError: The name is unknown, a loader is not one, a size or option is impossible, or a file is missing or
-            is not the original.
+        InputError: The name is unknown, a loader needs arguments or returns no `Dataset`, a size or option is
+            impossible, or a file is missing or is not the original.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r}: use one of {', '.join(DTYPES)}.")
@@ -74,13 +74,13 @@ def load(
 
 
 def forget_own() -> None:
-    """Load what loaders of the user's own return anew when it is asked for next."""
+    """Forget the data sets in memory, so that the user's loaders are called again."""
     _load.cache_clear()
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A data set by name and what makes it: of the user's modules, which each job imports anew, their texts."""
+    """A data set's name and builder; a user's builder is compared by its source, as each job imports it again."""
 
     name: str
     builder: Callable[..., Dataset] = field(compare=False)
@@ -97,10 +97,10 @@ def _load(
     dtype: str,
     data_folder: str | None,
 ) -> tuple[Dataset, dict[str, str | None]]:
-    """`load` behind its memory, and the files that it has executed.
+    """The cached part of `load`, with the files that it has executed.
 
-    The folder is an argument because what is remembered depends on it. A loader of the user's own draws the same
-    numbers wherever it is called.
+    The data folder is an argument because the cached result depends on it. A user's loader is seeded, so that it draws
+    the same numbers wherever it is called.
     """
     name = wanted.name
     files: dict[str, str | None] = {}
@@ -118,12 +118,13 @@ def _load(
     dataset = _subset(name, dataset, n_train, n_test)
     target = getattr(torch, dtype)
     if isinstance(dataset.x, Tensor) and dataset.x.is_floating_point():
+        # preprocess in the wider type, so that no digits are lost before the cast
         dataset = _cast(dataset, torch.promote_types(dataset.x.dtype, target))
     return _cast(preprocess(dataset, preprocessing), target), files
 
 
 def _built_in(name: str) -> tuple[Callable[..., Dataset], Options]:
-    """The builder of a built-in name and the options written behind it, checked against the builder's defaults."""
+    """The builder of a built-in name, and the options after it, checked against the builder's defaults."""
     base, given = _parse(name)
     if base not in BUILTIN:
         raise InputError(
@@ -142,7 +143,7 @@ def _built_in(name: str) -> tuple[Callable[..., Dataset], Options]:
 
 
 def _parse(name: str) -> tuple[str, dict[str, Any]]:
-    """`linear(n=64)` as `("linear", {"n": 64})`; what does not have this form, as it is, without options."""
+    """Parse `linear(n=64)` into `("linear", {"n": 64})`; a name of another form stays as it is, without options."""
     try:
         call = ast.parse(name, mode="eval").body
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and not call.args:
@@ -153,7 +154,7 @@ def _parse(name: str) -> tuple[str, dict[str, Any]]:
 
 
 def _imported(name: str) -> tuple[Callable[[], Dataset], Options]:
-    """The user's loader of that import path."""
+    """The user's loader at an import path."""
     loader = resolve(name)
     try:
         inspect.signature(loader).bind()
@@ -163,7 +164,7 @@ def _imported(name: str) -> tuple[Callable[[], Dataset], Options]:
 
 
 def _subset(name: str, dataset: Dataset, n_train: int | None, n_test: int | None) -> Dataset:
-    """The training and test samples in use, in file order."""
+    """Select the training and test samples in use, in file order."""
     if n_test is None:
         n_test = dataset.n_test if n_train is None else min(n_train, dataset.n_test)
     train = _choose(name, "train", n_train, dataset.n)
@@ -178,7 +179,7 @@ def _subset(name: str, dataset: Dataset, n_train: int | None, n_test: int | None
 
 
 def _choose(name: str, split: str, count: int | None, available: int) -> Tensor | slice:
-    """Return what indexes the samples in use; a slice where that is all of them, which copies nothing."""
+    """Return an index of the samples in use; for all of them a slice, which copies nothing."""
     if count is None or count == available:
         return slice(None)
     least = 1 if split == "train" else 0
@@ -191,5 +192,5 @@ def _choose(name: str, split: str, count: int | None, available: int) -> Tensor 
 
 
 def _cast(dataset: Dataset, dtype: torch.dtype) -> Dataset:
-    """Whatever is floating in another type; tokens, labels and masks as they are."""
+    """Cast floating tensors to another type; tokens, labels and masks stay as they are."""
     return dataset.map(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)

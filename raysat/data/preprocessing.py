@@ -1,6 +1,7 @@
 """Preprocessing: fitted on the training samples in use, applied to the test samples as well.
 
-It decides b_star: on MNIST, the mean of uncentred data is a direction of its own in the kernel, which then sets k_op.
+It affects b_star strongly: on MNIST, the mean of uncentred data adds a direction of its own to the kernel, which then
+determines k_op.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ Change = Callable[[Samples], Samples]
 """Changes samples in float64, in place."""
 
 _VALUES = 1 << 20
-"""Values held in float64 at a time: 8 MB, which stays near the processor. All of CIFAR-10 would be 1.2 GB."""
+"""Values held in float64 at a time: 8 MB, which stays in the cache. All of CIFAR-10 would be 1.2 GB."""
 
 
 def preprocess(dataset: Dataset, how: str) -> Dataset:
-    """The data set with its inputs preprocessed; the targets stay as they are.
+    """Preprocess the inputs of a data set; the targets stay as they are.
 
-    All is computed in float64 and then cast to the type of x. Tokens stay as they are, whatever `how` says, and so do
-    inputs of several tensors, such as tokens and a mask, as long as none is floating: which of them are features, and
-    which a mask, is not known here.
+    All is computed in float64 and then cast to the type of x. Tokens stay as they are for every `how`, and so do inputs
+    of several tensors, such as tokens and a mask, if none is floating; floating ones are refused, because features
+    cannot be told from masks here.
 
     Args:
         dataset: The samples in use.
@@ -40,8 +41,8 @@ def preprocess(dataset: Dataset, how: str) -> Dataset:
 
             - `none`: as they are.
             - `center`: each feature minus its training mean, then all divided by one scalar, the root mean square of
-              what is left. A feature then has unit variance on average, which the factor 1/sqrt(m_0) of the NTK
-              parametrization presumes; b_star of a bias-free ReLU network does not depend on that scalar.
+              the result. A feature then has unit variance on average, which the factor 1/sqrt(m_0) of the NTK
+              parametrization assumes; b_star of a bias-free ReLU network does not depend on that scalar.
             - `standardize`: minus the mean and divided by the standard deviation of each channel (images, [n, C, H,
               W]) or else of each feature. A constant one is divided by 1.
             - `unit_norm`: each sample divided by its Euclidean norm. A zero sample stays zero.
@@ -100,9 +101,9 @@ def _apply(change: Change, x: Samples) -> Samples:
 
 
 def _doubles(x: Samples) -> Iterator[Float64[Tensor, "rows *shape"]]:
-    """The pieces of x in float64, all in the same memory: each may be changed in place, and is gone with the next.
+    """Yield the pieces of x in float64, all in the same memory: each may be changed in place; the next overwrites it.
 
-    Fresh memory for every piece would cost more than the arithmetic.
+    Allocating memory for every piece would cost more than the arithmetic.
     """
     pieces = _pieces(x)
     buffer = torch.empty_like(pieces[0], dtype=torch.float64)

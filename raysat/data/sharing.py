@@ -1,7 +1,8 @@
 """One copy of a data set for all processes of a machine: the first one writes it to files, and each maps the files.
 
-The operating system keeps a mapped file in memory once, whoever reads it. The files lie in the machine's folder for
-temporary files, under `raysat-<user>`, which may be deleted at any time, in parts too: what is not whole is made anew.
+The operating system keeps a mapped file in memory once for all its readers. The files are in the machine's folder for
+temporary files, under `raysat-<user>`, which may be deleted at any time, also in part: an incomplete copy is made
+again.
 """
 
 from __future__ import annotations
@@ -40,20 +41,20 @@ _OPTIONS = ("classes", "vocabulary", "outputs", "threshold")
 def load_shared(
     name: str, *, n_train: int | None, n_test: int | None, preprocessing: str = "center", dtype: str = "float32"
 ) -> Dataset:
-    """The same as `raysat.data.load`, in memory that the processes of this machine share.
+    """Load a data set as `raysat.data.load` does, into memory that the processes of this machine share.
 
-    A user's own loader, `module:function`, is not shared: nothing says when what it reads has changed. Each process
-    then has its copy.
+    The result of a user's own loader, `module:function`, is not shared, because changes of the files that it reads
+    cannot be detected. Each process then has its own copy.
 
     Args:
-        name: See `load`, like all others.
+        name: See `load`, as for all arguments.
         n_train: Training samples.
         n_test: Test samples.
         preprocessing: How inputs are preprocessed.
         dtype: Of x and y.
 
     Returns:
-        The samples. What is written to the tensors is seen in this process only, and costs it a copy.
+        The samples. Writing to the tensors changes them in this process only, and costs it a copy.
 
     Raises:
         InputError: See `load`.
@@ -64,7 +65,7 @@ def load_shared(
 
 
 def folder() -> Path:
-    """Return where the shared files lie: of this user alone."""
+    """Return the folder of the shared files, which belongs to this user alone."""
     path = Path(gettempdir()) / f"raysat-{user()}"
     path.mkdir(mode=0o700, exist_ok=True)
     if hasattr(os, "getuid") and path.stat().st_uid != os.getuid():
@@ -89,7 +90,7 @@ def _load(name: str, n_train: int | None, n_test: int | None, preprocessing: str
 
 @cache
 def _code() -> str:
-    """Digest of the modules that make a data set, so that a change of theirs is not missed. Read once a process."""
+    """Digest of the modules that make a data set, so that a change to them is not missed. Read once a process."""
     digest = hashlib.sha256()
     for source in (*sorted(Path(__file__).parent.glob("*.py")), Path(catalogue.__file__)):
         digest.update(source.read_bytes())
@@ -98,7 +99,7 @@ def _code() -> str:
 
 @contextmanager
 def _file_lock(path: Path) -> Iterator[None]:
-    """Let the processes of this machine in one after the other; all at once where there is no way to tell them."""
+    """Let one process of this machine in at a time; without `fcntl`, all at once."""
     with path.with_suffix(".lock").open("w") as lock:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -106,13 +107,13 @@ def _file_lock(path: Path) -> Iterator[None]:
 
 
 def _made(dataset: Dataset, path: Path) -> Dataset:
-    """Write the samples aside and rename. Returns them as the others will see them."""
+    """Write the samples aside and rename. Returns them as the other processes will map them."""
     tensors = {name: tensor.numpy() for name in _TENSORS if (tensor := getattr(dataset, name)) is not None}
     about = {
         "shapes": {name: tensor.shape for name, tensor in tensors.items()},
         "options": {name: getattr(dataset, name) for name in _OPTIONS},
     }
-    shutil.rmtree(path, ignore_errors=True)  # what is left of it: processes that have mapped it keep their memory
+    shutil.rmtree(path, ignore_errors=True)  # an incomplete copy; processes that have mapped it keep their memory
     with TemporaryDirectory(dir=path.parent, prefix=".") as aside:
         made = Path(aside) / "made"
         made.mkdir()
@@ -124,14 +125,14 @@ def _made(dataset: Dataset, path: Path) -> Dataset:
 
 
 def _read(path: Path) -> Dataset | None:
-    """The samples that a folder has; None where it is not whole."""
+    """Read the samples in a folder; None if it is not complete."""
     try:
         about = json.loads((path / "about.json").read_text())
-        # copy on write: torch warns of memory that it may not write to
+        # mode c, copy on write: torch warns about memory that is read-only
         shapes, options = about["shapes"], about["options"]
         arrays = {name: np.load(path / f"{name}.npy", mmap_mode="c", allow_pickle=False) for name in shapes}
         if any(list(arrays[name].shape) != shape for name, shape in shapes.items()):
             return None
         return Dataset(**{name: torch.from_numpy(array) for name, array in arrays.items()}, **options)
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None  # in which way it is not whole makes no difference
+        return None  # not complete, in whichever way

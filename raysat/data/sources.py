@@ -5,8 +5,8 @@ A folder of data has one folder for each data set, with the files in their origi
     mnist/train-images-idx3-ubyte.gz        cifar10/cifar-10-batches-py/data_batch_1
     svhn/train_32x32.mat                    tinyshakespeare/input.txt
 
-The environment variable RAYSAT_DATA may name such a folder, which is looked in first. The cache is another one. A
-sweep that other nodes work on puts its files into its storage too, for workers without internet.
+The environment variable RAYSAT_DATA may name such a folder, which is searched first. The cache is another one. A sweep
+that runs on several nodes also puts its files into its storage, for workers without internet.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _elsewhere: list[Location] = []
 
 
 def read(name: str) -> Iterator[bytes]:
-    """The contents of a data set's files, in the order of its `SOURCES` entry.
+    """Yield the contents of a data set's files, in the order of its `SOURCES` entry.
 
-    What is verified is what is returned: each file is read once, when its turn comes.
+    Each file is read once, when its turn comes, so that the verified bytes are those returned.
 
     Raises:
-        InputError: A file is nowhere and cannot be downloaded, or its digest is not the published one.
+        InputError: A file is not found and cannot be downloaded, or its digest is not the published one.
     """
     source = SOURCES[name]
     _fetch(name, [file for file in source.files if _find(name, file) is None])
@@ -45,25 +45,25 @@ def read(name: str) -> Iterator[bytes]:
         _download(name, missing)
     for file, digest in source.files.items():
         path = _find(name, file)
-        assert path is not None  # it was found above, or has come since
+        assert path is not None  # found above, or downloaded since
         content = path.read_bytes()
         algorithm, expected = digest.split(":")
         found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
         if found != expected:
             raise InputError(
                 f"{path} has the {algorithm} digest {found}, but {name} has {expected}: "
-                f"remove the file, so that it comes anew from {source.address}, or put the original in its place."
+                f"remove the file to download it again from {source.address}, or put the original in its place."
             )
         yield content
 
 
 def look_also_in(place: Location | None) -> None:
-    """Let files that are missing here be copied from a place, before they are downloaded; None for no such place."""
+    """Set a place from which missing files are copied rather than downloaded; None for no such place."""
     _elsewhere[:] = [place] if place else []
 
 
 def put(name: str, place: Location) -> None:
-    """Copy a data set's files from here to a place for `look_also_in`, those that are not there yet."""
+    """Copy those of a data set's files that are missing in a place for `look_also_in` to it."""
     for file in SOURCES[name].files if name in SOURCES else ():
         found, target = _find(name, file), place / name / file
         if found and not target.exists():
@@ -71,7 +71,7 @@ def put(name: str, place: Location) -> None:
 
 
 def user() -> str:
-    """This user's name, or number where it has no name, as in a container."""
+    """This user's name, or number if it has no name, as in a container."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -79,14 +79,14 @@ def user() -> str:
 
 
 def folders() -> tuple[Path, ...]:
-    """The folders of data that are looked in: RAYSAT_DATA where it is set, then the cache, into which is downloaded."""
+    """The folders in which data are searched: RAYSAT_DATA if it is set, then the cache, which receives downloads."""
     chosen = os.environ.get("RAYSAT_DATA")
     return (Path(chosen).expanduser(), _cache()) if chosen else (_cache(),)
 
 
 def _cache() -> Path:
-    """The user's cache; of a user without a home, a folder among the temporary ones."""
-    import pooch  # here, for it takes a fifth of a second, and data sets that come with a package do without
+    """The user's cache; for a user without a home, a folder among the temporary ones."""
+    import pooch  # here: it takes a fifth of a second, and data sets that come with a package do not need it
 
     with suppress(RuntimeError):
         if (cache := Path(pooch.os_cache("raysat"))).is_absolute():
@@ -99,7 +99,7 @@ def _find(name: str, file: str) -> Path | None:
 
 
 def _fetch(name: str, files: Sequence[str]) -> None:
-    """Copy files from elsewhere into the cache, as far as they are there."""
+    """Copy files from the place of `look_also_in` into the cache, as far as they exist there."""
     for place in _elsewhere:
         with suppress(OSError):
             for file in files:
@@ -108,15 +108,15 @@ def _fetch(name: str, files: Sequence[str]) -> None:
 
 
 def _write(target: Location, content: bytes) -> None:
-    """Make a file, whole or not at all, and its folder."""
+    """Write a file atomically, and make its folder."""
     if isinstance(target, Path):
         target.parent.mkdir(parents=True, exist_ok=True)
     write_aside(target, lambda aside: aside.write_bytes(content))
 
 
 def _download(name: str, files: Sequence[str]) -> None:
-    """Fetch files into the cache. Each appears whole or not at all, whatever other processes do meanwhile."""
-    from raysat.data.downloading import retrieve  # here, for what it imports is of use to a download alone
+    """Download files into the cache. Each appears whole or not at all, even if other processes do the same."""
+    from raysat.data.downloading import retrieve  # here: only downloads need its imports
 
     source = SOURCES[name]
     folder = folders()[-1] / name
@@ -140,7 +140,7 @@ def _download(name: str, files: Sequence[str]) -> None:
 
 
 def _unpack(archive: Path, files: Sequence[str], aside: Path, folder: Path) -> None:
-    """Take named members, and nothing else, out of an archive; no path that the archive contains is written to."""
+    """Extract named members, and nothing else, from an archive; no path in the archive is used for writing."""
     with tarfile.open(archive) as tar:
         for file in files:
             partial, target = aside / "partial", folder / file

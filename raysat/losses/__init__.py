@@ -1,8 +1,8 @@
-"""The losses of a sample, and what the statistics need of each: its gradient and a factor of its Hessian.
+"""The losses of a sample, each with what the statistics need: its gradient and a factor of its Hessian.
 
 A loss is a function of the network's output for one sample. `mse` is the paper's (eq. 2.1). `cross_entropy` and a loss
-of the user's own go beyond its theorem: the curvature that takes the kernel's place is the generalized Gauss-Newton
-matrix `(1/n) J^T H J`, H the loss's Hessian in the outputs at w_0, whose nonzero eigenvalues are those of the kernel
+of the user's own go beyond its theorem: the curvature that replaces the kernel is the generalized Gauss-Newton matrix
+`(1/n) J^T H J`, H the loss's Hessian in the outputs at w_0, whose nonzero eigenvalues are those of the kernel
 `(1/n) S^T J J^T S` with `H = S S^T`. For `mse`, H = S = I.
 
 `loss.factor(outputs, y, u)` is `S u` and `loss.factor_transposed(outputs, y, u)` is `S^T u`, sample by sample: u has

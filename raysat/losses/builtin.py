@@ -19,7 +19,7 @@ class SquaredError:
     name = "mse"
 
     def check(self, outputs: Outputs, y: Tensor) -> None:
-        """Whatever is of the right shape has a loss."""
+        """Do nothing: any outputs and targets of the right shape have a loss."""
 
     def total(self, outputs: Outputs, y: Tensor) -> Tensor:
         """The sum of the samples' losses."""
@@ -42,9 +42,10 @@ class SquaredError:
 class CrossEntropy:
     """`l_i = 1/L sum_t -sum_c y_itc log p_itc`, `p = softmax(f)`: the mean over the L positions of a sample.
 
-    The targets are labels, int64 of shape [n] for outputs [n, C] (L = 1) and [n, L] for outputs [n, L, V], each a row
-    with a 1 at its class; or such rows themselves, of the outputs' shape, whose entries of at least 0 need not add up
-    to 1: weights of classes or samples, several classes a sample, or zeros at what is to be left out.
+    The targets are labels, int64 of shape [n] for outputs [n, C] (L = 1) and [n, L] for outputs [n, L, V], where a
+    label stands for a row with a 1 at its class; or such rows themselves, of the outputs' shape, whose entries of at
+    least 0 need not sum to 1: weights of classes or samples, several classes a sample, or zeros for positions to be
+    left out.
 
     With `s = sum_c y_c` the gradient is `s p - y` and the Hessian `s (diag(p) - p p^T)`.
     """
@@ -52,7 +53,7 @@ class CrossEntropy:
     name = "cross_entropy"
 
     def check(self, outputs: Outputs, y: Tensor) -> None:
-        """Whatever is of the right shape has a loss."""
+        """Do nothing: any outputs and targets of the right shape have a loss."""
 
     def total(self, outputs: Outputs, y: Tensor) -> Tensor:
         """The sum of the samples' losses."""

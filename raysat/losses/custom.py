@@ -1,4 +1,4 @@
-"""A loss of the user's own: its gradient and, where it is convex in the outputs, a root of its Hessian, by autograd."""
+"""A loss of the user's own: its gradient and, if it is convex in the outputs, a root of its Hessian, by autograd."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from raysat.errors import InputError, NoStatistics
 from raysat.losses.builtin import Outputs
 
 LARGEST = 256
-"""Outputs of a sample, at most, for the statistics: a product with S takes the Hessian of each sample anew, 256^3
+"""Most outputs of a sample for the statistics: a product with S computes the Hessian of each sample again, 256^3
 operations or some 10 ms a sample. The built-in losses, in closed form, have no such limit."""
 
 TOLERANCE = 1e-8
-"""An eigenvalue below -TOLERANCE times the largest in size makes a Hessian indefinite. Rounding leaves 1e-15 of a
-float64 Hessian's size in an eigenvalue that is 0; the square root of float64's precision is far from it."""
+"""A Hessian with an eigenvalue below -TOLERANCE times the largest in magnitude counts as indefinite. Default: about the
+square root of float64's precision, far above the 1e-15 of the Hessian's size that rounding leaves in an eigenvalue of
+0."""
 
 AT_ONCE = 1 << 23
 """Entries of Hessians that are held at a time: 64 MiB."""
@@ -28,11 +29,11 @@ AT_ONCE = 1 << 23
 class Custom:
     """A function `(outputs, y) -> losses` that gives each sample's own loss, [n], as PyTorch's `reduction="none"` does.
 
-    `outputs` is what the network returns, [n, ...], `y` the targets of the same samples. It must be made of
-    differentiable operations that follow the dtype of `outputs`, for the Hessian is taken in float64.
+    `outputs` is what the network returns, [n, ...], `y` the targets of the same samples. The function must consist of
+    differentiable operations that preserve the dtype of `outputs`, because the Hessian is computed in float64.
 
     Attributes:
-        name: Its import path, or how else it is named in messages.
+        name: Its import path, or another name for messages.
         function: The function.
     """
 
@@ -43,7 +44,7 @@ class Custom:
         """Try the function on some samples.
 
         Raises:
-            InputError: It gives no loss of each sample alone, or none that depends on the outputs differentiably.
+            InputError: It does not return a loss for each sample that depends on that sample alone.
         """
         losses = self.each(outputs, y)
         for k in range(len(outputs)):
@@ -83,7 +84,7 @@ class Custom:
         """`S u`, `S = V sqrt(max(w, 0))` of the eigenvalues w and eigenvectors V of each sample's Hessian.
 
         Raises:
-            NoStatistics: The loss is not convex in the outputs of some sample, or they are more than `LARGEST`.
+            NoStatistics: The loss is not convex in the outputs of some sample, or these are more than `LARGEST`.
         """
         return self._product(outputs, y, u, "nij,...nj->...ni")
 
@@ -93,7 +94,7 @@ class Custom:
 
     def _product(self, outputs: Outputs, y: Tensor | None, u: Tensor, how: str) -> Tensor:
         if y is None:
-            raise NoStatistics(f"loss={self.name!r} has a Hessian only where it is told the targets: give y.")
+            raise NoStatistics(f"loss={self.name!r} needs the targets for its Hessian: give y.")
         if (size := outputs[0].numel()) > LARGEST:
             raise NoStatistics(
                 f"loss={self.name!r} is differentiated twice in each of {size} outputs a sample, and the statistics of "
@@ -113,12 +114,12 @@ class Custom:
         convex = values.amin(-1) >= -TOLERANCE * size
         try:
             certain = bool(convex.all())
-        except RuntimeError:  # under vmap no value can be looked at: what has no factor then has no number either
+        except RuntimeError:  # values cannot be read under vmap: a sample that is not convex becomes nan below
             certain = True
         if not certain:
             raise NoStatistics(
                 f"loss={self.name!r} is not convex in the outputs (its Hessian has the eigenvalue "
-                f"{values.amin().item():.3g} beside {size.amax().item():.3g}), so that it has no Gauss-Newton kernel: "
+                f"{values.amin().item():.3g} next to {size.amax().item():.3g}), so that it has no Gauss-Newton kernel: "
                 "use fixed() or grid(), which need no statistics, or a convex loss."
             )
         return torch.where(convex[:, None, None], vectors * values.clamp_min(0).sqrt()[:, None], torch.nan)
@@ -126,7 +127,8 @@ class Custom:
     def hessians(self, outputs: Outputs, y: Tensor) -> Float[Tensor, "n size size"]:
         """The Hessian of each sample's loss in its outputs, flattened, in float64: reverse mode over reverse mode.
 
-        Samples do not mix, so that one backward pass of the summed gradient's k-th entries is all samples' k-th row.
+        Samples do not mix, so that one backward pass through the sum of the gradients' k-th entries gives the k-th row
+        of all samples.
         """
         with torch.inference_mode(False):
             z, y = _own(outputs, torch.float64), _own(y, torch.float64)
@@ -141,6 +143,6 @@ class Custom:
 
 
 def _own(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A copy that no graph and no inference mode holds, of the type where it is floating."""
+    """Copy a tensor, detached and outside inference mode; a floating one is cast to `dtype` if given."""
     wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
     return tensor.detach().to(wanted, copy=True)

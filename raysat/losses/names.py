@@ -18,7 +18,7 @@ LOSSES: dict[str, Loss] = {loss.name: loss for loss in (SquaredError(), CrossEnt
 
 
 def resolve(loss: str | Callable[[Tensor, Tensor], Tensor] | Loss) -> Loss:
-    """The loss that is meant.
+    """Return the loss that a name, an import path or a function stands for.
 
     Args:
         loss: A built-in name; the import path `module:function` of a function `(outputs, y) -> losses [n]`, or such a

@@ -1,4 +1,4 @@
-"""Targets that a loss can use: looked at once, in one place for data sets and statistics."""
+"""Check and conversion of targets, the same for data sets and for statistics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raysat.losses.names import Loss
 def as_targets(
     y: Tensor, outputs_shape: Sequence[int], loss: Loss, dtype: torch.dtype | None = None, name: str = "y"
 ) -> Tensor:
-    """The targets as the loss uses them: labels as int64, numbers in the outputs' type.
+    """Convert targets to the form that the loss uses: labels as int64, numbers in the outputs' type.
 
     Args:
         y: Under the cross-entropy, labels 0..C-1 of any integer type, of the outputs' shape but for its last dimension,
@@ -24,7 +24,7 @@ def as_targets(
         outputs_shape: Shape of the outputs of all n samples: [n, C], or [n, L, V] under the cross-entropy.
         loss: The loss.
         dtype: Type of the outputs. Default: numbers stay as they are.
-        name: What the targets are called in messages.
+        name: The name of the targets in messages.
 
     Raises:
         InputError: They do not fit the outputs or the loss, or a number is not finite.
@@ -48,7 +48,7 @@ def as_targets(
 
 
 def whole_or_finite(y: Tensor, name: str = "y", dtype: torch.dtype | None = None) -> Tensor:
-    """Targets of any loss: whole numbers as int64, others as finite ones of a type.
+    """Convert the targets of any loss: whole numbers to int64, others to finite numbers of `dtype`.
 
     Raises:
         InputError: They are neither, or a number is not finite.
@@ -120,10 +120,10 @@ def _check_labels(y: Tensor, shape: list[int], name: str) -> None:
 
 
 def check_range(low: int, high: int, classes: int, name: str = "y") -> None:
-    """Refuse labels that lie outside of 0..C-1.
+    """Refuse labels outside 0..C-1.
 
     Raises:
-        InputError: They do.
+        InputError: Some label is.
     """
     if low >= 0 and high < classes:
         return

@@ -1,1 +1,1 @@
-"""What a person is told: errors as text, without credentials, on a terminal that may have gone."""
+"""Messages to a person: errors as text, without credentials, on a terminal that may have gone."""

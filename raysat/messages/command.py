@@ -1,4 +1,4 @@
-"""The `main` of a command: bad input is one sentence, and nothing that is shown costs what is stored."""
+"""The `main` of a command: bad input is reported in one sentence, and failed output never costs stored results."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Arguments = ParamSpec("Arguments")
 
 
 def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
-    """The `main` of a command, for which bad input is that one sentence on stderr and exit code 2.
+    """Decorate the `main` of a command: bad input becomes one sentence on stderr and exit code 2.
 
-    Whatever it shows is expendable (`raysat.messages.expendable`). Without arguments it takes those of the process,
-    which ends with it.
+    All output is expendable (`raysat.messages.expendable`). Called without arguments, it takes those of the process,
+    and the process ends with it.
     """
 
     @wraps(main)
@@ -34,5 +34,5 @@ def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
 
 
 def program(module: str) -> str:
-    """Return what a user typed to run a command, for its usage: `python -m raysat.status`, or `raysat status`."""
+    """Return how the user ran a command, for its usage message: `python -m raysat.status` or `raysat status`."""
     return sys.argv[0] if sys.argv[0].startswith("raysat ") else f"python -m {module}"

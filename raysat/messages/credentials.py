@@ -1,4 +1,4 @@
-"""Credentials in texts: what is stored or shown has none, whoever wrote the text."""
+"""Removal of credentials from all texts that are stored or shown."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 _NAMES = r"secret|token|passw|credential|signature|api_?key|access_?key|account_?key|private_?key|connection_string"
 _NAMED = re.compile(_NAMES, re.IGNORECASE)
-"""What is in the name of a variable whose value is nobody's business."""
+"""Matches the names of variables whose values are secret."""
 
 _SHORTEST = 6
-"""Characters of the shortest value that is hidden. Default: 6; shorter ones occur in any text."""
+"""Length of the shortest value that is hidden. Default: 6; shorter ones occur in any text."""
 
 _IN_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]*://)([^\s/@'\"<>:]*):[^\s'\"<>]*@", re.IGNORECASE)
 _IN_QUERY = re.compile(rf"([?&;][\w.-]*(?:{_NAMES}|sig)[\w.-]*=)[^\s&;'\"<>]+", re.IGNORECASE)
@@ -24,10 +24,10 @@ HIDDEN = "***"
 
 
 def hidden(value: T) -> T:
-    """A text without credentials, or a mapping or list whose texts have none; anything else as it is.
+    """Remove credentials from a text, or from the texts in a mapping or list; anything else is returned as it is.
 
-    Hidden are the user and password of an address (`s3://KEY:SECRET@bucket`), what its options name a secret or a
-    token, and the values of this process's environment variables that are named so.
+    Hidden are the user and password of an address (`s3://KEY:SECRET@bucket`), the values of its options that are named
+    like a secret or a token, and the values of this process's environment variables with such names.
 
     Example:
         >>> hidden("no such bucket: s3://AKIA1:hush@data/x?region=eu")

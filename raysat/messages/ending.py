@@ -1,4 +1,4 @@
-"""How a sweep ends: each way has its exit code and its sentence, with what to do next; docs/storage.md has them all."""
+"""How a sweep ends: each way has an exit code and a sentence that says what to do next; docs/storage.md lists them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 FINISHED, CELLS_FAILED, BAD_INPUT, NO_REPORT, NO_CLUSTER, BROKEN = range(6)
-"""Exit codes: all is done; cells failed; something cannot be run as it was asked; the results stand and their report
-could not be made; Ray could not be started or has died; an error of the driver's own. Beside them stand 128 plus its
-number for each signal that ends a sweep, as shells have it."""
+"""Exit codes: everything is done; cells failed; the input is not valid; the results are complete but their report could
+not be made; Ray could not be started or has died; an error of the driver's own. In addition, a signal that ends a sweep
+gives 128 plus its number, as in shells."""
 
 AGAIN = "What is finished stays; run the same command again to go on."
 
@@ -18,10 +18,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Signals:
-    """Turns the signals that end a sweep into KeyboardInterrupt, whatever else of the process handles them meanwhile.
+    """Turns the signals that end a sweep into KeyboardInterrupt, even if other code of the process handles them too.
 
-    Of Ctrl-C there may be several: the second cuts short what is done after the first. From `close` on there is
-    nothing left that one could cut short, and none counts.
+    A second Ctrl-C interrupts the work that is done after the first. After `close` nothing is left to interrupt, and
+    signals are ignored.
     """
 
     def __init__(self) -> None:
@@ -29,9 +29,9 @@ class Signals:
         self._due: int | None = None
 
     def arm(self) -> None:
-        """Handle the signals, also where Ray has put handlers of its own in the place of these.
+        """Handle the signals, also if Ray has replaced the handlers by its own.
 
-        What is ignored stays so, as SIGHUP under `nohup`.
+        An ignored signal stays ignored, as SIGHUP under `nohup`.
         """
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
@@ -39,7 +39,7 @@ class Signals:
                     signal.signal(number, self._handle)
 
     def check(self) -> None:
-        """Stop the sweep where a signal has come of which a user's code, in which it was raised, has made nothing."""
+        """Stop the sweep if a signal has come whose exception a user's code has suppressed."""
         if self._due is not None and not self._closed:
             raise KeyboardInterrupt(self._due)
 
@@ -49,14 +49,14 @@ class Signals:
         return self._due is None
 
     def close(self) -> None:
-        """Let no further signal count."""
+        """Ignore all further signals."""
         self._closed = True
 
     def how_it_ended(self) -> tuple[int, str]:
         """The exit code and the sentence of a sweep that was stopped.
 
-        The number is that of the signal which came, not of the exception which arrived: Ray's core raises a
-        KeyboardInterrupt of its own in the place of one that is raised while it waits.
+        The number is that of the signal, not the one in the exception: Ray's core replaces a KeyboardInterrupt that is
+            raised while it waits by one of its own.
         """
         number = self._due or signal.SIGINT
         by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
@@ -69,9 +69,9 @@ class Signals:
 
 
 def is_of_a_signal() -> bool:
-    """Whether the KeyboardInterrupt that passes may be of a signal, and not raised by a user's code as any other error.
+    """Return whether a KeyboardInterrupt may come from a signal, rather than from a user's code.
 
-    Only the main thread hears signals; and those that `Signals` handles it remembers.
+    Only the main thread receives signals, and `Signals` remembers those that it handles.
     """
     handler = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
     unheard = isinstance(handler, Signals) and handler.is_unheard
@@ -83,7 +83,7 @@ def signals(*, for_good: bool = False) -> Iterator[Signals]:
     """Handle the signals that end a sweep.
 
     Args:
-        for_good: Whether they stay handled, for the process ends with the sweep.
+        for_good: Whether they stay handled, because the process ends with the sweep.
     """
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     armed = Signals()

@@ -1,7 +1,7 @@
-"""What is shown is expendable: no print, progress view, warning or line of a log costs what is computed and stored.
+"""Output that may fail: no print, progress view, warning or log line can cost results that are computed and stored.
 
-A log on a full disk, a reader that has gone (`| head`), a descriptor that was closed (`>&-`), a terminal that went
-away, an encoding that does not have a character: each of them ends a plain Python program in the midst of its work.
+A log on a full disk, a reader that has gone (`| head`), a descriptor that was closed (`>&-`), a terminal that has gone,
+an encoding that lacks a character: each of them ends a plain Python program in the middle of its work.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from raysat.text import plain
 
 
 class Expendable:
-    """A stream that does not raise: what it cannot write is lost, and noted, and it goes on when it can again.
+    """A stream that does not raise: text that it cannot write is lost, and the loss is noted once it can write again.
 
     Args:
         stream: Where to write.
@@ -27,23 +27,23 @@ class Expendable:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.reason = ""
-        """Why something was lost last; empty where nothing was, or where it has been said."""
+        """Reason of the last loss; empty if nothing was lost, or the loss has been noted."""
 
     def write(self, text: str) -> int:
-        """Write, if that can be done."""
+        """Write, if possible."""
         self._try(self._write, text)
         return len(text)
 
     def writelines(self, lines: list[str]) -> None:
-        """Write some lines, if that can be done."""
+        """Write some lines, if possible."""
         self.write("".join(lines))
 
     def flush(self) -> None:
-        """Write what waits, if that can be done."""
+        """Flush, if possible."""
         self._try(self._stream.flush)
 
     def isatty(self) -> bool:
-        """Return whether it is a terminal; one that has gone is none."""
+        """Return whether it is a terminal that has not gone."""
         return bool(self._try(self._stream.isatty))
 
     def _write(self, text: str) -> None:
@@ -51,7 +51,7 @@ class Expendable:
             missing, self.reason = f"(lines are missing here: {self.reason})\n", ""
             try:
                 self._stream.write(missing)
-                self._stream.flush()  # else it would be known only later whether it can write again
+                self._stream.flush()  # shows at once whether the stream can be written again
             except BaseException:
                 self.reason = missing[len("(lines are missing here: ") : -2]
                 raise
@@ -64,7 +64,7 @@ class Expendable:
     def _try(self, call: Callable[..., object], *arguments: object) -> object:
         try:
             return call(*arguments)
-        except (OSError, ValueError) as error:  # the second where it was closed
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
             self.reason = self.reason or said(error)
             return None
 
@@ -74,19 +74,19 @@ class Expendable:
 
 @contextmanager
 def expendable(*, for_good: bool = False) -> Iterator[None]:
-    """Let standard output and standard error be expendable, and with them what Python, rich and `logging` show there.
+    """Make standard output and standard error expendable, and with them the output of Python, rich and `logging`.
 
-    Where one of them was closed, nothing opened later takes its place, for a library's messages would be written into
-    a table then.
+    If one of them was closed, its descriptor is occupied: a file opened later would get it, and a library's messages
+    would be written into that file, such as a table.
 
     Args:
-        for_good: Whether they stay so: at its end Python writes what waits once more, and gives the process an exit
-            code of its own where that fails.
+        for_good: Whether they stay so: at exit Python flushes them once more, and if that fails, gives the process an
+            exit code of its own.
     """
     _occupy()
     before, formatted = (sys.stdout, sys.stderr), warnings.formatwarning
     sys.stdout, sys.stderr = (Expendable(stream or open(os.devnull, "w")) for stream in before)  # noqa: SIM115
-    warnings.formatwarning = lambda *args, **kwargs: plain(formatted(*args, **kwargs))  # also their texts are a user's
+    warnings.formatwarning = lambda *args, **kwargs: plain(formatted(*args, **kwargs))  # its text may be a user's
     try:
         yield
     finally:
@@ -95,7 +95,7 @@ def expendable(*, for_good: bool = False) -> Iterator[None]:
 
 
 def _occupy() -> None:
-    """Open what is closed of the first three descriptors, on nothing."""
+    """Open those of the first three descriptors that are closed, on the null device."""
     for _ in range(3):
         if (descriptor := os.open(os.devnull, os.O_RDWR)) > 2:
             os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Errors as text: whatever a user's code raises, bounded and escaped; and each kind once instead of thirty times.
+"""Errors as text: anything that a user's code raises, bounded and escaped; and errors grouped by cause.
 
-What an error says is data. Its class, its `__str__` and what it was raised from are a user's own, and may raise, be
-endless, or hold what no file and no terminal takes: nothing here raises because of them.
+An error's text is data. Its class, its `__str__` and its cause are a user's own, and may raise, be endless, or contain
+characters that no file or terminal accepts: nothing here raises because of them.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from raysat.errors import InputError
 from raysat.text import line, plain
 
 OWN = f"{InputError.__module__}.{InputError.__qualname__}: "
-"""How a traceback names an error that is a sentence for the user."""
+"""How a traceback names an `InputError`, whose message is a sentence for the user."""
 
 
 def traced(error: BaseException) -> str:
-    """An error with its traceback, its causes and the members of a group, as text that can be stored and shown."""
+    """Format an error with its traceback, its causes and the members of a group, fit to be stored and shown."""
     try:
         return plain("".join(traceback.format_exception(error)))
     except KeyboardInterrupt:
@@ -27,26 +27,26 @@ def traced(error: BaseException) -> str:
 
 
 def said(error: BaseException) -> str:
-    """What an error says, in one line: the last of its message that has words; its class where it has no message."""
+    """Return an error's message on one line: its last line that has words; the class if there is no message."""
     text = _message(error)
     return cause(text) if text.strip() else _class(error)
 
 
 def named(error: BaseException) -> str:
-    """Its class and what it says, in one line: `ValueError: no such value`."""
+    """Return an error's class and message on one line: `ValueError: no such value`."""
     words = said(error)
     return words if words.startswith(_class(error)) else f"{_class(error)}: {words}"
 
 
 def first_sentence(error: BaseException) -> str:
-    """Return what an error of a library says first, in at most 200 characters."""
+    """Return the first sentence of a library's error, in at most 200 characters."""
     lines = _message(error).strip().splitlines() or [_class(error)]
     return plain(lines[0].split(". ")[0][:200])
 
 
 def _message(error: BaseException) -> str:
     try:
-        return "".join((str(error),))  # of a subclass of str, which may do anything, what it holds
+        return "".join((str(error),))  # the plain str in a subclass, whose methods may do anything
     except KeyboardInterrupt:
         raise
     except BaseException as failure:
@@ -58,7 +58,7 @@ def _class(error: BaseException) -> str:
 
 
 def cause(error: str) -> str:
-    r"""Return what an error says: the last line of a traceback that has words, without a full stop.
+    r"""Return the message in a traceback: its last line that has words, without a full stop.
 
     Example:
         >>> cause("Traceback ...\n  ...\nRuntimeError: out of memory\n")
@@ -69,7 +69,7 @@ def cause(error: str) -> str:
 
 
 def by_cause(errors: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """The names of what failed by what the error says, the most frequent first.
+    """Group the names of things that failed by the message of the error, the most frequent first.
 
     Args:
         errors: The name of each thing that failed, and its error.

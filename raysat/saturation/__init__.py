@@ -1,1 +1,1 @@
-"""The paper's formulas and the fits of what is measured, as functions of numbers."""
+"""The paper's formulas, and the fits of measured quantities, as functions of numbers."""

@@ -1,4 +1,7 @@
-"""The critical batch size of a measured quantity, with its interval, or the reason why there is none."""
+"""The critical batch size fitted to a measured quantity, with its interval, or the reason why there is none.
+
+The quantity is h(b), the decay of log L per iteration over T iterations, or N(b), the iterations to a target loss.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +27,18 @@ class CriticalBatch:
     """A measured critical batch size, or the reason why there is none.
 
     Attributes:
-        value: b_h or b_N in samples; nan where the data do not support a fit.
-        low: Lower end of the 95 % interval; 0 where it is below all that was sought.
-        high: Upper end; inf where it is above all that was sought.
-        interval: What it is of: the scatter of several `seeds` about the fit, or the `residuals` of one; empty without.
-        q: How sharply the law bends at b_c (`raysat.saturation.fits`); 1 unless the batch sizes ask for another.
+        value: b_h or b_N in samples; nan if the data do not support a fit.
+        low: Lower end of the 95 % interval; 0 if it is below the search range.
+        high: Upper end; inf if it is above the search range.
+        interval: Its source: the scatter of several `seeds` about the fit, or the `residuals` of a single seed; empty
+            if there is no interval.
+        q: How sharply the law bends at b_c (`raysat.saturation.fits`); 1 unless the data support another value.
         asymptote: h_inf or N_inf, in the unit of the quantity.
-        rms_log_residual: Of the fit, refused or not: 0.05 is a scatter of 5 %; nan where there was nothing to fit.
+        rms_log_residual: Of the fit, accepted or not: 0.05 is a scatter of 5 %; nan if there was nothing to fit.
         range: Largest over smallest of the quantity's means over the batch sizes.
         seeds: Seeds with a value.
         batch_sizes: Batch sizes with a value.
-        reason: Reservations in words; empty where there are none.
+        reason: Why there is no value or no interval, or another reservation, in words; empty if none.
     """
 
     value: float = math.nan
@@ -56,18 +60,19 @@ def critical_batch(
     quantity: Literal["h", "N"],
     resolution: Float[np.ndarray, " b"] | None = None,
 ) -> CriticalBatch:
-    """Fit the critical batch size to a quantity of several seeds, or say why that cannot be done.
+    """Fit the critical batch size to a quantity measured with one or several seeds, or say why that cannot be done.
 
-    The fit is of the geometric mean over seeds, the interval that of `raysat.saturation.intervals`. It is refused where
-    fewer than three batch sizes have a value, where a value is not positive, where the target is less than an iteration
-    away, where the quantity varies with b by less than its own interval over seeds or than it scatters about the fit,
-    and where b_c comes out beyond the batch sizes that were run, where there is nothing to hold it.
+    The fit is to the geometric mean over seeds, with the interval of `raysat.saturation.intervals`. It is refused if
+    fewer than three batch sizes have a value, if a value is not positive, if the target is less than one iteration
+    away, if the quantity varies with b by less than its interval over seeds or its scatter about the fit, or if b_c
+    lies beyond the batch sizes that were run, where no data constrain it.
 
     Args:
         b: Batch sizes, ascending.
-        values: h or N; nan where a seed has none.
-        quantity: `h`, of which 1/h follows the law, or `N`, which follows it.
-        resolution: The error of each batch size's log N that all seeds share, such as that of the stepsizes' distance.
+        values: h or N; nan if a seed has none.
+        quantity: `h` (1/h follows the law) or `N` (which follows it).
+        resolution: The error of each batch size's log N that all seeds share, such as that due to the spacing of the
+            stepsizes.
     """
     counts: dict[str, Any] = {
         "seeds": int(np.isfinite(values).any(axis=1).sum()),
@@ -79,6 +84,7 @@ def critical_batch(
         return CriticalBatch(**counts, reason=f"{quantity} is not positive at b = {where}: {why}")
     mean = geometric_mean(values)
     usable = np.isfinite(mean)
+    # keep the seeds with any value, and the batch sizes at which some seed has one
     b, values, mean = b[usable], values[np.isfinite(values).any(axis=1)][:, usable], mean[usable]
     resolution = None if resolution is None else resolution[usable]
     with np.errstate(over="ignore"):
@@ -110,21 +116,22 @@ def critical_batch(
 
 
 def _sought(end: float, b: Real[np.ndarray, " b"]) -> float:
-    """The end of an interval; 0 or infinity beyond all b_c that are sought."""
+    """The end of an interval; 0 or infinity if it is outside the search range."""
     return 0.0 if end < b.min() / REACH else math.inf if end > b.max() * REACH else end
 
 
 def _width(values: Float[np.ndarray, "seeds b"]) -> float:
-    """The interval's upper over its lower end at a batch size, a seed's level taken out; 1 where nothing tells it."""
+    """Upper over lower end of the interval at one batch size, without the seeds' levels; 1 if there is no scatter."""
     scatter = of_seeds(values)
     if not scatter.freedom:
         return 1.0
+    # a mean over seeds has 1/seeds of one value's variance; removing levels over m batch sizes leaves 1 - 1/m of it
     share = (1 - 1 / values.shape[1]) / np.median(np.isfinite(values).sum(axis=0))
     return math.exp(min(2 * student_t(scatter.freedom) * scatter.deviation * math.sqrt(share), 500.0))
 
 
 def _refusal(b: Real[np.ndarray, " b"], fit: SaturationFit, spread: float, width: float, quantity: str) -> str:
-    """Why the fit says nothing of b_c, or an empty string."""
+    """Return why the fit does not determine b_c; an empty string if it does."""
     if not math.isfinite(fit.b_c):
         return f"{quantity} spans more than floating-point numbers can hold"
     if fit.edge < 0:
@@ -132,7 +139,7 @@ def _refusal(b: Real[np.ndarray, " b"], fit: SaturationFit, spread: float, width
         return f"no dependence on b is visible: {quantity} does not {towards} as b grows"
     varies = f"no dependence on b is visible: {quantity} varies by {percent(spread - 1)} over the batch sizes"
     ends = log_law(b[[0, -1]], math.log(fit.b_c), float(fit.q))
-    visible = float(ends[0] - ends[1])
+    visible = float(ends[0] - ends[1])  # by how much the fit, in logs, changes over the batch sizes
     scatter = float(fit.rms_log_residual) * math.sqrt(len(b) / (len(b) - 2))  # two parameters were fitted
     if visible < scatter:
         return f"{varies} and scatters by {percent(scatter)} about the fit"

@@ -1,8 +1,8 @@
-"""What the statistics at initialization say of a sweep: N(b), the best stepsizes, and the critical batch sizes.
+"""Forecast of a sweep from the statistics at initialization: N(b), the best stepsizes, and the critical batch sizes.
 
 Loss curves are those of the linearized network: of the mean loss (`raysat.saturation.recursion`), and of the typical
-run (`raysat.saturation.typical`), which is what a measurement sees. The docstrings there derive them and say when they
-fail. Critical batch sizes are refused in words where measured ones would be (`raysat.saturation.critical`).
+run (`raysat.saturation.typical`), which is what an experiment measures. The docstrings there derive them and say when
+they fail. Critical batch sizes are refused for the same reasons as measured ones (`raysat.saturation.critical`).
 """
 
 from __future__ import annotations
@@ -24,34 +24,37 @@ from raysat.saturation.typical import typical_steps
 from raysat.text import number
 
 GRID = 2.0 ** np.array([*np.arange(-4, -0.125, 0.25), -0.125, -0.0625])
-"""The stepsizes among which the best is sought, as fractions of the largest stable one: powers of 2^(1/4), and near 1,
-where large batches have theirs, of less."""
+"""The stepsizes among which the best is sought, as fractions of the largest stable one (the largest at which SGD on the
+linearized network does not diverge): powers of 2^(1/4), and smaller steps near 1, where the best ones of large batches
+lie."""
 
 AROUND = 0.8, 2.1
-"""Where the typical run's best stepsize is sought, in units of the mean loss's: it is larger where single bad batches
-raise the mean, on steep spectra up to nearly twice as large."""
+"""Range in which the typical run's best stepsize is sought, in units of the mean loss's: it is larger if single bad
+batches raise the mean, on steep spectra nearly twice as large."""
 
 AHEAD = 1.5
-"""By how much a typical run may reach the target before the mean loss does, whose stepsize must be known for it."""
+"""How much longer than T the mean loss is followed: a typical run may reach the target earlier, and the mean loss's
+best stepsize must be known to search for its own."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What the statistics at initialization say of a sweep.
+    """A forecast from the statistics at initialization.
 
     Attributes:
-        by_batch: One row a batch size: `N`, the iterations of a typical run with `eta`, the best stepsize for it;
-            `N_mean`, those of the mean loss with the best stepsize for that, `eta_mean`; `eta_max`, the largest stable
-            stepsize; `eta_theory` = 1/beta(b), and what the mean loss does under it: `N_theory` and `h_theory`.
-        typical: b_N, fitted to N; without a value where `remarks` say why.
-        mean: Fitted to N_mean; likewise.
-        theory: Fitted to N_theory; likewise.
-        b_h_theory: Fitted to h_theory, at T iterations; likewise.
+        by_batch: One row a batch size: `N`, the iterations of a typical run with its best stepsize `eta`; `N_mean`,
+            those of the mean loss with its best stepsize `eta_mean`; `eta_max`, the largest stable stepsize;
+            `eta_theory` = 1/beta(b), and the mean loss's N and h under it: `N_theory` and `h_theory`.
+        typical: b_N, fitted to N; if it has no value, `remarks` say why.
+        mean: b_N, fitted to N_mean; likewise.
+        theory: b_N, fitted to N_theory; likewise.
+        b_h_theory: b_h, fitted to h_theory, at T iterations; likewise.
         b_star: gamma / k_op.
         n: Training samples.
         target: The loss to which N belongs.
         iterations: T.
-        remarks: Why a critical batch size is refused, and where the best stepsizes lie at an end of those tried.
+        remarks: Why a critical batch size is refused, and at which batch sizes the best stepsize is the smallest or
+            largest tried.
     """
 
     by_batch: pd.DataFrame
@@ -68,12 +71,12 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Tuned:
-    """N(b; eps) with each batch size's best stepsize, and which one that is, over the largest stable one.
+    """N(b; eps) with each batch size's best stepsize, and that stepsize as a fraction of the largest stable one.
 
     Attributes:
-        steps: Of the typical run; nan where the target lies further than was looked.
+        steps: N of the typical run; nan if the target is not reached within the iterations followed.
         share: Its best stepsize.
-        mean_steps: Of the mean loss; likewise.
+        mean_steps: N of the mean loss; likewise.
         mean_share: Its best stepsize.
     """
 
@@ -86,23 +89,24 @@ class Tuned:
 def tuned_steps(
     spectrum: Spectrum, b: Int[np.ndarray, " k"], eps: float, iterations: int, *, replacement: bool = False
 ) -> Tuned:
-    """N(b; eps) with each batch size's best stepsize of `GRID`.
+    """Compute N(b; eps) with each batch size's best stepsize of `GRID`.
 
     Args:
         spectrum: The spectrum.
         b: Batch sizes.
         eps: The target loss.
-        iterations: How far to look.
-        replacement: How batches are drawn.
+        iterations: T, up to which runs are followed.
+        replacement: Whether batches are drawn with replacement.
     """
     phi = np.array([noise_factor(int(size), spectrum.n, replacement=replacement) for size in b])
     most = np.array([largest_stable(spectrum, value) for value in phi])
-    eta, noise = most[:, None] * GRID, np.repeat(phi[:, None], len(GRID), 1)
+    eta, noise = most[:, None] * GRID, np.repeat(phi[:, None], len(GRID), 1)  # (k, g)
     curves = loss_curves(spectrum, eta.ravel(), noise.ravel(), math.ceil(AHEAD * iterations))
     t = np.arange(curves.shape[1])
     mean = np.array([steps_to_target(t, curve, eps) for curve in curves]).reshape(eta.shape)
     mean = np.where(np.isnan(mean), math.inf, mean)
-    known = np.isfinite(mean.min(1, keepdims=True))
+    known = np.isfinite(mean.min(1, keepdims=True))  # batch sizes at which the mean loss gets there at all
+    # typical runs are dear: they are drawn only near the mean loss's best stepsize
     tried = known & near(np.broadcast_to(GRID, eta.shape), GRID[mean.argmin(1)][:, None])
     typical = np.full(eta.shape, math.inf)
     expected = np.broadcast_to(mean.min(1, keepdims=True), eta.shape)[tried]
@@ -113,12 +117,12 @@ def tuned_steps(
 
 
 def near(eta: Float[np.ndarray, "..."], best: Float[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
-    """Return which stepsizes may be a typical run's best, where `best` is that of the mean loss."""
+    """Return which stepsizes may be the typical run's best, given `best`, that of the mean loss."""
     return (eta >= AROUND[0] * best) & (eta <= AROUND[1] * best)
 
 
 def _best(steps: Float[np.ndarray, "k g"]) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, " k"]]:
-    """The least of each row and its share of `GRID`; nan where there is none, or where nothing has to be done."""
+    """The least N of each row and its stepsize in `GRID`; nan if not reached. No stepsize if w_0 meets the target."""
     least = steps.min(1)
     found = np.isfinite(least)
     return np.where(found, least, math.nan), np.where(found & (least > 0), GRID[steps.argmin(1)], math.nan)
@@ -138,8 +142,8 @@ def forecast(
         row: A row of `ntk`, or the fields of `NTKStatistics`, with spectral measures.
         batch_sizes: Batch sizes.
         iterations: T.
-        target: The loss that N counts to. Default: what b = 1 (the smallest b) reaches under 1/beta(b) in T iterations.
-        replacement: How batches are drawn.
+        target: The loss to which N counts. Default: what the smallest b reaches under 1/beta(b) in T iterations.
+        replacement: Whether batches are drawn with replacement.
     """
     spectrum = Spectrum.of(row)
     gamma, k_op = float(row["gamma"]), float(row["k_op"])
@@ -151,8 +155,9 @@ def forecast(
         target = float(attainable(curves[0][0], curves[0].min()))
     t = np.arange(iterations + 1)
     n_theory = np.array([steps_to_target(t, curve, target) for curve in curves])
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore"):  # a loss of 0: h is infinite, and its fit is refused below
         h = (np.log(curves[:, 0]) - np.log(curves[:, -1])) / iterations
+    # h is inf if the loss comes to 0, and -inf if it overflows
     vanished = np.isposinf(h).any() and not np.isneginf(h).any()
     tuned = tuned_steps(spectrum, b, target, iterations, replacement=replacement)
     eta_max = np.array([largest_stable(spectrum, value) for value in phi])
@@ -181,14 +186,14 @@ def forecast(
 def _fit(
     b: Int[np.ndarray, " k"], values: Float[np.ndarray, " k"], quantity: Literal["h", "N"], missed: str
 ) -> CriticalBatch:
-    """A critical batch size, or why there is none; `missed` says what it means that a value is none."""
+    """A critical batch size, or why there is none; `missed` is the reason if some batch size has no value."""
     if not (known := np.isfinite(values)).all():
         return CriticalBatch(reason=f"{missed} at b = {', '.join(map(str, b[~known]))}")
     return replace(critical_batch(b, values[None], quantity), low=math.nan, high=math.nan, interval="")
 
 
 def _at_ends(b: Int[np.ndarray, " k"], share: Float[np.ndarray, " k"]) -> Iterator[str]:
-    """Yield where the best stepsize may lie beyond those that were tried."""
+    """Yield a sentence for each end of `GRID` beyond which a best stepsize may lie."""
     for end, name in ((GRID[0], "smallest"), (GRID[-1], "largest")):
         if (share == end).any():
             sizes = ", ".join(map(str, b[share == end]))

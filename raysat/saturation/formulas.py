@@ -15,7 +15,7 @@ from raysat.spec.stepsizes import Stepsize
 def beta(b: int, n: int, gamma: float, k_op: float, *, replacement: bool = False) -> float:
     """The second-moment constant of eq. 2.2, `E_S ||g(w, S)||^2 <= 2 beta L(w)`, for batches of exactly b samples.
 
-    It is Lemma 3.1 carried out with the exact inclusion probabilities. For b distinct samples
+    It is Lemma 3.1 with the exact inclusion probabilities. For b distinct samples
     `P(i in S) = b/n` and `P(i, j in S) = b(b-1) / (n(n-1))`, which gives
 
         beta(b) = gamma/b (1 - (b-1)/(n-1)) + (b-1)n / (b(n-1)) k_op,
@@ -67,23 +67,23 @@ def stepsize(
     replacement: bool = False,
     base: float = math.nan,
 ) -> float:
-    """The stepsize eta that a policy gives to a batch size.
+    """The stepsize (learning rate) eta that a policy gives to a batch size.
 
-    `fixed` and `grid` name eta itself; `fixed_fraction` is c/beta(1) for every b; `theory` and `grid_relative` are
-    c/beta(b). Of a network without statistics `grid_relative`, which `grid(auto=True)` is made of, is `c base` at
-    every b: a range that grows by what is found needs to begin somewhere, and no more.
+    `fixed` and `grid` give eta itself; `fixed_fraction` is c/beta(1) for every b; `theory` and `grid_relative` are
+    c/beta(b). For a network without statistics, `grid_relative`, of which `grid(auto=True)` consists, is `c base` at
+    every b: a range that grows with the results only needs a place to start.
 
     Args:
         policy: The policy.
         b: Batch size.
         n: Number of samples.
-        gamma: As in `beta`; nan where there are no statistics.
+        gamma: As in `beta`; nan if there are no statistics.
         k_op: As in `beta`.
         replacement: As in `beta`.
-        base: What stands for 1/beta(b) without statistics (`raysat.ntk.base_stepsize`).
+        base: Replaces 1/beta(b) if there are no statistics (`raysat.ntk.base_stepsize`).
 
     Returns:
-        It; nan where it is c/beta(b) and beta(b) is not positive, as of a network whose outputs do not depend on its
+        eta; nan if it is c/beta(b) and beta(b) is not positive, as for a network whose outputs do not depend on its
         weights.
     """
     if not policy.needs_statistics:
@@ -98,12 +98,12 @@ def stepsize(
 def exponent(loss_init: float, loss_final: float, iterations: int) -> float:
     """The convergence exponent `h = log(L(w_0) / L(w_T)) / T`, per iteration (section 5).
 
-    It is nan where a loss is zero or not finite, and where there was no iteration.
+    It is nan if a loss is zero or not finite, or if there was no iteration.
     """
     if not (0 < loss_init < math.inf and 0 < loss_final < math.inf and iterations > 0):
         return math.nan
     ratio = loss_init / loss_final
-    if not 0 < ratio < math.inf:  # it is beyond what a number can hold, and its logarithm is not
+    if not 0 < ratio < math.inf:  # the ratio overflows or underflows, its logarithm does not
         return (math.log(loss_init) - math.log(loss_final)) / iterations
     return math.log(ratio) / iterations
 

@@ -1,35 +1,37 @@
-"""Intervals of 95 %: what the scatter of seeds about a law says of its parameters, of the values, and of choices.
+"""Intervals of 95 % from the scatter of seeds about a law: of its parameters, of the values, and of choices.
 
-With i the seed and b the batch size, what is measured is
+The scatter is the standard deviation of log values, about a fitted law or about their means over seeds. With i the seed
+and b the batch size, the measured quantity is
 
     log y_i(b) = a_i + log f(b; theta) + e_i(b),        theta = (log b_c, log q),
 
-where a_i sets a seed apart at every batch size, for it has one w_0, and f is the law (`raysat.saturation.fits`). In
-logarithms, for h and N scatter by factors.
+where a_i is the level of a seed, common to all batch sizes because they share its w_0, and f is the law
+(`raysat.saturation.fits`). Logarithms, because the scatter of h and N is multiplicative.
 
 **Parameters** (`of_critical_batch`). Linearized about the fit, theta is a regression on the law's slopes s(b), so that
 
     cov theta = sigma^2 M^-1,    M = sum_ib s_ib s_ib^T,    s_ib = s(b) - mean of s over the batch sizes of seed i,
 
-sigma^2 = sum e^2 / (values - seeds - parameters) being the scatter of the values about the law with each seed's own
-level. It counts how far values are from the law, and one seed has it as well. Of k > 1 seeds, how their own b_c differ
-tells the variance too, with k - 1 degrees of freedom:
+sigma^2 = sum e^2 / (values - seeds - parameters) being the variance of the values about the law with each seed's own
+level. It measures how far values are from the law, and exists for a single seed too. With k > 1 seeds, the differences
+between the seeds' own b_c give a second estimate of the variance, with k - 1 degrees of freedom:
 
     sandwich = k/(k - 1) sum_i (M^-1 sum_b s_ib e_i(b))^2        (Cameron and Miller 2015, section II.B)
 
-Where it is larger than chance explains (an F test at the level of `POOLED`) seeds do differ in b_c, and it is the
-variance. Else the mean of both is, weighed by k - 1 and `PRIOR` degrees of freedom as in a moderated t (Smyth 2004).
-What all seeds share is no part of it: that stepsizes were tried at a distance and losses evaluated at a distance puts
-all N(b) off by the same eps(b), which adds `sum_b c(b)^2 eps(b)^2` to the variance, c being how log b_c answers to log
-y(b). The interval is Student's, symmetric in log b_c (Seber and Wild 2003, Nonlinear Regression, section 5.1).
+If the sandwich is larger than chance explains (an F test at the level of `POOLED`), seeds do differ in b_c, and it is
+the variance used. Otherwise the variance is the mean of both, weighted by k - 1 and `PRIOR` degrees of freedom as in a
+moderated t (Smyth 2004). Errors that all seeds share are not part of it: the spacing of the stepsizes and of the
+evaluations shifts all N(b) by the same eps(b), which adds `sum_b c(b)^2 eps(b)^2` to the variance, c(b) being the
+derivative of log b_c by log y(b). The interval is Student's, symmetric in log b_c (Seber and Wild 2003, Nonlinear
+Regression, section 5.1).
 
 **Values** (`of_values`). The mean over k seeds varies by the variance of one seed's value over k. That variance is
-taken to be the same at all batch sizes, the sum of two mean squares: of the seeds' levels, with k - 1 degrees of
-freedom, and of what is left of each value, with (k - 1)(m - 1). Their sum has degrees of freedom by Satterthwaite
-(1946). Of one seed there is only the scatter about the law.
+assumed to be the same at all m batch sizes, and is the sum of two mean squares: that of the seeds' levels, with k - 1
+degrees of freedom, and that of the remainder of each value, with (k - 1)(m - 1). The degrees of freedom of the sum are
+Satterthwaite's (1946). With one seed there is only the scatter about the law.
 
-**Choices** (`replicates`), such as the batch size of the least cost, follow from means at several batch sizes: they are
-made anew from values drawn by Student's distribution about these means. A seed's level moves no choice.
+**Choices** (`replicates`), such as the batch size of the least cost, depend on the means at several batch sizes: they
+are repeated with values drawn from Student's distribution about these means. A seed's level changes no choice.
 """
 
 from __future__ import annotations
@@ -43,23 +45,24 @@ from jaxtyping import Float, Real
 from raysat.saturation.fits import SaturationFit, log_law, slopes
 
 REPLICATES = 2000
-"""Draws. Default: 2000, as Efron and Tibshirani (1993, section 13.3) ask of percentile intervals: 1000 or more."""
+"""Draws. Default: 2000; Efron and Tibshirani (1993, section 13.3) ask for 1000 or more for percentile intervals."""
 
 
 PRIOR = 4
-"""Degrees of freedom that the scatter about the law has beside those of the seeds' own b_c. Default: 4, which on made
-data held as often whether b_c differs between seeds a little or not at all; benchmarks/coverage.py has real SGD."""
+"""Degrees of freedom with which the scatter about the law is weighted against the seeds' own b_c. Default: 4, with
+which the coverage on synthetic data is the same whether b_c differs between seeds a little or not at all;
+benchmarks/coverage.py has real SGD."""
 
 POOLED = 0.25
-"""Level of the test whether seeds differ in b_c. Default: 0.25, as Bancroft (1964) has it for what is pooled unless a
-test says otherwise; at 0.05 a difference as large as the scatter is passed over too often."""
+"""Level of the test whether seeds differ in b_c. Default: 0.25, as Bancroft (1964) recommends for pooling after a
+preliminary test; at 0.05 a difference as large as the scatter is missed too often."""
 
 
 def student_t(freedom: float) -> float:
     """Half the width of a 95 % interval in standard errors: the 97.5 % quantile of Student's t.
 
     Args:
-        freedom: Degrees of freedom of the standard error; nan below any.
+        freedom: Degrees of freedom of the standard error; the result is nan if there are none.
     """
     from scipy.special import stdtrit  # loading it takes a quarter of a second, and most sweeps do not need it
 
@@ -67,14 +70,14 @@ def student_t(freedom: float) -> float:
 
 
 def logarithms(values: Float[np.ndarray, "seeds b"]) -> Float[np.ndarray, "seeds b"]:
-    """Of positive values; nan where there is none."""
+    """The logarithms of positive values; nan for any other value."""
     with np.errstate(divide="ignore", invalid="ignore"):
         logs = np.log(values)
     return np.where(np.isfinite(logs), logs, math.nan)
 
 
 def geometric_mean(values: Float[np.ndarray, "seeds b"]) -> Float[np.ndarray, " b"]:
-    """The mean over seeds that the fits use; nan where no seed has a value."""
+    """The mean over seeds that the fits use; nan if no seed has a value."""
     logs = logarithms(values)
     count = np.isfinite(logs).sum(axis=0)
     with np.errstate(invalid="ignore"):
@@ -83,10 +86,10 @@ def geometric_mean(values: Float[np.ndarray, "seeds b"]) -> Float[np.ndarray, " 
 
 @dataclass(frozen=True)
 class Scatter:
-    """The scatter of single values, in logs, apart from a level of each seed.
+    """The scatter of single values, in logs, after each seed's level is removed.
 
     Attributes:
-        deviation: Standard deviation; nan where nothing tells it.
+        deviation: Standard deviation; nan if the values do not determine it.
         freedom: Its degrees of freedom.
     """
 
@@ -101,7 +104,7 @@ def about_law(
 
     Args:
         b: Batch sizes.
-        values: What was fitted, of each seed; nan where it has none.
+        values: The fitted values of each seed; nan if absent.
         fit: The fit of their geometric mean.
         bent: Whether its q was fitted too.
     """
@@ -118,6 +121,7 @@ def of_seeds(values: Float[np.ndarray, "seeds b"]) -> Scatter:
 
 def _of_residuals(left: Float[np.ndarray, "seeds b"], parameters: int) -> Scatter:
     left = left[np.isfinite(left).any(axis=1)]
+    # one degree of freedom is lost for each seed's level, and one for each parameter
     freedom = int(np.isfinite(left).sum()) - len(left) - parameters
     if freedom < 1:
         return Scatter(math.nan, 0)
@@ -132,11 +136,11 @@ def of_critical_batch(
     bent: bool,
     resolution: Float[np.ndarray, " b"] | None = None,
 ) -> float:
-    """The interval of b_c, as the factor between the fit and either end; nan where nothing tells the scatter.
+    """The interval of b_c, as the factor between the fit and either end; nan if the scatter is not known.
 
     Args:
         b: Batch sizes.
-        values: What was fitted, of each seed; nan where it has none.
+        values: The fitted values of each seed; nan if absent.
         fit: The fit of their geometric mean.
         bent: Whether its q was fitted too.
         resolution: eps(b), the error of log y(b) that all seeds share. Default: none.
@@ -154,7 +158,7 @@ def of_critical_batch(
     if used.any(axis=1).sum() > 1:
         variance, freedom = _of_several(np.where(used, left, 0), centred, inverse, variance, freedom)
     if resolution is not None:
-        answer = inverse[0] @ centred.sum(1)  # (b,)
+        answer = inverse[0] @ centred.sum(1)  # (b,); c(b) of the module's docstring
         variance += float(np.nansum((answer * resolution) ** 2))
     return math.exp(min(student_t(freedom) * math.sqrt(variance), 500.0))
 
@@ -166,13 +170,13 @@ def _of_several(
     variance: float,
     freedom: int,
 ) -> tuple[float, int]:
-    """The variance of log b_c where there are several seeds, and its degrees of freedom; see the head of the module.
+    """The variance of log b_c with several seeds, and its degrees of freedom; see the module's docstring.
 
     Args:
-        left: What the law leaves of each value; 0 where there is none.
-        centred: The law's slopes, less their mean over each seed's batch sizes; 0 where there is no value.
+        left: Each log value minus the law; 0 if absent.
+        centred: The law's slopes minus their mean over each seed's batch sizes; 0 if there is no value.
         inverse: M^-1.
-        variance: By the scatter about the law.
+        variance: The variance by the scatter about the law.
         freedom: Its degrees of freedom.
     """
     from scipy.special import fdtri  # as above
@@ -183,7 +187,7 @@ def _of_several(
         return variance, freedom
     of_each = np.einsum("p,pib,ib->i", inverse[0], centred, left)
     sandwich = seeds / (seeds - 1) * float((of_each**2).sum())
-    within, within_freedom = 0.0, 0
+    within, within_freedom = 0.0, 0  # of the values about each seed's own fit, in which b_c may differ between seeds
     for design, values in zip(centred.swapaxes(0, 1), left, strict=True):
         at = (design != 0).any(axis=0)
         own, values = design[:, at].T, values[at] - values[at].mean()
@@ -202,11 +206,11 @@ def of_values(
     alone: Scatter | None = None,
     resolution: float | Float[np.ndarray, " b"] = 0.0,
 ) -> Float[np.ndarray, "2 b"]:
-    """The interval of the geometric mean over seeds at each batch size; nan where there is none.
+    """The interval of the geometric mean over seeds at each batch size; nan if there is none.
 
     Args:
-        values: Positive values; nan where a seed has none.
-        alone: The scatter of one seed about a law, where there is only one. Default: one seed has no interval.
+        values: Positive values; nan if a seed has none.
+        alone: The scatter about a law, used if there is only one seed. Default: one seed has no interval.
         resolution: The error of each log value that all seeds share.
     """
     logs = logarithms(values)
@@ -214,11 +218,12 @@ def of_values(
     mean, count = np.log(geometric_mean(np.exp(logs))), np.isfinite(logs).sum(axis=0)
     if len(logs) < 2:
         scatter = alone or Scatter(math.nan, 0)
+        # `0 * mean` gives it the shape of the mean, and nan if there is no value
         half = student_t(scatter.freedom) * np.sqrt(scatter.deviation**2 + np.square(resolution) + 0 * mean)
         return _ends(mean, half)
     levels = np.nanmean(logs - mean, axis=1)
     parts = [(levels.var(ddof=1), len(levels) - 1)]
-    if (left := of_seeds(values)).freedom:
+    if (left := of_seeds(values)).freedom:  # 1/m of a value's own variance is in that of the levels already
         parts.append((left.deviation**2 * (1 - 1 / max((count > 0).sum(), 1)), left.freedom))
     variance = sum(part for part, _ in parts)
     freedom = variance**2 / sum(part**2 / of for part, of in parts) if variance else 1.0
@@ -227,7 +232,7 @@ def of_values(
 
 
 def _ends(mean: Float[np.ndarray, " b"], half: Float[np.ndarray, " b"]) -> Float[np.ndarray, "2 b"]:
-    """The ends of intervals in logs, as values: beyond what a number can hold they are 0 and infinity."""
+    """The ends of intervals in logs, as values; 0 and infinity if they underflow or overflow."""
     with np.errstate(over="ignore", under="ignore"):
         return np.exp(mean + np.array([-half, half]))
 
@@ -239,17 +244,17 @@ def replicates(
     number: int = REPLICATES,
     seed: int = 0,
 ) -> Float[np.ndarray, "number b"]:
-    """Geometric means over seeds as they might have come out, apart from a level that all batch sizes share.
+    """Draw replicates of the geometric means over seeds, without the level that all batch sizes of a seed share.
 
     Args:
-        values: Positive values; nan where a seed has none.
-        alone: The scatter of one seed about a law, where there is only one.
+        values: Positive values; nan if a seed has none.
+        alone: The scatter about a law, used if there is only one seed.
         resolution: The error of each log value that all seeds share.
-        number: How many.
-        seed: Of the generator: the same values give the same replicates.
+        number: Number of replicates.
+        seed: Seed of the generator: the same values give the same replicates.
 
     Returns:
-        The means; nan where nothing tells the scatter.
+        The means; nan if the scatter is not known.
     """
     logs = logarithms(values)
     several = np.isfinite(logs).any(axis=1).sum() > 1
@@ -258,6 +263,7 @@ def replicates(
         return np.full((1, values.shape[1]), math.nan)
     generator = np.random.default_rng(seed)
     noise = generator.standard_normal((number, values.shape[1]))
+    # Student's: one chi square for all batch sizes of a replicate, which share the estimated deviation
     noise *= np.sqrt(scatter.freedom / generator.chisquare(scatter.freedom, (number, 1)))
     count = np.isfinite(logs).sum(axis=0)
     error = np.sqrt(scatter.deviation**2 / np.where(count, count, math.nan) + np.square(resolution))
@@ -266,7 +272,7 @@ def replicates(
 
 
 def percentiles(drawn: Float[np.ndarray, "replicates *rest"]) -> Float[np.ndarray, "2 *rest"]:
-    """The 95 % percentile interval over the first axis, nan left out; its ends are replicates: they may be inf."""
+    """The 95 % percentile interval over the first axis, without nan; its ends are replicates and may be inf."""
     columns = drawn.reshape(len(drawn), -1).T
     ends = [
         np.quantile(kept, [0.025, 0.975], method="inverted_cdf") if len(kept) else [math.nan, math.nan]

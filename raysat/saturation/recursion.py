@@ -1,4 +1,6 @@
-"""The expected loss of SGD on the linearized network: a recursion in a few dozen numbers, and where it is stable.
+"""The expected loss of SGD on the linearized network: a recursion in a few dozen numbers, and its limit of stability.
+
+A stepsize is *stable* if the expected loss under it does not grow without bound.
 
 **Derivation.** Linearize the network at w_0. With `P_S` the projection on the outputs of a batch S of b of n samples,
 one step takes the residual to `r - eta (n/b) K P_S r`. In K's eigenbasis (`lambda_j`, `u_j`) let `v_j = E (u_j^T r)^2`,
@@ -7,24 +9,24 @@ is that of a sum of b of the n numbers `z_i = u_ji^T r_i`, scaled by `eta lambda
 
     v_j <- (1 - eta lambda_j)^2 v_j + eta^2 phi lambda_j^2 (n sum_i z_i^2 - (u_j^T r)^2),
 
-`phi = (n-b)/(b(n-1))` for b distinct samples, `1/b` for independent draws. This is exact. What is not is the step
+`phi = (n-b)/(b(n-1))` for b distinct samples, `1/b` for independent draws. This is exact. The approximation is
 
     n sum_i z_i^2  ~  (1/C) sum_k v_k + (1 + 1/C) v_j,
 
-**delocalization**: the entries of the eigenvectors are as good as independent normal numbers of variance 1/(nC). Then
-of the sum over k, l of `E (u_k^T r)(u_l^T r) n sum_i (u_ji^T u_ki)(u_ji^T u_li)` the terms k = l remain (Isserlis),
-with the weight 1/C for k != j and `1 + 2/C` for k = j: a residual along u_j is large at just those samples at which u_j
-is, and its noise falls back on itself. Without that last term N of least squares comes out 10 to 30 % too small at
-small b. Of an eigenvector that is even in size over the samples, as the first one of a network with one output often
-is, the weight is 1 in the place of 3: there N of the mean loss comes out up to 5 % too large.
+**delocalization**: the entries of the eigenvectors are treated as independent normal numbers of variance 1/(nC). Then
+in the sum over k, l of `E (u_k^T r)(u_l^T r) n sum_i (u_ji^T u_ki)(u_ji^T u_li)` only the terms k = l remain
+(Isserlis), with weight 1/C for k != j and `1 + 2/C` for k = j: a residual along u_j is large at just those samples at
+which u_j is large, so that its noise acts on u_j itself. Without that last term N of least squares comes out 10 to 30 %
+too small at small b. For an eigenvector whose entries have equal size over the samples, as is often true of the first
+one of a network with one output, the weight is 1 instead of 3: then N of the mean loss comes out up to 5 % too large.
 
-The two approximations fail where the kernel moves (narrow networks, stepsizes near or beyond 2/k_op, long runs) and
-where samples differ: of those with larger gradients more of each eigenvector is made, and single samples may have
-eigenvectors of their own (then small batches are noisier than forecast). At b = n, phi = 0, and the recursion is
-gradient descent on the linearized network exactly. It is of the mean loss: of the typical run, which is faster, see
-`raysat.saturation.typical`.
+The two approximations, linearization and delocalization, fail if the kernel moves (narrow networks, stepsizes near or
+beyond 2/k_op, long runs) and if samples differ: eigenvectors are larger at samples with larger gradients, and single
+samples may have eigenvectors of their own (then small batches are noisier than forecast). At b = n, phi = 0, and the
+recursion is gradient descent on the linearized network exactly. It describes the mean loss; for the typical run, which
+is faster, see `raysat.saturation.typical`.
 
-**Matrix-free.** What noise has put into direction j is a function of lambda_j alone. So the sum over j splits into the
+**Matrix-free.** The noise added to direction j is a function of lambda_j alone. So the sum over j splits into the
 initial residual, `sum_j v_j(0) f(lambda_j)^t` with `f(lambda) = (1 - eta lambda)^2 + eta^2 phi lambda^2/C`, an integral
 over the spectral measure of K and r, and an integral over the density of eigenvalues: a few dozen nodes each
 (`raysat.ntk.spectrum`).
@@ -48,14 +50,14 @@ MEASURES = ("residual_nodes", "residual_weights", "density_nodes", "density_weig
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What of a network at initialization decides its linearized training.
+    """The spectral measures at initialization, which determine training of the linearized network.
 
     Attributes:
         n: Training samples.
         samples: Samples over which K was taken.
-        nodes: Eigenvalues: of the residual's measure, then of the density. Shape: [q].
-        residual: Mass of the residual at each node, by sample: its sum is `2 L(w_0)`; 0 at the density's nodes.
-        density: Share of K's eigenvalues at each node, of sum 1; 0 at the residual's nodes.
+        nodes: Eigenvalues: those of the residual's measure, then those of the density. Shape: [q].
+        residual: Mass of the residual at each node, per sample: its sum is `2 L(w_0)`; 0 at the density's nodes.
+        density: Fraction of K's eigenvalues at each node, of sum 1; 0 at the residual's nodes.
         outputs: C.
     """
 
@@ -68,7 +70,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, row: Mapping) -> Spectrum:
-        """From a row of `ntk` (or the fields of `NTKStatistics`) that has the spectral measures.
+        """Read the spectral measures from a row of `ntk` or the fields of `NTKStatistics`.
 
         Raises:
             InputError: It has none.
@@ -89,7 +91,7 @@ class Spectrum:
 
 
 def noise_factor(b: int, n: int, *, replacement: bool = False) -> float:
-    """phi: the variance of a batch's mean in units of one sample's, times `n/(n-1)` without replacement."""
+    """phi: the variance of a batch's mean, as a fraction of the variance of one sample among the n."""
     if replacement:
         return 1 / b
     return (n - b) / (b * (n - 1)) if n > 1 else 0.0
@@ -100,7 +102,7 @@ def loss_curves(
 ) -> Float[np.ndarray, "k t"]:
     """The expected losses L(w_0), ..., L(w_T) for several stepsizes and noise factors side by side.
 
-    A curve that diverges is cut off at infinity.
+    A curve that diverges is infinite from there on.
 
     Args:
         spectrum: The spectrum.
@@ -110,8 +112,8 @@ def loss_curves(
     """
     step = eta[:, None] * spectrum.nodes  # (k, q)
     noise = phi[:, None] * step**2
-    keep = (1 - step) ** 2 + noise / spectrum.outputs
-    put = noise * spectrum.density * spectrum.samples
+    keep = (1 - step) ** 2 + noise / spectrum.outputs  # f(lambda)
+    put = noise * spectrum.density * spectrum.samples  # the density's nC eigenvalues, each 1/C of the noise
     mass = np.tile(spectrum.residual, (len(eta), 1))
     losses = np.empty((len(eta), iterations + 1))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -125,14 +127,15 @@ def loss_curves(
 def largest_stable(spectrum: Spectrum, phi: float, own: float | None = None) -> float:
     """The largest eta at which the expected loss does not grow without bound.
 
-    With `1 - f = eta lambda (2 - eta lambda (1 + phi/C))` for each eigenvalue, what noise puts in and what decays
-    balance where `(1/C) sum_j eta phi lambda_j / (2 - eta lambda_j (1 + phi/C)) = 1`; the left side rises with eta. The
-    mean of SGD is gradient descent, so that it is never above 2/k_op.
+    With `1 - f = eta lambda (2 - eta lambda (1 + phi/C))` for each eigenvalue, the noise added and the decay balance
+    where `(1/C) sum_j eta phi lambda_j / (2 - eta lambda_j (1 + phi/C)) = 1`; the left side rises with eta. The mean of
+    SGD is gradient descent, so that the limit is never above 2/k_op.
 
     Args:
         spectrum: The spectrum.
         phi: Noise factor, from `noise_factor`.
-        own: The weight of v_j itself, beside that of the sum, in the noise of direction j. Default: 1/C, as above.
+        own: The additional weight of v_j itself, besides that of the sum, in the noise of direction j. Default: 1/C, as
+            above.
     """
     largest = float(spectrum.nodes.max(initial=0.0))
     if not largest > 0:
@@ -144,30 +147,30 @@ def largest_stable(spectrum: Spectrum, phi: float, own: float | None = None) -> 
     def gain(eta: float) -> float:
         return float((shares * eta * phi * spectrum.nodes / (2 - eta * spectrum.nodes * (1 + phi * own))).sum())
 
-    if gain(limit * (1 - 1e-12)) < 1:
+    if gain(limit * (1 - 1e-12)) < 1:  # at the limit itself a denominator may vanish
         return limit
     low, high = 0.0, limit
-    for _ in range(60):
+    for _ in range(60):  # bisection to the precision of float64
         middle = (low + high) / 2
         low, high = (middle, high) if gain(middle) < 1 else (low, middle)
     return low
 
 
 def stable_below(row: Mapping[str, Any], b: int, sampling: str) -> float:
-    """The stepsize up to which SGD on the linearized network is stable, or rather an upper bound of it.
+    """An upper bound of the stepsizes at which SGD on the linearized network is stable: the column `eta_limit`.
 
-    It is `largest_stable` with no noise of a direction's own (own = -1), whatever the single eigenvectors are: where
-    they are large at few samples SGD is unstable from smaller stepsizes on, though never below 2/beta(b), up to which
-    Lemma 3.1 guarantees it.
+    It is `largest_stable` with own = -1, no noise of a direction on itself, and holds for any eigenvectors: if they are
+    large at few samples, SGD becomes unstable at smaller stepsizes, though never below 2/beta(b), up to which Lemma 3.1
+    guarantees stability.
 
     Args:
         row: A row of `ntk`. Without spectral measures the limit is 2/k_op, which is necessary at every b, and exact at
-            b = n; so it is for `epochs`, whose batches are not independent.
+            b = n; likewise for `epochs`, whose batches are not independent.
         b: Batch size.
         sampling: How batches are drawn.
 
     Returns:
-        It; nan where k_op is not positive, and there is nothing that could be unstable.
+        The limit; nan if k_op is not positive, so that nothing can be unstable.
     """
     if not float(row["k_op"]) > 0:
         return math.nan

@@ -1,4 +1,4 @@
-"""Targets: the losses to which iterations are counted, and N(b; eps), how many it takes to reach one."""
+"""Targets: the losses to which iterations are counted, and N(b; eps), the number of iterations to reach one."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 from jaxtyping import Float, Real
 
 DEEPEST = 1e-12
-"""The least share of the initial loss that a target is chosen at. Default: 1e-12; training in single precision comes no
-further than the square of its rounding, unless the loss vanishes, as a hinge does."""
+"""The smallest target that is chosen, as a fraction of the initial loss. Default: 1e-12; training in single precision
+gets no lower than the square of its rounding, unless the loss vanishes, as a hinge loss does."""
 
 
 def attainable(
     initial: float | Float[np.ndarray, " trials"], deepest: float | Float[np.ndarray, " trials"]
 ) -> Float[np.ndarray, "*trials"]:
-    """How deep targets go: the deepest loss, but no less than `DEEPEST` of the initial one where that is reached.
+    """The lowest target: the deepest loss, but no less than `DEEPEST` times the initial loss if that is reached.
 
     A negative loss, which has no logarithm, stays as it is.
     """
@@ -25,7 +25,7 @@ def attainable(
 def steps_to_target(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
     """N(b; eps): the first iteration at which the loss is at most eps, log L taken linear in t between evaluations.
 
-    Where the loss vanishes at the later of the two, and its logarithm is not finite, L is taken linear.
+    If the loss vanishes at the later of the two, so that its logarithm is not finite, L is taken linear.
 
     Args:
         iterations: Iterations of the evaluations, ascending, the first of them 0.
@@ -33,7 +33,7 @@ def steps_to_target(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray
         eps: The target loss.
 
     Returns:
-        The iteration, a fraction; 0 where L(w_0) <= eps; nan where no evaluation reaches eps.
+        The iteration, in general fractional; 0 if L(w_0) <= eps; nan if no evaluation reaches eps.
 
     Example:
         >>> steps_to_target(np.array([0, 10]), np.array([1.0, 0.01]), 0.1)
@@ -48,14 +48,14 @@ def steps_to_target(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray
 
 
 def lateness(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
-    """Return by how much log N is too large because the loss is evaluated at a distance.
+    """Return by how much log N is too large because the loss is evaluated only now and then.
 
-    A loss that fluctuates passes the target between two evaluations unseen, and on a smooth curve a chord lies above
-    it: the fewer evaluations, the later N. It is made of how much later N is by every second evaluation, the mean of
-    the even and the odd ones. Where the loss has only fallen a third of that, which is exact on a smooth curve
-    (Richardson). Where it fluctuates all of it: a random walk would ask for 2.4 times as much, its first passage being
-    late by the square root of the distance (Broadie, Glasserman and Kou 1997), and SGD on least squares lies between
-    (benchmarks/coverage.py).
+    A fluctuating loss can pass the target between two evaluations unseen, and on a smooth curve a chord lies above it:
+    the fewer evaluations, the later N. The estimate compares N from every second evaluation, averaged over the even and
+    the odd ones, with N from all. If the loss has only fallen, a third of that difference is taken, which is exact on a
+    smooth curve (Richardson). If it fluctuates, all of it is: a random walk would need 2.4 times as much, its first
+    passage being late by the square root of the spacing (Broadie, Glasserman and Kou 1997), and SGD on least squares
+    lies between (benchmarks/coverage.py).
 
     Args:
         iterations: As for `steps_to_target`.
@@ -63,8 +63,8 @@ def lateness(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"]
         eps: The target loss.
 
     Returns:
-        It, below 0 where chords lie below the curve; 0 where the target is reached between two iterations that follow
-        each other, or at the first evaluation; nan where N is 0 or missing, or neither half of the evaluations has it.
+        The excess of log N; negative if chords lie below the curve; 0 if the target is reached between two consecutive
+        iterations, or at the first evaluation; nan if N is 0 or missing, or if neither half of the evaluations has it.
 
     Example:
         >>> t = np.array([0, 10, 20, 30])
@@ -79,15 +79,16 @@ def lateness(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"]
     fine = _between(iterations, losses, eps, k - 1, k)
     later = []
     for first in (1, 2):
-        kept = np.r_[0, first : len(losses) : 2]
+        kept = np.r_[0, first : len(losses) : 2]  # w_0 and every second evaluation
         if (n := steps_to_target(iterations[kept], losses[kept], eps)) > 0:
             later.append(math.log(n / fine))
     share = 1 / 3 if _only_falls(losses[: k + 2]) else 1
+    # rounded: an error of 1e-16 in the interpolation is no lateness
     return round(share * sum(later) / len(later), 12) if later else math.nan
 
 
 def earliest(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
-    """What N cannot be below: of a loss that has only fallen, the last evaluation above the target; else 0."""
+    """A lower bound of N: the last evaluation above the target if the loss has only fallen; else 0."""
     k = _crossing(losses, eps)
     return float(iterations[k - 1]) if k and _only_falls(losses[: k + 1]) else 0.0
 
@@ -95,20 +96,21 @@ def earliest(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"]
 def in_time(
     first: Float[np.ndarray, " seeds"], late: Float[np.ndarray, " seeds"], least: Float[np.ndarray, " seeds"]
 ) -> Float[np.ndarray, " seeds"]:
-    """N of the seeds of a batch size, less what evaluations at a distance have added to it on average.
+    """N of the seeds of a batch size, corrected for the mean delay due to the spacing of evaluations.
 
     Args:
-        first: N as `steps_to_target` has it; nan where a seed has none.
+        first: N from `steps_to_target`; nan if a seed has none.
         late: By how much log N is too large (`lateness`).
-        least: What N cannot be below (`earliest`).
+        least: Lower bounds of N (`earliest`).
     """
     return np.maximum(first * math.exp(-max(float(late.mean()), 0.0)), least)
 
 
 def uncertainty(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
-    """The error of log N where the target is reached before the first evaluation; 0 where it is reached later.
+    """The error of log N if the target is reached before the first evaluation after w_0; 0 if it is reached later.
 
-    N is anywhere before it: the error is the standard deviation of that. It is nan where N is 0 or missing.
+    N may be anywhere before it: the error is the standard deviation of a uniform distribution. It is nan if N is 0 or
+    missing.
     """
     k = _crossing(losses, eps)
     if not k:
@@ -118,7 +120,7 @@ def uncertainty(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " 
 
 
 def below_parabola(x: Float[np.ndarray, " 3"], z: Float[np.ndarray, " 3"]) -> float:
-    """Return how far the parabola through three points, of which the middle one is the lowest, goes below that one.
+    """Return how far the parabola through three points falls below the middle one, which is the lowest of them.
 
     Args:
         x: Ascending.
@@ -129,7 +131,7 @@ def below_parabola(x: Float[np.ndarray, " 3"], z: Float[np.ndarray, " 3"]) -> fl
 
 
 def _crossing(losses: Float[np.ndarray, " t"], eps: float) -> int | None:
-    """The first evaluation at which the loss is at most eps, if any. A curve ends at its first impossible value."""
+    """Index of the first evaluation with a loss of at most eps, if any; a curve ends at its first impossible value."""
     possible = np.isfinite(losses) & (losses >= 0)
     end = len(losses) if possible.all() else int(np.argmin(possible))
     reached = np.flatnonzero(losses[:end] <= eps)
@@ -144,7 +146,7 @@ def _only_falls(losses: Float[np.ndarray, " t"]) -> bool:
 def _between(
     iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float, start: int, end: int
 ) -> float:
-    """Return where log L, taken linear in t between two evaluations, equals log eps; where L vanishes, L itself."""
+    """Return the t at which log L, linear between two evaluations, equals log eps; L itself if it vanishes."""
     if losses[end] > 0:
         above, level, below = math.log(losses[start]), math.log(eps), math.log(losses[end])
     else:
@@ -154,17 +156,18 @@ def _between(
 
 
 def choose_targets(initial: Float[np.ndarray, " trials"], deepest: Float[np.ndarray, " trials"]) -> tuple[float, ...]:
-    """Up to three loss levels that all trials start above and reach.
+    """Choose up to three loss levels that all trials start above and reach.
 
     They lie at 1/2, 3/4 and all of the way, in log L, from the smallest initial loss to the deepest loss that every
-    trial reaches, rounded up to two digits. An early level sees the large eigenvalues of K, a late one the small ones.
+    trial reaches, rounded up to two digits. An early level depends on the large eigenvalues of K, a late one on the
+    small ones.
 
     Args:
         initial: Each trial's L(w_0).
         deepest: Each trial's smallest loss.
 
     Returns:
-        The levels, descending; none where some trial stays above the smallest initial loss.
+        The levels, descending; none if some trial stays above the smallest initial loss.
     """
     if not (initial.size and np.all(initial > 0) and np.all(deepest >= 0)):
         return ()
@@ -178,6 +181,6 @@ def choose_targets(initial: Float[np.ndarray, " trials"], deepest: Float[np.ndar
 def _round_up(value: float) -> float:
     """The smallest number of two significant digits that is not below `value`."""
     rounded = float(f"{value:.1e}")
-    if rounded < value:
+    if rounded < value:  # it was rounded down: add one to the second digit
         rounded = float(f"{rounded + 10.0 ** (math.floor(math.log10(value)) - 1):.1e}")
     return rounded

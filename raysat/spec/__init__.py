@@ -1,4 +1,4 @@
-"""What is asked: a `Sweep`, the cells that are the product of its axes, and how each is trained."""
+"""What a user asks for: a `Sweep`, the cells that its axes span, and how each cell is trained."""
 
 from raysat.spec.sweep import Sweep, powers_of_two
 

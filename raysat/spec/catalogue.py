@@ -10,9 +10,9 @@ class Source:
     """Where a data set comes from.
 
     Attributes:
-        address: What the files' names are appended to; or the address of a gzipped tar archive that has them.
+        address: The prefix of the files' addresses, or the address of a gzipped tar archive that contains them.
         files: The files, relative to the data set's folder, and their digests, `algorithm:hexadecimal`.
-        archive: Digest of the archive, where the address is that of one.
+        archive: Digest of the archive; None if the address is not that of one.
     """
 
     address: str

@@ -17,7 +17,7 @@ from raysat.spec.stepsizes import Stepsize
 from raysat.spec.training import PLAIN, Training
 
 RESULTS_VERSION = 2
-"""Part of every identity. Raise it when a change to the code changes what a cell's result would be."""
+"""Part of every identity. Raise it when a change to the code changes the results of cells."""
 
 PREPROCESSINGS = ("none", "center", "standardize", "unit_norm")
 SAMPLINGS = ("without_replacement", "with_replacement", "epochs")
@@ -68,18 +68,18 @@ class Model:
         object.__setattr__(self, "options", tuple((name, plain(value)) for name, value in self.options))
 
     def option(self, name: str) -> float | int | str | bool | None:
-        """The value of one option, or None where the architecture does not have it."""
+        """The value of one option; None if the architecture does not have it."""
         return dict(self.options).get(name)
 
     @property
     def label(self) -> str:
-        """How the model is named in rows and figures: `mlp`, or the function's import path."""
+        """The model's name in rows and figures: `mlp`, or the function's import path."""
         return self.builder
 
 
 @dataclass(frozen=True)
 class Initialization:
-    """All of a cell on which the statistics at initialization depend.
+    """The part of a cell on which the statistics at initialization depend.
 
     Attributes:
         dataset: A built-in name, or `module:function`.
@@ -87,7 +87,7 @@ class Initialization:
         n: Number of training samples used.
         n_test: Number of test samples used.
         model: The architecture.
-        width: Its width; 0 where the architecture has none.
+        width: Its width; 0 if the architecture has none.
         seed: Seed of the weights and of the batches.
         loss: `mse`, `cross_entropy`, or `module:function`.
         dtype: `float32` or `float64`.
@@ -96,8 +96,8 @@ class Initialization:
         spectrum: Products with K for each spectral measure; 0 for none.
         dense_samples: Samples of the dense kernel; 0 for none.
         evaluation_samples: Training samples over which the loss is evaluated; 0 for all n.
-        code: Digest of what the data set, the model and the loss reach of the user's own code
-            (`raysat.user_code.identity`); empty for built-in ones.
+        code: Digest of the user's own code that the data set, the model and the loss use (`raysat.user_code.identity`);
+            empty for built-in ones.
     """
 
     dataset: str
@@ -123,7 +123,7 @@ class Initialization:
 
     @property
     def name(self) -> str:
-        """For messages to a person."""
+        """The initialization in words, for messages."""
         return f"{self.dataset}, {self.model.label}, width {self.width}, seed {self.seed}"
 
 
@@ -132,15 +132,15 @@ class Cell:
     """One trial to be run, as plain data.
 
     Attributes:
-        init: What its statistics at initialization depend on.
+        init: The initialization, on which its statistics at w_0 depend.
         batch_size: b, between 1 and n.
         stepsize: The policy from which eta follows.
         iterations: T.
         sampling: One of `SAMPLINGS`.
         evaluations: About how many times the loss is evaluated after w_0, log-spaced.
-        target_loss: The trial ends where the full training loss is at most this; None to run all iterations.
-        ntk_at: Iterations at which the NTK statistics are taken again.
-        training: How it is trained where not by plain SGD.
+        target_loss: The trial ends once the full training loss is at most this; None to run all iterations.
+        ntk_at: Iterations at which the NTK statistics are computed again.
+        training: How it is trained. Default: plain SGD.
         gradient_norm: Whether evaluations measure the norm of the full gradient.
         precision: One of `PRECISIONS`.
     """
@@ -164,5 +164,5 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For messages to a person."""
+        """The cell in words, for messages."""
         return f"{self.init.name}, b = {self.batch_size}, {self.stepsize.name}{self.training.suffix}"

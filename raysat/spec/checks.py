@@ -1,7 +1,7 @@
-"""What a field of a sweep may be.
+"""Checks of the fields of a sweep.
 
-A check takes the field's name and the value, raises `InputError` where the value cannot be, and returns it as the sweep
-keeps it.
+A check takes the field's name and the value, raises `InputError` if the value is not allowed, and returns it as the
+sweep keeps it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def anything(_name: str, value: Any) -> Any:
 
 
 def at_least(least: int) -> Check:
-    """A whole number."""
+    """Return a check of a whole number of at least `least`."""
 
     def check(name: str, value: Any) -> int:
         return whole(name, value, least)
@@ -35,7 +35,7 @@ def at_least(least: int) -> Check:
 
 
 def optional(inner: Check) -> Check:
-    """None, or what another check takes."""
+    """Return a check that takes None, or what another check takes."""
 
     def check(name: str, value: Any) -> Any:
         return None if value is None else inner(name, value)
@@ -44,7 +44,7 @@ def optional(inner: Check) -> Check:
 
 
 def as_given(inner: Check) -> Check:
-    """Return what another check takes, kept as it was given: 1 and 1.0 make different ids."""
+    """Return a check that keeps the value as it was given, since 1 and 1.0 make different ids."""
 
     def check(name: str, value: Any) -> Any:
         inner(name, value)
@@ -54,7 +54,7 @@ def as_given(inner: Check) -> Check:
 
 
 def one_of(names: Iterable[str]) -> Check:
-    """One of some names."""
+    """Return a check of a name among several."""
 
     def check(name: str, value: Any) -> str:
         return among(name, value, names)
@@ -63,7 +63,7 @@ def one_of(names: Iterable[str]) -> Check:
 
 
 def several(inner: Check, single: tuple[type, ...] = (str,)) -> Check:
-    """A list of what another check takes; cf. `raysat.errors.listed`."""
+    """Return a check of a list whose entries another check takes; cf. `raysat.errors.listed`."""
 
     def check(name: str, value: Any) -> tuple:
         return tuple(inner(name, one) for one in listed(name, value, single))
@@ -90,7 +90,7 @@ def engine(name: str, value: Any) -> str:
 def folder_name(name: str, value: Any) -> str:
     """The name of a folder."""
     if not (isinstance(value, str) and re.fullmatch(r"\w[\w.-]*", value)):
-        raise InputError(f"{name}={value!r}: use letters, digits, '-', '_' and '.', for it names a folder.")
+        raise InputError(f"{name}={value!r}: use letters, digits, '-', '_' and '.': it names a folder.")
     return value
 
 
@@ -124,7 +124,7 @@ def _model(name: str, value: Any) -> Model:
 
 
 def stepsizes(name: str, value: Any) -> tuple[Stepsize, ...]:
-    """Policies, those of grids in a list or beside the others."""
+    """Stepsize policies; a grid's may be a nested list or stand among the others."""
     policies = tuple(_flattened(listed(name, value, (str, Stepsize))))
     for one in policies:
         if not isinstance(one, Stepsize):
@@ -141,7 +141,7 @@ def _flattened(values: Iterable) -> Iterator:
 
 
 def trainings(name: str, value: Any) -> tuple[Training, ...]:
-    """Ways of training."""
+    """Trainings."""
     ways = tuple(listed(name, value, (str, Training)))
     for one in ways:
         if not isinstance(one, Training):

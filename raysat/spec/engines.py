@@ -1,11 +1,11 @@
-"""The engines that take the steps of plain SGD. A new one is a file in `sgd/`, and its line here: all else reads it."""
+"""The engines that take the steps of plain SGD. To add one, add a file to `sgd/` and an entry here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 AUTO = "auto"
-"""Stands for the engine that wins for the model and the device."""
+"""Stands for the fastest engine for the model and the device."""
 
 
 @dataclass(frozen=True)
@@ -13,10 +13,10 @@ class Engine:
     """An engine, as plain data: what a sweep that names it may ask for.
 
     Attributes:
-        maker: Where its functions are, a `raysat.sgd.protocol.Maker`, as `module:name`.
+        maker: Import path, `module:name`, of the `raysat.sgd.protocol.Maker` that has its functions.
         wins: Where it is the fastest.
-        bfloat16: Whether it computes in bfloat16 where `precision` asks for it.
-        any_training: Whether it may be named beside trainings other than plain SGD, whose engines are made of it.
+        bfloat16: Whether it computes in bfloat16 if `precision` asks for it.
+        any_training: Whether a sweep that names it may have trainings other than plain SGD; their engines build on it.
         gpu: Whether it needs a GPU.
     """
 
@@ -54,7 +54,7 @@ ENGINES: dict[str, Engine] = {
         gpu=True,
     ),
 }
-"""By the name that stands in a sweep file and in the rows. Of `auto` the last one counts whose maker says it wins."""
+"""The engines by the name used in sweep files and rows. `auto` takes the last one whose maker says that it wins."""
 
 
 def needs_gpu(name: str) -> bool:

@@ -1,15 +1,16 @@
-"""How long a trial can still be the best one: of several stepsizes, who is first must be known, and not by how much.
+"""How long a trial can still be the best of several stepsizes: only which one is first must be known, not by how much.
 
-The trials of one initialization, batch size and way of training that differ in stepsize alone *race* to `target_loss`.
-What one of them took limits the others: who is not there at its limit is beaten. There are two readings
-(`raysat.analysis.reading`), among all stepsizes and among those below `eta_limit`, and a trial is beaten only where it
-is in each that it belongs to.
+The trials of one initialization, batch size and training that differ in stepsize alone *race* to `target_loss`. The
+iterations that one of them takes limit the others: a trial that has not reached the target at its limit is *beaten*.
+There are two readings (`raysat.analysis.reading`), *free*, among all stepsizes, and *stable*, among those below
+`eta_limit`; a trial is beaten only if it is beaten in each reading to which it belongs.
 
-A limit is `SLACK` N of the best, and no less than the iterations at which the best was ended. Trials that race are
-evaluated at the same iterations, and end at the last one up to their limit; so a beaten trial was seen above every loss
-that the best has reached, after it had. For each of these levels, and the higher ones, it is decided who is first,
-whatever the order in which trials run and whenever they are cut. What a cut trial would have found is only known to be
-worse: `outrun` says the same of one that went on, so that no choice depends on which of the two it was.
+A limit is `SLACK` times N of the best, and no less than the iterations at which the best one ended. Trials that race
+are evaluated at the same iterations, and end at the last evaluation up to their limit; so a beaten trial was above
+every loss that the best has reached, at or after the iteration at which the best reached it. Hence the first trial at
+each of these levels, and at the higher ones, does not depend on the order in which trials run or on when they are
+stopped. The result that a stopped trial would have had is only known to be worse: `outrun` treats one that went on in
+the same way, so that no choice depends on whether it was stopped.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 SLACK = 1.25
-"""How much longer than the best one a trial runs. Default: 1.25, about the factor between two evaluations (1.27 of the
-default 30 in T = 1,000): a trial is then seen once at or after the iteration at which the best was ended, so that N,
-which lies between evaluations, is compared by its interpolation wherever both lie between the same two; and neighbours
-of the best, by which the distance between stepsizes is judged, are measured where they are within 25 %."""
+"""How much longer than the best one a trial runs. Default: 1.25, about the factor between two evaluations (1.27 for the
+default 30 in T = 1,000): a trial is then evaluated once at or after the iteration at which the best one ended, so that
+two N between the same two evaluations are compared by their interpolations; and neighbours of the best stepsize, from
+which the spacing of the grid is judged, are measured if they are within 25 %."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Arrival:
 
     Attributes:
         steps: N, the iterations to the target, interpolated.
-        end: The iteration at which that was seen, and the trial ended.
-        eta_over_limit: Its stepsize over `eta_limit`; nan where that is not known.
+        end: The evaluation at which the target was found reached, and the trial ended.
+        eta_over_limit: Its stepsize over `eta_limit`; nan if that is not known.
     """
 
     steps: float
@@ -41,13 +42,13 @@ class Arrival:
 
     @property
     def limit(self) -> float:
-        """The iterations after which a trial that is not there is worse."""
+        """The iterations after which a trial that has not arrived is worse."""
         return max(SLACK * self.steps, self.end)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Iterations up to which a trial can be the best of a reading; infinite while nobody has arrived.
+    """Iterations up to which a trial can be the best of a reading; infinite until the first arrival.
 
     Attributes:
         free: Among all stepsizes.
@@ -59,7 +60,7 @@ class Limits:
 
     @classmethod
     def after(cls, arrivals: Iterable[Arrival]) -> Limits:
-        """Return what those who have arrived leave to the others.
+        """Return the limits that the trials that have arrived set to the others.
 
         Example:
             >>> Limits.after([Arrival(100.0, 110, 2.0), Arrival(200.0, 260, 0.5)])
@@ -73,27 +74,28 @@ class Limits:
         """The limit of a trial: the longest of the readings to which it belongs.
 
         Args:
-            eta_over_limit: Its stepsize over `eta_limit`; nan where that is not known.
+            eta_over_limit: Its stepsize over `eta_limit`; nan if that is not known.
         """
         return max(self.free, self.stable) if stable(eta_over_limit) else self.free
 
 
 UNLIMITED = Limits()
-"""Of a trial that does not race, or is the first."""
+"""The limits of a trial that does not race, or is the first."""
 
 
 def is_beaten(last: int, eta_over_limit: float, arrivals: Iterable[Arrival]) -> bool:
-    """Return whether a trial that was cut is known to be worse than the best of each reading to which it belongs.
+    """Return whether a stopped trial is known to be worse than the best of each reading to which it belongs.
 
     Args:
-        last: The last iteration at which it was seen.
+        last: The last iteration at which it was evaluated.
         eta_over_limit: Its stepsize over `eta_limit`.
-        arrivals: Who has arrived.
+        arrivals: The trials that have arrived.
     """
+    # those that had arrived when the trial was last evaluated, above the target
     before = [one for one in arrivals if one.end <= last]
     return bool(before) and (not stable(eta_over_limit) or any(stable(one.eta_over_limit) for one in before))
 
 
 def stable(eta_over_limit: float) -> bool:
-    """Return whether a stepsize is read among the stable ones, as one is whose limit is not known."""
-    return not eta_over_limit >= 1
+    """Return whether a stepsize counts as stable; one whose limit is not known does."""
+    return not eta_over_limit >= 1  # True for nan, unlike `eta_over_limit < 1`

@@ -1,7 +1,6 @@
-"""What is said of a field of a `Sweep` beside its name and its default: what it concerns, and what it may be.
+"""Metadata of the fields of a `Sweep`: the kind of each, and the check of its value.
 
-A setting that changes results is a field of a `Cell` or of an `Initialization` too, under the same name: the sweep
-hands it on.
+A setting that changes results is also a field of `Cell` or `Initialization`, under the same name: the sweep copies it.
 """
 
 from __future__ import annotations
@@ -13,24 +12,24 @@ from typing import Any
 from raysat.spec.checks import Check
 
 AXIS = "axis"
-"""Of a field along which a results folder may grow."""
+"""Kind of a field along which a results folder may grow."""
 
 SHARED = "shared"
-"""Of a field that all cells of a results folder have in common."""
+"""Kind of a field that all cells of a results folder have in common."""
 
 EXECUTION = "execution"
-"""Of a field that changes no cell's result, rounding apart."""
+"""Kind of a field that changes no cell's result except by rounding."""
 
 _KEY = "setting"
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is said of a field.
+    """The metadata of a field.
 
     Attributes:
         kind: `AXIS`, `SHARED` or `EXECUTION`.
-        check: What it may be.
+        check: Checks and converts its value.
     """
 
     kind: str
@@ -44,14 +43,14 @@ def setting(kind: str, check: Check) -> dict[str, Setting]:
 
 @cache
 def named(sweep: type, kind: str) -> tuple[str, ...]:
-    """The names of the fields of a kind, in their order, of a class of sweeps."""
+    """The names of the fields of one kind, in the order of the class."""
     return tuple(field.name for field in fields(sweep) if field.metadata[_KEY].kind == kind)
 
 
 def checked(sweep: Any) -> dict[str, Any]:
-    """The values of a sweep's fields as it keeps them, by name.
+    """The checked and converted values of a sweep's fields, by name.
 
     Raises:
-        InputError: One of them cannot be.
+        InputError: One of them is not allowed.
     """
     return {field.name: field.metadata[_KEY].check(field.name, getattr(sweep, field.name)) for field in fields(sweep)}

@@ -1,4 +1,4 @@
-"""Stepsize policies: how a trial's eta follows from its initialization and its batch size."""
+"""Stepsize (learning rate) policies: how a trial's eta follows from its initialization and its batch size."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from raysat.errors import InputError, plain
 
 OF_STATISTICS = ("theory", "fixed_fraction", "grid_relative")
-"""The policies whose eta is made of gamma and k_op. Where there are none, `grid_relative` of `grid(auto=True)` is made
-of a base stepsize instead."""
+"""The policies that compute eta from gamma and k_op. For a network without these statistics, `grid(auto=True)` makes
+its `grid_relative` stepsizes from a base stepsize instead."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Stepsize:
 
     Attributes:
         policy: `fixed` (eta = value), `fixed_fraction` (eta = value / beta(1)), `theory` (eta = value / beta(b)),
-            `grid` (eta = value, one of several of which the best counts), `grid_relative` (eta = value / beta(b),
-            likewise) or `grid_auto`, which stands for as many of `grid_relative` as it takes; no cell has it. Without
-            statistics these are `value * base_stepsize` (`raysat.saturation.formulas.stepsize`).
+            `grid` (eta = value, one of several stepsizes, of which the best counts), `grid_relative` (eta = value /
+            beta(b), likewise) or `grid_auto`, which stands for as many `grid_relative` ones as are needed; no cell has
+            it. Without statistics `grid_relative` is `value * base_stepsize` (`raysat.saturation.formulas.stepsize`).
         value: The number; positive and finite.
     """
 
@@ -36,17 +36,17 @@ class Stepsize:
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether eta is made of gamma and k_op."""
+        """Whether eta is computed from gamma and k_op."""
         return self.policy in OF_STATISTICS
 
     @property
     def name(self) -> str:
-        """It alone, for messages to a person: `grid_relative(2)`."""
+        """The single stepsize, for messages: `grid_relative(2)`."""
         return f"{self.policy}({self.value:g})"
 
     @property
     def label(self) -> str:
-        """The group to which a trial belongs: every stepsize of one grid shares the label of the grid."""
+        """The group to which a trial belongs: all stepsizes of one grid share the grid's label."""
         if self.policy.startswith("grid"):
             return "grid" if self.policy == "grid" else "grid_relative"
         return self.name
@@ -63,7 +63,7 @@ at b = n is the limit 2/k_op of gradient descent on the linearized network."""
 
 
 def fixed(eta: float) -> Stepsize:
-    """One stepsize for every batch size, as in the paper's section 5."""
+    """One stepsize (learning rate) for every batch size, as in the paper's section 5."""
     return Stepsize("fixed", eta)
 
 
@@ -79,7 +79,7 @@ def fixed_fraction(c: float = 1.0) -> Stepsize:
 
 
 def theory(c: float = 1.0) -> Stepsize:
-    """The stepsize `c / beta(b)` that the theory grants each batch size (Lemma 3.1 gives beta).
+    """The stepsize `c / beta(b)` that the theory allows at each batch size (Lemma 3.1 gives beta).
 
     Args:
         c: The constant. Default: 1, from Theorem 4.2 (eta = 1/beta); Theorem 2.1 has 1/2.
@@ -88,13 +88,13 @@ def theory(c: float = 1.0) -> Stepsize:
 
 
 def grid(values: Sequence[float] = (), *, relative: bool = False, auto: bool = False) -> tuple[Stepsize, ...]:
-    """Several stepsizes, each its own trial; of each batch size the best counts.
+    """Several stepsizes, each its own trial; the best one of each batch size counts.
 
     Args:
         values: The stepsizes; with `relative`, multiples of 1/beta(b).
         relative: Whether the values are multiples of 1/beta(b) rather than stepsizes.
-        auto: Powers of sqrt 2 times 1/beta(b) instead of `values`, for each batch size as many as it takes until the
-            best of them lies inside (see `raysat.driver.adaptive`).
+        auto: Whether to try powers of sqrt 2 times 1/beta(b) instead of `values`, at each batch size as many as are
+            needed until the best is not at either end of those tried (see `raysat.driver.adaptive`).
     """
     if auto:
         if len(values) or relative:

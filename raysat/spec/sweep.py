@@ -1,7 +1,8 @@
-"""What a user asks for: a `Sweep`, plain and immutable data, is the product of its axes.
+"""What a user asks for: a `Sweep`, plain and immutable data, which is the product of its axes.
 
-Each point of the product is a `Cell`; all cells that differ only in batch size, stepsize and what else concerns
-training share one `Initialization` (`raysat.spec.cells`).
+Each point of the product is a *cell*: one training run with one batch size b, one stepsize (learning rate) eta and one
+seed. Cells that differ only in batch size, stepsize and other settings of training share one `Initialization`
+(`raysat.spec.cells`), and with it the statistics of the network at w_0.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from raysat.spec.stepsizes import AUTO_START, Stepsize, half_octave
 from raysat.spec.training import PLAIN, Training, iterations_of
 
 FEWEST_EVALUATIONS = 7
-"""L(w_T) and six log-spaced points before it: what remains of the curve however little the steps cost beside it."""
+"""L(w_T) and six log-spaced points before it: kept of the curve however cheap the steps are compared with it."""
 
 
 def powers_of_two(n: int) -> tuple[int, ...]:
@@ -32,80 +33,88 @@ def powers_of_two(n: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep: the product of its axes, and what holds for all of it.
+    """A sweep: the product of its axes, and the settings that hold for all of it.
+
+    A *cell* is one point of the product: one training run. T is its number of iterations, w_t its weights after t of
+    them, and L(w) its loss over the training set. N(b) is the number of iterations after which the loss reaches a
+    target at batch size b; b_N is the critical batch size fitted to N(b). `h` is the decay of log L per iteration over
+    a run; b_h is fitted to it. gamma and k_op are the statistics at initialization that predict both
+    (`raysat.saturation.formulas`). A grid of stepsizes has two readings: *free*, the best of all stepsizes, and
+    *stable*, the best of those below `eta_limit`, at which SGD on the linearized network is stable.
 
     Axes:
         models: Architectures: `mlp(...)`, `linear()`, or an import path `module:function`.
         widths: Hidden widths. An architecture without a width is run once.
         batch_sizes: Batch sizes, each between 1 and the number of training samples.
-        stepsizes: Policies: `fixed`, `fixed_fraction`, `theory`, `grid`.
+        stepsizes: Stepsize (learning rate) policies: `fixed`, `fixed_fraction`, `theory`, `grid`.
         seeds: Number of seeds (0, 1, ...), or the seeds themselves. A seed draws the weights and the batches.
-        trainings: Ways of training: `Training(...)`, `asynchronous(...)` (see `raysat.spec.training`). Default: plain
-            SGD.
+        trainings: How cells are trained: `Training(...)`, `asynchronous(...)` (see `raysat.spec.training`). Default:
+            plain SGD.
 
     Attributes that are part of every cell's identity:
         dataset: A built-in name, or an import path `module:function`.
-        iterations: T. One of `iterations`, `samples` and `epochs` is given.
+        iterations: T. Give exactly one of `iterations`, `samples` and `epochs`.
         samples: A budget of samples instead: `T = samples / b`, rounded, at least 1.
         epochs: The same in passes over the n training samples: `T = epochs n / b`.
         n_train: Training samples used, a fixed random subset. Default: all.
-        n_test: Test samples used. Default: all, or `n_train` of them where that is fewer, so that a sweep made small
-            by `n_train` does not spend its time on evaluating the test loss.
+        n_test: Test samples used. Default: all, but at most `n_train`, so that a sweep made small by `n_train` does not
+            spend its time on evaluating the test loss.
         preprocessing: `none`, `center`, `standardize` or `unit_norm` (see `raysat.data.preprocess`). Default: center;
-            the paper does not say. The mean of uncentred data is a direction of its own in the kernel, which then
-            sets k_op.
-        sampling: `without_replacement` (the paper's section 2: a uniform subset of fixed size, anew each iteration;
-            default), `with_replacement`, or `epochs` (shuffled passes).
-        evaluations: About how many log-spaced evaluations of the full loss, at most. Default: 30, which resolves N(b)
-            to about a third at T = 4,000 before interpolation.
-        evaluation_budget: What a trial's evaluations may cost, as a share of what its iterations cost; in operations,
-            so that it does not depend on the machine. Where `evaluations` would cost more there are fewer of them, but
-            never fewer than `FEWEST_EVALUATIONS`. Default: 0.5.
-        evaluation_samples: Training samples over which the loss is evaluated: the first so many of them, which are
-            in random order. All that is said of the training loss, h and N(b) included, is then said of these.
-            Default: all.
+            the paper does not say. The mean of uncentred data adds a direction of its own to the kernel, and that
+            direction then sets k_op.
+        sampling: `without_replacement` (the paper's section 2: a uniform subset of fixed size, drawn again each
+            iteration; default), `with_replacement`, or `epochs` (shuffled passes).
+        evaluations: Approximate maximum number of log-spaced evaluations of the full loss. Default: 30, which resolves
+            N(b) to about a third at T = 4,000 before interpolation.
+        evaluation_budget: Cost of a trial's evaluations, at most, as a fraction of the cost of its iterations; counted
+            in operations, so that it does not depend on the machine. If `evaluations` would cost more, there are fewer
+            of them, but never fewer than `FEWEST_EVALUATIONS`. Default: 0.5.
+        evaluation_samples: Number of training samples over which the loss is evaluated: the first ones, which are in
+            random order. The training loss, and with it h and N(b), then refers to these samples only. Default: all.
         loss: `mse` (eq. 2.1; default), `cross_entropy`, or the import path of a function `(outputs, y) -> losses [n]`
-            (see `raysat.losses.Custom`). For other losses than `mse` the statistics are those of the generalized
-            Gauss-Newton kernel, beyond the paper's theorem; a loss that is not convex in the outputs has none.
-        target_loss: Stop a trial once its full training loss is at most this. Tuned stepsizes race to it (`race`).
-            Default: run all iterations.
+            (see `raysat.losses.Custom`). For losses other than `mse` the statistics are those of the generalized
+            Gauss-Newton kernel, beyond the paper's theorem; a loss that is not convex in the outputs has no statistics.
+        target_loss: Stop a trial once its full training loss is at most this. The stepsizes of a grid race to it
+            (`race`). Default: run all iterations.
         dtype: `float32` (default) or `float64`.
-        precision: In which the products of the steps are computed: `full` (default), that of `dtype`; `tf32`, on GPUs
+        precision: Precision of the matrix products in the steps: `full` (default), that of `dtype`; `tf32`, on GPUs
             that have it; or `bfloat16`, forward and backward passes under PyTorch's autocast, the weights and their
             updates in float32. Statistics and evaluations are always in full precision.
-        k_samples: Samples from which k_op is computed. Default: 4096; the operator norm hardly moves with more, while
-            gamma, a maximum, is always taken over every sample.
+        k_samples: Number of samples from which k_op is computed. Default: 4096; the operator norm hardly changes with
+            more. gamma, a maximum, is always taken over every sample.
         k_tolerance: Relative residual ||Kv - lambda v|| / lambda of k_op. Default: 1e-3; the error of the eigenvalue
             is of the order of its square.
-        spectrum: Products with K for the residual's spectral measure, which the forecast needs (64 serve). Default: 0.
-        dense_samples: Samples of a dense kernel, of which lambda_min and the tight gamma are. Default: 0, none.
-        ntk_at: Iterations at which the statistics are taken again, each a row of `ntk` with the drift of K. Default:
+        spectrum: Number of products with K for the residual's spectral measure, which the forecast needs (64 suffice).
+            Default: 0, none.
+        dense_samples: Number of samples of a dense kernel, from which lambda_min and the tight gamma are computed.
+            Default: 0, none.
+        ntk_at: Iterations at which the statistics are computed again, each a row of `ntk` with the drift of K. Default:
             none; critical batch sizes measured along a run start small and grow (Merrill et al. 2025).
         gradient_norm: Whether each evaluation also measures ||grad L(w_t)||^2 over all n samples, which costs about
             three times as much as the loss. Default: False.
 
     Attributes that are not:
         name: The folder under the results. Letters, digits, `-`, `_` and `.`.
-        targets: Loss levels for the steps-to-target estimator. Default: chosen from the curves by the analysis.
+        targets: Loss levels for which the analysis estimates N(b). Default: the analysis chooses them from the curves.
         checkpoint_seconds: Interval between a trial's checkpoints in seconds. Default: 60.
         cpus_per_trial: CPU cores of a trial. Default: 1.
-        gpus_per_trial: GPUs, or the fraction of one, of a trial. Default: one for each rank where the cluster has
-            GPUs, else 0.
-        ranks_per_trial: Processes among which a trial's batches are split, on one node, each with a GPU of its own
-            where the trial has any. For batches that are large for one GPU. Default: 1.
-        engine: What computes the steps, `auto` or one of `raysat.spec.engines.ENGINES`, which differ by rounding alone.
-            Default: auto, the fastest for the model and the device.
-        adaptive: Whether `batch_sizes` are candidates, of which only as many are run as it takes to know b_N (see
-            `raysat.driver.adaptive`). Default: all are run.
-        interval_ratio: Upper over lower end of b_N's 95 % interval at which an adaptive sweep stops. Default: 1.44,
+        gpus_per_trial: GPUs of a trial, or a fraction of one. Default: one for each rank if the cluster has GPUs, else
+            0.
+        ranks_per_trial: Processes that share a trial's batches, on one node, each with a GPU of its own if the trial
+            has any. For batches that are too large for one GPU. Default: 1.
+        engine: The implementation of the steps: `auto` or one of `raysat.spec.engines.ENGINES`, which differ by
+            rounding alone. Default: auto, the fastest for the model and the device.
+        adaptive: Whether `batch_sizes` are candidates only, and as many of them are run as are needed to know b_N (see
+            `raysat.driver.adaptive`). Default: False, all are run.
+        interval_ratio: Upper over lower end of b_N's 95 % interval below which an adaptive sweep stops. Default: 1.44,
             1.2 either way: 20 % is the overhead at which Zhang et al. (2024) place the critical batch size.
-        minutes: A time budget: what runs after so many minutes is stopped, and the report is made of what has ended.
-            The cheapest cells run first, so that small batch sizes answer early, and the same command goes on where it
-            stopped. Default: none.
-        race: Whether, where there is a `target_loss`, a trial of a tuned stepsize ends as soon as it cannot be the best
-            of its seed and batch size any more, with the status `beaten` (see `raysat.spec.race`). Where False all of
-            them run to their end, the beaten ones anew. Default: True; of the same stepsizes the same one
-            is the best, and its curve is the same (`grid(auto=True)` may try others where N has several minima).
+        minutes: A time budget in minutes: trials that still run then are stopped, and the report covers those that have
+            ended. The cheapest cells run first, so that small batch sizes give early results, and the same command
+            continues where it stopped. Default: none.
+        race: Whether, given a `target_loss`, a trial of a grid stepsize ends as soon as it can no longer be the best of
+            its seed and batch size, with the status `beaten` (see `raysat.spec.race`). If False, all of them run to
+            their end, and beaten ones are run again. Default: True; among the same stepsizes the same one is the best,
+            and its curve is the same (`grid(auto=True)` may try others where N has several minima).
     """
 
     name: str = field(metadata=setting(EXECUTION, checks.folder_name))
@@ -159,7 +168,7 @@ class Sweep:
     def _validate_axes(self) -> None:
         for name in named(type(self), AXIS):
             values = getattr(self, name)
-            if not values and name != "widths":  # which an architecture may lack
+            if not values and name != "widths":  # an architecture may have no width
                 raise InputError(f"{name} is empty: give at least one.")
             for value, times in Counter(values).items():
                 if times > 1:
@@ -168,7 +177,7 @@ class Sweep:
             raise InputError("widths is empty: give at least one width for the models that have one.")
         policies = {stepsize.policy for stepsize in self.stepsizes}
         if {"grid_auto", "grid_relative"} <= policies:
-            raise InputError("stepsizes has grid(auto=True) beside a relative grid, which are read as one: drop one.")
+            raise InputError("stepsizes has grid(auto=True) and a relative grid, which are analyzed as one: drop one.")
 
     def _validate_execution(self) -> None:
         gpus, ranks = self.gpus_per_trial or 0, self.ranks_per_trial
@@ -178,8 +187,8 @@ class Sweep:
                 "and one rank uses one GPU; set both to the same number."
             )
         if self.precision != "full" and self.dtype != "float32":
-            raise InputError(f"precision={self.precision!r} is of float32, and dtype={self.dtype!r}: set one of them.")
-        engine = ENGINES.get(self.engine)  # none of `auto`, which does all
+            raise InputError(f"precision={self.precision!r} needs float32, and dtype={self.dtype!r}: set one of them.")
+        engine = ENGINES.get(self.engine)  # None for `auto`, which supports everything
         if self.precision == "bfloat16" and engine and not engine.bfloat16:
             raise InputError(
                 f"engine={self.engine!r} computes in full precision: set engine='auto' or precision='full'."
@@ -191,17 +200,17 @@ class Sweep:
 
     @property
     def each_seed(self) -> tuple[int, ...]:
-        """The seeds, which `seeds` may give by their number."""
+        """The seeds as a tuple; `seeds` may be their number instead."""
         return self.seeds if isinstance(self.seeds, tuple) else tuple(range(self.seeds))
 
     @property
     def grows(self) -> bool:
-        """Whether which cells are run depends on results."""
+        """Whether results decide which further cells are run."""
         return self.adaptive or any(stepsize.policy == "grid_auto" for stepsize in self.stepsizes)
 
     @property
     def races(self) -> bool:
-        """Whether trials that cannot be the best any more are cut."""
+        """Whether trials that can no longer be the best are stopped."""
         return self.race and self.target_loss is not None
 
     def _validate_budget(self) -> None:
@@ -239,7 +248,7 @@ class Sweep:
         Args:
             n: Training samples, after `n_train`.
             n_test: Test samples, after `n_test`.
-            code: The digest of the user's own code that initializations of a model name.
+            code: Returns, for a model, the digest of the user's own code that its initializations use.
         """
         for model in self.models:
             for width in self.widths if model.has_width else (0,):
@@ -249,7 +258,7 @@ class Sweep:
     def initialization(
         self, model: Model, width: int, seed: int, n: int, n_test: int, code: str = ""
     ) -> Initialization:
-        """One of them; cf. `initializations`."""
+        """One of the sweep's initializations; arguments as for `initializations`."""
         few = self.evaluation_samples or n
         own = {"n": n, "n_test": n_test, "model": model, "width": width, "seed": seed, "code": code}
         own |= {"k_samples": min(self.k_samples, n), "evaluation_samples": 0 if few >= n else few}
@@ -261,15 +270,15 @@ class Sweep:
         """One cell."""
         own = {"init": init, "batch_size": batch_size, "stepsize": stepsize, "training": training}
         own |= {"iterations": iterations}
-        own |= {"ntk_at": tuple(t for t in self.ntk_at if 0 < t <= iterations)}  # at 0 they are the initialization's
+        own |= {"ntk_at": tuple(t for t in self.ntk_at if 0 < t <= iterations)}  # t = 0 is the initialization's
         return Cell(**{**self._handed_on(Cell), **own})
 
     def _handed_on(self, kind: type[Initialization] | type[Cell]) -> dict[str, Any]:
-        """The settings that all initializations, or all cells, have as they are, by name."""
+        """The settings that all initializations, or all cells, take over unchanged, by name."""
         return {name: getattr(self, name) for name in named(type(self), SHARED) if name in kind.__dataclass_fields__}
 
     def cells(self, n: int, n_test: int, code: Callable[[Model], str] = lambda _: "") -> list[Cell]:
-        """All cells, given the sizes of the data set as it will be used; of `grid(auto=True)` those it starts with.
+        """All cells, given the sizes of the data set as it will be used; for `grid(auto=True)` the first ones only.
 
         Raises:
             InputError: A batch size is above n.

@@ -1,4 +1,4 @@
-"""How a cell is trained where it is not by plain fixed-stepsize SGD, which is the theory's: plain, immutable data.
+"""How a cell is trained, as plain, immutable data. The default is fixed-stepsize SGD, which the theory is about.
 
 Optimizers and schedules, asynchronous learners, and the remedies for large batches of Hoffer, Hubara and Soudry 2017,
 "Train longer, generalize better". The remaining remedy, ghost batch normalization, is an option of the models.
@@ -20,32 +20,33 @@ SCALINGS = ("none", "linear", "sqrt")
 ROUND_ROBIN, RANDOM = "round_robin", "random"
 
 Staleness = str | tuple[float, ...]
-"""`round_robin`, `random`, or how often a staleness of 0, 1, 2, ... was measured."""
+"""`round_robin`, `random`, or the frequencies with which a staleness of 0, 1, 2, ... was measured."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """A way of training. The default is fixed-stepsize SGD. The NTK's prediction speaks of that alone.
+    """A training method. The default is fixed-stepsize SGD, the only one for which the NTK makes a prediction.
 
-    A field that has no effect is at its default, whatever was given: ways that train alike are equal, and so are the
-    ids of their cells.
+    A field that has no effect is reset to its default, so that methods that train alike are equal, and so are the ids
+    of their cells.
 
     Attributes:
-        optimizer: `sgd`, `momentum` (Polyak's), `nesterov` or `adam`, by `torch.optim` with its defaults.
-        momentum: Of `momentum` and `nesterov`. Default: 0.9, as in He et al. 2016a and Hoffer et al. 2017.
-        schedule: By what eta is multiplied along the run: `constant`: 1; `step`: 1, from T/2 on 0.1, from 3T/4 on 0.01
-            (He et al. 2016a on CIFAR-10); `cosine`: (1 + cos(pi t/T)) / 2 (Loshchilov and Hutter 2017, no restart).
-        scaling: By what the stepsize is multiplied at batch size b: `none`: 1; `linear`: b/base_batch (Goyal et al.
-            2017); `sqrt`: its square root (Hoffer et al. 2017, section 4).
-        base_batch: The small batch that the large ones shall behave like. Needed by `scaling`, `noise` and
+        optimizer: `sgd`, `momentum` (Polyak's), `nesterov` or `adam`, from `torch.optim` with its defaults.
+        momentum: Coefficient of `momentum` and `nesterov`. Default: 0.9, as in He et al. 2016a and Hoffer et al. 2017.
+        schedule: Factor of eta (the learning rate) along the run: `constant`: 1; `step`: 1, from T/2 on 0.1, from 3T/4
+            on 0.01 (He et al. 2016a on CIFAR-10); `cosine`: (1 + cos(pi t/T)) / 2 (Loshchilov and Hutter 2017, no
+            restart).
+        scaling: Factor of the stepsize at batch size b: `none`: 1; `linear`: b/base_batch (Goyal et al. 2017); `sqrt`:
+            its square root (Hoffer et al. 2017, section 4).
+        base_batch: The small batch size that large batches should imitate. Needed by `scaling`, `noise` and
             `adapt_regime`.
-        noise: Whether each sample's gradient is multiplied by `z ~ N(1, b/base_batch - 1)`, which gives a batch of b
-            the gradient noise of a batch of base_batch (Hoffer et al. 2017, section 4; see `noise_deviation`).
+        noise: Whether each sample's gradient is multiplied by `z ~ N(1, b/base_batch - 1)`, which gives a batch of size
+            b the gradient noise of a batch of size base_batch (Hoffer et al. 2017, section 4; see `noise_deviation`).
         adapt_regime: Whether a run has as many iterations as base_batch would have under the sweep's budget of samples
-            or epochs, its schedule stretched over them (Hoffer et al. 2017, section 6).
-        learners: p of asynchronous SGD; 1 is SGD.
-        staleness: Of asynchronous SGD: `round_robin`, `random`, or how often 0, 1, 2, ... was measured (see
-            `raysat.sgd.asynchronous`), which is kept relative to the most frequent one.
+            or epochs, with its schedule stretched over them (Hoffer et al. 2017, section 6).
+        learners: Number of learners p of asynchronous SGD; 1 is SGD.
+        staleness: Of asynchronous SGD: `round_robin`, `random`, or the frequencies with which 0, 1, 2, ... was
+            measured (see `raysat.sgd.asynchronous`), which are kept relative to the largest one.
     """
 
     optimizer: str = "sgd"
@@ -85,7 +86,7 @@ class Training:
 
     @property
     def needs_base_batch(self) -> bool:
-        """Whether something is said in comparison with a small batch."""
+        """Whether a setting refers to a small batch."""
         return self.scaling != "none" or self.noise or self.adapt_regime
 
     @property
@@ -95,17 +96,17 @@ class Training:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the steps are those of fixed-stepsize SGD, whatever the stepsize and their number."""
+        """Whether the steps are those of fixed-stepsize SGD; the stepsize and the number of steps may be any."""
         return not self.is_asynchronous and (self.optimizer, self.schedule, self.noise) == ("sgd", "constant", False)
 
     @property
     def suffix(self) -> str:
-        """The label at the end of a name for a person; nothing where nothing differs."""
+        """The label as the end of a cell's name; empty for plain SGD."""
         return "" if self == PLAIN else f", {self.label}"
 
     @property
     def label(self) -> str:
-        """What differs from the default, for rows and figures: `sqrt scaling from 32, noise`; `sgd` where nothing does.
+        """The differences from the default, for rows and figures: `sqrt scaling from 32, noise`; `sgd` if none.
 
         Two trainings that give different results have different labels.
         """
@@ -126,7 +127,7 @@ class Training:
         return ", ".join(parts) or "sgd"
 
     def stepsize_factor(self, b: int) -> float:
-        """By what the policy's stepsize is multiplied at batch size b."""
+        """The factor of the policy's stepsize at batch size b."""
         ratio = b / self.base_batch if self.base_batch else 1.0
         return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.scaling]
 
@@ -134,8 +135,8 @@ class Training:
         """The standard deviation of z at batch size b; 0 up to base_batch.
 
         `1/b sum_n z_n g_n` with `z ~ N(1, s^2)` has the covariance `(1 + s^2) C / b`, C the mean of `g g^T` (Hoffer et
-        al. 2017, section 4, who neglect the square of the mean gradient beside C). It is that of a batch of m samples,
-        `C / m`, for `s^2 = b/m - 1`, in proportion to b for large b, as in the paper.
+        al. 2017, section 4, who neglect the square of the mean gradient compared with C). For `s^2 = b/m - 1` it equals
+        `C / m`, the covariance of a batch of m samples; s^2 is proportional to b for large b, as in their paper.
         """
         return math.sqrt(max(b / self.base_batch - 1, 0.0)) if self.noise else 0.0
 
@@ -144,8 +145,8 @@ def asynchronous(learners: int, staleness: Staleness = ROUND_ROBIN, **others: An
     """Asynchronous SGD with p learners, simulated exactly (see `raysat.sgd.asynchronous`).
 
     Args:
-        learners: p; 1 is SGD.
-        staleness: `round_robin` (p - 1 for every step), `random`, or how often 0, 1, 2, ... was measured, as
+        learners: Their number p; 1 is SGD.
+        staleness: `round_robin` (p - 1 for every step), `random`, or the frequencies of 0, 1, 2, ... as measured, as
             `python -m raysat.asgd` prints it.
         others: Further fields of `Training`.
     """
@@ -155,7 +156,7 @@ def asynchronous(learners: int, staleness: Staleness = ROUND_ROBIN, **others: An
 
 
 def factor(schedule: str, t: int, iterations: int) -> float:
-    """By what eta is multiplied at step t of T under a schedule of `SCHEDULES`.
+    """The factor of eta at step t of T under a schedule of `SCHEDULES`.
 
     Example:
         >>> [factor("step", t, 100) for t in (0, 50, 75)]
@@ -169,10 +170,10 @@ def factor(schedule: str, t: int, iterations: int) -> float:
 
 
 def iterations_of(samples: float, b: int, training: Training) -> int:
-    """T of a budget of samples: `samples / b`, rounded, at least 1; under regime adaptation base_batch stands for b.
+    """T under a budget of samples: `samples / b`, rounded, at least 1; with `adapt_regime` base_batch replaces b.
 
     Raises:
-        InputError: It is more than can be counted.
+        InputError: T is too large to be counted.
     """
     try:
         return max(1, round(samples / (training.base_batch if training.adapt_regime else b)))
@@ -192,7 +193,7 @@ def _as_staleness(value: object) -> Staleness:
 
 
 def _measured_label(staleness: tuple[float, ...]) -> str:
-    """The mean of a measured staleness, and a digest: `measured (mean 2.97, 3fa2c1d0)`."""
+    """The mean and a digest of a measured staleness: `measured (mean 2.97, 3fa2c1d0)`."""
     mean = sum(tau * share for tau, share in enumerate(staleness)) / sum(staleness)
     digest = hashlib.sha256(repr(staleness).encode()).hexdigest()[:8]
     return f"measured (mean {mean:.3g}, {digest})"

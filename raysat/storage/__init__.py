@@ -1,1 +1,1 @@
-"""What is stored: tables, files and checkpoints, and how they survive what happens to machines."""
+"""Storage: tables, files and checkpoints, written so that they survive crashes, full disks and outages."""

@@ -1,6 +1,6 @@
-"""What a results folder may have: only what has a name that raysat gives is ever deleted or taken for its own.
+"""The files that a results folder may have: raysat deletes or reads only files with names that it gives itself.
 
-A folder whose making was cut short is told from somebody's thesis by this, where there is no `sweep.json` yet.
+The names also distinguish a results folder that is incomplete, without a `sweep.json`, from a folder of other content.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ _OWN = re.compile(
     r"|(trials|curves|ntk)/([^./][^/]*\.parquet)?|checkpoints/([^./][^/]*\.pt|\.probe-[0-9a-f]+)?"
     rf"|figures/([^./][^/]*\.(png|pdf))?|set-aside/.*|data/(({'|'.join(map(re.escape, SOURCES))})/.*)?"
 )
-"""Paths from the folder. Those that end in `/` are folders without content."""
+"""Paths relative to the folder; those that end in `/` are empty folders."""
 
 _ASIDE = re.compile(r"(?P<folder>(.*/)?)\.(?P<name>.+)\.\d+")
-"""A file that is being written, or was when its process was killed (`raysat.storage.files.write_aside`)."""
+"""A file that is being written, or whose writer was killed (`raysat.storage.files.write_aside`)."""
 
 _SIGNS = re.compile(r"\.?sweep\.json[./\d]*|(trials|curves|ntk)/.*")
-"""One of these is there from the first moment on."""
+"""A results folder has one of these from the start."""
 
 
 def unfinished(path: str) -> str:
-    """The path that a file written aside is to have; empty for any other file."""
+    """The final path of a file written aside; empty for any other file."""
     found = _ASIDE.fullmatch(path)
     return found["folder"] + found["name"] if found else ""
 
 
 def strangers(paths: Iterable[str]) -> list[str]:
-    """Of what a folder has, what raysat did not make: all of it where nothing shows that it is a results folder.
+    """The files of a folder that raysat did not make: all of them if nothing shows that it is a results folder.
 
     Args:
         paths: The result of `raysat.storage.files.walk`.

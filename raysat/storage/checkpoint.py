@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a trial has come: all that it needs to go on as if it had never stopped.
+    """The state of a trial: all that it needs to continue as if it had never stopped.
 
     Attributes:
         iteration: Steps done.
@@ -31,12 +31,12 @@ class Progress:
         ntk: Rows of `ntk` so far.
         step_seconds: Time spent in steps.
         seconds: Wall time in all.
-        engine: What the step engine holds beside the weights; None where it holds nothing.
+        engine: State of the step engine besides the weights; None if it has none.
         micro_batch: Samples whose gradient is computed at a time, on which rounding depends; None before a step.
         attempts: Processes that have worked on it, this one included.
-        eta: Its stepsize; None where an earlier raysat stored it.
-        user_files: The user's files that had been imported, as in `trials`; None where there were none.
-        draws: Where the random generators of its layers are; None where they have drawn nothing yet.
+        eta: Its stepsize; None if an earlier raysat stored it.
+        user_files: The user's files that had been imported, as in `trials`; None if there were none.
+        draws: States of the random generators of its layers; None before their first draw.
     """
 
     iteration: int = 0
@@ -54,7 +54,7 @@ class Progress:
 
 
 class Checkpoint:
-    """One file that holds a trial's progress. Where its storage fails, the trial goes on without.
+    """One file with a trial's progress. If its storage fails, the trial continues without.
 
     Args:
         path: The file; None keeps nothing.
@@ -63,12 +63,12 @@ class Checkpoint:
 
     def __init__(self, path: Location | None = None, retry_policy: RetryPolicy = retry_read) -> None:
         self.path, self.retry_policy = path, retry_policy
-        self._unseen = False  # whether there may be a file of which nothing is known
+        self._unseen = False  # whether there may be a file that could not be read
 
     def load(self) -> Progress:
-        """The stored progress, with one more attempt.
+        """Read the stored progress, and count one more attempt.
 
-        A fresh one where there is none, where it is damaged, and where its storage stays away.
+        The progress is a fresh one if there is none, if it is damaged, and if its storage does not answer.
         """
         try:
             progress = self.retry_policy(self._stored)
@@ -97,13 +97,13 @@ class Checkpoint:
                 self._unseen = False
             content = {"cell_id": self.path.stem, **vars(progress)}
             write_aside(self.path, lambda aside: _write(content, aside))
-        except (OSError, RuntimeError) as error:  # torch raises the latter where a disk is full
+        except (OSError, RuntimeError) as error:  # torch raises the latter if a disk is full
             log.warning("%s cannot be written, the trial goes on without: %s", self.path, _first_line(error))
             return False
         return True
 
     def _stored(self) -> Progress | None:
-        """What is stored; None where there is nothing, or nothing whole. Raises `OSError` where that is not known."""
+        """The stored progress; None if absent or damaged. Raises `OSError` if the storage does not answer."""
         if self.path is None:
             return None
         try:
@@ -114,24 +114,24 @@ class Checkpoint:
             return read(content, self.path.stem)
         except MemoryError:
             raise
-        except Exception as error:  # whatever a damaged file makes the reader say, it costs a restart and no more
+        except Exception as error:  # a damaged file may raise anything, and costs a restart at most
             log.warning("%s is damaged, the trial starts over: %s", self.path, _first_line(error))
             return None
 
 
 def read(content: bytes, cell_id: str) -> Progress:
-    """The progress that a file has. Nothing in it is run, whatever it is.
+    """Read the progress from a file's content. No code in it is executed.
 
     Args:
-        content: Of the file.
-        cell_id: The cell whose it is to be.
+        content: The file's bytes.
+        cell_id: The cell to which it must belong.
 
     Raises:
-        Exception: The file is damaged, or has something else.
+        Exception: The file is damaged, or contains something else.
     """
     _check(content)
     stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    if (of := stored.pop("cell_id", cell_id)) != cell_id:  # an earlier raysat did not say so
+    if (of := stored.pop("cell_id", cell_id)) != cell_id:  # an earlier raysat did not store it
         raise ValueError(f"it is of cell {of}")
     if "at_once" in stored:  # its former name
         stored["micro_batch"] = stored.pop("at_once")
@@ -143,26 +143,26 @@ def read(content: bytes, cell_id: str) -> Progress:
 
 
 _DIGITS = 64
-"""Of a SHA-256, which stands at the end of a checkpoint, as the comment that a zip archive may have."""
+"""Length of a SHA-256 in hexadecimal, which is the end of a checkpoint: the comment of its zip archive."""
 
 
 def _write(content: dict[str, Any], path: Path) -> None:
     """Write a checkpoint with a digest of all its bytes.
 
-    `torch.load` passes over the checksums of the archive's members, and these say nothing of its list of members.
+    `torch.load` ignores the checksums of the archive's members, and these do not cover its list of members.
     """
     torch.save(content, path)
     with open(path, "r+b") as file:
         file.seek(-2, os.SEEK_END)
-        file.write(_DIGITS.to_bytes(2, "little"))  # the length of the comment, the last that the archive has
+        file.write(_DIGITS.to_bytes(2, "little"))  # the comment's length, the last field of a zip archive
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        file.write(digest.encode())
+        file.write(digest.encode())  # `file_digest` has read to the end: this appends
 
 
 def _check(content: bytes) -> None:
-    """Raise `BadZipFile` where a checkpoint is not as it was written."""
-    if content.endswith(b"\0\0"):  # the length of no comment: of an earlier raysat
+    """Raise `BadZipFile` if a checkpoint is not as it was written."""
+    if content.endswith(b"\0\0"):  # a comment of length 0: an earlier raysat wrote it
         if damaged := ZipFile(io.BytesIO(content)).testzip():
             raise BadZipFile(f"{damaged} has another checksum")
     elif hashlib.sha256(memoryview(content)[:-_DIGITS]).hexdigest().encode() != content[-_DIGITS:]:
@@ -176,7 +176,7 @@ _KINDS = {
     **dict.fromkeys(("weights", "engine"), dict | None),
     **{"micro_batch": int | None, "eta": int | float | None, "draws": list | None, "user_files": str | None},
 }
-"""The type of each field of `Progress`, as far as it can be asked."""
+"""The type of each field of `Progress`, as far as `isinstance` can check it."""
 
 
 def _first_line(error: Exception) -> str:

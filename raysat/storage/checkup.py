@@ -1,6 +1,6 @@
-"""What may be wrong with a results folder: pure checks of what it has, each finding in words with its remedy.
+"""Checks of a results folder, as pure functions of its contents: each finding is a sentence with its remedy.
 
-`raysat.doctor` reads the folder, and does what a finding asks for.
+`raysat.doctor` reads the folder and repairs what a finding names.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from raysat.storage.schema import FINISHED, TABLES, arrow_schema
 from raysat.storage.versions import present
 
 FEW = 3
-"""Ids or files that are named of many."""
+"""Ids or files that a finding names, at most."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a results folder has.
+    """The contents of a results folder.
 
     Attributes:
-        names: All its files, by paths from it (`raysat.storage.files.walk`).
-        record: The content of `sweep.json`; None where it cannot be read.
+        names: All its files, as relative paths (`raysat.storage.files.walk`).
+        record: The content of `sweep.json`; None if it cannot be read.
         has_status: Whether `status.json` can be read.
-        parts: Of each table its part-files, by path, those that can be read.
-        damaged: What cannot be read of part-files and checkpoints, and why, by path.
-        checkpoints: The others of the checkpoints, by cell_id.
-        code: The user's files that have changed since, where that was looked for.
+        parts: The readable part-files of each table, by path.
+        damaged: Why part-files and checkpoints cannot be read, by path.
+        checkpoints: The readable checkpoints, by cell_id.
+        code: The user's files that have changed since, if that was checked.
     """
 
     names: list[str]
@@ -44,7 +44,7 @@ class Contents:
     code: tuple[str, ...] = ()
 
     def rows(self, table: str) -> pd.DataFrame:
-        """All rows of a table, each once, with the part-file in which each was found."""
+        """All rows of a table, without duplicates, each with its part-file."""
         frames = [part.assign(file=path) for path, part in self.parts[table].items()]
         columns = [*arrow_schema(table).names, "file"]
         rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=columns)
@@ -53,15 +53,15 @@ class Contents:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is wrong.
+    """A problem.
 
     Attributes:
         kind: Its kind, in a word or two.
-        text: What it is, in words, with what the next run of the sweep makes of it.
+        text: The problem in words, and how the next run of the sweep treats it.
         files: The files that a repair moves into `set-aside/`.
-        cells: The cells whose rows it moves there, from all tables: they run again.
-        rows: Rows that it moves there: of each part-file, by its path, whether each row is one.
-        makes_schema: Whether it makes the empty part-files that are missing.
+        cells: The cells whose rows a repair moves there, from all tables: they run again.
+        rows: Rows that a repair moves there: by path of the part-file, a mask of its rows.
+        makes_schema: Whether a repair writes the empty part-files that are missing.
     """
 
     kind: str
@@ -73,7 +73,7 @@ class Finding:
 
     @property
     def can_be_repaired(self) -> bool:
-        """Whether there is something to be moved, or made."""
+        """Whether there is something to move or to write."""
         return bool(self.files or self.cells or self.rows or self.makes_schema)
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class Finding:
 
 
 def findings(contents: Contents) -> Iterator[Finding]:
-    """All that is wrong with a results folder."""
+    """Yield all problems of a results folder."""
     for check in (_records, _files, _damage, _doubles, _cells, _statistics, _ids, _checkpoints, _code):
         yield from check(contents)
 
@@ -89,13 +89,13 @@ def findings(contents: Contents) -> Iterator[Finding]:
 def _records(contents: Contents) -> Iterator[Finding]:
     record = contents.record
     if record is None:
-        text = "sweep.json is not there or cannot be read; the next run of the sweep makes it anew"
+        text = "sweep.json is not there or cannot be read; the next run of the sweep writes it again"
         yield Finding("no record", text, tuple(name for name in contents.names if name.rstrip("/") == "sweep.json"))
     elif record.get("schema") != present():
         versions = f"schema version {record.get('schema')}, where this raysat reads {present()}"
         yield Finding("another schema", f"{versions}: use the raysat that wrote it")
     if "status.json" in contents.names and not contents.has_status:
-        text = "status.json cannot be read; the next run of the sweep makes it anew"
+        text = "status.json cannot be read; the next run of the sweep writes it again"
         yield Finding("no status", text, ("status.json",))
 
 
@@ -119,13 +119,15 @@ def _damage(contents: Contents) -> Iterator[Finding]:
 
 
 def _doubles(contents: Contents) -> Iterator[Finding]:
-    """Rows that lie twice: those of merged part-files stay."""
+    """Find duplicate rows: those of merged part-files stay."""
     for table, parts in contents.parts.items():
         seen = pd.DataFrame(columns=KEYS[table])
+        # merged part-files first: of equal rows the first one counts
         for path in sorted(parts, key=lambda path: (not path.partition("/")[2].startswith(MERGED), path)):
+            # None in place of NaN, so that part-files with and without cell ids compare
             keys = parts[path][KEYS[table]].astype(object).where(parts[path][KEYS[table]].notna(), None)
             both = pd.concat([seen, keys], ignore_index=True)
-            doubled = both.duplicated().iloc[len(seen) :].set_axis(keys.index)
+            doubled = both.duplicated().iloc[len(seen) :].set_axis(keys.index)  # only of this part-file's rows
             seen = both.drop_duplicates()
             if doubled.any():
                 text = f"{int(doubled.sum())} rows of {path} are in another part-file too, or twice in it; raysat reads"
@@ -133,7 +135,7 @@ def _doubles(contents: Contents) -> Iterator[Finding]:
 
 
 def _cells(contents: Contents) -> Iterator[Finding]:
-    """Rows, curves and statistics along a run that lack each other."""
+    """Find rows, curves and statistics along a run that lack each other."""
     trials, curves, ntk = (contents.rows(table) for table in ("trials", "curves", "ntk"))
     named = set(trials["cell_id"])
     for table, rows in (("curves", curves), ("ntk", ntk[ntk["cell_id"].notna()])):
@@ -177,7 +179,7 @@ def _statistics(contents: Contents) -> Iterator[Finding]:
 
 
 def _ids(contents: Contents) -> Iterator[Finding]:
-    """Rows that do not make their own id again."""
+    """Find rows whose id is not the hash of what they say."""
     recall = _recall(contents)
     if recall is None:
         return
@@ -194,7 +196,8 @@ def _ids(contents: Contents) -> Iterator[Finding]:
         if row["cell_id"] not in bad and recall.asks_for(row) and not recall.makes(row):
             bad.add(row["cell_id"])
     if bad:
-        text = f"{len(bad)} rows say something else than what their id was made of ({_few(sorted(bad))}); the next run"
+        text = f"{len(bad)} rows do not agree with the ids made of them ({_few(sorted(bad))}); the next run"
+        # rows of `ntk` along a run have a cell_id; those at initialization only an init_id
         own = {
             path: part["cell_id"].isin(bad) | (part["init_id"].isin(bad) & part["cell_id"].isna())
             for path, part in contents.parts["ntk"].items()
@@ -211,7 +214,7 @@ def _init_id(recall: Recall, row: Mapping) -> str:
 
 
 def _recall(contents: Contents) -> Recall | None:
-    """What makes ids again; None where the sweep is not known, or has code of a user's, of which they depend too."""
+    """What recomputes ids; None if the sweep is not known, or uses a user's own code, on which ids depend too."""
     record = contents.record
     if record is None or record.get("schema") != present() or record["resolved"].get("code"):
         return None

@@ -34,5 +34,5 @@ def as_markdown() -> str:
 
 
 def _cell(text: str) -> str:
-    """Text as the cell of a table, where a bar would end it."""
+    """Escape text for a cell of a table, which a bar would end."""
     return text.replace("||", "‖").replace("|", "\\|")

@@ -1,6 +1,6 @@
-"""Files, here or on a store that Arrow reaches by URI; writing them so that no reader and no crash sees half of one.
+"""Local files, and files on a store that Arrow reaches by URI; writing so that a reader never sees half of one.
 
-A `Location` is a `pathlib.Path` or a `Remote`, which has those of its methods that raysat uses.
+A `Location` is a `pathlib.Path`, or a `Remote`, which has the methods of `pathlib.Path` that raysat uses.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 from raysat.errors import InputError
 from raysat.messages.failures import first_sentence
 
-# Arrow is imported where a store is asked: every worker imports this module, and a folder does without.
+# Arrow is imported only to access a store: every worker imports this module, and local folders do not need it.
 if TYPE_CHECKING:
     import argparse
 
     from pyarrow import fs
 
 _ATTEMPTS, _CONNECT, _SILENCE, _IN_ALL = 2, 2.0, 3.0, 15.0
-"""How long a store is waited for: attempts at a request, seconds to connect and seconds without a byte (all three of
-S3), and seconds in all (Google). Default: some 7 seconds for a request to S3; whoever has asked tries again later."""
+"""How long to wait for a store: attempts at a request, seconds to connect and seconds without a byte (all three for
+S3), and seconds in all (Google). Default: some 7 seconds for a request to S3; the caller tries again later."""
 
 
 class Remote:
     """A path on an object store: `s3://bucket/path`, `gs://`, `abfs://`, `hdfs://`, in the words of `pathlib.Path`.
 
-    Nothing is asked of the store before the first use of the path, which raises `OSError` where it does not answer.
+    The store is not contacted before the first use of the path, which raises `OSError` if the store does not answer.
 
     Args:
         uri: The address. It may have credentials (`s3://KEY:SECRET@bucket/path`) and options (`?region=...`). They
-            reach the workers with the object, but no text: `str` and `repr` are the address without them.
+            reach the workers with the object, but appear in no text: `str` and `repr` are the address without them.
 
     Raises:
-        InputError: Arrow knows no such address.
+        InputError: Arrow does not know such an address.
     """
 
     def __init__(self, uri: str) -> None:
@@ -101,7 +101,7 @@ class Remote:
         return PurePosixPath(self.name).stem
 
     def with_name(self, name: str) -> Remote:
-        """The path beside this one that has another name."""
+        """The path in the same folder with another name."""
         parts = urlsplit(self._uri)
         return Remote(parts._replace(path=f"{parts.path.rstrip('/').rpartition('/')[0]}/{quote(name)}").geturl())
 
@@ -116,10 +116,10 @@ class Remote:
         return filesystem.get_file_info(path).type != fs.FileType.NotFound
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: writing a file is enough."""
+        """Do nothing: writing a file creates its folders."""
 
     def iterdir(self) -> Iterator[Remote]:
-        """Yield what the folder has; nothing where there is none."""
+        """Yield the entries of the folder; none if it does not exist."""
         from pyarrow import fs
 
         filesystem, path = self._at
@@ -141,13 +141,13 @@ class Remote:
         return self.read_bytes().decode(encoding)
 
     def write_bytes(self, content: bytes) -> None:
-        """Put the whole content: on an object store, one atomic act."""
+        """Write the whole content: a single atomic operation on an object store."""
         filesystem, path = self._at
         with filesystem.open_output_stream(path) as stream:
             stream.write(content)
 
     def rename(self, target: Remote) -> None:
-        """Give the file another place on the same store."""
+        """Move the file to another path on the same store."""
         filesystem, path = self._at
         filesystem.move(path, target._at[1])
 
@@ -161,7 +161,7 @@ class Remote:
                 raise
 
     def walk(self) -> Iterator[str]:
-        """The files in the folder and below, by their paths from it."""
+        """Yield the files in the folder and below, as relative paths."""
         from pyarrow import fs
 
         filesystem, path = self._at
@@ -170,7 +170,7 @@ class Remote:
                 yield info.path[len(path) :].lstrip("/")
 
     def remove(self) -> None:
-        """Delete all that the folder has, and with it the folder."""
+        """Delete the folder with all its content."""
         filesystem, path = self._at
         filesystem.delete_dir(path)
 
@@ -180,12 +180,12 @@ Location = Path | Remote
 
 _AZURE = ("abfs", "abfss")
 _UNSAID = {"s3": "region=us-east-1", "gs": f"retry_limit_seconds={_IN_ALL:g}"}
-"""Options that an address gets where it has none: of S3, lest Arrow ask at once for the bucket's region; of Google, for
-which Arrow waits 15 minutes otherwise."""
+"""Options added to an address that lacks them: for S3, because Arrow would ask for the bucket's region at once; for
+Google, because Arrow would wait for 15 minutes."""
 
 
 def _check(uri: str) -> None:
-    """Raise an error of Arrow's, or `ValueError`, where an address cannot be one; nothing is asked of any store."""
+    """Raise an error of Arrow's, or `ValueError`, if an address is not valid; no store is contacted."""
     parts = urlsplit(uri)
     _, at, bucket = parts.netloc.rpartition("@")
     if at and "@" in parts.path:
@@ -198,7 +198,7 @@ def _check(uri: str) -> None:
 
 @lru_cache(maxsize=8)
 def _client(base: str) -> tuple[fs.FileSystem, str]:
-    """Arrow's file system of `scheme://host?options`, and what its paths begin with."""
+    """Arrow's file system of `scheme://host?options`, and the prefix of its paths."""
     from pyarrow import fs
 
     parts = urlsplit(base)
@@ -210,13 +210,13 @@ def _client(base: str) -> tuple[fs.FileSystem, str]:
 
 @lru_cache(maxsize=8)
 def _connect(base: str) -> tuple[fs.FileSystem, str]:
-    """The same, in the bucket's region, and impatient: an address has no word for how long S3 is waited for."""
+    """The same, in the bucket's region and with the timeouts above, which an S3 address cannot express."""
     from pyarrow import fs
 
     filesystem, prefix = _client(base)
     if filesystem.type_name == "s3":
-        make, (options,) = filesystem.__reduce__()  # what the address said, in the words of S3FileSystem
-        if "region" not in parse_qs(urlsplit(base).query):  # of another store than Amazon's, what AWS_REGION says
+        make, (options,) = filesystem.__reduce__()  # the address as the arguments of S3FileSystem
+        if "region" not in parse_qs(urlsplit(base).query):  # for a store other than Amazon's, None: AWS_REGION
             options["region"] = None if options["endpoint_override"] else fs.resolve_s3_region(prefix)
         retry = fs.AwsStandardS3RetryStrategy(max_attempts=_ATTEMPTS)
         filesystem = make(options | {"connect_timeout": _CONNECT, "request_timeout": _SILENCE, "retry_strategy": retry})
@@ -224,7 +224,7 @@ def _connect(base: str) -> tuple[fs.FileSystem, str]:
 
 
 def location(address: str | Location) -> Location:
-    """The place that a user wrote: a local folder, `file:///folder`, or an address that Arrow knows."""
+    """Parse what a user wrote: a local folder, `file:///folder`, or an address that Arrow knows."""
     if not isinstance(address, str):
         return address
     if address.startswith("file://"):
@@ -235,7 +235,7 @@ def location(address: str | Location) -> Location:
 def write_aside(path: Location, write: Callable[[Path], object]) -> None:
     """Call `write(temporary path)`, then rename or put: a reader sees the whole file or the one before it.
 
-    The temporary name starts with a dot, which Parquet readers pass over.
+    The temporary name starts with a dot, so that Parquet readers ignore the file.
     """
     if isinstance(path, Remote):
         with TemporaryDirectory(prefix="raysat-") as folder:
@@ -254,9 +254,9 @@ def write_aside(path: Location, write: Callable[[Path], object]) -> None:
 
 
 def walk(folder: Location) -> Iterator[str]:
-    """What a folder has, and what is below, by paths from it: files and links, and with a `/` folders without content.
+    """Yield the relative paths of all files and links in a folder and below, and of empty folders, with a `/`.
 
-    No link is followed.
+    Links are not followed.
     """
     if isinstance(folder, Remote):
         yield from folder.walk()
@@ -272,7 +272,7 @@ def walk(folder: Location) -> Iterator[str]:
 
 
 def remove(folder: Location) -> None:
-    """Delete all that a folder has: of a link to a folder, which stays, what is there."""
+    """Delete a folder with all its content; a link to a folder stays, and the content of its target is deleted."""
     if isinstance(folder, Remote):
         folder.remove()
         return
@@ -287,7 +287,7 @@ def remove(folder: Location) -> None:
 
 @contextmanager
 def written(folder: Location) -> Iterator[None]:
-    """Say in one sentence that what a command makes cannot be written: `OSError` becomes `InputError`."""
+    """Turn an `OSError` into an `InputError` that says, in one sentence, that a command's output cannot be written."""
     try:
         yield
     except OSError as error:
@@ -297,7 +297,7 @@ def written(folder: Location) -> Iterator[None]:
 
 
 def output_option(parser: argparse.ArgumentParser) -> None:
-    """Let a command that reads a results folder write what it makes elsewhere."""
+    """Add the option with which a command that reads a results folder writes its output elsewhere."""
     parser.add_argument(
         "--output",
         metavar="FOLDER",

@@ -1,4 +1,4 @@
-"""What a driver records of what runs (`status.json`), as it may be read: whole, and of the types that readers need."""
+"""Reading the driver's record of what runs (`status.json`): complete, and of the types that readers need."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _OF_JOB = {
     **{"name": (str, "?"), "seconds": (_REAL, 0.0), "iteration": (int | None, None), "iterations": (int, 0)},
     **{"loss": (_REAL | None, None), "unit": (str, "iteration")},
 }
-"""Of each field its type, and what it is taken to be where it is missing, as in the record of another raysat."""
+"""The type of each field, and its default if it is missing, as in the record of another version of raysat."""
 
 
 def heard(status: object) -> dict | None:
-    """The record with all its fields; None where it is none, or a field is of another type.
+    """The record with all its fields; None if it is not a record, or a field is of another type.
 
     Args:
-        status: What the file has.
+        status: The content of the file.
     """
     if not isinstance(status, dict) or not _is_time(status.get("at")):
         return None
@@ -42,7 +42,7 @@ def _fields(record: object, types: dict) -> dict | None:
 
 
 def _is_time(text: Any) -> bool:
-    """Return whether a text is a time that can be set beside the present one."""
+    """Return whether a text is a time that can be compared with the present one: it has a time zone."""
     try:
         return datetime.fromisoformat(text).tzinfo is not None
     except (TypeError, ValueError):

@@ -1,7 +1,7 @@
-"""The columns that `trials` and `ntk` have in common: what an initialization asks for, and what is found of it.
+"""The columns that `trials` and `ntk` have in common: the settings of an initialization, and its statistics.
 
-A new statistic is a field of `raysat.ntk.NTKStatistics` and its line here: trials inherit it, and where it `predicts`
-the critical batch size, it is a predictor of the analysis and of the page.
+A new statistic is a field of `raysat.ntk.NTKStatistics` and an entry here: trials inherit it, and if it `predicts` the
+critical batch size, it is a predictor of the analysis and of the page.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import pyarrow as pa  # takes a quarter of a second to load, and who imports raysat may not need it
+    import pyarrow as pa  # takes a quarter of a second to load, and not every use of raysat needs it
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Column:
     Attributes:
         name: Its name.
         type: Its Arrow type, or the name of that.
-        unit: Its unit; empty where it has none.
-        doc: What it means.
-        found: Of those of an initialization, whether it is found, and not asked for.
-        predicts: How a person reads it as a prediction of the critical batch size; empty where it is none.
+        unit: Its unit; empty if it has none.
+        doc: Its meaning.
+        found: Whether it is a result (a statistic), and not a setting of the initialization.
+        predicts: Its name as a prediction of the critical batch size; empty if it is none.
     """
 
     name: str
@@ -47,14 +47,14 @@ INITIAL = (
         "evaluation_samples",
         _INT,
         "samples",
-        "Training samples over which the loss is evaluated along a run: n, or fewer where the sweep says so.",
+        "Training samples over which the loss is evaluated along a run: n, or fewer if the sweep sets it.",
     ),
     Column("n_outputs", _INT, "", "Outputs C of the network.", found=True),
     Column("model", _TEXT, "", "Architecture, by name or import path."),
     Column("model_options", _TEXT, "", "The architecture's options as JSON: gains, depth, activation."),
-    Column("depth", _INT, "layers", "Hidden layers; null where the architecture has no such option."),
-    Column("width", _INT, "", "Hidden width; 0 where the architecture has none."),
-    Column("activation", _TEXT, "", "Activation; null where the architecture has no such option."),
+    Column("depth", _INT, "layers", "Hidden layers; null if the architecture has no such option."),
+    Column("width", _INT, "", "Hidden width; 0 if the architecture has none."),
+    Column("activation", _TEXT, "", "Activation; null if the architecture has no such option."),
     Column("parameters", _INT, "", "Trainable parameters p.", found=True),
     Column("dtype", _TEXT, "", "Floating-point type of weights, data and statistics."),
     Column("seed", _INT, "", "Seed of weights and batches."),
@@ -128,25 +128,25 @@ INITIAL = (
         "frozen_norms",
         _TEXT,
         "",
-        "Layers whose batch statistics, those of the training set, were held constant: the statistics are then an "
-        "approximation. Names with commas; empty where there are none.",
+        "Layers whose batch statistics were held constant, at those of the training set: the NTK statistics are then "
+        "an approximation. Names separated by commas; empty if there are none.",
         found=True,
     ),
     Column(
         "off",
         _TEXT,
         "",
-        "Random layers, such as Dropout, that were turned off for the statistics and not for the steps. Names with "
-        "commas; empty where there are none.",
+        "Random layers, such as Dropout, that were turned off for the statistics but not for the steps. Names "
+        "separated by commas; empty if there are none.",
         found=True,
     ),
 )
 
 ASKED = tuple(column.name for column in INITIAL if not column.found)
-"""Those that say what was asked for."""
+"""The columns of settings."""
 
 INHERITED = tuple(column.name for column in INITIAL if column.found)
-"""Those that a trial's row has from its initialization."""
+"""The columns that a trial's row takes from the statistics of its initialization."""
 
 PREDICTING = {column.name: column.predicts for column in INITIAL if column.predicts}
-"""The statistics that predict the critical batch size, as a person reads each, by column."""
+"""The statistics that predict the critical batch size: the name of each for a reader, by column."""

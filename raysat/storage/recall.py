@@ -1,7 +1,7 @@
-"""Ids made again from what is stored: of an initialization from its row, of a cell from its row and `sweep.json`.
+"""Recomputing ids from what is stored: an initialization's from its row, a cell's from its row and `sweep.json`.
 
-An id is the hash of all that can change a result (`raysat.spec.cells.identity`); a row that does not make its own id is
-not what was computed. Rows have less than a cell: of what they lack the sweep's values are tried.
+An id is the hash of all that can change a result (`raysat.spec.cells.identity`); a row that does not reproduce its own
+id is not what was computed under it. Rows lack some fields of a cell: for these the sweep's values are tried.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Row = Mapping
 
 
 def sweep_of(record: Mapping) -> Sweep | None:
-    """The sweep that `sweep.json` has; None where it is not one of this raysat's."""
+    """The sweep stored in `sweep.json`; None if this version of raysat cannot read it."""
     try:
         stored = {field.name: record["sweep"][field.name] for field in fields(Sweep) if field.name in record["sweep"]}
         models = [Model(one["builder"], _pairs(one["options"]), one["has_width"]) for one in stored["models"]]
@@ -42,7 +42,7 @@ def _pairs(options: Iterable) -> tuple[tuple[str, Any], ...]:
 
 
 class Recall:
-    """Makes the ids of a sweep's rows again, where it has no code of a user's, of which the ids depend too.
+    """Recomputes the ids of a sweep's rows, if it uses no code of a user's own, on which the ids depend too.
 
     Args:
         sweep: The sweep.
@@ -50,10 +50,10 @@ class Recall:
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep = sweep
-        self.evaluations: dict[tuple, int] = {}  # that were found, by what they depend on
+        self.evaluations: dict[tuple, int] = {}  # `Cell.evaluations` as found, by what it depends on
 
     def initialization(self, row: Row) -> Initialization:
-        """The initialization that a row of `trials` or `ntk` is of, from its columns."""
+        """The initialization of a row of `trials` or `ntk`, from its columns."""
         n = int(row["n"])
         model = Model(row["model"], _pairs(json.loads(row["model_options"]).items()), bool(row["width"]))
         samples = int(row["evaluation_samples"])
@@ -62,7 +62,7 @@ class Recall:
         return replace(init, **columns, evaluation_samples=0 if samples >= n else samples)
 
     def asks_for(self, row: Row) -> bool:
-        """Return whether a row of `trials` is of a point of the sweep's axes, so that its id can be made again."""
+        """Return whether a row of `trials` lies on the sweep's axes, so that its id can be recomputed."""
         sweep = self.sweep
         return (
             not sweep.grows
@@ -74,14 +74,14 @@ class Recall:
         )
 
     def makes(self, row: Row) -> bool:
-        """Return whether a row of `trials` makes its own id."""
+        """Return whether a row of `trials` reproduces its own id."""
         return any(cell.cell_id == row["cell_id"] for cell in self._cells(row))
 
     def _cells(self, row: Row) -> Iterator[Cell]:
-        """Yield what the row may be of."""
+        """Yield the cells that the row may belong to."""
         sweep, init, b, t = self.sweep, self.initialization(row), int(row["batch_size"]), int(row["iterations"])
         key = init.model, init.width, b, t, row["training"]
-        few = self.evaluations.get(key)
+        few = self.evaluations.get(key)  # rows do not store it: at first all numbers that the sweep allows are tried
         counts = range(min(FEWEST_EVALUATIONS, sweep.evaluations), sweep.evaluations + 1) if few is None else [few]
         stepsizes = [one for one in sweep.stepsizes if one.label == row["stepsize"]]
         trainings = [one for one in sweep.trainings if one.label == row["training"]]
@@ -92,6 +92,6 @@ class Recall:
                 self.evaluations[key] = evaluations
 
     def longest(self, n: int) -> int:
-        """The most iterations that a cell has."""
+        """The largest T of the sweep's cells."""
         sizes = product(self.sweep.batch_sizes, self.sweep.trainings)
         return max(self.sweep.iterations_at(b, n, training) for b, training in sizes)

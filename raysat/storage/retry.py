@@ -1,4 +1,4 @@
-"""What to do while a storage does not answer or is full: wait, say so, and lose nothing."""
+"""Retries while a storage does not answer or is full: wait, report it, and lose nothing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from raysat.text import duration
 T = TypeVar("T")
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
-"""Seconds before a read is tried again. Default: a minute in all, the outage that a sweep is to survive unharmed."""
+"""Seconds before a read is tried again. Default: a minute in all, the outage that a sweep must survive unharmed."""
 
 SHORTEST, LONGEST = 1.0, 60.0
-"""Seconds before a write is tried again: each time twice as long, up to the latter."""
+"""First and longest wait in seconds before a write is tried again; it doubles each time."""
 
 
 class RetryPolicy:
@@ -35,7 +35,8 @@ class RetryPolicy:
         """Return what `read` returns, tried again after each of `PAUSES`.
 
         Raises:
-            OSError: The storage stays away; or there is no such file, or no right to it, which no waiting changes.
+            OSError: The storage does not answer; or the file does not exist or may not be read, which waiting does not
+                change.
         """
         for pause in () if self.spent else PAUSES:
             try:
@@ -51,17 +52,17 @@ class RetryPolicy:
 
 
 retry_read = RetryPolicy()
-"""The patience of this process."""
+"""The policy that all reads of this process share."""
 
 
 class RetryingWriter:
-    """Does writes in their order. Where one fails, it and the later ones wait in memory and are tried again.
+    """Does writes in order. If one fails, it and the later ones wait in memory and are tried again.
 
-    Nobody waits for them before the end: a sweep goes on while its storage is away.
+    No caller waits for them before the end: a sweep continues while its storage does not answer.
 
     Args:
         where: The storage, for messages.
-        say: Is told what happens.
+        say: Called with messages.
         clock: Seconds now.
         sleep: Waits for some seconds.
     """
@@ -78,18 +79,18 @@ class RetryingWriter:
         self._delay, self._again = 0.0, 0.0
 
     def do(self, write: Callable[[], object], instead: Callable[[str], Callable[[], object]] | None = None) -> None:
-        """Do a write, now or later. It may be tried several times, and must leave the same.
+        """Do a write, now or later. It may be tried several times, and must be idempotent.
 
         Args:
             write: The write.
-            instead: Makes another one of the reason, where what is to be written is at fault and not the storage.
-                Default: none, and a message says what is lost.
+            instead: Makes a replacement, given the error, if the content is at fault and not the storage. Default:
+                none, and a message says what is lost.
         """
         self._waiting.append((write, instead))
         self.attempt()
 
     def attempt(self) -> None:
-        """Do what waits, unless it failed a moment ago."""
+        """Do the waiting writes, unless one failed a moment ago."""
         failed_before = self._delay > 0
         done = 0
         while self._waiting and self.clock() >= self._again:
@@ -102,7 +103,7 @@ class RetryingWriter:
                     f"{self.where} cannot be written ({said(error)}): {len(self._waiting)} results wait in "
                     f"memory, the next try is in {duration(self._delay)}; fix it, the sweep goes on meanwhile."
                 )
-            except Exception as error:  # a value that no table can hold: no waiting changes that
+            except Exception as error:  # a value that no table can hold: waiting does not help
                 _, instead = self._waiting.popleft()
                 if instead:
                     self._waiting.appendleft((instead(traced(error)), None))
@@ -118,13 +119,13 @@ class RetryingWriter:
             self.say(f"{self.where} can be written again: {done} results that waited are stored.")
 
     def finish(self) -> None:
-        """Wait until all is written, however long that takes."""
+        """Wait until everything is written, for as long as it takes."""
         while self._waiting:
             self.sleep(max(0.0, self._again - self.clock()))
             self.attempt()
 
     def close_now(self) -> None:
-        """Try once more, and say what is lost."""
+        """Try once more, and report what is lost."""
         self._again = 0.0
         self.attempt()
         if self._waiting:

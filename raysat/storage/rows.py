@@ -1,4 +1,4 @@
-"""What the rows of the tables have in common, under the columns' names (`raysat.storage.schema`)."""
+"""Columns that the rows of several tables have in common, by name (`raysat.storage.schema`)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Row = dict[str, Any]
 
 
 def statistics_columns(statistics: Mapping[str, Any]) -> Row:
-    """Return what a trial's row has from its initialization."""
+    """Return the columns that a trial's row takes from its initialization's statistics."""
     return {name: none_if_nan(value) for name, value in statistics.items() if name in INHERITED}
 
 
 def init_columns(sweep: str, init: Initialization) -> Row:
-    """Return what an initialization asks for, under the columns' names."""
+    """Return the settings of an initialization, by column."""
     return {
         **_fields(init, ASKED),
         "init_id": init.init_id,
@@ -41,8 +41,8 @@ def init_columns(sweep: str, init: Initialization) -> Row:
 
 
 def cell_columns(cell: Cell) -> Row:
-    """Return what a cell asks for beyond its initialization, under the columns' names."""
-    from raysat.storage.schema import arrow_schema  # not at the head, for it loads pyarrow
+    """Return the settings of a cell beyond those of its initialization, by column."""
+    from raysat.storage.schema import arrow_schema  # not at the top of the module: it loads pyarrow
 
     return {
         **_fields(cell, arrow_schema("trials").names),
@@ -54,12 +54,12 @@ def cell_columns(cell: Cell) -> Row:
 
 
 def _fields(of: Initialization | Cell, columns: Collection[str]) -> Row:
-    """The fields that have columns of their names."""
+    """The fields that are also columns, under the same name."""
     return {field.name: getattr(of, field.name) for field in fields(of) if field.name in columns}
 
 
 def provenance(device: torch.device, init: Initialization | None = None) -> Row:
-    """Where, when and, for an initialization, by which of the user's files something was computed."""
+    """Return where and when a row was computed and, given an initialization, with which of the user's files."""
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "hostname": platform.node(),
@@ -72,7 +72,7 @@ def provenance(device: torch.device, init: Initialization | None = None) -> Row:
 
 @cache
 def installed() -> str | None:
-    """The installed version of raysat; null where it runs from its source tree alone."""
+    """The installed version of raysat; None if it runs from a source tree without being installed."""
     try:
         return version("raysat")
     except PackageNotFoundError:
@@ -80,5 +80,5 @@ def installed() -> str | None:
 
 
 def none_if_nan(value: Any) -> Any:
-    """Return what stands in a row: null for a number that is not known."""
+    """Return a value for a row: None in place of NaN, a number that is not known."""
     return None if isinstance(value, float) and math.isnan(value) else value

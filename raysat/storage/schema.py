@@ -14,16 +14,16 @@ from raysat.storage.initial import INITIAL, PREDICTING, Column
 from raysat.storage.versions import KEY, present
 
 SCHEMA_VERSION = present()
-"""Stored in every part-file and in `sweep.json`. It rises with each step of `raysat.storage.versions`, which there is
-where a column's meaning changes or a column goes."""
+"""Stored in every part-file and in `sweep.json`. It rises with each step of `raysat.storage.versions`, which is needed
+if a column's meaning changes or a column is removed."""
 
 COMPLETED, TARGET_REACHED, BEATEN, DIVERGED, FAILED = "completed", "target_reached", "beaten", "diverged", "failed"
 MEASURED = (COMPLETED, TARGET_REACHED, BEATEN)
 FINISHED = (*MEASURED, DIVERGED)
-"""Of cells that are not run again; a failed one is, and a beaten one that cannot be told to be worse any more."""
+"""The statuses of cells that are not run again; a failed cell is, and a beaten one no longer known to be worse."""
 
 REFUSED = "refused"
-"""The `method` of statistics that the network does not have. Where computing them failed it is `FAILED`."""
+"""The `method` if a network has no statistics. If computing them failed, it is `FAILED`."""
 
 
 _TEXT, _INT, _REAL = pa.string(), pa.int64(), pa.float64()
@@ -32,14 +32,14 @@ _WHERE = (
     Column("device", _TEXT, "", "`cpu`, or the GPU's name."),
     Column("hostname", _TEXT, "", "The machine that computed the row."),
     Column("threads", _INT, "", "CPU threads PyTorch used, of all ranks together; rounding on a CPU depends on it."),
-    Column("raysat_version", _TEXT, "", "Version of raysat that computed the row; null where it is not installed."),
+    Column("raysat_version", _TEXT, "", "Version of raysat that computed the row; null if it is not installed."),
     Column("finished_at", pa.timestamp("us", tz="UTC"), "", "When the row was computed."),
     Column(
         "user_files",
         _TEXT,
         "",
-        "The user's own files that were imported for the row, each with the digest of what it uses of them, as JSON "
-        "(`raysat.user_code.identity`); null where there are none. Where one has changed, the next run of the sweep "
+        "The user's own files that were imported for the row, each with the digest of the parts that the row uses, as "
+        "JSON (`raysat.user_code.identity`); null if there are none. If one changes, the next run of the sweep "
         "computes the row again.",
     ),
 )
@@ -61,7 +61,7 @@ NTK = (
     *INITIAL,
     *EVALUATION,
     Column("gamma_tight", _REAL, "1/eta", "Smallest gamma of eq. 3.2, for C = 1, over dense_samples samples."),
-    Column("lambda_min", _REAL, "1/eta", "lambda_min(K) over dense_samples samples; null where there are none."),
+    Column("lambda_min", _REAL, "1/eta", "lambda_min(K) over dense_samples samples; null if there are none."),
     Column("dense_samples", _INT, "samples", "Samples of the dense kernel."),
     Column(
         "kernel_drift",
@@ -79,17 +79,16 @@ NTK = (
         _TEXT,
         "",
         "How per-sample quantities were computed: by `gram` (layer rules), `jacobian`, `iteration` (many outputs) or "
-        "`plain` (reverse mode, one sample at a time); `refused` where the network has no statistics, `failed` where "
-        "an error ended them (tried again by the next run).",
+        "`plain` (reverse mode, one sample at a time); `refused` if the network has no statistics, `failed` if an "
+        "error ended them (the next run tries again).",
     ),
     Column(
         "method_reason",
         _TEXT,
         "",
-        "Why layer rules could not serve: the layer without a rule, or the tied weight; or why there are no "
-        "statistics.",
+        "Why layer rules do not apply: the layer without a rule, or the tied weight; or why there are no statistics.",
     ),
-    Column("error", _TEXT, "", "The error that ended statistics that failed; null otherwise."),
+    Column("error", _TEXT, "", "The error, if computing the statistics failed; null otherwise."),
     Column("way", _TEXT, "", "How products with K were computed."),
     Column(
         "gamma_check",
@@ -108,7 +107,7 @@ NTK = (
         "k_op_upper",
         _REAL,
         "1/eta",
-        "No eigenvalue of K lies above this, but for a probability of 1 %: from a second, random start.",
+        "Upper bound of K's eigenvalues, wrong with a probability of 1 %: from a second, random start.",
     ),
     Column(
         "noise_check",
@@ -135,14 +134,14 @@ NTK = (
         "base_stepsize",
         _REAL,
         "eta",
-        "Where there are no statistics, what stands for 1/beta(b) at every b under grid(auto=True): the inverse "
-        "curvature of the loss along its gradient (`raysat.ntk.base_stepsize`); null where there are some.",
+        "If there are no statistics, the stepsize that replaces 1/beta(b) at every b under grid(auto=True): the "
+        "inverse curvature of the loss along its gradient (`raysat.ntk.base_stepsize`); null otherwise.",
     ),
-    Column("sample_bytes", _INT, "bytes", "What the forward pass of one sample keeps for the backward pass."),
-    Column("data_bytes", _INT, "bytes", "The data set as it lies on the device."),
+    Column("sample_bytes", _INT, "bytes", "Memory that the forward pass of one sample keeps for the backward pass."),
+    Column("data_bytes", _INT, "bytes", "Size of the data set on the device."),
     Column("device_bytes", _INT, "bytes", "Memory of the GPU; null on a CPU."),
-    Column("launch_seconds", _REAL, "s", "Of an SGD step on the GPU, whatever its batch; null on a CPU."),
-    Column("sample_seconds", _REAL, "s", "What each sample of its batch adds to a step on the GPU; null on a CPU."),
+    Column("launch_seconds", _REAL, "s", "Time of an SGD step on the GPU apart from its samples; null on a CPU."),
+    Column("sample_seconds", _REAL, "s", "Time that each sample of a batch adds to a step on the GPU; null on a CPU."),
     Column("k_iterations", _INT, "products", "Products with K that Lanczos used."),
     Column("seconds", _REAL, "s", "Wall time of the statistics."),
     *_WHERE,
@@ -154,8 +153,8 @@ TRIALS = (
         "status",
         _TEXT,
         "",
-        "`completed`; `target_reached` (stopped at target_loss); `beaten` (stopped above it, for another stepsize was "
-        "there earlier); `diverged` (loss not finite, or above 1000 times loss_init); `failed` (tried again).",
+        "`completed`; `target_reached` (stopped at target_loss); `beaten` (stopped above it, since another stepsize "
+        "reached it earlier); `diverged` (loss not finite, or above 1000 times loss_init); `failed` (tried again).",
     ),
     Column("error", _TEXT, "", "The error of a failed cell; null otherwise."),
     *INITIAL,
@@ -164,29 +163,29 @@ TRIALS = (
         "precision",
         _TEXT,
         "",
-        "In which the products of the steps were computed: `full`, that of dtype; `tf32`; or `bfloat16`.",
+        "Precision of the matrix products in the steps: `full`, that of dtype; `tf32`; or `bfloat16`.",
     ),
     Column("batch_size", _INT, "samples", "Batch size b."),
     Column(
         "stepsize",
         _TEXT,
         "",
-        "Stepsize policy: `fixed(eta)`, `fixed_fraction(c)`: c/beta(1), `theory(c)`: c/beta(b), `grid` and "
-        "`grid_relative`: one of several, of which the best counts, the latter multiples of 1/beta(b) (of "
-        "base_stepsize where there are no statistics).",
+        "Stepsize (learning rate) policy: `fixed(eta)`, `fixed_fraction(c)`: c/beta(1), `theory(c)`: c/beta(b), `grid` "
+        "and `grid_relative`: one of several, of which the best counts, the latter multiples of 1/beta(b) (of "
+        "base_stepsize if there are no statistics).",
     ),
     Column(
         "training",
         _TEXT,
         "",
-        "How it was trained, `sgd` or what differs from it: optimizer, schedule, scaling of the stepsize, noise, "
+        "How it was trained, `sgd` or the differences from it: optimizer, schedule, scaling of the stepsize, noise, "
         "learners (see `raysat.spec.training`). The NTK's prediction is for `sgd`.",
     ),
     Column("learners", _INT, "", "Learners p of asynchronous SGD; 1 for SGD."),
     Column("staleness", _REAL, "iterations", "Mean staleness of the gradients; 0 for SGD."),
-    Column("eta", _REAL, "eta", "The stepsize used, scaled to the batch size where asked, before any schedule."),
+    Column("eta", _REAL, "eta", "The stepsize used, scaled to the batch size if so set, before any schedule."),
     Column("beta", _REAL, "1/eta", "beta(b) of eq. 2.2 by Lemma 3.1, exact for the sampling used."),
-    Column("eta_beta", _REAL, "", "eta beta(b): the stepsize in units of what the theory grants."),
+    Column("eta_beta", _REAL, "", "eta beta(b): the stepsize in units of 1/beta(b), which the theory allows."),
     Column(
         "eta_limit",
         _REAL,
@@ -196,8 +195,8 @@ TRIALS = (
         "b and exact at b = n.",
     ),
     Column("budget", _TEXT, "", "What ends a trial: `4000 iterations`, `60000 samples` or `10 epochs`."),
-    Column("iterations", _INT, "iterations", "T asked for: of a budget of samples, samples / b, rounded, at least 1."),
-    Column("iterations_done", _INT, "iterations", "T done; less than `iterations` where the trial ended early."),
+    Column("iterations", _INT, "iterations", "T as set; under a budget of samples, samples / b, rounded, at least 1."),
+    Column("iterations_done", _INT, "iterations", "T done; less than `iterations` if the trial ended early."),
     Column("loss_final", _REAL, "loss", "L(w_T) over evaluation_samples samples, at T = iterations_done."),
     Column(
         "h",
@@ -219,10 +218,10 @@ TRIALS = (
         "seconds",
         _REAL,
         "s",
-        "Wall time of the trial, evaluations included, over all attempts that counted; of seeds trained as one "
-        "computation (`stacked`), each one's share.",
+        "Wall time of the trial, evaluations included, over all attempts that counted; for seeds trained as one "
+        "computation (`stacked`), this seed's share.",
     ),
-    Column("gpus", _REAL, "", "GPUs of the trial, or its share of one; 0 on a CPU."),
+    Column("gpus", _REAL, "", "GPUs of the trial, or its fraction of one; 0 on a CPU."),
     Column("steps_per_second", _REAL, "1/s", "Iterations per second of the time spent in SGD steps."),
     Column(
         "engine",
@@ -242,9 +241,9 @@ TRIALS = (
         "micro_batch",
         _INT,
         "samples",
-        "Samples of a batch whose gradient was computed at a time; below b where memory was short of it.",
+        "Samples of a batch whose gradient was computed at a time; below b if memory did not suffice for b.",
     ),
-    Column("attempts", _INT, "", "Processes that worked on the cell: above 1 where it was retried or resumed."),
+    Column("attempts", _INT, "", "Processes that worked on the cell: above 1 if it was retried or resumed."),
     *_WHERE,
 )
 
@@ -280,10 +279,10 @@ ANALYSIS = (
     Column("quantity", _TEXT, "", "What was measured: `b_h` or `b_N`."),
     Column("target", _REAL, "loss", "The loss to which N belongs; null for b_h."),
     Column("headline", pa.bool_(), "", "Whether it is the b_h, or the one b_N, that the summary shows."),
-    Column("value", _REAL, "samples", "The measured critical batch size; null where `reason` says why."),
-    Column("low", _REAL, "samples", "Lower end of its 95 % interval; 0 where it is below all that was sought."),
-    Column("high", _REAL, "samples", "Upper end; infinite where it is above all that was sought."),
-    Column("interval", _TEXT, "", "Of what scatter it is: of several `seeds`, or of one's `residuals`."),
+    Column("value", _REAL, "samples", "The measured critical batch size; if null, `reason` says why."),
+    Column("low", _REAL, "samples", "Lower end of its 95 % interval; 0 if it is below the search range."),
+    Column("high", _REAL, "samples", "Upper end; infinite if it is above the search range."),
+    Column("interval", _TEXT, "", "Source of the scatter: several `seeds`, or the `residuals` of one seed."),
     Column("q", _REAL, "", "How sharply the law bends there: (1 + (value/b)^q)^(1/q), by default 1."),
     Column("asymptote", _REAL, "", "h_inf (1/iterations) or N_inf (iterations) of the fit."),
     Column("rms_log_residual", _REAL, "", "Root mean square of log y - log fit: 0.05 is a scatter of 5 %."),
@@ -294,7 +293,12 @@ ANALYSIS = (
     Column("n_failed", _INT, "trials", "Failed trials of the reading; they are in no fit."),
     Column("eta_beta_min", _REAL, "", "Smallest eta beta(b) of the trials that counted."),
     Column("eta_beta_max", _REAL, "", "Largest eta beta(b) of the trials that counted."),
-    Column("eta_k_op_max", _REAL, "", "Largest eta k_op of the trials that counted; the linearized model ends at 2."),
+    Column(
+        "eta_k_op_max",
+        _REAL,
+        "",
+        "Largest eta k_op of the trials that counted; the linearized model is unstable above 2.",
+    ),
     Column("reason", _TEXT, "", "Reservations about the measured value, in words."),
     *(
         Column(name + end, _REAL, "1/eta", f"{what} {name} over the seeds.")
@@ -306,15 +310,15 @@ ANALYSIS = (
         _TEXT,
         "",
         f"A column of `ntk` ({', '.join(f'`{name}`' for name in PREDICTING)}), or `forecast`: the same trials on the "
-        "linearized network, tuned and fitted in the same way, of b_N as typical runs (`raysat.saturation.typical`).",
+        "linearized network, tuned and fitted in the same way, for b_N as typical runs (`raysat.saturation.typical`).",
     ),
-    Column("predicted", _REAL, "samples", "Its value: the mean over seeds, of the forecast the fit to all seeds."),
-    Column("predicted_min", _REAL, "samples", "The smallest of a seed."),
-    Column("predicted_max", _REAL, "samples", "The largest of a seed."),
+    Column("predicted", _REAL, "samples", "Its value: the mean over seeds; for the forecast, the fit to all seeds."),
+    Column("predicted_min", _REAL, "samples", "The smallest over the seeds."),
+    Column("predicted_max", _REAL, "samples", "The largest over the seeds."),
     Column("ratio", _REAL, "", "Predicted over measured value."),
     Column("remark", _TEXT, "", "Why there is no prediction, or what its ratio does not show, in words."),
 )
-"""Of `analysis.parquet`, which is made anew from the tables at any time."""
+"""The columns of `analysis.parquet`, which can be made from the tables again at any time."""
 
 
 @cache

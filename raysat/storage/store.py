@@ -1,19 +1,19 @@
 """A sweep's results folder: immutable Parquet part-files, written aside and renamed, readable at any moment.
 
     RESULTS/<sweep>/
-        sweep.json                       what was asked, versions, machine
-        status.json                      what runs, as the driver saw it last (see `raysat.status`)
+        sweep.json                       the sweep's settings, versions, machine
+        status.json                      what runs, as last recorded by the driver (see `raysat.status`)
         trials/<cell_id>.parquet         one row
         curves/<cell_id>.parquet         one row an evaluation
         ntk/<init_id>.parquet            one row
         {trials,curves,ntk}/merged-*     the same rows of many finished cells
         checkpoints/<cell_id>.pt         of unfinished trials only
-        data/<data set>/                 its files, where other nodes may need them
-        set-aside/{trials,curves,ntk}/   rows that are no longer part of the results, where their cells ran again
+        data/<data set>/                 its files, if other nodes may need them
+        set-aside/{trials,curves,ntk}/   rows that are no longer part of the results, because their cells run again
 
-The driver is the only writer. A cell's row is written after its curve, so that a cell with a row has everything. The
-folder is a local one, or an address of an object store (see `raysat.storage.files`); how rows lie in it:
-`raysat.storage.partfiles`.
+The driver is the only writer. A cell's row is written after its curve, so that a cell with a row is complete. The
+folder is local, or an address of an object store (see `raysat.storage.files`); `raysat.storage.partfiles` says how rows
+are stored in it.
 """
 
 from __future__ import annotations
@@ -47,23 +47,24 @@ __all__ = ["Store", "storage_errors"]
 log = logging.getLogger(__name__)
 
 COMPACT_AFTER = 256
-"""Part-files of single cells that are merged into one. Default: 256; reading as many takes a fraction of a second."""
+"""Number of part-files of single cells that are merged into one. Default: 256; reading them takes a fraction of a
+second."""
 
 IN_ROWS = ("sweep", "dataset", "preprocessing", "n", "n_test", "loss", "dtype", "sampling", "precision", "budget")
-"""The columns of `trials` in which all rows of a folder agree: they stand in for a `sweep.json` that is lost."""
+"""The columns of `trials` in which all rows of a folder agree: they replace a `sweep.json` that is lost."""
 
 _LINEARIZED = '"linearized": true'
-"""In `model_options`: the kernel never moves, and has no statistics along the run."""
+"""In `model_options`: the kernel of a linearized model never changes, and has no statistics along the run."""
 
 
 class Store:
-    """One sweep's results folder: what its files say of the sweep.
+    """One sweep's results folder: its files, and what they say about the sweep.
 
     Args:
         root: The folder, `RESULTS/<sweep>`, or its address.
 
     Attributes:
-        parts: Its part-files, in which the rows lie.
+        parts: Its part-files, which contain the rows.
     """
 
     def __init__(self, root: Location | str) -> None:
@@ -71,11 +72,11 @@ class Store:
         self.parts = PartFiles(self.root)
 
     def read(self, table: str, columns: list[str] | None = None) -> pd.DataFrame:
-        """All rows of a table; cf. `PartFiles.read`."""
+        """Read all rows of a table; cf. `PartFiles.read`."""
         return self.parts.read(table, columns)
 
     def update(self, rows: Mapping[str, Row]) -> None:
-        """Change what rows of `trials` say; cf. `PartFiles.update`."""
+        """Change values in rows of `trials`; cf. `PartFiles.update`."""
         self.parts.update(rows)
 
     @property
@@ -90,13 +91,13 @@ class Store:
 
     @property
     def sweep_file(self) -> Location:
-        """What was asked, as JSON."""
+        """The sweep's settings, as JSON."""
         return self.root / "sweep.json"
 
     def open(self, sweep: Sweep, about: Mapping[str, Any], resolved: Mapping[str, Any]) -> None:
-        """Make the folder, or take up the one that is there, and record the sweep in it.
+        """Create the folder, or open the existing one, and record the sweep in it.
 
-        Part-files that cannot be read are set aside under a name that Parquet readers pass over.
+        Part-files that cannot be read are set aside under a name that Parquet readers ignore.
 
         Args:
             sweep: The sweep. Its axes may have grown since the last run; what all cells share may not have changed.
@@ -110,9 +111,9 @@ class Store:
         with storage_errors(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             if self.record() is None and self.sweep_file.exists():
-                log.warning("%s cannot be read: it is set aside, and made anew.", self.sweep_file)
+                log.warning("%s cannot be read: it is set aside and written again.", self.sweep_file)
                 self.put_aside(self.sweep_file)
-            # First of all: whatever ends this process from here on leaves a results folder.
+            # Before anything else: if the process ends at any later point, this is recognized as a results folder.
             self._write_record({"schema": present(), "sweep": asdict(sweep), "resolved": dict(resolved), **about})
             for folder in (*(self.root / table for table in TABLES), self.checkpoints):
                 folder.mkdir(exist_ok=True)
@@ -126,14 +127,14 @@ class Store:
         write_aside(self.sweep_file, lambda path: path.write_text(json.dumps(hidden(record), indent=2) + "\n"))
 
     def settle(self) -> set[str]:
-        """Recover from earlier runs, and set aside what merged part-files have of unfinished cells.
+        """Recover from earlier runs, and set aside rows of unfinished cells in merged part-files.
 
         Returns:
             The ids of the finished cells.
         """
         stored = self._json(self.sweep_file)
         if _is_record(stored) and is_read(version := stored.get("schema")) and version != present():
-            self._write_record(record_brought_up(stored))  # first: no earlier raysat is to read what follows
+            self._write_record(record_brought_up(stored))  # first: an earlier raysat must not read what follows
         self.parts.settle()
         finished = self.finished()
         if again := set().union(*self.parts.merged.values()) - finished:
@@ -141,7 +142,7 @@ class Store:
         return finished
 
     def make_schemas(self) -> None:
-        """Give each table an empty part-file with its schema: it can be read before the first cell is done."""
+        """Give each table an empty part-file with its schema, so that it can be read before the first cell ends."""
         for table in TABLES:
             (self.root / table).mkdir(exist_ok=True)
             if not (self.root / table / "schema.parquet").exists():
@@ -150,7 +151,7 @@ class Store:
     def check(self, sweep: Sweep, resolved: Mapping[str, Any]) -> None:
         """Raise `InputError` unless the folder is new or holds cells of this very sweep.
 
-        Where its `sweep.json` is not there or cannot be read, the rows say of which sweep they are.
+        If its `sweep.json` is missing or cannot be read, the rows say to which sweep they belong.
         """
         with storage_errors(self.root):
             if not self.root.exists() or not any(self.root.iterdir()):
@@ -165,6 +166,7 @@ class Store:
             now |= {"sweep": sweep.name, "budget": sweep.budget}
             before = self._said_by_rows(now)
         else:
+            # a setting that the record lacks was added later: it had its default's effect
             defaults = {field.name: None if field.default is MISSING else field.default for field in fields(sweep)}
             before = {**json.loads(json.dumps(defaults, default=asdict)), **record["sweep"], **record["resolved"]}
             before = {name: before.get(name) for name in ("name", *named(type(sweep), SHARED), *resolved)}
@@ -177,17 +179,17 @@ class Store:
             raise self._of_others(f"holds another sweep ({', '.join(different)})")
 
     def _of_others(self, what: str) -> InputError:
-        """That the folder is not this sweep's, with what to do; --fresh is for one that has nothing of others."""
+        """The error of a folder that is not this sweep's; --fresh is offered only if all files are raysat's."""
         remedy = "use another --results or --set name=NAME" + ", or --fresh to start over" * (not self.strangers())
         return InputError(f"{self.root} {what}: {remedy}.")
 
     def strangers(self) -> list[str]:
-        """Return what the folder has that raysat did not make (`raysat.storage.belongings`), by paths from it."""
+        """Return the files that raysat did not make (`raysat.storage.belongings`), as relative paths."""
         with storage_errors(self.root):
             return strangers(walk(self.root))
 
     def _said_by_rows(self, now: Mapping[str, Any]) -> dict[str, Any]:
-        """What the rows say of their sweep, by name; where they disagree, the first value that is not that of `now`."""
+        """The settings of the sweep by its rows; if they disagree, the first value that differs from `now`."""
         trials, said = self.read("trials"), {}
         for name in IN_ROWS:
             values = trials[name].dropna().unique().tolist()
@@ -195,7 +197,7 @@ class Store:
         return said
 
     def put_aside(self, path: Location) -> Location:
-        """Move something of the folder into `SET_ASIDE`, under a name that nothing has there. Returns where it is."""
+        """Move a file or folder into `SET_ASIDE`, under a name not yet used there. Returns its new place."""
         folder = self.root / SET_ASIDE
         folder.mkdir(parents=True, exist_ok=True)
         taken = {entry.name for entry in folder.iterdir()}
@@ -204,9 +206,9 @@ class Store:
         return target
 
     def record(self) -> dict | None:
-        """The content of `sweep.json` under the present schema; None where there is none, or something else in it.
+        """The content of `sweep.json` under the present schema; None if it is missing or not a sweep's record.
 
-        What is of a version that this raysat does not read is as it is stored.
+        A version that this raysat cannot read is returned as it is stored.
 
         Raises:
             InputError: The storage does not answer.
@@ -215,7 +217,7 @@ class Store:
         return record_brought_up(record) if _is_record(record) else None
 
     def _json(self, path: Location) -> Any:
-        """Return what a file of JSON has; None where it is not there, or nothing of the kind."""
+        """Read a JSON file; None if it is missing, or not JSON."""
         with storage_errors(self.root):
             try:
                 return json.loads(path.read_bytes())
@@ -229,33 +231,33 @@ class Store:
         )
 
     def status(self) -> dict | None:
-        """Return what the driver stored last (`raysat.storage.heard`); None where there is nothing that can be read."""
+        """Return the driver's last record (`raysat.storage.heard`); None if it is missing or cannot be read."""
         try:
             return heard(self._json(self.root / "status.json"))
         except InputError:
             return None
 
     def readable(self) -> dict:
-        """The content of `sweep.json`, of a folder that this raysat can read.
+        """The content of `sweep.json` of a folder that this raysat can read.
 
         Raises:
-            InputError: The folder is not a results folder, or of another schema version.
+            InputError: The folder is not a results folder, or is of another schema version.
         """
         record = self.record()
         if record is None:
             raise InputError(
                 f"{self.root} holds no sweep (no readable sweep.json): give a results folder, RESULTS/NAME, or "
-                "run its sweep again, which makes it anew."
+                "run its sweep again, which writes it."
             )
         if record.get("schema") != present():
             raise InputError(
                 f"{self.root} has schema version {record.get('schema')}, this raysat reads {present()}: "
-                "use the raysat that wrote it, or run the sweep anew."
+                "use the raysat that wrote it, or start the sweep over."
             )
         return record
 
     def set_aside(self, cell_ids: Iterable[str], init_ids: Iterable[str] = ()) -> None:
-        """Take the rows of some cells out of all tables (`PartFiles.set_aside`), and drop the cells' checkpoints."""
+        """Move the rows of some cells out of all tables (`PartFiles.set_aside`), and delete the cells' checkpoints."""
         cells = set(cell_ids)
         for cell_id in cells:
             (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
@@ -266,14 +268,14 @@ class Store:
         remove(self.root)
 
     def write_trial(self, row: Row, curve: Sequence[Row], ntk: Sequence[Row] = ()) -> None:
-        """Store a finished cell: its curve first, then the row that makes it count, and drop its checkpoint."""
+        """Store a finished cell: its curve first, then the row that makes it count; then delete its checkpoint."""
         cell_id = str(row["cell_id"])
         if ntk:
             self.parts.write("ntk", cell_id, ntk)
         self.parts.write("curves", cell_id, curve)
         self.parts.write("trials", cell_id, [row])
         if row["status"] in FINISHED:
-            with suppress(OSError):  # what is left of it costs room, and the row nothing
+            with suppress(OSError):  # a checkpoint that stays takes space, and does the row no harm
                 (self.checkpoints / f"{cell_id}.pt").unlink(missing_ok=True)
             self.parts.uncompacted.add(cell_id)
             if len(self.parts.uncompacted) >= COMPACT_AFTER:
@@ -289,15 +291,16 @@ class Store:
     def finished(self) -> set[str]:
         """The ids of the cells that need not be run again.
 
-        Those with a finished row, a curve, and statistics at each iteration of `ntk_at` that they have reached.
+        These have a finished row, a curve, and statistics at each iteration of `ntk_at` that they have reached.
         """
         trials = self.read("trials", ["cell_id", "status", "model_options"])
         curves = self.read("curves", [*KEYS["curves"], "train_loss"])
         ended = trials[trials["status"].isin(FINISHED)]
+        # `-` binds more tightly than `&`
         return set(ended["cell_id"]) & set(curves["cell_id"]) - self._without_statistics(ended, curves)
 
     def _without_statistics(self, trials: pd.DataFrame, curves: pd.DataFrame) -> set[str]:
-        """The cells that have lost statistics of `ntk_at`; where the loss is not finite, there were none."""
+        """The cells that lack statistics of `ntk_at`; there are none at an iteration whose loss is not finite."""
         ntk_at = ((self.record() or {}).get("sweep") or {}).get("ntk_at")
         if not ntk_at:
             return set()
@@ -305,6 +308,7 @@ class Store:
         due = curves[curves["iteration"].isin(ntk_at) & (curves["iteration"] > 0) & np.isfinite(curves["train_loss"])]
         due = due[due["cell_id"].isin(moving["cell_id"])]
         there = self.read("ntk", KEYS["ntk"])
+        # "left_only": an evaluation at one of `ntk_at` without a row in `ntk`
         missing = due.merge(there, "left", ["cell_id", "iteration"], indicator=True)
         return set(missing.loc[missing["_merge"] == "left_only", "cell_id"])
 
@@ -316,7 +320,7 @@ class Store:
 
 
 def _is_record(stored: Any) -> TypeGuard[dict[str, Any]]:
-    """Return whether the content of `sweep.json` is that of a sweep."""
+    """Return whether the content of `sweep.json` is a sweep's record."""
     return isinstance(stored, dict) and all(isinstance(stored.get(name), dict) for name in ("sweep", "resolved"))
 
 

@@ -1,6 +1,6 @@
-"""What earlier versions of raysat have stored, brought up to the present schema as it is read: a step for each version.
+"""Conversion of files of earlier versions of raysat to the present schema, as they are read: one step for each version.
 
-A change of the schema is a function of its own, and a line in `STEPS`; what was stored before is then read for ever.
+To change the schema, add a function and an entry in `STEPS`; everything stored before can then be read for ever.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import pyarrow as pa
 from raysat.errors import InputError
 
 KEY = b"raysat_schema"
-"""Under which a part-file's metadata has its schema version; `sweep.json` has it as `schema`."""
+"""The key of the schema version in a part-file's metadata; in `sweep.json` it is `schema`."""
 
 FIRST = 1
 """The schema version of raysat 0.1.0."""
@@ -26,11 +26,11 @@ def _as_it_is(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Step:
-    """The way from one schema version to the next, as pure functions.
+    """The conversion from one schema version to the next, as pure functions.
 
     Attributes:
-        rows: The rows of a part-file under the next version, from the table's name and the rows.
-        record: The content of `sweep.json` under the next version. Default: it is the same.
+        rows: Converts the rows of a part-file, given the table's name and the rows.
+        record: Converts the content of `sweep.json`. Default: it stays as it is.
     """
 
     rows: Callable[[str, pa.Table], pa.Table]
@@ -47,21 +47,21 @@ def present() -> int:
 
 
 def is_read(version: object) -> TypeGuard[int]:
-    """Return whether this raysat reads what was stored under a schema version."""
+    """Return whether this version of raysat can read a schema version."""
     return isinstance(version, int) and FIRST <= version <= present()
 
 
 def version_of(part: pa.Table) -> int:
-    """The schema version of a part-file's rows; of a file that says none, the present one.
+    """The schema version of a part-file's rows; the present one if the file has none.
 
     Raises:
-        ValueError: It says something that is no version.
+        ValueError: It has something that is not a version.
     """
     return int((part.schema.metadata or {}).get(KEY, present()))
 
 
 def rows_brought_up(table: str, part: pa.Table) -> pa.Table:
-    """The rows of a part-file under the present schema.
+    """Convert the rows of a part-file to the present schema.
 
     Args:
         table: The table.
@@ -69,7 +69,7 @@ def rows_brought_up(table: str, part: pa.Table) -> pa.Table:
 
     Raises:
         InputError: They are of a later version.
-        ValueError: They are of no version.
+        ValueError: Their version does not exist.
     """
     version = version_of(part)
     if version > present():
@@ -82,7 +82,7 @@ def rows_brought_up(table: str, part: pa.Table) -> pa.Table:
 
 
 def record_brought_up(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of `sweep.json` under the present schema; of a version that is not read, as it is stored."""
+    """Convert the content of `sweep.json` to the present schema; a version that cannot be read stays as it is."""
     if not is_read(version := record.get("schema")):
         return dict(record)
     for step in STEPS[version - FIRST :]:

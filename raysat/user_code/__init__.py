@@ -1,1 +1,1 @@
-"""The user's own code: found, carried to the workers, identified, and kept from changing what runs after it."""
+"""The user's own code: found, sent to the workers, identified, and kept from changing what runs after it."""

@@ -1,20 +1,20 @@
-"""The identity of user code: which of it a result is of, and whether it has changed since.
+"""The identity of user code: the code on which a result depends, and whether it has changed since.
 
-It is decided twice, each time by syntax (`raysat.user_code.syntax`), so that no comment, no layout and no second
-function beside the one that is used counts.
+It is determined twice, each time from syntax (`raysat.user_code.syntax`), so that comments, layout, and functions next
+to the one that is used do not count.
 
-**Before the run**: what a reference `module:function` reaches in its own module and in those of the user's that are
-imported with it. Its digest is part of the identity of each initialization and cell (`Code`); where it is another one
-than that of a results folder, the folder holds another sweep.
+**Before the run**: the code that a reference `module:function` reaches in its own module and in the user's modules that
+are imported with it. Its digest is part of the identity of each initialization and cell (`Code`); if it differs from
+that of a results folder, the folder holds another sweep.
 
-**As it runs**: the user's files that are imported until a row is made, also inside of functions, by `importlib`, or by
-path, with their digests, stand in that row (`user_files`); compiled ones with that of their bytes, and modules that the
-user's code has looked for in vain with an empty one. Where one of them has changed, is gone or has come, the row is of
-other code: its cell runs again.
+**During the run**: the user's files that are imported before a row is made, also inside functions, by `importlib`, or
+by path. The row stores their digests (`user_files`): for compiled files a digest of their bytes, and for modules that
+the user's code tried to import and that do not exist an empty one. If one of them has changed, disappeared or appeared,
+the row is one of other code, and its cell runs again.
 
-The user's files are those below the folder of the sweep file and the folders on `sys.path`, the installation apart;
-packages that are installed in place (`pip install -e`) are among them. Names are those relative to these folders, the
-same on every machine; a file elsewhere has its whole path.
+The user's files are those below the folder of the sweep file and the folders on `sys.path`, except the installation;
+packages that are installed in place (`pip install -e`) are among them. Names are relative to these folders, and so the
+same on every machine; a file elsewhere has its full path.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ Files = dict[str, str]
 _NOTHING = digest("")
 
 ABSENT = ""
-"""Stands for the digest of a module that was looked for and not found."""
+"""Replaces the digest of a module that was looked for and not found."""
 
 _COMPILED = (*EXTENSION_SUFFIXES, *BYTECODE_SUFFIXES)
 
 _recordings: list[dict[str, str | None]] = []
-"""The texts of what was executed, by path; None for what was looked for and not found, by the name of its file."""
+"""The texts of executed files, by path; None, by file name, for a module that was looked for and not found."""
 
 
 class Code(NamedTuple):
-    """The code of a sweep, as it stands in `sweep.json`.
+    """The code of a sweep, as stored in `sweep.json`.
 
     Attributes:
-        files: What each reference reaches of each file, by reference.
-        ids: What stands for it in the identity of initializations, by the references that they name. An id stays as it
-            was when the results folder was made, whichever way of making one has come since.
+        files: The digest of the part of each file that a reference reaches, by reference.
+        ids: The code's id in the identity of initializations, by the references that they name. An id stays as it was
+            when the results folder was made, even if a later raysat computes ids in another way.
     """
 
     files: dict[str, Files]
@@ -65,14 +65,14 @@ class Code(NamedTuple):
 
     @classmethod
     def of(cls, sources: plugins.Sources, groups: Iterable[Iterable[str]], before: object, earlier: str) -> Code:
-        """The code of groups of references, each of which an initialization names.
+        """Compute the code of groups of references; an initialization names each group.
 
         Args:
             sources: The user's modules.
             groups: The groups.
-            before: What stands in the results folder: the same as plain data, of an earlier raysat the digest of
-                texts, or nothing.
-            earlier: That digest now.
+            before: The code stored in the results folder: the same as plain data, the digest of texts of an earlier
+                raysat, or nothing.
+            earlier: That digest of texts now.
         """
         groups = [tuple(group) for group in groups]
         files = {one: reached((one,), sources, deep=False) for group in groups for one in group}
@@ -86,7 +86,7 @@ class Code(NamedTuple):
         return cls(files, ids)
 
     def plain(self, before: object) -> dict | str:
-        """As it is stored, with what is known of references that are not named any more."""
+        """Return the code as it is stored, with entries of references that are no longer named."""
         if not isinstance(before, Mapping):
             before = {"files": {}, "ids": {}}
         both = {"files": {**before["files"], **self.files}, "ids": {**before["ids"], **self.ids}}
@@ -96,10 +96,10 @@ class Code(NamedTuple):
 def differences(before: object, now: object) -> list[str]:
     """The files that have changed since a results folder was made.
 
-    Of a folder of an earlier raysat's, which has a digest of all their texts, one of them has changed, if any.
+    A folder of an earlier raysat has one digest of all texts: if it differs, any of the files may have changed.
 
     Args:
-        before: The code that stands in it.
+        before: The code stored in the folder.
         now: The code now, both as plain data.
     """
     if not isinstance(now, Mapping):
@@ -115,12 +115,12 @@ def differences(before: object, now: object) -> list[str]:
 
 
 def references_of(*names: object) -> tuple[str, ...]:
-    """Those of some names that are import paths, in order."""
+    """Return those of some names that are import paths, sorted."""
     return tuple(sorted({name for name in names if isinstance(name, str) and is_reference(name)}))
 
 
 def reached(references: tuple[str, ...], sources: plugins.Sources, *, deep: bool) -> Files:
-    """Return what some references reach of each file; with `deep` also by imports inside of functions."""
+    """Return digests of what some references reach in each file; with `deep` also by imports inside functions."""
     return dict(_reached(references, tuple(sorted(sources.items(), key=lambda item: item[0])), deep))
 
 
@@ -130,13 +130,14 @@ def _reached(references: tuple[str, ...], sources: tuple, deep: bool) -> Files:
     packages = {name for name, source in sources if source.is_package}
     found = digests(references, texts, packages, deep=deep)
     of = dict(sources)
-    whole = {name: digest(of[name].text) for name in found if not of[name].travels}  # each machine has its own
+    # modules that do not travel: each machine has its own copy, which counts as a whole
+    whole = {name: digest(of[name].text) for name in found if not of[name].travels}
     return {plugins.file_of(name, of[name].path): one for name, one in (found | whole).items()}
 
 
 @contextmanager
 def recorded() -> Iterator[dict[str, str | None]]:
-    """Note the files that Python executes while the block lasts, by path, with their texts."""
+    """Record the files that Python executes inside the block, by path, with their texts."""
     _listen()
     files: dict[str, str | None] = {}
     _recordings.append(files)
@@ -148,13 +149,13 @@ def recorded() -> Iterator[dict[str, str | None]]:
 
 @cache
 def _listen() -> None:
-    """Hear of all that Python executes: an import however it is made, and in no other way of all of them."""
+    """Install an audit hook on execution, the only way to see every kind of import."""
     sys.addaudithook(_heard)
     sys.meta_path.append(_Missed())
 
 
 class _Missed(MetaPathFinder):
-    """The last of the finders: notes what the user's code looks for and no other finder has, and finds nothing."""
+    """The last finder: records modules that the user's code looks for and no other finder has; finds nothing."""
 
     def find_spec(self, name: str, path: object = None, target: ModuleType | None = None) -> None:
         if _recordings and _asked_by_user():
@@ -162,7 +163,7 @@ class _Missed(MetaPathFinder):
 
 
 def _asked_by_user() -> bool:
-    """Return whether the code that imports something is the user's, and not a library's that has an optional part."""
+    """Return whether the importing code is the user's, and not a library's that tries an optional import."""
     frame: FrameType | None = sys._getframe(2)
     while frame and (frame.f_code.co_filename[:1] == "<" or frame.f_globals.get("__package__") == "importlib"):
         frame = frame.f_back
@@ -182,13 +183,13 @@ def _heard(event: str, arguments: tuple) -> None:
 
 
 def note(files: Mapping[str, str | None]) -> None:
-    """Count files as executed now, which were when something was made that is used again."""
+    """Record files as executed now; they were executed when an object was made that is reused now."""
     for recording in _recordings:
         recording.update({path: text for path, text in files.items() if path not in recording})
 
 
 def _text(path: str) -> str | None:
-    """The text of a file that is executed; None where there is none, as of one that was compiled elsewhere."""
+    """The text of a file that is executed; None if absent, as for a file that was compiled elsewhere."""
     for source in plugins.installed().values():
         if source.path == path and source.travels:
             return source.text
@@ -199,7 +200,7 @@ def _text(path: str) -> str | None:
 
 
 def user_files(init: Initialization) -> str | None:
-    """The user's files that have been imported, as JSON for a row; null where nobody has noted any."""
+    """The user's files that have been imported, as JSON for a row; None if none was recorded."""
     if not _recordings:
         return None
     sources, found = plugins.installed(), {}
@@ -210,7 +211,7 @@ def user_files(init: Initialization) -> str | None:
     for path in compiled():
         if file := _called(path, here):
             found[file] = _as_loaded(path)
-    for path, text in dict(_recordings[-1]).items():  # another thread may import meanwhile
+    for path, text in dict(_recordings[-1]).items():  # a copy: another thread may import meanwhile
         if text is None:
             found.setdefault(path, ABSENT)
             continue
@@ -227,7 +228,7 @@ class Present:
 
     Attributes:
         sources: The user's modules.
-        folders: Where other files are looked for.
+        folders: The folders in which other files are searched.
         references: The references whose modules these are.
     """
 
@@ -237,12 +238,12 @@ class Present:
 
     @classmethod
     def here(cls, init: Initialization) -> Present:
-        """As a job has them."""
+        """Read the files as a job has them."""
         sources, own = plugins.installed(), references_of(init.dataset, init.loss, init.model.builder)
         return cls(sources, folders(sources) if own else (), own)
 
     def changed(self, row: Mapping) -> list[str]:
-        """The files that have changed, or are gone, since a row of `trials` or `ntk` was made."""
+        """The files that have changed or disappeared since a row of `trials` or `ntk` was made."""
         own = references_of(row["dataset"], row["loss"], row["model"])
         if not isinstance(row.get("user_files"), str) or not set(own) <= set(self.references):
             return []
@@ -265,9 +266,9 @@ class Present:
 
 
 def compiled() -> Iterator[Path]:
-    """The files of the user's modules that are imported and have no text: extensions, and bytecode on its own.
+    """Yield the files of the user's imported modules that have no text: extensions, and bytecode without source.
 
-    A process keeps them for all its jobs, of which each may use them.
+    A process keeps them for all its jobs, and each job may use them.
     """
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
@@ -277,12 +278,12 @@ def compiled() -> Iterator[Path]:
 
 @cache
 def _as_loaded(path: Path) -> str:
-    """The digest of a compiled module as the process has it, also where its file is replaced later."""
+    """The digest of a compiled module as the process has loaded it, even if its file is replaced later."""
     return _of_bytes(path)
 
 
 def _of_bytes(path: Path) -> str:
-    """The digest of a file's bytes; of none, that of what is absent."""
+    """The digest of a file's bytes; `ABSENT` if it does not exist."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
     except OSError:
@@ -290,7 +291,7 @@ def _of_bytes(path: Path) -> str:
 
 
 def folders(sources: plugins.Sources) -> tuple[Path, ...]:
-    """The user's folders: those of modules and what else is on `sys.path`, the innermost first."""
+    """The user's folders: those of modules, and the others on `sys.path`, the innermost first."""
     files = ((source.path, plugins.file_of(name, source.path)) for name, source in sources.items() if source.path)
     roots = {Path(path.removesuffix(file)) for path, file in files}
     roots |= {Path(folder).resolve() for folder in sys.path if Path(folder or ".").is_dir()}
@@ -298,7 +299,7 @@ def folders(sources: plugins.Sources) -> tuple[Path, ...]:
 
 
 def _called(path: Path, folders: Iterable[Path]) -> str:
-    """Return how a file is called; empty for one that is not the user's, or that a program has written."""
+    """Return a file's name relative to the user's folders; empty if a program has written the file."""
     inside = next((path.relative_to(folder) for folder in folders if folder in path.parents), path)
     made = any(part.startswith((".", "torchinductor_")) for part in inside.parts)
     return "" if made else PurePath(inside).as_posix()

@@ -1,6 +1,6 @@
-"""The functions, classes and constants of PyTorch, NumPy, Python and raysat that jobs are made of.
+"""The functions, classes and constants of PyTorch, NumPy, Python and raysat that jobs use.
 
-User code may change them. A constant is what nothing but such code binds anew.
+User code may replace them. A constant is a value that nothing but user code rebinds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _METHODS = FunctionType, classmethod, staticmethod, property
 
 
 class _Names(dict):
-    """Objects by name, which equal themselves alone, whatever they would say of others."""
+    """Objects by name, compared by identity: their own `__eq__` may say anything."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, dict) and self.keys() == other.keys() and all(other[k] is self[k] for k in self)
@@ -38,9 +38,9 @@ class _Names(dict):
 
 @cache
 def _library() -> tuple[tuple[object, frozenset[str] | None], ...]:
-    """The modules and classes that a job is made of; of a module also the names that count, of a class all do.
+    """The modules and classes that a job uses; for a module with the names that count, for a class with None: all do.
 
-    A module gets names as parts of it are loaded, which are to stay; what a class gets hides what it has inherited.
+    A module gains names as its parts are loaded, and these must stay; a name added to a class hides an inherited one.
     """
     nn, optim = torch.nn, torch.optim
     modules = [torch, nn, nn.functional, nn.init, nn.utils, torch.autograd, torch.func, torch.linalg, torch.fft]
@@ -60,7 +60,7 @@ def _is_kept(module: object, name: str) -> bool:
 
 
 def _names(place: object, names: frozenset[str] | None) -> _Names:
-    """Return what a module or a class has, of some names or of all but what it notes for itself."""
+    """Return the objects of a module or class: under some names, or, given None, under all but its private ones."""
     return _Names(
         (name, one)
         for name, one in tuple(vars(place).items())
@@ -69,14 +69,14 @@ def _names(place: object, names: frozenset[str] | None) -> _Names:
 
 
 def read() -> tuple[tuple[_Names, ...], _Names]:
-    """Return what has which name, and what those of it that are written in Python do."""
+    """Return the object of each name, and the code and defaults of those functions that are written in Python."""
     found = tuple(_names(*one) for one in _library())
     written = (one for names in found for one in names.values() if isinstance(one, FunctionType))
     return found, _Names(((one, name), getattr(one, name)) for one in written for name in _WRITTEN)
 
 
 def write(before: tuple[Iterable[_Names], _Names]) -> None:
-    """Put back what was read."""
+    """Restore what was read."""
     for (place, names), there in zip(_library(), before[0], strict=True):
         here = _names(place, names)
         for name in here.keys() - there.keys():

@@ -1,16 +1,16 @@
-"""The user's own modules: found where the sweep file's Python finds them, carried to wherever trials run.
+"""The user's own modules: found where the sweep file's Python finds them, and sent to the workers.
 
-A sweep names its own data set or model by import path, `module:function`. The sources of the named modules, and of
-whatever they import of the user's own, are plain data: a worker on another machine imports them from the text. The
-user's own is what lies in the folder of the sweep file, and what the named modules import from elsewhere on `sys.path`
-(a `src` folder), but not what is installed. A package that is installed in place (`pip install -e`) is the user's own
-as far as identity goes (`raysat.user_code.identity`), and does not travel.
+A sweep names its own data set or model by import path, `module:function`. The sources of the named modules, and of the
+user's modules that they import, are plain data: a worker on another machine imports them from the text. The user's
+modules are those in the folder of the sweep file, and those that the named modules import from elsewhere on `sys.path`
+(a `src` folder), but not installed ones. A package that is installed in place (`pip install -e`) counts as the user's
+own for identity (`raysat.user_code.identity`), but is not sent.
 
-A job imports the user's modules anew and forgets them at its end (`anew`), so that what they hold does not reach
-another job, and it shows which of them it has used.
+A job imports the user's modules again and forgets them at its end (`anew`), so that their state does not reach another
+job, and the job knows which of them it has used.
 
-A module has its `__file__` wherever it runs, so that on a machine that has the folder it finds what lies beside it. The
-files that lie there do not travel: where they are missed, one sentence says so (`explained`).
+A module has the same `__file__` on every machine, so that it finds the files next to it on a machine that has the
+folder. Those files are not sent: if they are missing, one sentence says so (`explained`).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Source:
 
     Attributes:
         text: Its text.
-        path: Its file, where it was found.
-        travels: Whether it is sent to where trials run; else it is installed there, if need be in place.
+        path: The file in which it was found.
+        travels: Whether it is sent to the workers; otherwise it is installed there, possibly in place.
     """
 
     text: str
@@ -56,7 +56,7 @@ class Source:
 
     @property
     def is_package(self) -> bool:
-        """Whether it is a package's own module."""
+        """Whether it is the module of a package, `__init__.py`."""
         return Path(self.path).name == "__init__.py"
 
     @property
@@ -76,15 +76,15 @@ Sources = Mapping[str, Source]
 
 
 def read(path: Path) -> str:
-    """A module's text, in the encoding that it names."""
+    """Read a module's text, in the encoding that it declares."""
     return importlib.util.decode_source(path.read_bytes())
 
 
 def resolve(reference: str) -> Callable[..., Any]:
-    """The function that an import path `module:function` names.
+    """Return the function that an import path `module:function` names.
 
     Raises:
-        InputError: There is no such module or function. What goes wrong inside the module is the module's own error.
+        InputError: There is no such module or function. Errors raised inside the module are passed on.
     """
     module_name, _, function_name = reference.partition(":")
     try:
@@ -97,7 +97,7 @@ def resolve(reference: str) -> Callable[..., Any]:
             raise
         raise InputError(
             f"{reference!r} names the module {error.name}, which cannot be found: "
-            f"put {error.name.replace('.', '/')}.py beside the sweep file."
+            f"put {error.name.replace('.', '/')}.py next to the sweep file."
         ) from None
     if not callable(function):
         raise InputError(f"{reference!r}: {module_name} has no function {function_name}; define it there.")
@@ -106,7 +106,7 @@ def resolve(reference: str) -> Callable[..., Any]:
 
 @contextmanager
 def explained(reference: str) -> Iterator[None]:
-    """Say in one sentence what a file is that is missing beside a module which has travelled without it.
+    """Explain in one sentence a missing file that was next to a module and was not sent with it.
 
     Raises:
         InputError: Such a file is missing.
@@ -117,28 +117,28 @@ def explained(reference: str) -> Iterator[None]:
         if not (behind := _left_behind(f"{error.filename} {error}")):
             raise
         raise InputError(
-            f"{reference!r} reads a file of {behind}, which is not on {platform.node()}: modules travel to other "
-            "machines, the files beside them do not; put them where every machine finds them at the same path."
+            f"{reference!r} reads a file of {behind}, which is not on {platform.node()}: modules are sent to "
+            "other machines, the files next to them are not; put them where every machine finds them at the same path."
         ) from error
 
 
 def _left_behind(text: str) -> str:
-    """The folder of a module that is not on this machine, where an error's text names something in it."""
+    """The folder of a module that is not on this machine, if an error's text names a path in it; else empty."""
     folders = (Path(source.path).parent for source in installed().values() if source.path and not source.is_here)
     return next((str(folder) for folder in folders if f"{folder}/" in text), "")
 
 
 def gather(folder: Path, references: Sequence[str]) -> dict[str, Source]:
-    """The sources of what some import paths name, and of what that imports of the user's own.
+    """Collect the sources of the modules that some import paths name, and of the user's modules that they import.
 
     Args:
-        folder: Where the sweep file lies; it is put on `sys.path`.
+        folder: The folder of the sweep file; it is put on `sys.path`.
         references: Import paths `module:function`.
 
     Raises:
         InputError: There is no such module or function, or its module does not run.
     """
-    install({})  # what lies in the folder counts, not what an earlier sweep of this process brought
+    install({})  # the files in the folder count, not those of an earlier sweep in this process
     importlib.invalidate_caches()
     folder = folder.resolve()
     for reference in references:
@@ -154,17 +154,17 @@ def gather(folder: Path, references: Sequence[str]) -> dict[str, Source]:
 
 
 def earlier_digest(folder: Path, references: Sequence[str]) -> str:
-    """Return what an earlier raysat made of the modules of references that are imported: the hash of their texts."""
+    """Return the digest of an earlier raysat for references: the hash of the texts of their imported modules."""
     modules = (reference.partition(":")[0] for reference in references)
     sources = _with_imports(folder.resolve(), modules, _file)
     return digest({name: source for name, source in sources.items() if source.travels})
 
 
 def _with_imports(folder: Path, names: Iterable[str], file: Callable[[str], Path | None]) -> dict[str, Source]:
-    """The user's modules: those of some names, those that lie in the folder and are imported, and what they import."""
+    """The user's modules: those of some names, imported ones in the folder, and the modules that they import."""
     beside = []
     for name in list(sys.modules):
-        path = _file(name)  # an environment that lies in the folder is not the user's own
+        path = _file(name)  # a virtual environment in the folder is not the user's own: its root is another folder
         if path and _root(name, path) == folder and not _is(name, "raysat") and name != "__main__":
             beside.append(name)
     waiting = [*beside, *names]
@@ -186,14 +186,14 @@ def _with_imports(folder: Path, names: Iterable[str], file: Callable[[str], Path
 
 
 def _file(name: str) -> Path | None:
-    """The text file that a module was imported from."""
+    """The source file of an imported module; None if it has none."""
     file = getattr(sys.modules.get(name), "__file__", None)
     return _text_file(name, file) if isinstance(file, str) else None
 
 
 @cache
 def _text_file(name: str, file: str) -> Path | None:
-    """A module's file, in the folder where its name begins, and below that as it is called, also by a link."""
+    """A module's file: links are resolved in the folder where its name begins, but not below, where the name counts."""
     if not file.endswith(".py"):
         return None
     path = Path(os.path.abspath(file))
@@ -202,7 +202,7 @@ def _text_file(name: str, file: str) -> Path | None:
 
 
 def found(name: str) -> Path | None:
-    """The text file that a module was, or would be, imported from."""
+    """The source file from which a module was, or would be, imported."""
     if name in sys.modules:
         return _file(name)
     inside, parts = None, name.split(".")
@@ -215,7 +215,7 @@ def found(name: str) -> Path | None:
 
 
 def imported_from(files: Collection[str]) -> dict[str, Source]:
-    """The sources of the user's modules that have been imported from some files, of those that travel."""
+    """The sources of the user's modules that were imported from some files and are sent to the workers."""
     return {
         name: Source(read(path), str(path))
         for name, path in imported()
@@ -224,7 +224,7 @@ def imported_from(files: Collection[str]) -> dict[str, Source]:
 
 
 def imported() -> Iterator[tuple[str, Path]]:
-    """The modules that are imported and have a text file, where it lies as their name says."""
+    """Yield the imported modules with a source file whose path agrees with their name."""
     for name in list(sys.modules):
         path = _file(name)
         if path and _root(name, path):
@@ -232,35 +232,35 @@ def imported() -> Iterator[tuple[str, Path]]:
 
 
 def file_of(name: str, path: str) -> str:
-    """The file of a module, as seen from the folder in which it is: the end of its path."""
+    """The file of a module relative to the folder in which its name begins."""
     return name.replace(".", "/") + ("/__init__.py" if Path(path).name == "__init__.py" else ".py")
 
 
 def _spec(name: str, inside: Sequence[str] | None) -> ModuleSpec | None:
-    """Return where a module is, of which the packages that it lies in need not be imported."""
+    """Find a module's spec without importing the packages that contain it."""
     for finder in sys.meta_path:
         try:
             if spec := finder.find_spec(name, inside):
                 return spec
-        except (ImportError, AttributeError, ValueError, OSError):  # whatever a finder of somebody's says
+        except (ImportError, AttributeError, ValueError, OSError):  # a third party's finder may fail
             continue
     return None
 
 
 def _root(name: str, path: Path) -> Path | None:
-    """The folder in which a module's file lies as its name says: `src` of `src/pkg/mod.py`, of `pkg.mod`."""
+    """The folder in which a module's name begins: `src` for `pkg.mod` in `src/pkg/mod.py`; None if they disagree."""
     inner = path.parent if path.name == "__init__.py" else path.with_suffix("")
     parts = name.split(".")
     return inner.parents[len(parts) - 1] if list(inner.parts[-len(parts) :]) == parts else None
 
 
 def is_own(name: str, path: Path) -> bool:
-    """Return whether a module is the user's own, wherever it lies; those that are installed in place are."""
+    """Return whether a module is the user's own, in any folder; one that is installed in place is."""
     return _root(name, path) is not None and not is_installed(path.resolve())
 
 
 def is_installed(path: Path) -> bool:
-    """Return whether a file is of Python, of an installed package or of raysat."""
+    """Return whether a file belongs to Python, to an installed package or to raysat."""
     return bool(INSTALLED & set(path.parts)) or any(folder in path.parents for folder in _installation())
 
 
@@ -272,7 +272,7 @@ def _installation() -> tuple[Path, ...]:
 
 @cache
 def _is_installed(top: str) -> bool:
-    """Return whether a package of that name is installed, be it from a folder of its developer's."""
+    """Return whether a package of that name is installed, also if in place."""
     try:
         importlib.metadata.distribution(top)
     except (importlib.metadata.PackageNotFoundError, ValueError):
@@ -285,7 +285,7 @@ def _is(name: str, package: str) -> bool:
 
 
 def _imports(name: str, source: Source) -> Iterator[str]:
-    """The names of what a module may import, wherever in it, and of the packages that it lies in."""
+    """Yield the names that a module may import anywhere in it, and those of the packages that contain it."""
     package = name if source.is_package else name.rpartition(".")[0]
     named = [name]
     for statement in statements(package, source.text):
@@ -316,7 +316,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         source = self.carried[name]
         here, package = source.is_here, package or source.is_package
         inside = [str(Path(source.path).parent)] * here if package else None
-        # Its path also where it is not: what it reads from beside itself is then missed there, by that name.
+        # Its path also on a machine without it: a missing file next to it is then reported under that path.
         return importlib.util.spec_from_file_location(
             name, source.path or f"<{name}.py>", loader=self, submodule_search_locations=inside
         )
@@ -336,13 +336,13 @@ def _present() -> _Finder | None:
 
 
 def installed() -> dict[str, Source]:
-    """The sources that `install` was last given in this process."""
+    """The sources that `install` last received in this process."""
     present = _present()
     return present.sources if present else {}
 
 
 def install(sources: Sources) -> None:
-    """Make `import` find modules by these sources in this process, instead of what it had under the same names."""
+    """Make `import` use these sources in this process, in place of modules imported under the same names."""
     present = _present()
     if present is not None and present.sources == dict(sources):
         return
@@ -355,10 +355,10 @@ def install(sources: Sources) -> None:
 
 @contextmanager
 def anew(sources: Sources) -> Iterator[None]:
-    """Import the user's modules anew while the block lasts, by these sources, and forget them at its end.
+    """Import the user's modules again inside the block, from these sources, and forget them at its end.
 
-    Those that the sweep file has imported for itself are hidden meanwhile: what is not among the sources is imported as
-    any other process would have to.
+    Modules that the sweep file has imported for itself are hidden meanwhile: a module that is not among the sources is
+    imported as in any other process.
     """
     install(sources)
     _forget(sources)
@@ -373,7 +373,7 @@ def anew(sources: Sources) -> Iterator[None]:
 
 @contextmanager
 def forgotten() -> Iterator[None]:
-    """Forget, when the block ends, the user's modules that were imported in it."""
+    """Forget, when the block ends, the user's modules that were imported inside it."""
     before = set(sys.modules)
     try:
         yield
@@ -384,7 +384,7 @@ def forgotten() -> Iterator[None]:
 
 @cache
 def _is_hidden(name: str, path: Path) -> bool:
-    """Whether it is a module of the user's own that can be imported twice, which what is installed may not bear."""
+    """Return whether it is a user's module that can be imported twice; an installed one may not allow that."""
     return name != "__main__" and is_own(name, path) and not _is_installed(name.partition(".")[0])
 
 

@@ -1,19 +1,20 @@
-"""A process as it was found: what outlives a job is put back, so that every job begins as all others do.
+"""Restoring the state of a process, so that every job starts from the same one.
 
-User code may set whatever it likes while it is imported, builds a network, loads data or trains. None of that is to
-reach another job of the process, whose result would depend on what had run there before. What a process has once
-(`raysat.user_code.states`) is recorded, and what has changed is put back, at three ends:
+User code may change any setting while it is imported, builds a network, loads data or trains. No change may reach
+another job of the process, whose result would then depend on what ran there before. The global state of a process
+(`raysat.user_code.states`) is recorded, and changes are undone, at three points:
 
-- of a job, and of a plan: everything;
-- of each network that is built, and of each data set that is loaded: a network is as its builder built it, whichever
-  settings it chose for that, and the next one begins as it did;
-- of each import of a user's module, which takes place once a job, while networks are built several times.
+- at the end of a job, and of a plan: everything;
+- after each network that is built, and each data set that is loaded: a builder may choose settings for its own network,
+  and the next one starts from the same state as it did;
+- after each import of a user's module, which happens once a job, while networks are built several times.
 
-At the latter two, what is `LASTING` stays until the end of the job: by it code finds what it needs later.
+At the latter two, the states in `LASTING` are kept until the end of the job: later code relies on them.
 
-Where only raysat's own code runs nothing is recorded: it sets what it finds anew, and a millisecond is saved.
+If only raysat's own code runs, nothing is recorded: it sets all the state that it uses itself, and recording costs a
+millisecond.
 
-What cannot be put back is remembered: a process of Ray's runs no other job, and one's own says so.
+States that cannot be restored are remembered: Ray's process then runs no other job, and the driver's own says so.
 """
 
 from __future__ import annotations
@@ -30,25 +31,25 @@ from raysat.user_code.states import ENVIRONMENT, LIBRARIES, SEARCH_PATH, State, 
 log = logging.getLogger(__name__)
 
 LASTING = (SEARCH_PATH, ENVIRONMENT, LIBRARIES)
-"""The states that an import or a builder may set for what comes later in its job."""
+"""The states that an import or a builder may set for the rest of its job."""
 
 FROM_A_FILE = (SEARCH_PATH, ENVIRONMENT)
-"""Those that a sweep file may set for all of its jobs, in whichever process they run."""
+"""The states that a sweep file may set for all of its jobs, in any process."""
 
 _for_good: list[str] = []
 
 
 def for_good() -> tuple[str, ...]:
-    """The names of the states that have changed in this process and could not be put back."""
+    """The names of the states that have changed in this process and could not be restored."""
     return tuple(_for_good)
 
 
 @contextmanager
 def undisturbed(but: Iterable[str] = ()) -> Iterator[None]:
-    """Put back, when the block ends, what has changed of the process's state.
+    """Restore, when the block ends, all states of the process that have changed.
 
     Args:
-        but: The names of states that are left alone.
+        but: The names of states that are not restored.
 
     Raises:
         InputError: A user's code has raised KeyboardInterrupt, which would end the sweep as Ctrl-C does.
@@ -67,7 +68,7 @@ def undisturbed(but: Iterable[str] = ()) -> Iterator[None]:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Put back the random generators of PyTorch, NumPy and Python alone."""
+    """Restore, when the block ends, the random generators of PyTorch, NumPy and Python, and nothing else."""
     before = generators()
     try:
         yield

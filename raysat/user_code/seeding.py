@@ -1,4 +1,4 @@
-"""The global random generators, seeded for a while."""
+"""Temporary seeding of the global random generators."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from raysat.user_code.process import generators_kept
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """The generators of PyTorch, NumPy and Python seeded; afterwards each is where it was.
+    """Seed the generators of PyTorch, NumPy and Python inside the block, and restore their states afterwards.
 
     Args:
-        seed: The seed. NumPy takes its last 32 bits.
+        seed: The seed. NumPy uses its last 32 bits.
     """
     with generators_kept():
         torch.manual_seed(seed)

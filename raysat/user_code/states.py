@@ -1,7 +1,6 @@
-"""What a process has once, for all that runs in it: of Python, of the operating system, of NumPy and of PyTorch.
+"""The global state of a process: of Python, of the operating system, of NumPy and of PyTorch.
 
-Each is something to read, as a value that can be compared, and to write. Who records and puts back:
-`raysat.user_code.process`.
+Each state can be read, as a value that can be compared, and written. `raysat.user_code.process` records and restores.
 """
 
 from __future__ import annotations
@@ -44,10 +43,10 @@ SEARCH_PATH, ENVIRONMENT, LIBRARIES = "sys.path", "environment variables", "part
 
 
 class State(NamedTuple):
-    """Something that a process has once.
+    """One global state of a process.
 
     Attributes:
-        name: For a person.
+        name: Its name in messages.
         read: Returns its value.
         write: Sets it to a value that was read.
     """
@@ -58,11 +57,11 @@ class State(NamedTuple):
 
 
 Pair = tuple[Callable[[], object], Callable[[Any], object]]
-"""What reads a value, and what sets it."""
+"""The functions that read and set a value."""
 
 
 class _Itself(NamedTuple):
-    """An object that equals itself alone, whatever it would say of others, and what it holds."""
+    """An object compared by identity, because its own `__eq__` may say anything, and its content."""
 
     number: int
     content: object
@@ -84,13 +83,13 @@ class _Itself(NamedTuple):
 
 @cache
 def states() -> tuple[State, ...]:
-    """All of them, in the order in which they are put back."""
+    """All states, in the order in which they are restored."""
     groups = _of_torch(), _of_numpy(), _of_python(), _of_the_system()
     return (*chain(*groups), State("random generators", generators, set_generators))
 
 
 def _flags(name: str, pairs: Iterable[Pair]) -> State:
-    """Several that belong together."""
+    """Make one state of several values that belong together."""
     pairs = tuple(pairs)
 
     def write(before: Iterable[object]) -> None:
@@ -101,12 +100,12 @@ def _flags(name: str, pairs: Iterable[Pair]) -> State:
 
 
 def _attributes(owner: object, *names: str) -> list[Pair]:
-    """Those of some attributes of plain values that an object has."""
+    """The reader and setter of each of some attributes that the object has; their values are plain."""
     return [(partial(getattr, owner, name), partial(setattr, owner, name)) for name in names if hasattr(owner, name)]
 
 
 def _object(owner: ModuleType, name: str) -> State:
-    """Return which object an attribute is; of a list also what it holds, which is put back into the same list."""
+    """Make a state of an attribute's object; for a list also of its content, which is restored in the same list."""
 
     def read() -> _Itself:
         value = getattr(owner, name)
@@ -121,7 +120,7 @@ def _object(owner: ModuleType, name: str) -> State:
 
 
 def _content(name: str, content: dict) -> State:
-    """Return what a dictionary holds that is never replaced."""
+    """Make a state of the content of a dictionary that itself is never replaced."""
 
     def write(before: Mapping) -> None:
         content.clear()
@@ -136,7 +135,7 @@ def _of_torch() -> Iterator[State]:
     yield State("modes of torch", _modes, _set_modes)
     yield State("what autograd keeps", _saving, _set_saving)
     yield State("default dtype", torch.get_default_dtype, torch.set_default_dtype)
-    yield State("inference mode", torch.is_inference_mode_enabled, lambda _: None)  # only who has entered it can leave
+    yield State("inference mode", torch.is_inference_mode_enabled, lambda _: None)  # only its owner can leave it
     yield State("grad mode", torch.is_grad_enabled, torch.set_grad_enabled)
     yield State("threads", torch.get_num_threads, torch.set_num_threads)
     yield State("threads between operations", torch.get_num_interop_threads, torch.set_num_interop_threads)
@@ -178,7 +177,7 @@ def _default_device() -> object:
 
 
 def _modes() -> tuple[list, list]:
-    """Return what someone has entered and not left, such as `torch.device("meta")`."""
+    """Return the modes that were entered and not left, such as `torch.device("meta")`."""
     return (
         list(map(_Itself.of, overrides._get_current_function_mode_stack())),
         list(map(_Itself.of, dispatch._get_current_dispatch_mode_stack())),
@@ -194,7 +193,7 @@ def _set_modes(before: tuple[list, list]) -> None:
 
 
 def _saving() -> list:
-    """The hooks of tensors that are kept for gradients which someone has entered and not left."""
+    """Return the hooks of saved tensors that were entered and not left; popping and pushing them is the only way."""
     found = []
     while pair := _autograd._top_saved_tensors_default_hooks(True):
         found.insert(0, [_Itself.of(hook) for hook in pair])
@@ -212,11 +211,11 @@ def _set_saving(before: list) -> None:
 
 
 def _precisions() -> list[tuple[Callable[[Any], object], object]]:
-    """In what matrix products and convolutions are computed: what sets each place, and its value.
+    """The precision settings of matrix products and convolutions: the setter of each, and its value.
 
-    The places stand in such an order that each may be set without an effect on those before it.
+    They are in an order in which setting one does not change those before it.
     """
-    backends: Any = torch.backends  # of which some settings are attributes since PyTorch 2.9, undeclared
+    backends: Any = torch.backends  # since PyTorch 2.9 it has attributes that it does not declare
     matmul, cudnn, mkldnn = backends.cuda.matmul, backends.cudnn, backends.mkldnn
     names = ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction")
     places = [(matmul, name) for name in (*names, "allow_fp16_accumulation")]
@@ -229,7 +228,7 @@ def _precisions() -> list[tuple[Callable[[Any], object], object]]:
 
 
 def _said(read: Callable[[], object]) -> object:
-    """A value; None where there is no such one, or an older name has no word for what a newer one was set to."""
+    """Read a value; None if it does not exist, or if an older setting cannot express the value of a newer one."""
     try:
         return read()
     except (RuntimeError, AttributeError):
@@ -244,7 +243,7 @@ def _set_precisions(before: tuple) -> None:
 
 
 def _are_flushed() -> bool:
-    """Return whether this thread takes for zero what is smaller than the normal numbers."""
+    """Return whether this thread flushes subnormal numbers to zero."""
     return math.fabs(sys.float_info.min) / 2 == 0
 
 
@@ -255,7 +254,7 @@ def _of_numpy() -> Iterator[State]:
 
 
 def generators() -> tuple:
-    """Return where the generators of Python, NumPy and PyTorch are."""
+    """Return the states of the generators of Python, NumPy and PyTorch."""
     legacy: Any = np.random.get_state()  # a tuple, or on request a dictionary
     name, keys, *rest = legacy
     graphics = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -264,7 +263,7 @@ def generators() -> tuple:
 
 
 def set_generators(before: tuple) -> None:
-    """Put them where they were."""
+    """Restore the states of the generators."""
     python, (name, keys, *rest), drawn = before
     random.setstate(python)
     np.random.set_state((name, np.frombuffer(keys, np.uint32), *rest))
@@ -296,14 +295,14 @@ def _of_python() -> Iterator[State]:
 
 
 def _set_warnings(before: tuple) -> None:
-    warnings.resetwarnings()  # in its way, so that Python forgets what it remembers of filters
+    warnings.resetwarnings()  # invalidates Python's cache of filters, which the assignment below would not
     filters: Any = warnings.filters  # a list
     filters[:] = before[0]
     warnings.showwarning = before[1].value
 
 
 def _logging() -> tuple:
-    """Of the loggers of all and of raysat: level, whether they speak, and to whom."""
+    """The settings of the root logger and of raysat's: handlers, level, and whether they are active and propagate."""
     known = list(logging.root.manager.loggerDict.items())
     ours = [one for name, one in known if isinstance(one, logging.Logger) and name.partition(".")[0] == "raysat"]
     said = [
@@ -351,7 +350,7 @@ def _of_the_system() -> Iterator[State]:
 
 
 def _rings() -> bool:
-    """Return whether an alarm is set: how much of it is left changes by itself."""
+    """Return whether an alarm is set; its remaining time is no state, since it changes by itself."""
     return signal.getitimer(signal.ITIMER_REAL)[0] > 0
 
 
@@ -371,7 +370,7 @@ def _set_environment(before: Mapping[str, str]) -> None:
 def _umask() -> int:
     with suppress(OSError, StopIteration), open("/proc/self/status") as lines:
         return int(next(line for line in lines if line.startswith("Umask:")).split()[1], 8)
-    mask = os.umask(0o077)  # nothing else tells it; for a moment other threads write files that are this user's alone
+    mask = os.umask(0o077)  # the only other way to read it; other threads' files are briefly this user's alone
     os.umask(mask)
     return mask
 
@@ -380,7 +379,7 @@ _SIGNALS = ("INT", "TERM", "HUP", "QUIT", "ABRT", "ALRM", "CHLD", "CONT", "PIPE"
 
 
 def _handlers() -> dict[str, Any]:
-    """Return what signals do; nothing in threads that may not say so."""
+    """Return the signal handlers; none outside the main thread, which alone may set them."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     names = [name for name in (f"SIG{name}" for name in _SIGNALS) if hasattr(signal, name)]

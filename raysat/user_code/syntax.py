@@ -1,13 +1,13 @@
-"""What a function reaches of the modules that it is made of, by their syntax: a digest that no comment changes.
+"""The code that a function reaches in its own and other modules, by syntax: a digest that no comment changes.
 
-A module is a list of statements. Some do nothing but bind names: functions, classes, imports, constants. They count
-where a name of theirs is reached from the function, through whatever lies between, in its own module and in those that
-it imports. All other statements of these modules act as they are imported, and always count. So neither comments,
-docstrings and layout nor a second function beside the first change the digest.
+A module is a list of statements. Some only bind names: functions, classes, imports, constants. They count if one of
+their names is reached from the function, directly or through other code, in its own module and in those that it
+imports. All other statements of these modules have effects on import, and always count. So comments, docstrings, layout
+and a second function next to the first do not change the digest.
 
-Names that are looked up as text (`globals()`, `eval`, subclasses that register themselves) can be any: where code that
-is reached does so, all of the modules counts. What is still imported under a name that is made up as the code runs is
-found there, and no sooner (`raysat.user_code.identity`).
+Names that are looked up as text (`globals()`, `eval`, subclasses that register themselves) can be any name: if code
+that is reached does so, all of the modules count. Imports under a name that is computed during the run are found only
+during the run (`raysat.user_code.identity`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 LOOKUPS = {("globals",), ("locals",), ("vars",), ("eval",), ("exec",), ("__import__",), ("sys", "modules")}
-"""What code uses that looks for names which are text."""
+"""Expressions of code that looks up names given as text."""
 
 _LOOKING = {"__subclasses__", "__init_subclass__", "getmembers", "__globals__", "f_globals"}
 
@@ -31,9 +31,9 @@ class Import:
     """A name that an import statement binds.
 
     Attributes:
-        name: The name; `*` for all that there are, empty for none.
-        module: What is imported.
-        attribute: What of it has the name, which may be a module too; empty for the module itself.
+        name: The name; `*` for all names, empty for none.
+        module: The imported module.
+        attribute: The attribute of it that is bound, which may be a module too; empty for the module itself.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Statement:
 
     Attributes:
         node: Its syntax.
-        package: The package in which relative imports are.
+        package: The package to which relative imports refer.
         binds: The names that it binds.
-        acts: Whether it may do more than that.
-        documented: Whether docstrings count.
+        acts: Whether it may do more than bind names.
+        documented: Whether docstrings count, because the module uses `__doc__`.
     """
 
     node: ast.stmt
@@ -66,22 +66,22 @@ class Statement:
 
     @cached_property
     def uses(self) -> frozenset[tuple[str, ...]]:
-        """The names that it uses, with the attributes that follow them: `a.b.c` as `("a", "b", "c")`."""
+        """The names that it uses, each with the attributes after it: `a.b.c` as `("a", "b", "c")`."""
         return frozenset(_uses(self.node))
 
     @cached_property
     def imports(self) -> tuple[Import, ...]:
-        """What it imports, wherever in it."""
+        """Its imports, at any depth."""
         return tuple(_imports(self.node, self.package))
 
     @property
     def is_import(self) -> bool:
-        """Whether it is an import, and not something around one, such as a function."""
+        """Whether it is itself an import, rather than, say, a function that contains one."""
         return isinstance(self.node, ast.Import | ast.ImportFrom)
 
     @property
     def looks_up(self) -> bool:
-        """Whether it looks for names."""
+        """Whether it may look up names given as text."""
         defined = {node.name for node in ast.walk(self.node) if isinstance(node, ast.FunctionDef)}
         made = any(isinstance(node, ast.ClassDef) and node.keywords for node in ast.walk(self.node))
         found = LOOKUPS & {chain[:k] for chain in self.uses for k in (1, 2)}
@@ -90,29 +90,29 @@ class Statement:
 
     @cached_property
     def shows(self) -> frozenset[str]:
-        """The names of imports inside of it that code elsewhere may use: those of the module, and of classes."""
+        """The names of imports inside it that code elsewhere may use: those of the module, and of classes."""
         return frozenset(_shown(self.node, False))
 
     @property
     def imports_any(self) -> bool:
-        """Whether it imports under a name that is made up as it runs."""
+        """Whether it imports a module whose name is computed during the run."""
         calls = (node for node in ast.walk(self.node) if isinstance(node, ast.Call) and _is_import_module(node.func))
         return any(not (call.args and isinstance(call.args[0], ast.Constant)) for call in calls)
 
 
 def digest(text: str) -> str:
-    """The digest of all of a module."""
+    """The digest of a whole module."""
     return _hash(statement.text for statement in statements("", text))
 
 
 def digests(references: Iterable[str], texts: Mapping[str, str], packages: Collection[str], *, deep: bool) -> dict:
-    """The digest of what functions reach of each module that is imported for them.
+    """The digest of what functions reach in each module that is imported for them.
 
     Args:
         references: Import paths `module:function`.
-        texts: The modules' texts by name; what is not among them is not followed.
+        texts: The modules' texts by name; modules not among them are not followed.
         packages: Those of them that are packages.
-        deep: Whether imports inside of functions are followed, which take place as these are called.
+        deep: Whether imports inside functions are followed, which happen only when these are called.
     """
     walk = _Walk(texts, packages, deep)
     for reference in references:
@@ -124,7 +124,7 @@ def digests(references: Iterable[str], texts: Mapping[str, str], packages: Colle
 
 
 class _Walk:
-    """From function to function, through the modules."""
+    """A walk from function to function, through the modules."""
 
     def __init__(self, texts: Mapping[str, str], packages: Collection[str], deep: bool) -> None:
         self.texts, self.packages, self.deep = texts, packages, deep
@@ -135,20 +135,20 @@ class _Walk:
         self.wholes: set[str] = set()
         self.everything = False
         self.anything: set[str] = set()
-        """The modules that import what they make up a name for; empty for one that may import itself."""
+        """The modules that import computed names; an empty string for one that may import itself."""
 
     def run(self) -> None:
-        """Follow what was reached, to the end."""
+        """Follow all statements that were reached, until there are no new ones."""
         while self.waiting:
             module, statement = self.waiting.pop()
             self._follow(module, statement)
-            if self.everything or self.anything:  # also of what has been reached since
+            if self.everything or self.anything:  # in every round, for modules reached since
                 for name in list(self.modules):
                     if self.everything or self.anything != {name}:
                         self.whole(name)
 
     def execute(self, module: str) -> None:
-        """A module is imported, and the packages that it lies in before it."""
+        """Count a module as imported, and before it the packages that contain it."""
         parts = module.split(".")
         for k in range(len(parts)):
             name = ".".join(parts[: k + 1])
@@ -164,7 +164,7 @@ class _Walk:
                         self._execute(one)
 
     def whole(self, module: str) -> None:
-        """All of a module counts, and what it imports for others."""
+        """Count all of a module, and what it imports at its top level."""
         self.execute(module)
         if module in self.wholes:  # modules may import each other
             return
@@ -175,7 +175,7 @@ class _Walk:
                 self.reach(one.module, (one.attribute,) if one.attribute else ())
 
     def reach(self, module: str, chain: tuple[str, ...]) -> None:
-        """What a module has under a name counts; of a module without such a name, all of it."""
+        """Count what a module has under a name; if it has no such name, count all of it."""
         if (module, chain) in self.seen:  # modules may import each other
             return
         self.seen.add((module, chain))
@@ -198,7 +198,7 @@ class _Walk:
         self.execute(f"{one.module}.{one.attribute}")
 
     def _bind(self, module: str, chain: tuple[str, ...], where: Iterable[Statement]) -> bool:
-        """Reach what binds the head of a chain; whether there is something."""
+        """Reach the statements that bind the head of a chain. Returns whether there is one."""
         binding = [statement for statement in where if {chain[0], "*"} & statement.binds]
         for statement in binding:
             self._add(module, statement)
@@ -210,7 +210,7 @@ class _Walk:
         return bool(binding)
 
     def _through(self, imports: Iterable[Import], chain: tuple[str, ...]) -> None:
-        """Reach what a chain means in the modules that were imported under its head."""
+        """Reach what a chain refers to in the modules that were imported under its head."""
         for one in imports:
             if one.name == "*":
                 self.whole(one.module)
@@ -243,7 +243,7 @@ class _Walk:
 
 @lru_cache(maxsize=512)
 def statements(package: str, text: str) -> tuple[Statement, ...]:
-    """The statements of a module; of one that Python cannot read, its text as one that acts."""
+    """The statements of a module; if Python cannot parse it, its text as a single one that acts."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
@@ -260,7 +260,7 @@ def statements(package: str, text: str) -> tuple[Statement, ...]:
 
 
 def _alone(node: ast.stmt) -> Iterator[ast.stmt]:
-    """A statement; of an import of several, each by itself."""
+    """Yield a statement; an import of several names as one statement for each."""
     if isinstance(node, ast.Import):
         yield from (ast.Import([alias]) for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -274,7 +274,7 @@ def _is_docstring(node: ast.stmt) -> bool:
 
 
 def _is_for_a_command(node: ast.stmt) -> bool:
-    """Return whether it is `if __name__ == "__main__":`, which no import runs."""
+    """Return whether it is `if __name__ == "__main__":`, which an import does not run."""
     match node:
         case ast.If(test=ast.Compare(ast.Name("__name__"), [ast.Eq()], [ast.Constant("__main__")]), orelse=[]):
             return True
@@ -282,7 +282,7 @@ def _is_for_a_command(node: ast.stmt) -> bool:
 
 
 def _binds(node: ast.stmt) -> frozenset[str] | None:
-    """The names that a statement binds; None where it may do more than that."""
+    """The names that a statement binds; None if it may do more than that."""
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef():
             pure = not node.decorator_list and not _calls(node.args)
@@ -306,7 +306,7 @@ def _binds(node: ast.stmt) -> frozenset[str] | None:
 
 
 def _is_plain_member(node: ast.stmt) -> bool:
-    """Return whether a statement of a class's body does nothing when the class is made but be a part of it."""
+    """Return whether a statement in a class's body has no effect other than adding a member to the class."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         plain = all(isinstance(one, ast.Name) and one.id in _BUILT_IN_DECORATORS for one in node.decorator_list)
         return plain and not _calls(node.args)
@@ -319,7 +319,7 @@ def _calls(node: ast.AST) -> bool:
 
 
 def _uses(node: ast.AST) -> Iterator[tuple[str, ...]]:
-    """The names that some syntax uses, with the attributes that follow them."""
+    """Yield the names that some syntax uses, each with the attributes after it."""
     chain: list[str] = []
     inner = node
     while isinstance(inner, ast.Attribute):
@@ -336,7 +336,7 @@ def _uses(node: ast.AST) -> Iterator[tuple[str, ...]]:
 
 
 def _imports(node: ast.AST, package: str) -> Iterator[Import]:
-    """Yield what some syntax imports."""
+    """Yield the imports in some syntax."""
     for one in ast.walk(node):
         match one:
             case ast.Import(names=aliases):
@@ -352,7 +352,7 @@ def _imports(node: ast.AST, package: str) -> Iterator[Import]:
 
 
 def _shown(node: ast.AST, shows: bool) -> Iterator[str]:
-    """The names of imports in some syntax that are seen from outside of it; in a function, those that are `global`."""
+    """Yield the names of imports in some syntax that are visible outside it; in a function, those that are `global`."""
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef():
             shows = False
@@ -367,7 +367,7 @@ def _shown(node: ast.AST, shows: bool) -> Iterator[str]:
 
 
 def _is_import_module(function: ast.expr) -> bool:
-    """Return whether it is `importlib.import_module`, by whichever name it has."""
+    """Return whether it is `importlib.import_module`, as an attribute or a plain name."""
     match function:
         case ast.Name("import_module") | ast.Attribute(attr="import_module"):
             return True
@@ -375,7 +375,7 @@ def _is_import_module(function: ast.expr) -> bool:
 
 
 def _text(node: object, documented: bool) -> str:
-    """Syntax as text, without positions; as Python's versions agree on it, which name empty fields differently."""
+    """Syntax as text without positions; without empty fields too, which differ between Python's versions."""
     if isinstance(node, list):
         return f"[{','.join(_text(one, documented) for one in node)}]"
     if not isinstance(node, ast.AST):

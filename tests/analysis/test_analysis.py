@@ -537,6 +537,6 @@ def test_widths_of_which_not_all_has_ended_are_one_setting():
 
 
 def test_without_a_value_no_number_of_seeds_is_named():
-    assert about_intervals(0) == "There are no intervals, for no seed has a value."
+    assert about_intervals(0) == "There are no intervals: no seed has a value."
     assert "one seed" in about_intervals(1)
     assert "2 seeds" in about_intervals(2)

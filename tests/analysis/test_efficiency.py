@@ -111,9 +111,7 @@ class TestChoices:
         for cost in ("samples", "seconds", "device_hours"):  # as wide as those of N, of which they are multiples
             ratio = costs.loc[cost, "high"] / costs.loc[cost, "low"]
             assert ratio.to_numpy() == pytest.approx((points["high"] / points["low"]).to_numpy())
-        assert (
-            "Intervals are of the scatter about the fit, for there is one seed." in what_to_use(analysis.choices)[1][0]
-        )
+        assert "Intervals are from the scatter about the fit: there is one seed." in what_to_use(analysis.choices)[1][0]
 
         without = analyzed([timed(b, b_c=1e-4) for b in SIZES], [0.7])  # nothing to see of b: no fit
         assert without.choices["low"].isna().all()

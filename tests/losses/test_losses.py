@@ -176,7 +176,7 @@ def test_losses_are_found_by_name_path_or_function(tmp_path, monkeypatch):
     [
         ("hinge", "'hinge': use one of mse, cross_entropy, or 'module:function'"),
         (3, "loss=3"),
-        ("my_missing:f", "put my_missing.py beside"),
+        ("my_missing:f", "put my_missing.py next to"),
     ],
 )
 def test_what_is_no_loss_is_refused(loss, words):

@@ -64,7 +64,7 @@ def test_layers_say_their_sizes():
     ("builder", "words"),
     [
         ("resnet50", "unknown: use mlp, linear"),
-        ("nowhere:build", "put nowhere.py beside the sweep file"),
+        ("nowhere:build", "put nowhere.py next to the sweep file"),
         ("raysat.spec.sweep:nothing", "define it there"),
         ("builtins:print", "return a torch.nn.Module"),
     ],

@@ -266,7 +266,7 @@ def test_every_field_is_an_axis_or_shared_or_of_the_execution():
         ({"evaluations": 1}, "at least 2"),
         ({"adaptive": 1}, "True or False"),
         ({"interval_ratio": 1.0}, "above 1"),
-        ({"stepsizes": [grid(auto=True), grid([1.0], relative=True)]}, "read as one"),
+        ({"stepsizes": [grid(auto=True), grid([1.0], relative=True)]}, "analyzed as one"),
     ],
 )
 def test_bad_input_is_one_sentence_with_the_remedy(changes, words):

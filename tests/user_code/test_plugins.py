@@ -30,7 +30,7 @@ def test_sources_travel_with_what_they_import(folder):
     sources = plugins.gather(folder, ["plug_main:load"])
     assert set(sources) == {"plug_main", "plug_helper"}
     forget(folder)
-    with pytest.raises(InputError, match=r"put plug_main.py beside"):
+    with pytest.raises(InputError, match=r"put plug_main.py next to"):
         plugins.resolve("plug_main:load")
     plugins.install(sources)
     assert plugins.resolve("plug_main:load")() == 6
