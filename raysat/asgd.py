@@ -38,6 +38,7 @@ from raysat.messages.terminal import Terminal
 from raysat.saturation.intervals import student_t
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness, places, share_beyond
 from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import Batches, batches
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.spec.cells import Cell
@@ -112,7 +113,7 @@ class Learner:
         cell, init = job.trained_cell, job.init
         dataset, self.network, device = prepare(job)
         micro_batch = micro_batch_of(job, dataset, self.network)
-        self.engine = AutogradEngine(self.network, dataset.x, dataset.y, resolve(init.loss), 0.0, micro_batch)
+        self.engine = AutogradEngine(_problem(job, dataset, self.network), 0.0, micro_batch)
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, str(device))
 
     def gradients(self, number: int, weights: Sequence[Tensor]) -> list[Tensor]:
@@ -201,8 +202,7 @@ def simulate(job: Job, learners: int, staleness: Sequence[float], seed: int) -> 
     """
     dataset, network, device = prepare(job)
     cell, evaluate = job.trained_cell, _evaluator(job, dataset, network)
-    common = network, dataset.x, dataset.y, resolve(job.init.loss), _eta(job)
-    engine = AsynchronousEngine(*common, learners, tuple(staleness), seed)
+    engine = AsynchronousEngine(_problem(job, dataset, network), _eta(job), learners, tuple(staleness), seed)
     curve, done = [], 0
     for t in _evaluations(cell):
         engine.run(batches(seed, done, t - done, cell.batch_size, cell.init.n, cell.sampling, str(device)))
@@ -224,6 +224,10 @@ def of_one_more(losses: Sequence[float]) -> tuple[float, float]:
 
 def _evaluations(cell: Cell) -> list[int]:
     return evaluation_iterations(cell.iterations, cell.evaluations)
+
+
+def _problem(job: Job, dataset: Dataset, network: nn.Module) -> Problem:
+    return Problem(network, dataset.x, dataset.y, resolve(job.init.loss))
 
 
 def _evaluator(job: Job, dataset: Dataset, network: nn.Module) -> Evaluator:

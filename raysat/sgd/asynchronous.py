@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64, Real
-from torch import Tensor, nn
+from torch import Tensor
 
-from raysat.data.fields import Inputs
-from raysat.losses import Loss
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import uniform
 from raysat.spec.training import RANDOM, ROUND_ROBIN, Staleness
 
@@ -78,10 +77,8 @@ class AsynchronousEngine(OverAutograd):
     `AutogradEngine`, bit for bit.
 
     Args:
-        network: Holds w_t, updated in place. Layers with running averages update them as gradients are computed.
-        x: Inputs of all samples.
-        y: Targets of all samples.
-        loss: The loss of a sample.
+        problem: Its network holds w_t, updated in place. Layers with running averages update them as gradients are
+            computed.
         eta: Stepsize.
         learners: p.
         staleness: `round_robin`, `random`, or how often tau = 0, 1, 2, ... was measured.
@@ -97,17 +94,14 @@ class AsynchronousEngine(OverAutograd):
 
     def __init__(
         self,
-        network: nn.Module,
-        x: Inputs,
-        y: Tensor,
-        loss: Loss,
+        problem: Problem,
         eta: float,
         learners: int,
         staleness: Staleness = ROUND_ROBIN,
         seed: int = 0,
         micro_batch: int | None = None,
     ) -> None:
-        self.network, self.inner = network, AutogradEngine(network, x, y, loss, eta, micro_batch)
+        self.network, self.inner = problem.network, AutogradEngine(problem, eta, micro_batch)
         self.eta, self.learners, self.staleness, self.seed = eta, learners, staleness, seed
         self.step, self.counts = 0, torch.zeros(0, dtype=torch.int64)
         self.stale = [self._copies() for _ in range(places(staleness, learners))]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from raysat.compute.micro_batch import coupled_group_size, retry_on_oom
 from raysat.data.fields import Inputs
 from raysat.errors import InputError
-from raysat.losses import Loss
 from raysat.ntk.plain import gradients, is_reentrant
+from raysat.sgd.problem import Problem
 from raysat.sgd.protocol import Maker
 
 
@@ -23,11 +23,7 @@ class AutogradEngine:
     """Plain PyTorch autograd. It runs any module, and is what other engines must agree with.
 
     Args:
-        network: Updated in place. Parameters that do not require a gradient stay as they are, and so do those
-            that the forward pass does not use.
-        x: Inputs of all samples.
-        y: Targets of all samples.
-        loss: The loss of a sample.
+        problem: Its network is updated in place, but for parameters that the forward pass does not use.
         eta: Stepsize.
         micro_batch: Samples whose gradient is computed at a time; a larger batch is taken in parts. Where memory runs
             out it is halved. Samples that must stay together do (`raysat.compute.micro_batch.coupled_group_size`).
@@ -43,26 +39,23 @@ class AutogradEngine:
 
     def __init__(
         self,
-        network: nn.Module,
-        x: Inputs,
-        y: Tensor,
-        loss: Loss,
+        problem: Problem,
         eta: float,
         micro_batch: int | None = None,
         *,
         bfloat16: bool = False,
         compiled: bool = False,
     ) -> None:
+        network = problem.network
         self.name, self.forward = "autograd", network
         if compiled:
-            check_compiler(x.device)
+            check_compiler(problem.x.device)
             self.name, self.forward = "compiled", torch.compile(network, dynamic=False)
-        self.network, self.x, self.y, self.loss, self.eta = network, x, y, loss, eta
-        self.bfloat16 = bfloat16
+        self.problem, self.network, self.eta, self.bfloat16 = problem, network, eta, bfloat16
         self.parameters: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
         self.reentrant: bool | None = None  # known from the first step's graph
         self.coupled_group_size = coupled_group_size(network)
-        self.micro_batch = len(x) if self.coupled_group_size == 0 or micro_batch is None else micro_batch
+        self.micro_batch = len(problem.x) if self.coupled_group_size == 0 or micro_batch is None else micro_batch
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """One step `w <- w - eta g(w; S)` for each row S of indices, `g = 1/b sum_{i in S} J_i^T r_i` (section 2)."""
@@ -78,7 +71,7 @@ class AutogradEngine:
     def compile_for(self, b: int) -> None:
         """Compile what takes batches of b samples, so that no step's time has it in it. The network stays as it is."""
         restore = self._buffers()
-        self.gradients(torch.arange(b, device=self.x.device))
+        self.gradients(torch.arange(b, device=self.problem.x.device))
         restore()
 
     def _buffers(self) -> Callable[[], None]:
@@ -114,20 +107,20 @@ class AutogradEngine:
             raise
 
     def _gradients(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, micro_batch: int) -> list[Tensor]:
-        total: list[Tensor] = []
+        loss, total = self.problem.loss, list[Tensor]()
         for k, part in enumerate(batch.split(micro_batch)):
-            x, y = self.x.index_select(0, part), self.y.index_select(0, part)
+            x, y = self.problem.x.index_select(0, part), self.problem.y.index_select(0, part)
             # Without the cache of casts, which would outlive the weights' updates in a CUDA graph.
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
                 outputs = self.forward(x)
             if self.bfloat16:
                 outputs = outputs.float()
             if z is None:
-                value = self.loss.total(outputs, y) / len(batch)
+                value = loss.total(outputs, y) / len(batch)
                 gradients = self._grad(value)
             else:
                 share = z[k * micro_batch : k * micro_batch + len(part)].to(outputs) / len(batch)
-                residual = self.loss.residual(outputs, y).detach() * share.view(-1, *[1] * (outputs.ndim - 1))
+                residual = loss.residual(outputs, y).detach() * share.view(-1, *[1] * (outputs.ndim - 1))
                 gradients = self._grad(outputs, residual)
             if total:
                 torch._foreach_add_(total, gradients)
@@ -167,12 +160,12 @@ class OverAutograd:
         return 1
 
 
-def _make(*problem: Any, bfloat16: bool, asked: bool) -> AutogradEngine:
-    return AutogradEngine(*problem, bfloat16=bfloat16)
+def _make(*common: Any, bfloat16: bool, asked: bool) -> AutogradEngine:
+    return AutogradEngine(*common, bfloat16=bfloat16)
 
 
-def _make_compiled(*problem: Any, bfloat16: bool, asked: bool) -> AutogradEngine:
-    return AutogradEngine(*problem, bfloat16=bfloat16, compiled=True)
+def _make_compiled(*common: Any, bfloat16: bool, asked: bool) -> AutogradEngine:
+    return AutogradEngine(*common, bfloat16=bfloat16, compiled=True)
 
 
 def _always(_network: nn.Module, _x: Inputs) -> bool:

@@ -19,6 +19,7 @@ from raysat.ntk.plain import gradients
 from raysat.sgd.engine import build
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.fused import layers_of
+from raysat.sgd.problem import Problem
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.sgd.stacked import stackable
 from raysat.spec.cells import Cell
@@ -165,7 +166,7 @@ def calibrate(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, engine: str 
         engine: The engine that will take the steps; on a CPU, one that needs a GPU is timed as `auto`.
     """
     engine = AUTO if needs_gpu(engine) and x.device.type == "cpu" else engine
-    stepper = build(engine, copy.deepcopy(network), x, y, loss, eta=1e-12)
+    stepper = build(engine, Problem(copy.deepcopy(network), x, y, loss), eta=1e-12)
     steps = stepper.block(1)
     one = torch.zeros(steps, 1, dtype=torch.int64, device=x.device)
     small = _seconds(lambda: stepper.run(one)) / steps

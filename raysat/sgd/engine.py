@@ -1,6 +1,6 @@
 """Step engines: what turns batch indices into SGD steps, and which one a trial gets.
 
-Engines of plain SGD, listed in `raysat.spec.engines`, take `(network, x, y, loss, eta)` and are stateless: `run`
+Engines of plain SGD, listed in `raysat.spec.engines`, take `(problem, eta)` and are stateless: `run`
 updates the network in place. Given the same batches they differ by rounding alone, and a test compares them. Other
 trainings (`raysat.spec.training`) have one engine each, which are `Stateful`.
 """
@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from importlib import import_module
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from raysat.compute.matmul import tune_malloc
 from raysat.data.fields import Inputs
 from raysat.errors import InputError
-from raysat.losses import Loss
 from raysat.sgd.asynchronous import AsynchronousEngine
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.fused import FusedEngine
 from raysat.sgd.graph import GraphEngine
 from raysat.sgd.optimizers import OptimizerEngine
 from raysat.sgd.parallel import ParallelEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.protocol import Maker, Stateful, StepEngine
 from raysat.sgd.stacked import StackedEngine
 from raysat.spec.cells import Cell
@@ -33,6 +33,7 @@ __all__ = [
     "FusedEngine",
     "GraphEngine",
     "ParallelEngine",
+    "Problem",
     "StackedEngine",
     "Stateful",
     "StepEngine",
@@ -46,44 +47,37 @@ __all__ = [
 def build_for(
     cell: Cell,
     engine: str,
-    networks: Sequence[nn.Module],
-    x: Inputs,
-    y: Tensor,
-    loss: Loss,
+    problems: Sequence[Problem],
     etas: Sequence[float],
     micro_batch: int | None,
     ranks: int = 1,
 ) -> StepEngine:
     """The engine of a cell: that of its training, or for plain SGD the one asked for; cf. `build`.
 
-    Of `stacked`, there may be several networks, each with its stepsize: those of the cell's seeds.
+    Of `stacked`, there may be several problems, each with its stepsize: those of the cell's seeds.
     """
     training, seed = cell.training, cell.init.seed
-    set_precision(cell.precision, x.device)
+    set_precision(cell.precision, problems[0].x.device)
     if engine == "stacked" and ranks == 1:
         tune_malloc()
-        return StackedEngine(networks, x, y, loss, etas, micro_batch)
-    (network,), (eta,) = networks, etas
+        return StackedEngine(problems, etas, micro_batch)
+    (problem,), (eta,) = problems, etas
     if training.is_plain:
-        built = build(engine, network, x, y, loss, eta, micro_batch, ranks, bfloat16=cell.precision == "bfloat16")
+        built = build(engine, problem, eta, micro_batch, ranks, bfloat16=cell.precision == "bfloat16")
         if isinstance(built, AutogradEngine) and built.name == "compiled":
             built.compile_for(cell.batch_size)
         return built
     if cell.precision == "bfloat16":
         raise InputError("precision='bfloat16' is for plain SGD: set precision='full' or leave out trainings.")
     tune_malloc()
-    common = network, x, y, loss, eta
     if training.is_asynchronous:
-        return AsynchronousEngine(*common, training.learners, training.staleness, seed, micro_batch)
-    return OptimizerEngine(*common, training, cell.iterations, seed, micro_batch)
+        return AsynchronousEngine(problem, eta, training.learners, training.staleness, seed, micro_batch)
+    return OptimizerEngine(problem, eta, training, cell.iterations, seed, micro_batch)
 
 
 def build(
     engine: str,
-    network: nn.Module,
-    x: Inputs,
-    y: Tensor,
-    loss: Loss,
+    problem: Problem,
     eta: float,
     micro_batch: int | None = None,
     ranks: int = 1,
@@ -94,10 +88,7 @@ def build(
 
     Args:
         engine: `auto`, or a name of `raysat.spec.engines.ENGINES`.
-        network: Updated in place.
-        x: Inputs of all samples.
-        y: Targets of all samples.
-        loss: The loss of a sample.
+        problem: Its network is updated in place.
         eta: Stepsize.
         micro_batch: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
         ranks: Processes among which each batch is split. Default: this one alone.
@@ -110,13 +101,13 @@ def build(
     if ranks > 1:
         if bfloat16:
             raise InputError("precision='bfloat16' is for one rank: set ranks_per_trial=1 or precision='full'.")
-        return ParallelEngine(network, x, y, loss, eta, micro_batch, ranks=ranks)
-    chosen = choose(network, x, bfloat16=bfloat16) if engine == AUTO else engine
+        return ParallelEngine(problem, eta, micro_batch, ranks=ranks)
+    chosen = choose(problem.network, problem.x, bfloat16=bfloat16) if engine == AUTO else engine
     if bfloat16 and not ENGINES[chosen].bfloat16:
         chosen = "autograd"
-    if ENGINES[chosen].gpu and x.device.type != "cuda":
+    if ENGINES[chosen].gpu and problem.x.device.type != "cuda":
         raise InputError(f"engine={chosen!r} needs a GPU, and this trial runs on the CPU: set engine='auto'.")
-    return maker(chosen).make(network, x, y, loss, eta, micro_batch, bfloat16=bfloat16, asked=engine != AUTO)
+    return maker(chosen).make(problem, eta, micro_batch, bfloat16=bfloat16, asked=engine != AUTO)
 
 
 def set_precision(precision: str, device: torch.device) -> None:

@@ -36,6 +36,7 @@ from raysat.losses import Loss, SquaredError
 from raysat.models.layers import NTKLinear
 from raysat.models.mlp import MLP, Erf
 from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.protocol import Maker
 
 RANK = 32
@@ -108,10 +109,7 @@ class FusedEngine:
     """Forward, backward and update written out for a fully-connected network; cf. `AutogradEngine` for the arguments.
 
     Args:
-        network: Updated in place.
-        x: Inputs of all samples.
-        y: Targets of all samples.
-        loss: The loss of a sample.
+        problem: Its network is updated in place.
         eta: Stepsize.
         micro_batch: Samples whose gradient is computed at a time. A larger batch, and one for whose buffers there is no
             memory, is left to `AutogradEngine`, whose name and parts this engine then goes by.
@@ -122,16 +120,14 @@ class FusedEngine:
 
     name = "fused"
 
-    def __init__(
-        self, network: nn.Module, x: Inputs, y: Tensor, loss: Loss, eta: float, micro_batch: int | None = None
-    ) -> None:
-        self.network, self.y, self.loss, self.eta = network, y, loss, eta
-        self.layers = known_layers(network, self.name)
-        assert isinstance(x, Tensor)  # several tensors go into an `Unpacked`, of which no layers are known
-        self.x = x.flatten(1).to(self.layers[0].weight.dtype)
+    def __init__(self, problem: Problem, eta: float, micro_batch: int | None = None) -> None:
+        self.network, self.y, self.loss, self.eta = problem.network, problem.y, problem.loss, eta
+        self.layers = known_layers(problem.network, self.name)
+        assert isinstance(problem.x, Tensor)  # several tensors go into an `Unpacked`, of which no layers are known
+        self.x = problem.x.flatten(1).to(self.layers[0].weight.dtype)
         self.products = Products(choose(self.x.dtype, self.x.device))
         self.matmul = self.products.choice.label
-        self.micro_batch = len(x) if micro_batch is None else micro_batch
+        self.micro_batch = len(self.x) if micro_batch is None else micro_batch
         self._blocks: dict[tuple[int, int], _Block] = {}
         self._parts: AutogradEngine | None = None
 
@@ -165,7 +161,8 @@ class FusedEngine:
                 self._blocks.clear()
                 self.micro_batch = b // 2
         if key not in self._blocks and self._parts is None:
-            self._parts = AutogradEngine(self.network, self.x, self.y, self.loss, self.eta, self.micro_batch)
+            problem = Problem(self.network, self.x, self.y, self.loss)
+            self._parts = AutogradEngine(problem, self.eta, self.micro_batch)
             self.name, self.matmul = self._parts.name, self._parts.matmul
         return self._blocks.get(key)
 
@@ -310,8 +307,8 @@ BACKWARD = {
 """`d <- d sigma'(z)`, given z, a = sigma(z) and a buffer of their shape to work in."""
 
 
-def _make(*problem: Any, bfloat16: bool, asked: bool) -> FusedEngine:
-    return FusedEngine(*problem)
+def _make(*common: Any, bfloat16: bool, asked: bool) -> FusedEngine:
+    return FusedEngine(*common)
 
 
 def _wins(network: nn.Module, _x: Inputs) -> bool:

@@ -13,6 +13,7 @@ from raysat.data.fields import Inputs
 from raysat.errors import InputError
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.fused import FusedEngine, layers_of
+from raysat.sgd.problem import Problem
 from raysat.sgd.protocol import Maker
 
 STEPS = 32
@@ -97,9 +98,9 @@ class GraphEngine:
                     value.copy_(before[name])
 
 
-def _make(network: nn.Module, *problem: Any, bfloat16: bool, asked: bool) -> GraphEngine:
-    fused = layers_of(network) and not bfloat16
-    inner = FusedEngine(network, *problem) if fused else AutogradEngine(network, *problem, bfloat16=bfloat16)
+def _make(problem: Problem, *rest: Any, bfloat16: bool, asked: bool) -> GraphEngine:
+    fused = layers_of(problem.network) and not bfloat16
+    inner = FusedEngine(problem, *rest) if fused else AutogradEngine(problem, *rest, bfloat16=bfloat16)
     return GraphEngine(inner, optional=not asked)
 
 

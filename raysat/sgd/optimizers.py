@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor, nn
+from torch import Tensor
 
-from raysat.data.fields import Inputs
-from raysat.losses import Loss
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import normal
 from raysat.spec.training import Training, factor
 
@@ -27,10 +26,7 @@ class OptimizerEngine(OverAutograd):
     """Steps of an optimizer under a schedule.
 
     Args:
-        network: Updated in place. Parameters that do not require a gradient stay as they are.
-        x: Inputs of all samples.
-        y: Targets of all samples.
-        loss: The loss of a sample.
+        problem: Its network is updated in place.
         eta: Stepsize, before the schedule.
         training: Optimizer, schedule and noise.
         iterations: T, over which the schedule runs.
@@ -43,17 +39,14 @@ class OptimizerEngine(OverAutograd):
 
     def __init__(
         self,
-        network: nn.Module,
-        x: Inputs,
-        y: Tensor,
-        loss: Loss,
+        problem: Problem,
         eta: float,
         training: Training,
         iterations: int,
         seed: int = 0,
         micro_batch: int | None = None,
     ) -> None:
-        self.network, self.inner = network, AutogradEngine(network, x, y, loss, eta, micro_batch)
+        self.network, self.inner = problem.network, AutogradEngine(problem, eta, micro_batch)
         self.eta, self.training, self.iterations, self.seed = eta, training, iterations, seed
         self.optimizer = optimizer_of(training, self.inner.parameters, eta)
         self.step = 0

@@ -23,10 +23,9 @@ import torch.distributed
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from raysat.data.fields import Inputs
 from raysat.errors import InputError
-from raysat.losses import Loss
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
+from raysat.sgd.problem import Problem
 from raysat.user_code import plugins
 
 _HOST = "127.0.0.1"
@@ -36,10 +35,7 @@ class ParallelEngine(OverAutograd):
     """Several ranks of `AutogradEngine`, each with its share of every batch. Differs from one by rounding alone.
 
     Args:
-        network: Updated in place; its replicas start from its present parameters.
-        x: Inputs of all samples.
-        y: Targets of all samples.
-        loss: The loss of a sample.
+        problem: Its network is updated in place; replicas start from its present parameters.
         eta: Stepsize.
         micro_batch: Samples whose gradient a rank computes at a time. Default: all of its share.
         ranks: Number of ranks, each with a GPU of its own where the data are on one, and with as many threads as this
@@ -54,21 +50,19 @@ class ParallelEngine(OverAutograd):
 
     def __init__(
         self,
-        network: nn.Module,
-        x: Inputs,
-        y: Tensor,
-        loss: Loss,
+        problem: Problem,
         eta: float,
         micro_batch: int | None = None,
         *,
         ranks: int,
     ) -> None:
+        network, x = problem.network, problem.x
         if x.is_cuda and torch.cuda.device_count() < ranks:
             raise InputError(
                 f"ranks_per_trial={ranks} needs a GPU for each rank, and this trial has {torch.cuda.device_count()}: "
                 f"set gpus_per_trial={ranks}."
             )
-        self.inner, self.ranks = AutogradEngine(network, x, y, loss, eta, micro_batch), ranks
+        self.inner, self.ranks = AutogradEngine(problem, eta, micro_batch), ranks
         if self.inner.coupled_group_size != 1:
             raise InputError(
                 f"{type(network).__name__} couples the samples of a batch, which ranks would split: "
@@ -76,7 +70,7 @@ class ParallelEngine(OverAutograd):
             )
         store = torch.distributed.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         context = multiprocessing.get_context("spawn")
-        given = _packed((network.cpu(), x.cpu(), y.cpu(), loss, eta, self.inner.micro_batch))
+        given = _packed((problem.to(torch.device("cpu")), eta, self.inner.micro_batch))
         network.to(x.device)
         threads = torch.get_num_threads()
         self.pipes: list[Connection] = []
@@ -153,8 +147,8 @@ def _follow(
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    network, x, y, loss, eta, micro_batch = _unpacked(structure, tensors)
-    engine = AutogradEngine(network.to(device), x.to(device), y.to(device), loss, eta, micro_batch)
+    problem, eta, micro_batch = _unpacked(structure, tensors)
+    engine = AutogradEngine(problem.to(device), eta, micro_batch)
     pipe.send("ready")
     _join(torch.distributed.TCPStore(_HOST, port, is_master=False), rank, ranks, cuda)
     while True:

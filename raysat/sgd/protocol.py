@@ -66,8 +66,8 @@ class Maker:
     """The functions of an engine of plain SGD, which its own file has (`raysat.spec.engines.ENGINES`).
 
     Attributes:
-        make: Makes it, from `(network, x, y, loss, eta, at_once, *, bfloat16, asked)`: the arguments of
-            `AutogradEngine`, and whether the sweep names this engine, which `auto` has taken else.
+        make: Makes it, from `(problem, eta, micro_batch, *, bfloat16, asked)`: the arguments of `AutogradEngine`, and
+            whether the sweep names this engine, which `auto` has taken else.
         wins: Whether `auto` takes it for a network, where the inputs are. Default: never.
         check: Raises `InputError` for a network that it does not know. Default: it knows all.
         check_device: Raises `InputError` where a device's machine lacks something. Default: it needs nothing.

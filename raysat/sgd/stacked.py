@@ -26,8 +26,7 @@ from torch import Tensor, nn
 
 from raysat.compute.matmul import Call, Matmul
 from raysat.compute.micro_batch import out_of_memory
-from raysat.data.fields import Inputs
-from raysat.losses import Loss, SquaredError
+from raysat.losses import SquaredError
 from raysat.sgd.fused import (
     BACKWARD,
     FORWARD,
@@ -38,6 +37,7 @@ from raysat.sgd.fused import (
     layers_of,
     residual,
 )
+from raysat.sgd.problem import Problem
 from raysat.sgd.protocol import Maker
 
 MOST = 8
@@ -59,10 +59,8 @@ class StackedEngine:
     """Forward, backward and update of S fully-connected networks of one shape.
 
     Args:
-        networks: Updated in place: their parameters become views of the stacked weights.
-        x: Inputs of all samples.
-        y: Targets of all samples.
-        loss: The loss of a sample.
+        problems: One network each, with the same samples and the same loss. The networks are updated in place: their
+            parameters become views of the stacked weights.
         etas: The stepsize of each network.
         micro_batch: Samples whose gradient is computed at a time. Where S batches are more than that, and where
             memory does not hold their buffers, each network is left to a `FusedEngine`, whose name and parts this
@@ -75,16 +73,9 @@ class StackedEngine:
     name = "stacked"
     matmul = Matmul.TORCH.label
 
-    def __init__(
-        self,
-        networks: Sequence[nn.Module],
-        x: Inputs,
-        y: Tensor,
-        loss: Loss,
-        etas: Sequence[float],
-        micro_batch: int | None = None,
-    ) -> None:
-        self.networks, self.y, self.loss = networks, y, loss
+    def __init__(self, problems: Sequence[Problem], etas: Sequence[float], micro_batch: int | None = None) -> None:
+        x, self.y, self.loss = problems[0].x, problems[0].y, problems[0].loss
+        self.networks = networks = [problem.network for problem in problems]
         same = list(zip(*(known_layers(network, self.name) for network in networks), strict=True))
         self.layers = [layers[0] for layers in same]
         self.copies = 2 if len(networks) == 1 and any(1 in layer.weight.shape for layer in self.layers) else 1
@@ -129,9 +120,10 @@ class StackedEngine:
                 if not out_of_memory(error):
                     raise
                 self._blocks.clear()
-                common = self.x, self.y, self.loss
-                pairs = zip(self.networks, self.etas, strict=False)
-                self._alone = [FusedEngine(network, *common, eta, self.micro_batch) for network, eta in pairs]
+                self._alone = [
+                    FusedEngine(Problem(network, self.x, self.y, self.loss), eta, self.micro_batch)
+                    for network, eta in zip(self.networks, self.etas, strict=False)
+                ]
         return self._blocks.get(key)
 
 
@@ -209,18 +201,8 @@ class _Block:
         return lambda: out.copy_(self.loss.residual(z.flatten(0, 1), y.flatten(0, 1)).view(out.shape))
 
 
-def _make(
-    network: nn.Module,
-    x: Inputs,
-    y: Tensor,
-    loss: Loss,
-    eta: float,
-    micro_batch: int | None,
-    *,
-    bfloat16: bool,
-    asked: bool,
-) -> StackedEngine:
-    return StackedEngine([network], x, y, loss, [eta], micro_batch)
+def _make(problem: Problem, eta: float, micro_batch: int | None, *, bfloat16: bool, asked: bool) -> StackedEngine:
+    return StackedEngine([problem], [eta], micro_batch)
 
 
 STACKED = Maker(_make, check=partial(known_layers, engine=StackedEngine.name))

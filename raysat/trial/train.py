@@ -287,9 +287,9 @@ def _rows(trials: Sequence[_Trial], engine: engines.StepEngine, device: torch.de
 def _engine(trials: Sequence[_Trial]) -> engines.StepEngine:
     """Return what takes the steps of trials that go together, or of one."""
     job, cell, progress, dataset = trials[0].job, trials[0].cell, trials[0].progress, trials[0].dataset
-    networks, etas = [trial.network for trial in trials], [trial.eta for trial in trials]
-    problem = dataset.x, dataset.y, resolve(cell.init.loss)
-    engine = engines.build_for(cell, job.engine, networks, *problem, etas, progress.micro_batch, job.ranks)
+    loss, etas = resolve(cell.init.loss), [trial.eta for trial in trials]
+    problems = [engines.Problem(trial.network, dataset.x, dataset.y, loss) for trial in trials]
+    engine = engines.build_for(cell, job.engine, problems, etas, progress.micro_batch, job.ranks)
     if progress.engine is not None:
         assert isinstance(engine, engines.Stateful)  # as that was which stored it
         engine.load_state_dict(progress.engine)
