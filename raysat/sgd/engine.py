@@ -1,8 +1,8 @@
-"""Step engines: what turns batch indices into SGD steps, and which one a trial gets.
+"""Step engines, which turn batch indices into SGD steps, and the choice of one for a trial.
 
-Engines of plain SGD, listed in `raysat.spec.engines`, take `(problem, eta)` and are stateless: `run`
-updates the network in place. Given the same batches they differ by rounding alone, and a test compares them. Other
-trainings (`raysat.spec.training`) have one engine each, which are `Stateful`.
+Engines of plain SGD, listed in `raysat.spec.engines`, take `(problem, eta)` and are stateless: `run` updates the
+network in place. Given the same batches they differ by rounding alone, and a test compares them. Other trainings
+(`raysat.spec.training`) have one engine each; these are `Stateful`.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def build_for(
     micro_batch: int | None,
     ranks: int = 1,
 ) -> StepEngine:
-    """The engine of a cell: that of its training, or for plain SGD the one asked for; cf. `build`.
+    """Return the engine of a cell: that of its training, or for plain SGD the one requested; cf. `build`.
 
-    Of `stacked`, there may be several problems, each with its stepsize: those of the cell's seeds.
+    `stacked` takes several problems, each with its stepsize: those of the cell's seeds.
     """
     training, seed = cell.training, cell.init.seed
     set_precision(cell.precision, problems[0].x.device)
@@ -84,18 +84,18 @@ def build(
     *,
     bfloat16: bool = False,
 ) -> StepEngine:
-    """The engine asked for; of `auto`, the one that wins for this network on this device. Several ranks have their own.
+    """Return the engine requested; for `auto`, the one that wins for this network and device. Ranks have their own.
 
     Args:
         engine: `auto`, or a name of `raysat.spec.engines.ENGINES`.
         problem: Its network is updated in place.
         eta: Stepsize.
         micro_batch: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
-        ranks: Processes among which each batch is split. Default: this one alone.
+        ranks: Processes among which each batch is split. Default: 1, this process alone.
         bfloat16: Whether forward and backward passes are computed in bfloat16, by `AutogradEngine`.
 
     Raises:
-        InputError: The engine does not know this network, or there is no GPU for `graph`, or for each of the ranks.
+        InputError: The engine cannot train this network, or a GPU is missing, for `graph` or for one of the ranks.
     """
     tune_malloc()
     if ranks > 1:
@@ -111,12 +111,12 @@ def build(
 
 
 def set_precision(precision: str, device: torch.device) -> None:
-    """Let the GPU's products and convolutions of float32 be computed in TF32, or not.
+    """Turn TF32 on or off for float32 products and convolutions on a GPU.
 
-    PyTorch by default computes convolutions so.
+    By default PyTorch uses it for convolutions.
 
     Raises:
-        InputError: TF32 is asked for on a CPU.
+        InputError: TF32 is requested on a CPU.
     """
     if precision == "tf32" and device.type != "cuda":
         raise InputError("precision='tf32' needs a GPU, and this trial runs on the CPU: set precision='full'.")
@@ -124,12 +124,12 @@ def set_precision(precision: str, device: torch.device) -> None:
 
 
 def choose(network: nn.Module, x: Inputs, *, bfloat16: bool = False) -> str:
-    """The name of the engine that wins for a network, where the inputs are, among those that compute in bfloat16."""
+    """Return the engine that wins for a network and inputs; with `bfloat16`, among those that compute in it."""
     names = [name for name, engine in ENGINES.items() if engine.bfloat16 or not bfloat16]
     return next(name for name in reversed(names) if maker(name).wins(network, x))
 
 
 def maker(engine: str) -> Maker:
-    """The functions of an engine of `raysat.spec.engines.ENGINES`; of `auto` those of `autograd`, which knows all."""
+    """Return the functions of an engine of `ENGINES`; for `auto` those of `autograd`, which trains any network."""
     module, _, name = ENGINES["autograd" if engine == AUTO else engine].maker.partition(":")
     return getattr(import_module(module), name)
