@@ -1,6 +1,6 @@
 """How large a batch is worth using for this model on these data?
 
-Predicted from the neural tangent kernel at initialization, measured by training, and put side by side.
+raysat predicts it from the neural tangent kernel at initialization, measures it by training, and compares the two.
 """
 
 from raysat.data import Dataset

@@ -1,4 +1,4 @@
-"""Checks of what a user wrote: each refusal is one sentence that names the field and ends in the remedy."""
+"""Checks of user input: each error is one sentence that names the field and ends in the remedy."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ import numpy as np
 from raysat.text import shown
 
 LARGEST = 2**63 - 1
-"""The largest whole number that a column of a table can hold."""
+"""The largest integer that a column of a table can hold."""
 
 
 class InputError(ValueError):
-    """Something a user wrote cannot be run. The message is one sentence that ends in the remedy."""
+    """User input cannot be run. The message is one sentence that ends in the remedy."""
 
 
 class NoStatistics(InputError):
-    """A network has no NTK statistics. The message says why, names the module where it is known, and the remedy."""
+    """A network has no NTK statistics. The message gives the reason, the module if known, and the remedy."""
 
 
 def listed(name: str, value: object, single: tuple[type, ...] = (str,)) -> list:
-    """The value, such as an array, as a list; a `single` thing is none, although Python could iterate over it."""
+    """Return a value, such as an array, as a list; refuse one of type `single`, although it could be iterated over."""
     if isinstance(value, single) or not isinstance(value, Iterable) or getattr(value, "shape", None) == ():
         raise InputError(f"{name}={shown(value)}: give a list.")
     return list(value)
 
 
 def whole(name: str, value: object, least: int) -> int:
-    """The value, a whole number of at least `least`, NumPy's among them, as Python's: a cell's id is made of it."""
+    """Return an integer of at least `least`, also NumPy's, as a Python int: a cell's id depends on its text."""
     if not is_whole(value) or value < least:
         raise InputError(f"{name} has {shown(value)}: give whole numbers of at least {least}.")
     if value > LARGEST:
@@ -40,29 +40,29 @@ def whole(name: str, value: object, least: int) -> int:
 
 
 def plain(value: object) -> object:
-    """The value; of a number of NumPy's the same number of Python's, for a cell's id is made of its text."""
+    """Return the value; convert a NumPy number to Python's, because a cell's id depends on its text."""
     return value.item() if isinstance(value, np.generic) else value
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Return whether the value is a whole number, Python's or NumPy's; True is none."""
+    """Return whether the value is an integer, Python's or NumPy's, and no bool."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def positive(name: str, value: object) -> float:
-    """The value, a positive and finite number, Python's or NumPy's, as Python's."""
+    """Return a positive and finite number, Python's or NumPy's, as a Python float."""
     if not _is_float(value) or not 0 < value < math.inf:
         raise InputError(f"{name} has {shown(value)}: give positive, finite numbers.")
     return float(value)
 
 
 def _is_float(value: object) -> TypeGuard[float]:
-    """Return whether the value is a real number, no larger than a column holds where it is whole; True is none."""
+    """Return whether the value is a real number and no bool; an integer must fit into a column."""
     return isinstance(value, Real) and not isinstance(value, bool) and not (is_whole(value) and value > LARGEST)
 
 
 def among(name: str, value: object, names: Iterable[str]) -> str:
-    """The value, one of some names."""
+    """Return the value, which must be one of some names."""
     if not isinstance(value, str) or value not in list(names):
         raise InputError(f"{name}={shown(value)}: use one of {', '.join(names)}.")
     return value

@@ -1,4 +1,4 @@
-"""Words for a person that need nothing but Python: every worker imports them."""
+"""Formatting of text and numbers for users, by the standard library alone: every worker imports it."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ import re
 from numbers import Real
 
 LONGEST = 20_000
-"""Characters of a text of a user's code that are kept: a deep traceback with its message, and no message of 100 MB."""
+"""Characters kept of a text from user code: enough for a deep traceback, and a bound on messages of 100 MB."""
 
 LINE = 300
-"""Characters of it that are shown in a line."""
+"""Characters of it that are shown in one line."""
 
 HUGE = 1e12
-"""From here on a number is written with an exponent."""
+"""From here on numbers are written with an exponent."""
 
 STORED = 12 * LONGEST
-"""Characters of a text in a table: none that is no longer than `LONGEST` comes to more with its escapes."""
+"""The most characters of a text in a table: a text of `LONGEST` characters has no more with its escapes."""
 
 _LEFT_OUT = re.compile(r" \.\.\. (\d{1,3}(?:,\d{3}){0,6}) characters left out \.\.\. ")
 _ROOM = 52
-"""Characters that these words take at most."""
+"""The most characters that the note on omitted characters takes."""
 
 _UNSAID = re.compile(
     r"[^\n\t -~\xa0-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010ffff]"
     r"|[\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
-"""What has no place in a text: control characters, those of terminals among them, what UTF-8 cannot hold, and what
-turns the direction of the text around it."""
+"""Characters not allowed in a text: control characters, including those of terminals, those that UTF-8 cannot encode,
+and those that change the direction of the surrounding text."""
 
 
 def plain(text: str, most: int = LONGEST) -> str:
-    r"""A text from elsewhere as one to be stored and shown: of bounded length, valid UTF-8, without control codes.
+    r"""Return a text from elsewhere in a form to store and show: bounded length, valid UTF-8, no control codes.
 
-    Line ends and tabs stay. Of what is too long its beginning and its end are kept.
+    Line ends and tabs stay. If it is too long, its beginning and its end are kept.
 
     Args:
         text: Any text, such as the message of an error that a user's code has raised.
-        most: The longest that it may be, escapes not counted.
+        most: The largest length, escapes not counted.
 
     Example:
         >>> plain("\x1b[31mred\udcff"), plain(1_000 * "ha", most=60)
         ('\\x1b[31mred\\udcff', 'haha ... 1,992 characters left out ... haha')
     """
-    text = "".join((text,))  # of a subclass, which may do anything, what it holds
+    text = "".join((text,))  # a plain str: methods of a subclass may do anything
     if len(text) > most:
         half = (most - _ROOM) // 2
         cut_before = _LEFT_OUT.finditer(text, half, len(text) - half)
@@ -53,7 +53,7 @@ def plain(text: str, most: int = LONGEST) -> str:
 
 
 def printable(text: str) -> str:
-    r"""The text with what has no place in one written out, such as what would act on a terminal.
+    r"""Return the text with characters that are not allowed escaped, such as those that act on a terminal.
 
     Example:
         >>> printable("loss \x1b[31mred")
@@ -67,28 +67,28 @@ def _escaped(found: re.Match) -> str:
 
 
 def line(text: str, most: int = LINE) -> str:
-    """The same as one line."""
+    """Return the same as one line."""
     return plain(" ".join(plain(text).split()), most)
 
 
 def shown(value: object, most: int = LINE) -> str:
-    """Return what `repr` says of any value at all, as one line: its own `repr` may raise, or be endless."""
+    """Return the `repr` of any value, as one line; it may raise, or be endless."""
     try:
         return line(repr(value), most)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # whatever a class does
+    except BaseException:  # a class may raise anything
         return f"<{type(value).__name__}>"
 
 
 def number(value: object, digits: int = 3) -> str:
-    """A number for a person: `0.609`, `24.9`, `1,234`, `∞`; a dash where there is none.
+    """Return a number for users: `0.609`, `24.9`, `1,234`, `∞`; a dash if there is none.
 
     Args:
         value: Any number, NumPy's among them, None or nan.
-        digits: Of a number below 1,000.
+        digits: Significant digits of a number below 1,000.
     """
-    if value is None or not isinstance(value, Real) or math.isnan(value):  # pandas' NA is no number
+    if value is None or not isinstance(value, Real) or math.isnan(value):  # pandas' NA is not a number
         return "-"
     real = float(value)
     if math.isinf(real):
@@ -99,9 +99,9 @@ def number(value: object, digits: int = 3) -> str:
 
 
 def percent(share: object) -> str:
-    """By how much, in percent of two digits: `5 %`, `0.33 %`, `120 %`; from 1,000 % on as `a factor of 11`.
+    """Return a relative change in percent, with two digits: `5 %`, `0.33 %`, `120 %`; from 1,000 % on `a factor of 11`.
 
-    A dash where there is none.
+    A dash if there is none.
     """
     if isinstance(share, Real) and float(share) >= 10:
         return f"a factor of {number(1 + float(share), 2)}"
@@ -109,7 +109,7 @@ def percent(share: object) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A duration for a person: `0.4 s`, `42 s`, `3 min 20 s`, `5 h 10 min`, `3 d 4 h`; a dash where it is not known."""
+    """Return a duration for users: `0.4 s`, `42 s`, `3 min 20 s`, `5 h 10 min`, `3 d 4 h`; a dash if unknown."""
     if not isinstance(seconds, Real) or not math.isfinite(seconds):
         return number(seconds)
     if seconds < 9.95:

@@ -80,7 +80,7 @@ class Bookkeeping:
         return True
 
     def give_up(self, key: str, error: str, *, tries_left: bool) -> None:
-        """Handle a job that Tune gave up, which it does at once if a process is lost before the start; retry that one."""
+        """Handle a job that Tune gave up. It does so at once if a process is lost before its start: retry that one."""
         if tries_left and key in self.running and self._given[key] < RETRIES:
             self._given[key] += 1
             self._again.append(self.running.pop(key))

@@ -31,7 +31,7 @@ class StepEngine(Protocol):
 
     @property
     def run(self) -> Callable[..., None]:
-        """Take one SGD step for each row of indices, [steps, b]. `StackedEngine` takes one tensor for each network."""
+        """Takes one SGD step for each row of indices, [steps, b]. `StackedEngine` takes one tensor for each network."""
         ...
 
     def block(self, b: int) -> int:
