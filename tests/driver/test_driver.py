@@ -14,6 +14,7 @@ from raysat.driver.plan import plan
 from raysat.driver.queue import CellQueue, groups
 from raysat.executor import Outcome
 from raysat.executor.jobs import attempt
+from raysat.storage.rows import none_if_nan
 from raysat.storage.store import Store
 
 
