@@ -22,6 +22,7 @@ from raysat.sgd.allreduce import Link, fit, measure
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.engine import StepEngine
 from raysat.sgd.parallel import ParallelEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
 
 N, SIZES = 4096, (16, 64, 256, 1024)
@@ -52,7 +53,7 @@ def steps(link: Link) -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(N, 784, generator=generator), torch.randn(N, 10, generator=generator)
     network = models.build(mlp(3), 512, (784,), 10, 0)
-    given = network, x, y, LOSSES["mse"], 1e-3
+    given = Problem(network, x, y, LOSSES["mse"]), 1e-3
     alone = {b: seconds(AutogradEngine(*given), b) for b in SIZES}
     rows = np.array([(1, b) for b in SIZES]) / np.array(list(alone.values()))[:, None]
     (launch, sample), _ = nnls(rows, np.ones(len(SIZES)))

@@ -23,6 +23,7 @@ from raysat.saturation.recursion import Spectrum, loss_curves, noise_factor
 from raysat.saturation.targets import steps_to_target
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
 
 N, T, SIZES = 1000, 300, (1, 4, 16, 64)
@@ -39,7 +40,7 @@ def prepare(width: int):
 
 def final_loss(dataset, model, width: int, eta: float, b: int, seed: int) -> tuple[float, float]:
     network = models.build(model, width, dataset.input_shape, dataset.outputs, seed=0)
-    engine = AutogradEngine(network, dataset.x, dataset.y, LOSSES["mse"], eta)
+    engine = AutogradEngine(Problem(network, dataset.x, dataset.y, LOSSES["mse"]), eta)
 
     def at():
         return evaluate(network, dataset.x, dataset.y, LOSSES["mse"], classes=False).loss

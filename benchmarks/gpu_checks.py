@@ -20,6 +20,7 @@ from raysat.ntk import NTKStatistics
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.engine import build, set_precision
 from raysat.sgd.parallel import ParallelEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
 from raysat.spec.cells import Cell, Initialization
 
@@ -159,8 +160,8 @@ def memory(bench: Bench) -> None:
     each = sample_bytes(start, x, y, loss)
     chosen = torch.arange(n, device=bench.device).repeat(32, 1)  # as many steps as a graph has
     expected, warm = copies(start, 2)
-    AutogradEngine(expected, x, y, loss, 1e-3, micro_batch=n // 16).run(chosen)
-    AutogradEngine(warm, x, y, loss, 1e-3).run(chosen[:1, : n // 16])
+    AutogradEngine(Problem(expected, x, y, loss), 1e-3, micro_batch=n // 16).run(chosen)
+    AutogradEngine(Problem(warm, x, y, loss), 1e-3).run(chosen[:1, : n // 16])
     bench.say("a batch keeps for its backward pass", f"{n * each / 2**20:.1f} MiB, and may take a third of that")
     for engine in ("autograd", "graph"):
         if engine == "graph" and not bench.cuda:
@@ -169,7 +170,7 @@ def memory(bench: Bench) -> None:
         with bench.attempt(engine):
             (network,) = copies(start, 1)
             with short_of_memory(bench, network, n * each // 3, each):
-                taker = build(engine, network, x, y, loss, 1e-3)
+                taker = build(engine, Problem(network, x, y, loss), 1e-3)
                 taker.run(chosen)
                 bench.holds(
                     f"{engine}: samples at once", taker.micro_batch, f"1 to {n // 2}", 1 <= taker.micro_batch <= n // 2
@@ -183,7 +184,7 @@ def memory(bench: Bench) -> None:
         (network,) = copies(start, 1)
         with short_of_memory(bench, network, n * each // 3, each):
             fits = max_micro_batch(network, x, y, loss)
-            taker = build("autograd", network, x, y, loss, 1e-3, micro_batch=fits)
+            taker = build("autograd", Problem(network, x, y, loss), 1e-3, micro_batch=fits)
             taker.run(chosen)
             bench.holds(
                 "samples that are said to fit", fits, f"and do: {taker.micro_batch}", taker.micro_batch == fits < n
@@ -197,10 +198,10 @@ def nccl(bench: Bench) -> None:
     start = models.build(mlp(3), width, (64,), 10, 0).to(bench.device)
     chosen = batches(0, 0, 64, b, n, device=str(bench.device))
     one, other = copies(start, 2)
-    common = x, y, LOSSES["mse"], 0.01
-    alone = AutogradEngine(other, *common)
+    common = x, y, LOSSES["mse"]
+    alone = AutogradEngine(Problem(other, *common), 0.01)
     alone.run(chosen)
-    parallel = ParallelEngine(one, *common, ranks=1)
+    parallel = ParallelEngine(Problem(one, *common), 0.01, ranks=1)
     backend, wanted = torch.distributed.get_backend(), bench.size("nccl", "gloo")
     bench.holds("backend", backend, wanted, backend == wanted)
     parallel.run(chosen)

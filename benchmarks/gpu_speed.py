@@ -18,6 +18,7 @@ from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.cost import count
 from raysat.sgd.engine import StackedEngine, build, set_precision
 from raysat.sgd.evaluate import evaluate
+from raysat.sgd.problem import Problem as TrainingProblem
 from raysat.sgd.sampler import batches
 from raysat.spec.cells import Model
 
@@ -135,7 +136,7 @@ def time_steps(
     set_precision("tf32" if precision == "tf32" else "full", bench.device)
     # A stepsize of zero would leave the update out; a real one would train on through all rounds.
     bfloat16 = precision == "bfloat16"
-    taker = build(engine, network, x, y, LOSSES[problem.loss], 1e-9, bfloat16=bfloat16)
+    taker = build(engine, TrainingProblem(network, x, y, LOSSES[problem.loss]), 1e-9, bfloat16=bfloat16)
     chosen = batches(0, 0, BLOCK, b, problem.n, device=str(bench.device))
     rate = bench.rate(lambda: taker.run(chosen), BLOCK)
     share = f"{rate:,.1f} it/s, {operations * rate / peak:.1%} of the products' rate"
@@ -154,8 +155,8 @@ def agree(bench: Bench, problem: Problem) -> None:
         for b in sorted({1, largest}):
             chosen = batches(0, 0, 2 * BLOCK + 8, b, problem.n, device=str(bench.device))
             one, other = copies(start, 2)
-            AutogradEngine(other, x, y, LOSSES[problem.loss], 0.01).run(chosen)
-            taker = build(engine, one, x, y, LOSSES[problem.loss], 0.01)
+            AutogradEngine(TrainingProblem(other, x, y, LOSSES[problem.loss]), 0.01).run(chosen)
+            taker = build(engine, TrainingProblem(one, x, y, LOSSES[problem.loss]), 0.01)
             taker.run(chosen)
             title = f"{problem.title}, b = {b}, {str(dtype).removeprefix('torch.')}"
             bench.check(f"{title}: weights of {taker.name} against autograd's", apart(one, other, start), most)
@@ -174,8 +175,8 @@ def not_recorded(bench: Bench) -> None:
     start = Reading(network)
     one, other = copies(start, 2)
     chosen = batches(0, 0, 2 * BLOCK, 8, len(x), device=str(bench.device))
-    AutogradEngine(other, x, y, LOSSES["mse"], 0.01).run(chosen)
-    taker = build("auto", one, x, y, LOSSES["mse"], 0.01)
+    AutogradEngine(TrainingProblem(other, x, y, LOSSES["mse"]), 0.01).run(chosen)
+    taker = build("auto", TrainingProblem(one, x, y, LOSSES["mse"]), 0.01)
     taker.run(chosen)
     bench.holds("a network that cannot be recorded", taker.name, "autograd", taker.name == "autograd")
     bench.check("a network that cannot be recorded: weights", apart(one, other, start), 1e-3)
@@ -201,7 +202,9 @@ def precision(bench: Bench) -> None:
             with bench.attempt(title):
                 (network,) = copies(start, 1)
                 set_precision("tf32" if precision == "tf32" else "full", bench.device)
-                taker = build("auto", network, x, y, LOSSES["mse"], 0.05, bfloat16=precision == "bfloat16")
+                taker = build(
+                    "auto", TrainingProblem(network, x, y, LOSSES["mse"]), 0.05, bfloat16=precision == "bfloat16"
+                )
                 taker.run(chosen)
                 set_precision("full", bench.device)
                 first, last = (evaluate(taken, x, y, LOSSES["mse"], classes=True).loss for taken in (start, network))
@@ -258,7 +261,7 @@ def _packed(pipe: Connection, device: torch.device, processes: int, b: int) -> N
     if bench.cuda:
         torch.cuda.set_per_process_memory_fraction(1 / processes)
     network, x, y = Problem("", mlp(3), bench.size(256, 8), (64,), 10, 4096, ()).on(device)
-    taker = build("auto", network, x, y, LOSSES["mse"], 0.01)
+    taker = build("auto", TrainingProblem(network, x, y, LOSSES["mse"]), 0.01)
     chosen = batches(0, 0, BLOCK, b, len(x), device=str(device))
     taker.run(chosen)
     pipe.send(max(1, round(bench.size(2.0, 0.02) / bench.seconds(lambda: taker.run(chosen)))))
@@ -279,16 +282,18 @@ def stacked(bench: Bench) -> None:
                 chosen = [batches(seed, 0, steps, b, n, device=str(bench.device)) for seed in range(most)]
                 common = x, y, LOSSES["mse"]
                 networks, expected = copies(start, most), copies(start, most)
-                StackedEngine(networks, *common, [0.01] * most).run(*chosen)
+                StackedEngine([TrainingProblem(network, *common) for network in networks], [0.01] * most).run(*chosen)
                 for network, batch in zip(expected, chosen, strict=True):
-                    AutogradEngine(network, *common, 0.01).run(batch)
+                    AutogradEngine(TrainingProblem(network, *common), 0.01).run(batch)
                 far = max(apart(one, other, start) for one, other in zip(networks, expected, strict=True))
                 bench.check(f"{title}: weights of {most} seeds against autograd's", far, 1e-3)
-                auto = build("auto", copies(start, 1)[0], *common, 1e-9)
+                auto = build("auto", TrainingProblem(copies(start, 1)[0], *common), 1e-9)
                 alone = bench.rate(lambda auto=auto, chosen=chosen: auto.run(chosen[0]), steps)
                 parts = [f"{auto.name} one by one {alone:,.0f} it/s"]
                 for seeds in bench.size((3, 8), (2,)):
-                    engine = StackedEngine(copies(start, seeds), *common, [1e-9] * seeds)
+                    engine = StackedEngine(
+                        [TrainingProblem(one, *common) for one in copies(start, seeds)], [1e-9] * seeds
+                    )
 
                     def call(engine=engine, chosen=chosen, seeds=seeds):
                         return engine.run(*chosen[:seeds])

@@ -19,6 +19,7 @@ from raysat import mlp, models
 from raysat.compute.matmul import tune_malloc
 from raysat.losses import LOSSES
 from raysat.sgd.engine import FusedEngine, StackedEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
 
 N, OUTPUTS, ETA, STEPS = 1000, 10, 0.01, 64
@@ -44,10 +45,10 @@ def measure(inputs: int, width: int, b: int) -> tuple[float, list[float]]:
         return [models.build(mlp(3), width, (inputs,), OUTPUTS, seed=seed) for seed in range(count)]
 
     def stack(count: int) -> Callable[[], object]:
-        engine = StackedEngine(built(count), *problem, [ETA] * count)
+        engine = StackedEngine([Problem(network, *problem) for network in built(count)], [ETA] * count)
         return lambda: engine.run(*chosen[:count])
 
-    fused = FusedEngine(*built(1), *problem, ETA)
+    fused = FusedEngine(Problem(*built(1), *problem), ETA)
     calls = [lambda: fused.run(chosen[0]), *map(stack, SEEDS)]
     rounds = [[seconds(call) for call in calls] for _ in range(ROUNDS)]
     gains = [

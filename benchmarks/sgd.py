@@ -111,13 +111,13 @@ def chunk(network: Network, b: int) -> int:
 def raysat_engine(network: Network, engine: str, matmul: str | None = None) -> Steps:
     """One of raysat's engines, as a trial uses it."""
     from raysat.compute.matmul import VARIABLE
-    from raysat.sgd.engine import build
+    from raysat.sgd.engine import Problem, build
     from raysat.sgd.sampler import Batches
 
     if matmul:
         os.environ[VARIABLE] = matmul
     x, y = network.samples()
-    taker = build(engine, network.build(), x, y, LOSSES[network.loss], ETA)
+    taker = build(engine, Problem(network.build(), x, y, LOSSES[network.loss]), ETA)
     drawn: dict[int, Batches] = {}
     taken = dict.fromkeys(network.batch_sizes, 0)
 

@@ -20,6 +20,7 @@ from sgd import ETA, NETWORKS, limit_to
 from raysat.compute.matmul import tune_malloc
 from raysat.losses import LOSSES
 from raysat.sgd.engine import FusedEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
 
 PRODUCTS = {"addmm_", "baddbmm_", "mm"}
@@ -44,7 +45,7 @@ def operations(call: partial) -> int:
 def measure(b: int, rounds: int) -> None:
     """Print the calls of a step at a batch size."""
     network = NETWORKS["fc"]
-    engine = FusedEngine(network.build(), *network.samples(), LOSSES[network.loss], ETA)
+    engine = FusedEngine(Problem(network.build(), *network.samples(), LOSSES[network.loss]), ETA)
     steps = engine.block(b)
     chunks = batches(0, 0, steps * (rounds + 1), b, network.n).split(steps)
     engine.run(chunks[0])

@@ -1,7 +1,6 @@
 """How large a batch is worth using for this model on these data?
 
-The critical batch size is predicted from the neural tangent kernel at initialization, measured by training, and both
-are put side by side.
+raysat predicts it from the neural tangent kernel at initialization, measures it by training, and compares the two.
 """
 
 from raysat.data import Dataset

@@ -22,11 +22,11 @@ COMMANDS = {
     "allreduce": ("allreduce:main", "measure the time of an all-reduce"),
     "columns": ("schema:main", "print every column of every table"),
 }
-"""What a user types: the function that it calls, and what that does."""
+"""The function and the description of each command, by name."""
 
 
 def main() -> int:
-    """Run the command that the first argument names. Returns its exit code."""
+    """Run the command that the first argument names, and return its exit code."""
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {does}" for name, (_, does) in COMMANDS.items())
     parser = argparse.ArgumentParser(
@@ -40,9 +40,9 @@ def main() -> int:
     parser.add_argument("arguments", metavar="...", nargs=argparse.REMAINDER, help="of the command")
     options = parser.parse_args(sys.argv[1:])
     module, function = COMMANDS[options.command][0].split(":")
-    # A command without arguments of its own takes those of the process, which ends with it.
+    # Commands read the arguments of the process, which ends with them.
     sys.argv = [f"raysat {options.command}", *options.arguments]
-    if not sys.flags.safe_path and os.getcwd() not in sys.path:  # modules are found as by `python -m`
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:  # as `python -m` does
         sys.path.insert(0, os.getcwd())
     return getattr(import_module(f"raysat.{module}"), function)()
 

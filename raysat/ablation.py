@@ -1,8 +1,8 @@
-"""What each way of training ends with (`raysat.analysis.ablation`), as a command.
+"""Compare the final results of the trainings of a sweep (`raysat.analysis.ablation`), as a command.
 
     $ python -m raysat.ablation RESULTS/generalization     prints the table and writes ablation.parquet and a figure
 
-They lie in the results folder, or where `--output` says.
+Files are written to the results folder, or to that of `--output`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raysat.storage.files import location, output_option, write_aside, written
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, or 2 for bad input."""
+    """Run the command. Return the exit code: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog=program("raysat.ablation"), description=str(__doc__).splitlines()[0])
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     output_option(parser)

@@ -3,7 +3,7 @@
     $ python -m raysat.allreduce measured.json --ranks 2 4      between processes of this machine
     $ torchrun --nnodes 4 --nproc-per-node 8 ... -m raysat.allreduce measured.json --backend nccl      of a cluster
 
-The file is what `raysat.communication` takes by `--measured`.
+`raysat.communication --measured` reads the file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raysat.storage.files import location
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, or 2 for bad input."""
+    """Run the command. Return the exit code: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog=program("raysat.allreduce"), description=str(__doc__).splitlines()[0])
     parser.add_argument("file", metavar="FILE.json", help="what is written, a path or an address")
     parser.add_argument(

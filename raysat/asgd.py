@@ -1,11 +1,11 @@
-"""Asynchronous SGD for real: a parameter server and p learners as Ray actors; its staleness goes into the simulation.
+"""Real asynchronous SGD: a parameter server and p learners as Ray actors, whose staleness goes into the simulation.
 
-    $ python -m raysat.asgd sweeps/asgd.py --learners 4     the sweep's first cell, beside five simulated runs
+    $ python -m raysat.asgd sweeps/asgd.py --learners 4     the sweep's first cell, compared with five simulated runs
 
-A learner hands in its gradient and gets the newest weights in one call. The server takes the step at once, so that a
-gradient's staleness is the number of steps of others since its learner read. A learner that dies is started anew; its
-gradient is lost, and the others do not wait for it. Weights alone pass between them: networks with batch normalization,
-whose running averages are no weights, are refused.
+A learner sends its gradient and receives the newest weights in one call. The server takes the step at once, so that a
+gradient's staleness is the number of steps by others since its learner read. A learner that dies is restarted; its
+gradient is lost, and the others do not wait for it. Only weights are exchanged: networks with batch normalization,
+whose running averages are not weights, are refused.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from raysat.messages.terminal import Terminal
 from raysat.saturation.intervals import student_t
 from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness, places, share_beyond
 from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import Batches, batches
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.spec.cells import Cell
@@ -49,18 +50,18 @@ from raysat.trial.measurements import Evaluator
 from raysat.trial.train import stepsize_and_beta
 
 SIMULATED = 5
-"""Simulated runs beside a real one. Default: 5, from whose spread follows where one more would lie."""
+"""Simulated runs for comparison with a real one. Default: 5; their spread gives the interval of one more."""
 
 Curve = list[dict[str, float]]
 
 
 class Server:
-    """The parameter server: holds w_t, takes a step for each gradient that comes in, and counts how stale it was.
+    """The parameter server: holds w_t, takes a step for each gradient that arrives, and counts its staleness.
 
     Args:
         weights: w_0, a tensor for each trained parameter.
         eta: Stepsize.
-        iterations: T, after which learners are sent home.
+        iterations: T, after which learners stop.
         keep_at: Iterations whose weights are kept.
     """
 
@@ -74,7 +75,7 @@ class Server:
     def exchange(
         self, read_at: int = 0, gradients: Sequence[Tensor] | None = None
     ) -> tuple[int, int, list[Tensor]] | None:
-        """Take a gradient, if there is one, and give the next task.
+        """Take a gradient, if any, and return the next task.
 
         Args:
             read_at: The t of the weights at which the gradient was taken.
@@ -97,12 +98,12 @@ class Server:
         return self.t, self.issued - 1, [weight.clone() for weight in self.weights]
 
     def result(self) -> tuple[dict[int, list[Tensor]], list[int]]:
-        """The weights that were kept, and how often a staleness of 0, 1, 2, ... occurred."""
+        """Return the weights that were kept, and how often a staleness of 0, 1, 2, ... occurred."""
         return self.kept, [self.counts.get(tau, 0) for tau in range(max(self.counts, default=-1) + 1)]
 
 
 class Learner:
-    """One learner: computes gradients at the weights it is given, until the server has no more to do.
+    """One learner: computes gradients at the weights it receives, until the server has no more tasks.
 
     Args:
         job: The cell.
@@ -112,17 +113,17 @@ class Learner:
         cell, init = job.trained_cell, job.init
         dataset, self.network, device = prepare(job)
         micro_batch = micro_batch_of(job, dataset, self.network)
-        self.engine = AutogradEngine(self.network, dataset.x, dataset.y, resolve(init.loss), 0.0, micro_batch)
+        self.engine = AutogradEngine(_problem(job, dataset, self.network), 0.0, micro_batch)
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, str(device))
 
     def gradients(self, number: int, weights: Sequence[Tensor]) -> list[Tensor]:
-        """The gradient of the batch of that number at some weights, on the CPU."""
+        """Return the gradient of batch `number` at some weights, on the CPU."""
         _put(self.network, weights)
         (batch,) = self.batches.take(number, 1)
         return [gradient.cpu() for gradient in self.engine.gradients(batch)]
 
     def work(self, exchange: Callable[..., Any]) -> None:
-        """Learn until there is no more to do.
+        """Compute gradients until there is no further task.
 
         Args:
             exchange: The server's method.
@@ -135,12 +136,12 @@ class Learner:
 
 @dataclass(frozen=True)
 class Run:
-    """What a real run has shown.
+    """The result of a real run.
 
     Attributes:
         curve: The losses at the evaluations, with their `iteration`.
         staleness: How often a staleness of 0, 1, 2, ... occurred.
-        died: Learners that died and were started anew, up to `raysat.executor.RETRIES` times each.
+        died: Learners that died and were restarted, up to `raysat.executor.RETRIES` times each.
     """
 
     curve: Curve
@@ -152,7 +153,7 @@ def run(job: Job, learners: int, begun: Callable[[list[int]], None] | None = Non
     """Train a cell by p learners on the Ray cluster that this process has joined.
 
     Args:
-        job: The cell, with its statistics where its stepsize is made of them.
+        job: The cell, with its statistics if its stepsize depends on them.
         learners: p. They share the cluster's CPUs, however few there are.
         begun: Called with the ids of the learners' processes once they work.
 
@@ -177,9 +178,9 @@ def run(job: Job, learners: int, begun: Callable[[list[int]], None] | None = Non
 
 
 def check(job: Job) -> None:
-    """Raise `InputError` where the learners would hold more than weights: the running averages of batch normalization.
+    """Raise `InputError` if the learners would hold more than weights: the running averages of batch normalization.
 
-    They would stay with each learner, and the server's network would be evaluated with those of w_0.
+    These would stay with each learner, and the server's network would be evaluated with those of w_0.
     """
     _, network, _ = prepare(job)
     if couples_samples(network):
@@ -191,18 +192,17 @@ def check(job: Job) -> None:
 
 
 def simulate(job: Job, learners: int, staleness: Sequence[float], seed: int) -> Curve:
-    """The same cell from the same w_0 in the simulation: batches and staleness are drawn from a seed.
+    """Simulate the same cell from the same w_0; batches and staleness are drawn from a seed.
 
     Args:
         job: The cell.
         learners: p.
         staleness: How often 0, 1, 2, ... was measured.
-        seed: Of the draws. A real run has the batches of its cell's seed: another one has others.
+        seed: Seed of the draws. The real run uses the batches of its cell's seed; another seed gives others.
     """
     dataset, network, device = prepare(job)
     cell, evaluate = job.trained_cell, _evaluator(job, dataset, network)
-    common = network, dataset.x, dataset.y, resolve(job.init.loss), _eta(job)
-    engine = AsynchronousEngine(*common, learners, tuple(staleness), seed)
+    engine = AsynchronousEngine(_problem(job, dataset, network), _eta(job), learners, tuple(staleness), seed)
     curve, done = [], 0
     for t in _evaluations(cell):
         engine.run(batches(seed, done, t - done, cell.batch_size, cell.init.n, cell.sampling, str(device)))
@@ -212,10 +212,10 @@ def simulate(job: Job, learners: int, staleness: Sequence[float], seed: int) -> 
 
 
 def of_one_more(losses: Sequence[float]) -> tuple[float, float]:
-    """Where one more loss of the same kind lies in 95 % of all cases: Student's t interval of a new draw, in logs.
+    """Return the 95 % prediction interval of one more loss: Student's t interval of a new draw, in logs.
 
-    It is `mean ± t s sqrt(1 + 1/k)` for k losses of mean log and deviation s: wider than the losses themselves, between
-    whose ends one more lies in `(k - 1)/(k + 1)` of all cases only, 2/3 for five.
+    It is `mean ± t s sqrt(1 + 1/k)` for k losses with mean log and deviation s. It is wider than the range of the
+    losses, which contains a new one in only `(k - 1)/(k + 1)` of all cases, 2/3 for five.
     """
     logs, k = np.log(losses), len(losses)
     half = student_t(k - 1) * logs.std(ddof=1) * math.sqrt(1 + 1 / k)
@@ -224,6 +224,10 @@ def of_one_more(losses: Sequence[float]) -> tuple[float, float]:
 
 def _evaluations(cell: Cell) -> list[int]:
     return evaluation_iterations(cell.iterations, cell.evaluations)
+
+
+def _problem(job: Job, dataset: Dataset, network: nn.Module) -> Problem:
+    return Problem(network, dataset.x, dataset.y, resolve(job.init.loss))
 
 
 def _evaluator(job: Job, dataset: Dataset, network: nn.Module) -> Evaluator:
@@ -246,7 +250,7 @@ def _put(network: nn.Module, weights: Sequence[Tensor]) -> None:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, or 2 for bad input."""
+    """Run the command. Return the exit code: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog=program("raysat.asgd"), description=str(__doc__).splitlines()[0])
     parser.add_argument("file", type=Path, help="a sweep file, of which the first cell is run")
     parser.add_argument("--learners", type=int, default=4, help="p [4]")
@@ -284,7 +288,7 @@ def _main(options: argparse.Namespace, console: Console) -> None:
 
 
 def _tell(cell: Cell, learners: int, real: Run, curves: Sequence[Curve], console: Console) -> None:
-    """Print the staleness of a real run, and its final loss beside those of simulated ones."""
+    """Print the staleness of a real run, and its final loss next to those of simulated ones."""
     losses = [curve[-1]["train_loss"] for curve in curves]
     low, high = of_one_more(losses)
     console.print(

@@ -1,11 +1,11 @@
-"""From one machine to many: what the all-reduce of the gradients costs, and how many workers a batch is worth.
+"""From one machine to many: the cost of all-reducing the gradients, and how many workers a batch is worth.
 
     $ python -m raysat.communication RESULTS/mnist --ranks 2     measure here, fit, predict, draw communication.png
     $ python -m raysat.communication RESULTS/mnist --measured measured.json     measured elsewhere (raysat.allreduce)
 
-Two measurements are put together: a sweep's N(b) and its seconds an iteration, and the time T(s, p) of an all-reduce
+Two measurements are combined: a sweep's N(b) and its seconds per iteration, and the time T(s, p) of an all-reduce
 (`raysat.sgd.allreduce`). A step of p workers that share a batch of b takes `launch + (b/p) sample + T(s, p)` seconds, s
-being the bytes of the gradient, and a run takes N(b) of them. `ASSUMPTIONS` says what that leaves out.
+being the bytes of the gradient, and a run takes N(b) steps. `ASSUMPTIONS` lists what that leaves out.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from raysat.sgd.allreduce import BACKENDS, Link, Measurement, fit, measure, read
 from raysat.storage.files import location, output_option, write_aside, written
 
 WORTH = 0.5
-"""The efficiency, speed-up over workers, below which more workers are said not to pay: half of what they cost is lost.
-As for b_N: at b = b_N a step has half the effect a sample."""
+"""The efficiency (speed-up over workers) below which more workers do not pay: half of their cost is lost. The same
+convention as for b_N: at b = b_N a step has half the effect per sample."""
 
 ASSUMPTIONS = (
     "Assumed: workers are equally fast, and as fast as one alone; no part of the all-reduce is hidden behind the "
@@ -47,16 +47,16 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Work:
-    """What a run takes on one worker, whatever the link.
+    """The cost of a run on one worker, independent of the link.
 
     Attributes:
         n_inf: N at large b, iterations to the target.
         b_n: b_N of `N(b) = n_inf (1 + (b_n/b)^q)^(1/q)`.
-        launch: Seconds of a step beside its samples.
+        launch: Seconds of a step in addition to those of its samples.
         sample: Seconds of one sample in a step.
         size: Bytes of the gradient.
         largest: Largest batch to be considered.
-        source: What it was measured on, in words.
+        source: The measured sweep, in words.
         q: How sharply N(b) bends at b_N.
     """
 
@@ -79,17 +79,17 @@ class Work:
         return f"{said}, a step takes {step}, {self.size / 1e6:.3g} MB of gradients"
 
     def iterations(self, b: float) -> float:
-        """N(b)."""
+        """Return N(b)."""
         return float(law(np.array([float(b)]), float(self.n_inf), float(self.b_n), self.q)[0])
 
     def seconds(self, b: float, workers: int, link: Link) -> float:
-        """Time to the target of `workers` that share batches of b: `N(b) (launch + b/p sample + T(s, p))`."""
+        """Return the time to the target of `workers` sharing batches of b: `N(b) (launch + b/p sample + T(s, p))`."""
         return self.iterations(b) * (self.launch + b / workers * self.sample + link.seconds(self.size, workers))
 
     def best_batch(self, workers: int, link: Link) -> float:
-        """The batch that ends soonest: `(b_n^q (launch + T) p / sample)^(1/(q + 1))`, from p to `largest`.
+        """Return the fastest batch size: `(b_n^q (launch + T) p / sample)^(1/(q + 1))`, from p to `largest`.
 
-        There the derivative of `N(b) (c + b sample/p)` in b is zero, c being what a step costs beside samples.
+        There the derivative of `N(b) (c + b sample/p)` in b is zero, c being the cost of a step without its samples.
         """
         fixed = self.launch + link.seconds(self.size, workers)
         free = math.inf
@@ -99,11 +99,11 @@ class Work:
 
 
 def prediction(work: Work, link: Link, workers: Sequence[int], b: float | None = None) -> pd.DataFrame:
-    """Speed-up and cost against the number of workers, at one batch or at the best one of each.
+    """Return speed-up and cost against the number of workers, at one batch size or at the best one of each.
 
     Args:
         work: What a run takes on one worker.
-        link: The connection.
+        link: The link between workers.
         workers: Numbers of workers p.
         b: The batch; None for the best one of each p.
 
@@ -128,10 +128,10 @@ def prediction(work: Work, link: Link, workers: Sequence[int], b: float | None =
 
 @dataclass(frozen=True)
 class Verdict:
-    """Where more workers stop paying, among those of a prediction.
+    """The number of workers beyond which more do not pay, among those of a prediction.
 
     Attributes:
-        fastest: The number of workers that ends soonest.
+        fastest: The number of workers with the shortest time.
         worth: The largest number up to which the efficiency stays at least `WORTH`.
     """
 
@@ -140,7 +140,7 @@ class Verdict:
 
 
 def verdict(table: pd.DataFrame) -> Verdict:
-    """Return where more workers stop paying, of the result of `prediction`, ascending in workers."""
+    """Return the number of workers beyond which more do not pay, from a `prediction` ascending in workers."""
     lost = table.index[table["efficiency"] < WORTH]
     kept = table if lost.empty else table.loc[: lost[0]].iloc[:-1]
     return Verdict(
@@ -150,7 +150,7 @@ def verdict(table: pd.DataFrame) -> Verdict:
 
 
 def figure(work: Work, link: Link, workers: Sequence[int], sizes: Sequence[int]) -> Figure:
-    """Speed-up over one worker at its best batch, and cost, against workers: a line a batch size, and the best ones."""
+    """Draw speed-up over one worker at its best batch, and cost, against workers, for each batch size and the best."""
     drawn = Figure(figsize=(9, 4.4), layout="constrained")
     left, right = drawn.subplots(1, 2)
     base = work.seconds(work.best_batch(1, link), 1, link)
@@ -176,10 +176,10 @@ def figure(work: Work, link: Link, workers: Sequence[int], sizes: Sequence[int])
 
 
 def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float] = ()) -> Work:
-    """What a sweep measured under its best evidence: b_N, and the seconds of an iteration of the trials it is made of.
+    """Return b_N from a sweep's best evidence, and the seconds of an iteration of the trials behind it.
 
     Args:
-        trials: The `trials` table. Those of asynchronous learners are left out: the model is of synchronous SGD.
+        trials: The `trials` table. Asynchronous trials are left out: the model is of synchronous SGD.
         curves: The `curves` table.
         targets: Loss levels for N(b). Default: chosen by the analysis.
 
@@ -218,7 +218,7 @@ def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float]
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, or 2 for bad input."""
+    """Run the command. Return the exit code: 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(prog=program("raysat.communication"), description=str(__doc__).splitlines()[0])
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     where = parser.add_mutually_exclusive_group()
@@ -258,7 +258,7 @@ def _main(options: argparse.Namespace, console: Console) -> None:
 
 
 def _tell(work: Work, link: Link, measured: Sequence[Measurement], workers: Sequence[int], console: Console) -> None:
-    """Print the prediction, what it is made of, and what it assumes."""
+    """Print the prediction, its ingredients, and its assumptions."""
     table = prediction(work, link, workers)
     title = "Predicted, each p at its best b; cost in worker-seconds, all-reduce as a share of the time"
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=0)

@@ -1,7 +1,7 @@
-"""`python -m raysat.doctor RESULTS/NAME`: whether a results folder is sound, and what to do where it is not.
+"""`python -m raysat.doctor RESULTS/NAME`: check whether a results folder is sound, and say what to do if it is not.
 
-It verifies checksums and ids, looks for what is there twice or lacks its other half, and reads checkpoints and records
-(`raysat.storage.checkup`). Nothing is changed, unless `--repair` is given: then what is wrong is moved into
+It verifies checksums and ids, looks for duplicates and for rows without their counterparts, and reads checkpoints and
+records (`raysat.storage.checkup`). Without `--repair` nothing is changed; with it, faulty files and rows are moved into
 `set-aside/`, and nothing is deleted. The next run of the sweep computes what is missing.
 """
 
@@ -37,11 +37,11 @@ T = TypeVar("T")
 
 
 def look(store: Store, code: tuple[str, ...] = ()) -> Contents:
-    """Return what a results folder has.
+    """Read the content of a results folder.
 
     Args:
         store: The folder.
-        code: The user's files that have changed since, where that was looked for.
+        code: The user's files that have changed since, if that was checked.
 
     Raises:
         InputError: The folder is not a results folder, or cannot be read.
@@ -74,30 +74,30 @@ def _is_part(file: str) -> bool:
 
 
 def rows_of(store: Store, name: str, table: str) -> pa.Table:
-    """The rows of a part-file, its checksums verified."""
+    """Return the rows of a part-file, with its checksums verified."""
     return checked((store.root / table / name.rpartition("/")[2]).read_bytes(), table)
 
 
 def read_checkpoint(store: Store, file: str) -> Progress:
-    """Return what a checkpoint has, its checksums verified; the cell whose it is is in its name and in itself."""
+    """Read a checkpoint and verify its checksums; its name and its content must name the same cell."""
     return read((store.checkpoints / file).read_bytes(), file.removesuffix(".pt"))
 
 
 def _whole(damaged: dict[str, str], name: str, load: Callable[[], T]) -> T | None:
-    """Return what is loaded; None, and the reason noted, where the file is not whole."""
+    """Load a file; if it is damaged, note the reason and return None."""
     try:
         return load()
     except (PermissionError, MemoryError):
         raise
-    except InputError as error:  # of a later raysat's, which is sound and stays where it is
+    except InputError as error:  # written by a later raysat: not damaged, and left in place
         raise InputError(f"{name} {error}") from None
-    except Exception as error:  # whatever a damaged file makes its reader say
+    except Exception as error:  # a damaged file may cause any error in its reader
         damaged[name] = first_sentence(error)
         return None
 
 
 def repair(store: Store) -> int:
-    """Move what is wrong into `set-aside/`, and delete nothing. Returns how many findings it was.
+    """Move faulty files and rows into `set-aside/`, delete nothing, and return the number of findings repaired.
 
     Raises:
         InputError: The folder cannot be written.
@@ -108,7 +108,7 @@ def repair(store: Store) -> int:
         with storage_errors(store.root):
             for finding in found:
                 if touched & {*finding.files, *finding.rows} or (touched and finding.cells):
-                    continue  # what is left of it is seen with the next look
+                    continue  # the rest of it is found by the next look
                 _repair(store, finding)
                 touched |= {*finding.files, *finding.rows, *finding.cells}
                 repaired.add(str(finding))
@@ -135,7 +135,7 @@ def _path(store: Store, name: str) -> Location:
 
 
 def outlook(contents: Contents) -> list[str]:
-    """Return what the next run of the sweep does, as far as the folder says."""
+    """Return what the next run of the sweep will do, as far as the folder shows."""
     statuses = contents.rows("trials").get("status", pd.Series(dtype=str))
     counts = {status: int(statuses.isin(names).sum()) for status, names in (("ended", FINISHED), (FAILED, [FAILED]))}
     said = f"{counts['ended']} cells have ended and stay; those that the sweep asks for beyond them run"
@@ -146,7 +146,7 @@ def outlook(contents: Contents) -> list[str]:
 
 
 def changed_code(store: Store, file: Path) -> tuple[str, ...]:
-    """The user's files that have changed since the results were made. The sweep file, and what it names, is run."""
+    """Return the user's files that have changed since the results were made; run the sweep file for that."""
     record = store.record()
     before = record and record["resolved"].get("code")
     laid_out = plan(sweepfile.load(file), file.parent, before)
@@ -158,7 +158,7 @@ def changed_code(store: Store, file: Path) -> tuple[str, ...]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code: 0 where the folder is sound, 1 where something is found, 2 for bad input."""
+    """Run the command. Return the exit code: 0 if the folder is sound, 1 if there are findings, 2 for bad input."""
     parser = argparse.ArgumentParser(
         prog=program("raysat.doctor"), description="Say whether a results folder is sound, and repair it if asked."
     )
@@ -168,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     log = logging.getLogger("raysat")
     before = log.level
-    log.setLevel(logging.ERROR)  # what it would warn of is among the findings
+    log.setLevel(logging.ERROR)  # its warnings are among the findings
     try:
         return _main(options)
     finally:

@@ -1,9 +1,9 @@
-"""How large a batch is worth using, from the statistics at initialization alone: nothing is trained.
+"""Forecast how large a batch is worth using, from the statistics at initialization alone, without training.
 
     $ python -m raysat.forecast sweeps/mnist.py --set widths=[512]
     $ python -m raysat.forecast sweeps/mnist.py --target 0.3 --output forecast
 
-It prints what to use and a row a batch size, and writes a figure and a page. The numbers are those of
+It prints the batch size to use and a row for each batch size, and writes a figure and a page. The numbers come from
 `raysat.saturation.forecast`.
 """
 
@@ -42,7 +42,7 @@ STEPS = 64
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: the statistics of a sweep's first seed, in this process, and what follows from them."""
+    """Run the command: compute the statistics of a sweep's first seed in this process, and forecast from them."""
     parser = argparse.ArgumentParser(
         prog=program("raysat.forecast"),
         description="Say how large a batch is worth using, from the network at initialization alone: nothing is "
@@ -80,7 +80,7 @@ def _main(options: argparse.Namespace, console: Console) -> None:
         _named(row): forecast(row, sizes, iterations, target, replacement=replacement)
         for row in _statistics(sweep, laid_out, console)
     }
-    from raysat.report import foreseen  # not at the head, for it loads matplotlib: bad input is answered before
+    from raysat.report import foreseen  # imported here, because it loads matplotlib: bad input is reported before
 
     for name, one in made.items():
         show(name, one, console)
@@ -92,7 +92,7 @@ def _main(options: argparse.Namespace, console: Console) -> None:
 
 
 def _check(sweep: Sweep) -> None:
-    """Raise `InputError` where the recursion is not of what the sweep trains by."""
+    """Raise `InputError` if the recursion does not describe the sweep's training."""
     if sweep.loss != "mse":
         raise InputError(f"loss={sweep.loss!r}: the recursion is that of the squared error; set loss='mse'.")
     if sweep.iterations is None or set(sweep.trainings) != {PLAIN}:
@@ -109,7 +109,7 @@ def _named(row: Mapping[str, object]) -> str:
 
 
 def _statistics(sweep: Sweep, laid_out: Plan, console: Console) -> Iterator[Mapping[str, object]]:
-    """The row of `ntk` of each initialization, the smallest width first; a terminal shows how far it is."""
+    """Yield the row of `ntk` of each initialization, the smallest width first; a terminal shows the progress."""
     inits = {cell.init.init_id: cell.init for cell in laid_out.cells}
     for k, init in enumerate(sorted(inits.values(), key=lambda init: init.width), 1):
         name = f"{k}/{len(inits)}  statistics of {init.name}"
@@ -133,7 +133,7 @@ def _statistics(sweep: Sweep, laid_out: Plan, console: Console) -> Iterator[Mapp
 
 
 def show(name: str, made: Forecast, console: Console) -> None:
-    """Print a forecast: what to use, the critical batch sizes in each sense, and a row a batch size."""
+    """Print a forecast: the batch size to use, each kind of critical batch size, and a row for each batch size."""
     from raysat.report.foreseen import COLUMNS, cells, details, sentence
 
     console.print(Text(sentence(made), style="bold"))

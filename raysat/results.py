@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from raysat.errors import positive
 
-# What reads, draws and analyzes is imported where it is used: every worker imports raysat, and with it this module.
+# Reading, drawing and analysis are imported where they are used: every worker imports raysat, and so this module.
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
 
 def load(path: Location | str) -> Results:
-    """The results of a sweep, finished or not.
+    """Load the results of a sweep, finished or not.
 
     Args:
         path: Its results folder, such as `results/mnist`, or its address.
 
     Raises:
-        InputError: The folder is not a results folder, or of another schema version.
+        InputError: The folder is not a results folder, or has another schema version.
     """
     return Results(path)
 
 
 class Results:
-    """The tables of a results folder, read when first asked for, and what follows from them.
+    """The tables of a results folder, read on first use, and the analysis of them.
 
-    Another `load` sees what a running sweep has written since.
+    Call `load` again to see what a running sweep has written since.
 
     Attributes:
         root: The folder.
@@ -56,24 +56,25 @@ class Results:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """One row a cell (docs/columns.md)."""
+        """One row for each cell (docs/columns.md)."""
         return self._read("trials")
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """One row an evaluation of a cell: the loss along each trial."""
+        """One row for each evaluation of a cell: the loss along each trial."""
         return self._read("curves")
 
     @cached_property
     def ntk(self) -> pd.DataFrame:
-        """One row an initialization, and one a cell and iteration of `ntk_at`."""
+        """One row for each initialization, and one for each cell and iteration of `ntk_at`."""
         return self._read("ntk")
 
     def fit(self, targets: Sequence[float] = ()) -> Analysis:
-        """The estimates and fits of all readings, as tidy tables (`raysat.analysis.Analysis`).
+        """Return the estimates and fits of all readings, as tidy tables (`raysat.analysis.Analysis`).
 
         Args:
-            targets: Loss levels for N(b). Default: those of the sweep; where it has none, chosen for what is compared.
+            targets: Loss levels for N(b). Default: those of the sweep; if it has none, they are chosen for each
+                comparison.
         """
         from raysat.analysis.tables import analyze, levels
 
@@ -82,7 +83,7 @@ class Results:
 
     @cached_property
     def recommendation(self) -> list[Recommendation]:
-        """What batch size to use, for each setting: printed, the sentence of the terminal and of the report."""
+        """The batch size to use, for each setting; printed, it is the sentence of the terminal and the report."""
         from raysat.analysis.recommendation import recommendations
 
         return recommendations(self._analysis.fits, self._analysis.points)
@@ -90,17 +91,17 @@ class Results:
     def plot_loss_curves(
         self, ax: Axes | None = None, *, target: float | None = None, title: str | None = None
     ) -> list[Figure]:
-        """L(w_t) against t by batch size: a matplotlib figure for each model and data set, and for many widths more.
+        """Plot L(w_t) against t by batch size: a matplotlib figure for each model and data set, more for many widths.
 
         Args:
-            ax: Axes on which the reading of the recommendation is drawn instead, alone. Their figure is returned.
-            target: A loss that is marked.
-            title: The title. Default: what is shown, in short.
+            ax: Axes on which to draw only the reading of the recommendation. Their figure is returned.
+            target: A loss to mark.
+            title: The title. Default: a short description.
         """
         return self._plot("loss-curves", ax, target=target, title=title)
 
     def plot_exponents(self, ax: Axes | None = None, *, title: str | None = None) -> list[Figure]:
-        """h(b) with intervals and the paper's predicted curve.
+        """Plot h(b) with intervals and the paper's predicted curve.
 
         Args:
             ax: As for `plot_loss_curves`.
@@ -111,7 +112,7 @@ class Results:
     def plot_steps(
         self, ax: Axes | None = None, *, target: float | None = None, title: str | None = None
     ) -> list[Figure]:
-        """N(b) with its fit, perfect scaling, b_N and b_star.
+        """Plot N(b) with its fit, perfect scaling, b_N and b_star.
 
         Args:
             ax: As for `plot_loss_curves`.
@@ -123,7 +124,7 @@ class Results:
     def plot_costs(
         self, ax: Axes | None = None, *, target: float | None = None, title: str | None = None
     ) -> list[Figure]:
-        """Samples, seconds and device-hours to the target against b, each over its least.
+        """Plot samples, seconds and device-hours to the target against b, each divided by its minimum.
 
         Args:
             ax: As for `plot_loss_curves`.
@@ -158,7 +159,7 @@ class Results:
         return f"Results({str(self.root)!r}: sweep {self.record['sweep']['name']}, {ended} cells have ended)"
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: the answer and the table of the report."""
+        """Return the HTML for notebooks: the answer and the table of the report."""
         from raysat.analysis import summary
         from raysat.report import prediction, sections
 

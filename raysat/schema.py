@@ -1,4 +1,4 @@
-"""The columns of the tables (`raysat.storage.schema`), under the name that documents and scripts have."""
+"""The columns of the tables (`raysat.storage.schema`), under the name that documents and scripts use."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from raysat.storage.schema import *  # noqa: F403
 
 
 def main() -> int:
-    """Print every column of every table as Markdown, which is docs/columns.md."""
+    """Print every column of every table as Markdown, for docs/columns.md."""
     argparse.ArgumentParser(
         prog=program("raysat.schema"), description="Print every column of every table."
     ).parse_args()

@@ -1,7 +1,7 @@
-"""`python -m raysat.status RESULTS/<sweep>`: how a sweep stands, from its storage alone, from any machine.
+"""`python -m raysat.status RESULTS/<sweep>`: show the state of a sweep, from its storage alone, on any machine.
 
-The cells that have ended are counted from their rows. What runs is what the driver recorded last, in `status.json`,
-every `raysat.driver.recorder.HEARTBEAT` seconds; a driver that was killed is known by its silence.
+Ended cells are counted from their rows. Running ones are those that the driver recorded last, in `status.json`, every
+`raysat.driver.recorder.HEARTBEAT` seconds; if the records stop, the driver was killed.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from raysat.storage.store import Store
 from raysat.text import duration
 
 SILENCE = 60.0
-"""Seconds after which a driver that has not been heard of may be dead: six missed records."""
+"""Seconds without a record after which a driver may be dead: six missed records."""
 
 WATCHED = 25.0
-"""Seconds in which a driver that lives is heard of again: more than two records."""
+"""Seconds within which a live driver writes another record: more than two intervals."""
 
 
 def lines(statuses: Mapping[str, int], heard: Mapping | None, now: datetime) -> Iterator[str]:
-    """Yield what is known of a sweep.
+    """Yield lines on the state of a sweep.
 
     Args:
         statuses: How many cells have each status, from their rows.
-        heard: What the driver recorded last, if anything.
+        heard: The last record of the driver, if any.
         now: The time.
     """
     done = sum(statuses.get(status, 0) for status in FINISHED)
@@ -61,14 +61,14 @@ def lines(statuses: Mapping[str, int], heard: Mapping | None, now: datetime) -> 
 
 
 def other_driver(store: Store, sleep: Callable[[float], None] = time.sleep) -> str:
-    """Who else runs this sweep, as a sentence that ends in the remedy; empty where nobody does.
+    """Return who else runs this sweep, as a sentence that ends in the remedy; empty if nobody does.
 
-    A fresh record may be of a driver that has just been killed, so that it is watched whether a new one comes. No watch
-    is needed where this machine has no such process.
+    A recent record may be of a driver that has just been killed, so that this waits for a new one. No wait is needed if
+    the driver was a process of this machine that no longer exists.
 
     Args:
         store: The sweep's results folder.
-        sleep: Waits for some seconds.
+        sleep: Function that waits for some seconds.
     """
     heard = store.status()
     if heard is None or heard["ended"] == heard["total"] or _gone(heard):
@@ -90,7 +90,7 @@ def _gone(heard: Mapping) -> bool:
         os.kill(heard["pid"], 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # another user's
+    except PermissionError:  # the process of another user
         return False
     return heard["pid"] == os.getpid()
 
@@ -105,7 +105,7 @@ def _name(heard: Mapping) -> str:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code: 0, or 2 where there is no sweep."""
+    """Run the command. Return the exit code: 0, or 2 if there is no sweep."""
     parser = argparse.ArgumentParser(prog=program("raysat.status"), description="Say how a sweep stands.")
     parser.add_argument("root", metavar="RESULTS/NAME", help="the sweep's results folder, or its address")
     options = parser.parse_args(argv)

@@ -79,10 +79,10 @@ def _parser() -> argparse.ArgumentParser:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit code, one of `raysat.messages.ending`, or 130 and its like after a signal."""
+    """Run the command. Return the exit code: one of `raysat.messages.ending`, or 128 + n after signal n."""
     options = _parser().parse_args(arguments)
     console = Terminal(file=sys.stdout)
-    # What it would warn of is in its rows, and shown from there.
+    # Its warnings are in the rows, and shown from there.
     logging.getLogger("raysat.ntk").setLevel(logging.ERROR)
     with ending.signals(for_good=arguments is None) as signals:
         try:
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return ending.NO_CLUSTER
         except InputError:
             raise
-        except Exception as error:  # of this process's own, such as the memory of its machine that is out
+        except Exception as error:  # an error of this process, such as exhausted memory
             print(traced(error), file=sys.stderr)
             _say(f"the driver failed ({named(error)}). {ending.AGAIN}")
             return ending.BROKEN
@@ -114,7 +114,7 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
     if options.minutes is not None:
         sweep = replace(sweep, minutes=options.minutes)
-    matmul.requested_backend()  # where it names no library, every trial would fail
+    matmul.requested_backend()  # if it names no library, every trial would fail
     store = Store(location(options.results) / sweep.name)
     before = None if options.fresh else store.record()
     laid_out = plan(sweep, options.file.parent, before and before["resolved"].get("code"))
@@ -145,15 +145,15 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
     failed: list[tuple[str, str]] = []
     known, outdated = stored_statistics(store, queue)
     again = len(outdated)
-    if not queue.weights:  # else those that are missing are those of cells that have yet to run
+    if not queue.weights:  # else they are computed with the cells that need them
         again += len({cell.init.init_id for cell in queue.requested} - set(known) - set(outdated))
     if queue.weights or again:
         failed = _run(options, laid_out, queue, store, again, begun, elsewhere, console, signals)
     else:
         console.print(f"Sweep {sweep.name}: all {len(queue.requested)} cells are finished.")
-        if store.record() is None:  # lost, and all rows are there
+        if store.record() is None:  # the record was lost, and all rows are there
             _open(store, options, laid_out)
-        with suppress(InputError, OSError):  # a folder that may only be read stays as it is
+        with suppress(InputError, OSError):  # a read-only folder stays unchanged
             if before and before["resolved"].get("code") != laid_out.data["code"]:  # an earlier raysat's has no files
                 _open(store, options, laid_out)
             else:
@@ -180,18 +180,18 @@ def _run(
     console: Console,
     signals: ending.Signals,
 ) -> list[tuple[str, str]]:
-    """Run what the agenda wants, under Ray or in this process.
+    """Run the queued cells, on Ray or in this process.
 
     Args:
-        options: The command's.
+        options: The command-line options.
         laid_out: The plan.
-        queue: What is to be run.
+        queue: The cells to run.
         store: Where results go.
         again: Initializations whose statistics are computed again.
-        begun: When the command began, on the clock of `time.monotonic`.
-        elsewhere: Whether the cluster is not this machine's.
+        begun: The start of the command, on the clock of `time.monotonic`.
+        elsewhere: Whether the cluster is not on this machine.
         console: Where progress is shown.
-        signals: What may end the sweep.
+        signals: The handlers of signals that end the sweep.
 
     Returns:
         The name of each cell that failed, and its error.
@@ -203,7 +203,7 @@ def _run(
             tune = Path(stack.enter_context(_scratch()))
             executor = OnRay(tune, sweep.cpus_per_trial, sweep.gpus_per_trial, options.address, sweep.ranks_per_trial)
         stack.enter_context(executor)
-        signals.arm()  # Ray has its own handlers in their place
+        signals.arm()  # Ray has replaced them by its own handlers
         if not options.quiet:
             statistics = f"statistics of {again} initializations to compute again, " * bool(again)
             cells = f"{len(queue.weights)} of {len(queue.requested)} cells to run{' to begin with' * sweep.grows}"
@@ -211,10 +211,10 @@ def _run(
             console.print(f"Sweep {sweep.name}: {cells}, {statistics}{executor.where}{within}.")
         _open(store, options, laid_out)
         if shares := isinstance(store.data, Remote) or elsewhere:
-            with suppress(OSError):  # workers with internet do without
+            with suppress(OSError):  # workers with internet do not need it
                 data.put(sweep.dataset, store.data)
-        # The report's libraries are loaded while trials run, and not beside Ray's end, which a thread that frees
-        # something of Ray's would turn into that of this process.
+        # The report's libraries are loaded while trials run, and not during Ray's shutdown: a thread that then frees an
+        # object of Ray would end this process.
         beside = stack.enter_context(ThreadPoolExecutor(1))
         load = partial(beside.submit, partial(import_module, "raysat.report"))
         deadline = begun + 60 * (sweep.minutes or math.inf)
@@ -233,12 +233,12 @@ def _run(
 
 
 def _open(store: Store, options: argparse.Namespace, laid_out: Plan) -> None:
-    """Make the results folder ready, with what the command says of itself."""
+    """Prepare the results folder, and record the command in it."""
     store.open(laid_out.sweep, about(options.file, options.set, options.results), laid_out.data)
 
 
 def _start_over(store: Store, console: Console, *, really: bool) -> None:
-    """Delete what the results folder has of this sweep, unless something of others lies in it."""
+    """Delete this sweep's files from the results folder, unless it contains others."""
     if strangers := any(store.root.iterdir()) and store.strangers():
         raise InputError(
             f"{store.root} has {strangers[0]}, which is no part of results: move it, delete it by hand, or use another "
@@ -250,7 +250,7 @@ def _start_over(store: Store, console: Console, *, really: bool) -> None:
 
 
 def _check_machine(sweep: Sweep) -> None:
-    """Raise `InputError` where the sweep asks for what this machine, on which it is to run, does not have."""
+    """Raise `InputError` if the sweep needs something that this machine, on which it is to run, lacks."""
     for field, needed in (("precision", sweep.precision == "tf32"), ("engine", needs_gpu(sweep.engine))):
         if needed and not torch.cuda.is_available():
             value, default = getattr(sweep, field), next(f.default for f in fields(Sweep) if f.name == field)
@@ -260,7 +260,7 @@ def _check_machine(sweep: Sweep) -> None:
 
 
 def _say_failed(failed: Sequence[tuple[str, str]]) -> None:
-    """Name what failed, each kind once."""
+    """Print the failed cells, each kind of error once."""
     _say(f"{len(failed)} cells failed; the same command tries them again:")
     for why, names in by_cause(failed).items():
         first = names[0] if len(names) == 1 else f"{len(names)} cells, the first {names[0]}"
@@ -268,12 +268,12 @@ def _say_failed(failed: Sequence[tuple[str, str]]) -> None:
 
 
 def _report(store: Store, console: Console) -> bool:
-    """Make the report, or say why there is none: the results stand without it. Returns whether there is one."""
+    """Make the report, or print why there is none, which leaves the results valid. Return whether there is one."""
     try:
-        from raysat import report  # not at the head, for it loads matplotlib: bad input is answered before
+        from raysat import report  # imported here, because it loads matplotlib: bad input is reported before
 
         report.finish(store.root, console)
-    except Exception as error:  # a full disk, or a defect: whatever it is, the results have nothing to do with it
+    except Exception as error:  # a full disk, or a defect: the results do not depend on it
         if not isinstance(error, (OSError, InputError)):
             print(traced(error), file=sys.stderr)
         again = f"python -m raysat.report {store.root}"
@@ -283,10 +283,10 @@ def _report(store: Store, console: Console) -> bool:
 
 
 def _scratch() -> TemporaryDirectory:
-    """A folder for what Tune writes.
+    """Return a temporary folder for Tune's files.
 
     Raises:
-        ExecutorDied: There is no room for one.
+        ExecutorDied: There is no space for one.
     """
     try:
         return TemporaryDirectory(prefix="raysat-tune-")
@@ -298,11 +298,11 @@ def _scratch() -> TemporaryDirectory:
 
 
 def from_shell() -> int:
-    """The command in a process of its own, which ends with it."""
-    gc.freeze()  # else all of torch is looked through for garbage time and again: a second in all
+    """Run the command in its own process, and end the process with it."""
+    gc.freeze()  # else each collection scans all of torch's objects: a second in total
     code = main()
-    gc.freeze()  # as the interpreter would do once more on its way out
-    if code == ending.NO_CLUSTER:  # what is left of Ray in this process would wait for what has died
+    gc.freeze()  # else the interpreter scans them once more as it exits
+    if code == ending.NO_CLUSTER:  # the remains of Ray in this process would wait for dead processes
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -21,6 +21,7 @@ from raysat.saturation.recursion import Spectrum, largest_stable, loss_curves, n
 from raysat.saturation.targets import steps_to_target
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
 from raysat.trial.initial import compute_statistics
 from raysat.trial.job import Job
@@ -76,7 +77,7 @@ def test_it_is_the_mean_of_linearized_sgd(digits, b):
     losses = []
     for seed in range(runs):
         network = models.build(linearized(MODEL), 64, dataset.input_shape, 10, seed=0).double()
-        AutogradEngine(network, dataset.x, dataset.y, LOSSES["mse"], eta).run(batches(seed, 0, steps, b, 120))
+        AutogradEngine(Problem(network, dataset.x, dataset.y, LOSSES["mse"]), eta).run(batches(seed, 0, steps, b, 120))
         losses.append(evaluate(network, dataset.x, dataset.y, LOSSES["mse"], classes=False).loss)
     if b == 120:
         assert forecasted == pytest.approx(losses[0], rel=1e-6)  # quadrature is all that is between them

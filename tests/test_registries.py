@@ -22,6 +22,7 @@ from raysat.report.prediction import predictions
 from raysat.sgd import autograd
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.engine import build, maker
+from raysat.sgd.problem import Problem
 from raysat.sgd.protocol import Maker
 from raysat.spec.cells import Cell, Model
 from raysat.spec.checks import anything, at_least
@@ -136,8 +137,9 @@ class TestEngines:
 
     @pytest.mark.usefixtures("counting")
     def test_auto_takes_the_last_that_wins(self):
-        problem = torch.randn(4, 6), torch.randn(4, 2), raysat.losses.LOSSES["mse"], 0.1
-        names = [build("auto", raysat.models.build(mlp(depth), 4, (6,), 2, 0), *problem).name for depth in (0, 1)]
+        problem = torch.randn(4, 6), torch.randn(4, 2), raysat.losses.LOSSES["mse"]
+        networks = [raysat.models.build(mlp(depth), 4, (6,), 2, 0) for depth in (0, 1)]
+        names = [build("auto", Problem(network, *problem), 0.1).name for network in networks]
         assert names == ["fused", "counting"]
 
     @pytest.mark.parametrize("name", ENGINES)

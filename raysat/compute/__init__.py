@@ -1,1 +1,1 @@
-"""What statistics and steps both stand on: the processor's products, and memory."""
+"""What statistics and SGD steps share: matrix products, and memory planning."""

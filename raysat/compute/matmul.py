@@ -1,14 +1,14 @@
-"""The three matrix products of a fully-connected layer's step, by the library that is fastest on this processor.
+"""The three matrix products of a fully-connected layer's step, by the fastest library on this processor.
 
-A layer `z = s a W^T` needs `s a W^T` going forward, `s d W` going back, and `W += c d^T a` for its update. PyTorch's
-own products are MKL's on x86, which on AMD's processors keeps to kernels that leave some of the arithmetic unused.
-oneDNN, which is inside PyTorch too, does not; `mkldnn::_linear_pointwise` hands it plain strided float32 tensors. It
-computes in single precision throughout. On Intel's processors MKL is the faster of the two, but not in every shape: a
-few rows times a large weight take up to half the time as products of its blocks, or transposed. Double precision is
-always PyTorch's own.
+A layer `z = s a W^T` needs `s a W^T` forward, `s d W` backward, and `W += c d^T a` for its update. On x86, PyTorch uses
+MKL for products, and on AMD's processors MKL selects kernels that use only part of the arithmetic units. oneDNN, also
+part of PyTorch, does not; `mkldnn::_linear_pointwise` passes plain strided float32 tensors to it, and it computes in
+single precision throughout. On Intel's processors MKL is the faster of the two, but not in every shape: a few rows
+times a large weight take as little as half the time if W is cut into blocks, or if the transposed product is computed.
+Double precision always uses PyTorch's own products.
 
-The choice follows from processor and library alone, never from a clock, so that a trial that is killed and resumed on
-one machine ends in the same bits. `RAYSAT_MATMUL` overrides it.
+The choice depends on processor and library alone, never on a timing, so that a trial that is killed and resumed on one
+machine ends in the same bits. `RAYSAT_MATMUL` overrides it.
 
 Measured (`benchmarks/sgd.py`, 784-1000-1000-1000-10, float32, two threads), in steps per second over PyTorch's own
 products: at b = 8 1.62 on an AMD EPYC (Zen 4) and 1.13 on an Intel Xeon, at b = 64 1.14 and 1.00, from b = 512 on 0.99
@@ -40,35 +40,35 @@ VARIABLE = "RAYSAT_MATMUL"
 """The environment variable that overrides the choice."""
 
 SPLIT_FROM = 1 << 16
-"""Entries of a weight from which products with one row are shared between threads: below, the launch costs more."""
+"""Entries of a weight from which products with one row are divided among threads; below, the launch costs more."""
 
 ONEDNN_FROM = 1 << 18
-"""Entries of a weight from which oneDNN is used: measured level with MKL at 512 x 512 and ahead at 784 x 1000, while
-below its launch of some 20 microseconds counts."""
+"""Entries of a weight from which oneDNN is used: measured level with MKL at 512 x 512 and faster at 784 x 1000. Below,
+its launch time of some 20 microseconds dominates."""
 
 TRANSPOSED = range(16, 192)
-"""Batch sizes at which oneDNN is handed `W a^T` instead of `a W^T`: 7 to 28 % faster, measured at 1000 x 1000, because
-W has the more rows to share between threads; beyond, transposing the result back costs more than that."""
+"""Batch sizes at which oneDNN computes `W a^T` instead of `a W^T`: 7 to 28 % faster, measured at 1000 x 1000, because
+W has more rows to divide among threads; at larger b, transposing the result back costs more than that gains."""
 
 RESHAPED_FROM = 5 << 17
-"""Entries of a weight from which `Matmul.MKL` reshapes products. Measured on one thread and two: no gain at 724 x 724
+"""Entries of a weight from which `Matmul.MKL` reshapes products. Measured on one and two threads: no gain at 724 x 724
 and below, a gain from 1000 x 784 on."""
 
 IN_BLOCKS, BLOCK = range(4, 16), 125
 """Batch sizes at which `Matmul.MKL` takes `a W^T` in blocks of some 125 rows of W: 1.2 to 2 times as fast on one
-thread, 1.0 to 1.9 times on two, at 1000 x 784 to 2048 x 2048. Blocks of 100 to 181 do as well, of 200 less on two."""
+thread, 1.0 to 1.9 times on two, at 1000 x 784 to 2048 x 2048. Blocks of 100 to 181 do as well, of 200 worse on two."""
 
 ACROSS = range(16, 64, 16)
-"""Batch sizes at which `Matmul.MKL` takes `W a^T` instead of `a W^T`: 1.1 to 1.4 times as fast, while 20 and 24, and 64
-and more, lose up to a fifth."""
+"""Batch sizes at which `Matmul.MKL` computes `W a^T` instead of `a W^T`: 1.1 to 1.4 times as fast. At 20 and 24, and
+from 64 on, that loses up to a fifth."""
 
 BACK_IN_BLOCKS = range(2, 9)
-"""Batch sizes at which `Matmul.MKL` gives each thread rows of W of its own in `d W`: 1.2 to 1.4 times as fast on two
+"""Batch sizes at which `Matmul.MKL` gives each thread its own rows of W in `d W`: 1.2 to 1.4 times as fast on two
 threads, level at 12."""
 
 
 class Matmul(Enum):
-    """The choices, each with where it wins."""
+    """The choices, each with the processors on which it wins."""
 
     TORCH = "torch", "on other processors, in double precision, on a GPU, and wherever oneDNN cannot be used."
     MKL = "mkl", "on Intel's processors with AVX-512; PyTorch's own, in the shapes in which they are fastest."
@@ -85,7 +85,7 @@ class Matmul(Enum):
 
 
 def _linear(a: Tensor, w: Tensor, after: str = "none") -> Tensor:
-    """`a W^T` by oneDNN, or its `relu`."""
+    """Return `a W^T` by oneDNN, or its `relu`."""
     return torch.ops.mkldnn._linear_pointwise.default(a, w, None, after, [], "")
 
 
@@ -106,23 +106,26 @@ def _onednn_update(w: Weight, d: Outputs, a: Inputs, alpha: float) -> None:
 
 
 class Products:
-    """The three products, as calls that are made once for given buffers and run many times.
+    """The three products, as calls that are built once for given buffers and run many times.
+
+    The calls keep views of the buffers and write into them; with `beta=0` the old content of a buffer is ignored.
 
     Args:
         choice: The library.
-        threads: Between how many threads a product with one row is shared. Default: PyTorch's.
+        threads: The number of threads among which a product with one row is divided. Default: PyTorch's.
     """
 
     def __init__(self, choice: Matmul, threads: int | None = None) -> None:
         self.choice, self.threads = choice, threads or torch.get_num_threads()
 
     def forward(self, a: Inputs, w: Weight, scale: float, out: Outputs, *, relu: bool = False) -> list[Call]:
-        """`out = scale a W^T`, or `out = relu(scale a W^T)`, scale positive."""
+        """Compute `out = scale a W^T`, or `out = relu(scale a W^T)`, scale positive."""
         b, (outputs, inputs) = len(a), w.shape
         rectify = [partial(out.clamp_min_, 0)] if relu else []
         if parts := self._parts(b, w, IN_BLOCKS, outputs // BLOCK):
             blocks = w.view(parts, outputs // parts, inputs).transpose(1, 2)
             target = out.view(b, parts, outputs // parts).transpose(0, 1)
+            # At b = 1 the blocks of the result lie in `out` as the product writes them; else they are copied there.
             part = target if b == 1 else torch.empty_like(target, memory_format=torch.contiguous_format)
             gather = [partial(target.copy_, part)] if b > 1 else []
             return [partial(part.baddbmm_, a.expand(parts, b, inputs), blocks, beta=0, alpha=scale), *gather, *rectify]
@@ -135,12 +138,12 @@ class Products:
         return [partial(out.addmm_, a, w.t(), beta=0, alpha=scale), *rectify]
 
     def backward(self, d: Outputs, w: Weight, scale: float, out: Inputs) -> list[Call]:
-        """`out = scale d W`."""
+        """Compute `out = scale d W`."""
         b, (outputs, inputs) = len(d), w.shape
         if parts := self._parts(b, w, BACK_IN_BLOCKS, self.threads):
             blocks = w.view(parts, outputs // parts, inputs)
             shares = d.view(b, parts, outputs // parts).transpose(0, 1)
-            sums = w.new_empty(parts, b, inputs)
+            sums = w.new_empty(parts, b, inputs)  # one summand of `d W` for each block of rows, added below
             add = partial(torch.add, *sums, out=out) if parts == 2 else partial(torch.sum, sums, 0, out=out)
             return [partial(sums.baddbmm_, shares, blocks, beta=0, alpha=scale), add]
         if self._onednn(b, w):
@@ -148,8 +151,8 @@ class Products:
         return [partial(out.addmm_, d, w, beta=0, alpha=scale)]
 
     def update(self, w: Weight, d: Outputs, a: Inputs, alpha: float) -> list[Call]:
-        """`W += alpha d^T a`, in place."""
-        if len(d) == 1:
+        """Compute `W += alpha d^T a`, in place."""
+        if len(d) == 1:  # an outer product, entry by entry
             return [partial(w.addcmul_, d.t(), a, value=alpha)]
         if self.choice is Matmul.ONEDNN_ALL and self._onednn(len(d), w):
             return [partial(_onednn_update, w, d, a, alpha)]
@@ -162,15 +165,15 @@ class Products:
         return self.choice is Matmul.MKL and b in batch_sizes and w.numel() >= RESHAPED_FROM
 
     def _parts(self, b: int, w: Weight, reshaped: range, most: int) -> int:
-        """Into how many blocks of rows W is cut; 0 where it is left whole.
+        """Return the number of blocks of rows into which W is cut; 0 if it is left whole.
 
-        At b = 1 it is cut into one a thread, for no library shares that product between threads.
+        At b = 1 there is one block for each thread, because no library divides that product among threads.
 
         Args:
             b: Batch size.
             w: W.
             reshaped: The batch sizes at which `Matmul.MKL` cuts it.
-            most: Into how many blocks it then does at most.
+            most: The largest number of blocks that it then makes.
         """
         if b == 1:
             most = self.threads if w.device.type == "cpu" and w.numel() >= SPLIT_FROM else 0
@@ -181,7 +184,7 @@ class Products:
 
 
 def requested_backend() -> Matmul | None:
-    """The library that `RAYSAT_MATMUL` names; None where it is not set.
+    """Return the library that `RAYSAT_MATMUL` names; None if it is not set.
 
     Raises:
         InputError: It names none.
@@ -194,7 +197,7 @@ def requested_backend() -> Matmul | None:
 
 
 def choose(dtype: torch.dtype, device: torch.device) -> Matmul:
-    """The library for products of a type on a device.
+    """Return the library for products of a dtype on a device.
 
     Raises:
         InputError: `RAYSAT_MATMUL` names none.
@@ -206,11 +209,11 @@ def choose(dtype: torch.dtype, device: torch.device) -> Matmul:
 
 
 def backend_for_cpu(vendor: str, family: int, wide: bool) -> Matmul:
-    """The library for a processor.
+    """Return the library for a processor.
 
     Args:
-        vendor: Its maker, as the processor says.
-        family: Its family, as the processor says. Zen 3 and 4 are 25, Zen 5 is 26.
+        vendor: Its vendor id, as the processor reports it.
+        family: Its family number, as the processor reports it. Zen 3 and 4 are 25, Zen 5 is 26.
         wide: Whether it has AVX-512.
     """
     if vendor == "GenuineIntel" and wide:
@@ -222,7 +225,7 @@ def backend_for_cpu(vendor: str, family: int, wide: bool) -> Matmul:
 
 @cache
 def processor() -> tuple[str, int, bool]:
-    """Vendor, family and whether there is AVX-512, where Linux says so; else an empty vendor."""
+    """Return vendor, family and whether there is AVX-512, from Linux; elsewhere the vendor is empty."""
     try:
         first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
     except OSError:
@@ -235,7 +238,7 @@ def processor() -> tuple[str, int, bool]:
 
 @cache
 def _onednn_is_right() -> bool:
-    """Return whether oneDNN can be reached here, and computes in single precision: tried on three small products."""
+    """Return whether oneDNN is available here and computes in single precision: tried on three small products."""
     generator = torch.Generator().manual_seed(0)
     a, d = (torch.randn(32, size, generator=generator) for size in (48, 40))
     w = torch.randn(40, 48, generator=generator)
@@ -252,11 +255,11 @@ def _onednn_is_right() -> bool:
 
 @cache
 def tune_malloc() -> None:
-    """Let the allocator keep up to 256 MB of what is freed, instead of handing it back to be cleared by the next page.
+    """Let the allocator keep up to 256 MB of freed memory, instead of returning it to the system.
 
-    glibc by default returns every block of some MB to the system, and each product that needs a buffer then pays for
-    its pages anew: at b = 8 that made products up to four times slower. 32 MB is the largest block for which it can be
-    told otherwise, so that the large temporaries of the statistics are returned as before.
+    By default glibc returns every block of some MB, and each product that needs a buffer then pays again for page
+    faults and cleared pages: at b = 8 that made products up to four times slower. 32 MB is the largest block for which
+    this can be changed, so that the large temporaries of the statistics are still returned.
     """
     if sys.platform == "linux":
         trim_threshold, mmap_threshold = -1, -3  # malloc.h

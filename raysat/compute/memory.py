@@ -1,4 +1,4 @@
-"""Memory, as statistics and steps both plan by it: what autograd keeps for a backward pass, and what to do without."""
+"""Memory planning for statistics and SGD steps: what autograd keeps for a backward pass, and retries if it runs out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Value = TypeVar("Value")
 
 
 def saved_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor] = ()) -> int:
-    """Bytes that a forward pass keeps for its backward pass, those of functional calls included.
+    """Return the bytes that a forward pass keeps for its backward pass, those of functional calls included.
 
     Args:
-        forward: Runs the pass and returns what depends on it.
-        besides: Tensors that are there anyway, such as parameters and inputs, and do not count.
+        forward: Runs the pass and returns its result.
+        besides: Tensors that exist anyway, such as parameters and inputs, and do not count.
     """
     seen = {tensor.untyped_storage().data_ptr() for tensor in besides}
     total = 0
@@ -35,15 +35,16 @@ def saved_bytes(forward: Callable[[], Tensor], besides: Iterable[Tensor] = ()) -
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        kept = forward()  # its graph holds the tensors, so that no address is used twice
+        kept = forward()  # its graph holds the saved tensors, so that no address is reused and counted as seen
     del kept
     return total
 
 
 def saved_per_sample(network: nn.Module, few: Inputs) -> int:
-    """Bytes that a forward pass keeps for each sample, functional calls included; measured with one and with three.
+    """Return the bytes that a forward pass keeps for each sample, measured with one sample and with three.
 
-    A network that differentiates within its forward pass cannot be measured so, and counts its layers' outputs.
+    Functional calls count as well. A network that differentiates within its forward pass cannot be measured in this
+    way; the outputs of its layers are counted instead.
     """
     besides = [*network.parameters(), *network.buffers()]
     try:
@@ -54,7 +55,7 @@ def saved_per_sample(network: nn.Module, few: Inputs) -> int:
 
 
 def output_bytes(network: nn.Module, x: Inputs) -> int:
-    """Bytes of the outputs of all of a network's modules."""
+    """Return the bytes of the outputs of all of a network's modules."""
     total = 0
 
     def count(_module: nn.Module, _inputs: tuple, output: object) -> None:
@@ -72,19 +73,19 @@ def output_bytes(network: nn.Module, x: Inputs) -> int:
 
 
 def out_of_memory(error: RuntimeError) -> bool:
-    """Return whether the error says that there is no memory left, on a GPU or on the processor."""
+    """Return whether an error means that memory ran out, on a GPU or on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def retry_on_oom(function: Callable[[int], Value], size: int) -> tuple[Value, int]:
-    """Call a function of the number of samples at a time, with half of it wherever memory runs out.
+    """Call a function of the number of samples at a time, and halve that number each time memory runs out.
 
     Args:
-        function: Must begin anew each time, and have changed nothing where it fails.
-        size: The number to begin with.
+        function: Starts from the beginning at each call, and leaves nothing changed if it fails.
+        size: The number to start with.
 
     Returns:
-        What the function returned, and the number with which it did.
+        The function's value, and the number at which it succeeded.
 
     Raises:
         RuntimeError: Not even one sample fits, or the function fails for another reason.
@@ -102,9 +103,10 @@ def retry_on_oom(function: Callable[[int], Value], size: int) -> tuple[Value, in
 
 
 def give_back() -> None:
-    """Return what is free in the C library's heap to the system, where it is glibc.
+    """Return free memory of the C library's heap to the system, if the library is glibc.
 
-    Large blocks between small ones that live longer are else kept: of a Jacobian in chunks of 28 MiB, 1.5 GiB.
+    Otherwise large free blocks between small ones that live longer are kept: 1.5 GiB for a Jacobian in chunks of
+    28 MiB.
     """
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)

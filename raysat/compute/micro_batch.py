@@ -20,23 +20,23 @@ from raysat.losses import Loss
 __all__ = ["coupled_group_size", "couples_samples", "max_micro_batch", "out_of_memory", "retry_on_oom", "sample_bytes"]
 
 SHARE = 0.25
-"""Of the free memory, what the tensors kept for the backward pass may take. The backward pass's own tensors and the
-libraries' workspaces come on top: the peak was 1.1 to 1.7 times as much (ResNet-28,
-NanoGPT and three layers of 1000, on one thread), and half of what is free is left for what else runs."""
+"""The share of the free memory that the tensors kept for the backward pass may take. The backward pass's own tensors
+and the libraries' workspaces come on top: the peak was 1.1 to 1.7 times as much (ResNet-28, NanoGPT and three layers of
+1000, on one thread), and half of the free memory is left for other processes."""
 
 
 def max_micro_batch(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, *, threads: int = 0) -> int:
-    """The number of samples whose forward and backward passes fit in the memory that is free.
+    """Return the number of samples whose forward and backward passes fit in the free memory.
 
-    It is a power of two, so that it hardly ever differs between two runs on one machine, whose rounding depends on it;
-    where samples must stay together, a multiple of their number near one.
+    It is a power of two, so that it hardly ever differs between two runs on one machine: rounding depends on it. If
+    samples must stay together (`coupled_group_size`), it is a multiple of the group size near a power of two.
 
     Args:
         network: At the weights at which it will be trained.
         x: Inputs, where they will be used.
         y: Targets.
         loss: The loss of a sample.
-        threads: CPU threads of the trial: beside it run as many others as the processor has room for. 0 for all.
+        threads: CPU threads of the trial; other trials are assumed to use the remaining ones. 0 for all.
     """
     if (unit := coupled_group_size(network)) == 0:
         return len(x)
@@ -46,7 +46,7 @@ def max_micro_batch(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, *, thr
 
 
 def sample_bytes(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> int:
-    """Bytes that one sample more makes the forward pass keep for the backward pass; running averages stay."""
+    """Return the bytes that the forward pass keeps for each further sample; running averages are left unchanged."""
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
     two, four = (kept_bytes(network, repeated(x, count), repeated(y, count), loss) for count in (2, 4))
     for buffer, value in before:
@@ -55,29 +55,29 @@ def sample_bytes(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> int:
 
 
 def coupled_group_size(network: nn.Module) -> int:
-    """Samples of a batch that must pass through a network together: 1, a ghost batch, or 0 for the whole batch."""
+    """Return how many samples must pass through a network together: 1, a ghost batch, or 0 for the whole batch."""
     norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     sizes = [getattr(norm, "ghost", 0) for norm in norms]
     return math.lcm(*sizes) if all(sizes) else 0
 
 
 def couples_samples(network: nn.Module) -> bool:
-    """Return whether a sample's output depends on what else is in its batch."""
+    """Return whether a sample's output depends on the other samples of its batch."""
     return coupled_group_size(network) != 1
 
 
 def kept_bytes(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> int:
-    """Bytes that the forward pass keeps for the backward pass, beyond parameters and inputs."""
+    """Return the bytes that the forward pass keeps for the backward pass, besides parameters and inputs."""
     try:
         return saved_bytes(lambda: loss.total(network(x), y), (*network.parameters(), *tensors_of(x), y))
     except RuntimeError as error:
         if out_of_memory(error):
             raise
-        return 4 * output_bytes(network, x)  # it differentiates within its forward pass
+        return 4 * output_bytes(network, x)  # not measurable: it differentiates in its forward pass
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that this process may still take: of the GPU, or of the machine or its control group."""
+    """Return the bytes that this process may still allocate: on the GPU, or of the machine or its control group."""
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         allocated = torch.cuda.memory_allocated(device)

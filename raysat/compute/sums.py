@@ -9,5 +9,5 @@ from torch import Tensor
 
 
 def summed(tensors: Iterable[Tensor]) -> Tensor:
-    """The sum of at least one tensor; `sum` by itself may as well be the number 0, that of none."""
+    """Return the sum of at least one tensor. `sum` is typed to return 0 as well, its value for no tensors."""
     return cast(Tensor, sum(tensors))

@@ -1,31 +1,31 @@
-"""Which cells to run next, from what the finished ones found. Pure: it runs nothing, and knows nothing of Ray.
+"""The cells to run next, from the results of the finished ones. Pure: it runs nothing and does not depend on Ray.
 
-A *group* is what one b_N is measured in: cells that differ only in batch size, seed and, under a grid, stepsize. Three
-rules decide what is run of it. All of them are functions of what was found, whoever found it and when, so that a sweep
-that is run again goes on where it was.
+A *group* is the set of cells from which one b_N is measured: they differ only in batch size, seed and, under a grid,
+stepsize. Three rules decide which of its cells run. All are functions of the results, independent of when and in which
+run they were found, so that a sweep that is run again continues where it was.
 
-**All of it.** Batch sizes and stepsizes as they stand in the sweep file.
+**All of it.** Batch sizes and stepsizes as listed in the sweep file.
 
 **The stepsize** (`grid(auto=True)`). Stepsizes are powers of sqrt 2 times 1/beta(b). At each batch size the range grows
-until, for every seed, the best one has a worse one below it, and above it two, or one that diverged: N(eta) may have a
-plateau where the linearized dynamics become unstable, and fall beyond it. That holds both among all stepsizes and among
-those below `eta_limit`, as far as that limit; of a network without statistics, which has no such limit, among all.
-The best is that of the fewest iterations to the target, or of the smallest final loss where there is no target; where
-the loss vanishes, that of the fewest iterations until it does. Without
-statistics `base_stepsize` stands for 1/beta(b), and the range goes as far from there as it takes.
+until, for every seed, the best one has a worse one below it, and two worse ones or a diverged one above it: N(eta) may
+have a plateau where the linearized dynamics become unstable, and fall beyond it. That must hold both among all
+stepsizes and among those below `eta_limit`, up to that limit; for a network without statistics, which has no such
+limit, among all. The best has the fewest iterations to the target, or without a target the smallest final loss; if the
+loss vanishes, the fewest iterations until it does. Without statistics `base_stepsize` replaces 1/beta(b), and the range
+grows from there as far as necessary.
 
-Where trials race (`raysat.spec.race`) each seed has a range of its own, and batch sizes are taken in rising order, each
-from the best stepsize of the one before it; the first from 2/beta(b), up to which linearized SGD is stable. From there
-the range goes to the largest stable stepsize and on in factors of 2, and one that is beyond the limit of its race ends
-it as one that diverged does (`raysat.driver.stepsizes`).
+If trials race (`raysat.spec.race`), each seed has its own range, and batch sizes are taken in rising order, each from
+the best stepsize of the one before it; the first from 2/beta(b), up to which linearized SGD is stable. From there the
+range goes to the largest stable stepsize and on in factors of 2, and a stepsize beyond the limit of its race ends it
+like a diverged one (`raysat.driver.stepsizes`).
 
 **The batch size** (`Sweep(adaptive=True)`). b_N has an interval from the scatter of N_i(b) about the law
 (`raysat.saturation.intervals`), whose width is that of `1 / sum (s - mean s)^2`, s(b) being the slope of log N by
 log b_N. Batch sizes are run in rising order, by factors of four, until the interval lies below the largest of them:
 until N is seen to be within twice its limit. Then, one at a time, the batch size that narrows the interval most for its
-floating-point operations (the D-optimal one, for a line in s), until the interval is as narrow as was asked. Where the
-batch sizes end within the interval those between are run in the same way; where it lies beyond them all there is
-nothing to find.
+floating-point operations (the D-optimal one, for a line in s), until the interval is as narrow as requested. If the
+batch sizes end within the interval, those between are run in the same way; if it lies beyond them all, there is no b_N
+to find.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ which N(b) falls to a third or less unless b_N lies outside."""
 
 @dataclass(frozen=True)
 class Proposal:
-    """What is wanted, given what was found.
+    """The cells that a group requests, given the results.
 
     Attributes:
-        cells: All cells that are wanted, finished or not.
-        stop_reasons: Of each adaptive group that wants no more, why.
+        cells: All requested cells, finished or not.
+        stop_reasons: For each adaptive group that is complete, the reason.
     """
 
     cells: list[Cell] = field(default_factory=list)
@@ -79,15 +79,15 @@ def estimate(b: Real[np.ndarray, " b"], steps: Float[np.ndarray, "seeds b"]) -> 
 
     Args:
         b: At least three batch sizes.
-        steps: N(b) of each seed, every one of them positive.
+        steps: N(b) of each seed, all positive.
 
     Returns:
-        The estimate; 0 where N does not fall with b, inf where it falls like 1/b or faster.
+        The estimate; 0 if N does not fall with b, inf if it falls like 1/b or faster.
     """
     return _estimate(tuple(b), tuple(map(tuple, steps)))
 
 
-@lru_cache(maxsize=256)  # it is asked for after each trial of a sweep, and takes some 30 ms
+@lru_cache(maxsize=256)  # computed after each trial of a sweep, in some 30 ms
 def _estimate(b: tuple[float, ...], steps: tuple[tuple[float, ...], ...]) -> Estimate:
     sizes, table = np.array(b), np.array(steps)
     fit, bent = fit_law(sizes, geometric_mean(table))
@@ -103,20 +103,20 @@ def _sum_of_squares(values: Float[np.ndarray, " k"]) -> float:
 
 @dataclass(frozen=True)
 class Group:
-    """The cells in which one b_N is measured.
+    """The cells from which one b_N is measured.
 
     Attributes:
-        name: For messages to a person.
-        cells: Its cells by batch size, ascending, each list with all seeds and the stepsizes known ahead.
-        tuned: Whether of several stepsizes the best counts.
-        auto: Whether stepsizes are added until the best lies inside.
+        name: The name in messages to users.
+        cells: Its cells by batch size, ascending; each list has all seeds and the stepsizes given in advance.
+        tuned: Whether the best of several stepsizes counts.
+        auto: Whether stepsizes are added until the best lies inside the range.
         adaptive: Whether the batch sizes are candidates.
-        target: The loss to which N counts; None for the deepest that all trials reach.
-        ratio: Upper over lower end of the interval at which an adaptive group is done.
+        target: The loss to which N counts; None for the lowest that all trials reach.
+        ratio: Upper over lower end of the interval at which an adaptive group is complete.
         weight: The cost of a cell.
-        goal: The loss to which the trials of a seed and batch size race; None where they do not.
-        made: Its cells by batch size, seed and exponent: a cell's id is a hash, which is made once for each cell.
-        ranges: Of a race, by batch size and seed: where its range started, what was found near it, and its cells.
+        goal: The loss to which the trials of a seed and batch size race; None without a race.
+        made: Its cells by batch size, seed and exponent, each made once because its id is a hash.
+        ranges: In a race, by batch size and seed: the start of the range, the results near it, and its cells.
     """
 
     name: str
@@ -132,11 +132,11 @@ class Group:
     ranges: dict[tuple[int, int], tuple] = field(default_factory=dict)
 
     def propose(self, results: TrialResults, *, ahead: bool = False) -> Proposal:
-        """Return what is wanted of this group.
+        """Return the cells that this group requests.
 
         Args:
-            results: What was found.
-            ahead: Whether a batch size is not to wait for the best stepsize of another.
+            results: The results so far.
+            ahead: Whether a batch size need not wait for the best stepsize of another.
         """
         requested: dict[int, list[Cell]] = {}
         if not self.adaptive:
@@ -156,18 +156,18 @@ class Group:
 
     @property
     def _limits(self) -> tuple[float, ...]:
-        """The readings: below which share of `eta_limit` a stepsize counts."""
+        """The readings: each a multiple of `eta_limit` below which a stepsize counts."""
         return (math.inf, 1.0) if self.tuned else (math.inf,)
 
     # Stepsizes ------------------------------------------------------------------------------------------------------
 
     def _tune(self, b: int, requested: Mapping[int, list[Cell]], results: TrialResults) -> list[Cell]:
-        """The cells of a batch size: those known ahead, or those of ranges that grow.
+        """Return the cells of a batch size: those given in advance, or those of growing ranges.
 
         Args:
             b: The batch size.
-            requested: What is wanted at others, at whose best stepsizes the ranges start.
-            results: What was found.
+            requested: The cells of other batch sizes; ranges start at their best stepsizes.
+            results: The results so far.
         """
         if not self.auto:
             return self.cells[b]
@@ -180,7 +180,7 @@ class Group:
         return self._range(firsts, tuple(set(best.values())) or usual, results)
 
     def _own_range(self, first: Cell, start: Sequence[int], results: TrialResults) -> list[Cell]:
-        """The cells of a seed that races; they are thought of anew only where something was found near them since."""
+        """Return the cells of a racing seed; they are recomputed only if there are new results near them."""
         key = first.batch_size, first.init.seed
         before, found, cells = self.ranges.get(key, ((), {}, []))
         if before != start or any(results.get(cell_id) is not one for cell_id, one in found.items()):
@@ -191,11 +191,11 @@ class Group:
         return cells
 
     def _range(self, firsts: Sequence[Cell], start: Sequence[int], results: TrialResults) -> list[Cell]:
-        """The cells of seeds that have one range, which grows from `start`."""
+        """Return the cells of seeds that share one range, which grows from `start`."""
         tried, missing = set[int](), list(start)
         while True:
             ended = {k for k in missing if _ended([self._at(cell, k) for cell in firsts], results)}
-            if self.goal and tried | ended:  # also what was tried from elsewhere, whoever has seen to it
+            if self.goal and tried | ended:  # include stepsizes tried from another start
                 near = range(min(tried | ended) - 2, max(tried | ended) + 3)
                 ended |= {k for k in (*near, *AUTO_START) if self._at(firsts[0], k).cell_id in results} - tried
             if not ended or (len(ended) < len(missing) and not self.goal):  # a race may do without the others
@@ -208,14 +208,14 @@ class Group:
                 missing = [*{k for one in found for k in missing_neighbours(one, self.target)} - tried]
 
     def _at(self, cell: Cell, k: int) -> Cell:
-        """The cell with the stepsize `2^(k/2) / beta(b)`."""
+        """Return the cell with the stepsize `2^(k/2) / beta(b)`."""
         key = cell.batch_size, cell.init.seed, k
         if key not in self.made:
             self.made[key] = replace(cell, stepsize=half_octave(k))
         return self.made[key]
 
     def _best_near(self, b: int, requested: Mapping[int, list[Cell]], results: TrialResults) -> dict[int, int]:
-        """The exponent of each seed's best stepsize at the nearest batch size that was run, by seed."""
+        """Return the exponent of each seed's best stepsize at the nearest batch size that was run, by seed."""
         near = sorted(requested, key=lambda size: abs(math.log(size / b)))
         nearest = next((size for size in near if _ended(requested[size], results)), None)
         best = self._best(requested[nearest], results) if nearest else []
@@ -224,7 +224,7 @@ class Group:
     def _best(
         self, cells: Sequence[Cell], results: TrialResults, limit: float = math.inf
     ) -> list[tuple[TrialResult, Cell]]:
-        """Each seed's best usable trial of a batch size, if any, among those below a share of `eta_limit`."""
+        """Return each seed's best usable trial of a batch size, if any, among those below a multiple of `eta_limit`."""
         best: dict[int, tuple[TrialResult, Cell]] = {}
         for cell in cells:
             found = results[cell.cell_id]
@@ -238,7 +238,7 @@ class Group:
     # Batch sizes ----------------------------------------------------------------------------------------------------
 
     def _next_size(self, requested: Mapping[int, list[Cell]], results: TrialResults) -> tuple[int | None, str]:
-        """The batch size to run next, or None and why no more is wanted."""
+        """Return the batch size to run next, or None and the reason why the group is complete."""
         ended = [results[cell.cell_id] for cells in requested.values() for cell in cells]
         if any(one.begins_below(self.target) for one in ended):
             return None, "target_loss is not below the loss at initialization: lower it"
@@ -267,7 +267,7 @@ class Group:
         made = estimate(b, steps)
         if made.high < run[0]:
             return None, f"N(b) does not fall from b = {run[0]} on"
-        # In short: the analysis, which corrects N for the distance of evaluations, has the value and its interval.
+        # Two digits only: the analysis, which corrects N for the distance of evaluations, reports value and interval.
         spans = made.high / made.low if made.low else math.inf
         text = f"b_N is near {number(made.value, 2)}, with an interval that spans a factor of {number(spans, 2)}"
         beyond = made.high > run[-1]
@@ -282,7 +282,7 @@ class Group:
     def _steps(
         self, run: Sequence[int], requested: Mapping[int, list[Cell]], results: TrialResults, limit: float
     ) -> Float[np.ndarray, "seeds b"]:
-        """N(b) of each seed with its best stepsize; nan where the target is not reached."""
+        """Return N(b) of each seed with its best stepsize; nan if the target is not reached."""
         seeds = sorted({cell.init.seed for cell in requested[run[0]]})
         best = {(cell.init.seed, b): found for b in run for found, cell in self._best(requested[b], results, limit)}
         target = self.target
@@ -296,7 +296,7 @@ class Group:
     def _narrowing(
         self, b: Real[np.ndarray, " b"], made: Estimate, steps: Float[np.ndarray, "seeds b"], left: Sequence[int]
     ) -> int:
-        """Of the batch sizes left, the one that narrows the interval most for its cost."""
+        """Return the batch size, of those left, that narrows the interval most for its cost."""
         log_b_N, q = math.log(made.value), made.q
         share = slopes(b, made.value, q)[0]
         asymptote = float(np.exp((np.log(steps) - log_law(b, log_b_N, q)).mean()))

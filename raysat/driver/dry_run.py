@@ -1,4 +1,4 @@
-"""The dry run: what a sweep would do, and what it would cost."""
+"""The dry run: the cells that a sweep would run, and their cost."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from raysat.trial.job import load_dataset
 
 
 def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
-    """The dry run: the cells, what each costs in operations, and about how long the whole would take here."""
+    """Print the cells, the operations of each, and about how long the whole sweep would take here."""
     sweep = laid_out.sweep
     dataset = load_dataset(laid_out.cells[0].init)
     torch.set_num_threads(sweep.cpus_per_trial)
     step_times: dict[tuple, cost.StepTime] = {}
     for cell in laid_out.cells:
         if (key := _timing_key(cell)) not in step_times:
-            engine = sweep.engine if cell.training.is_plain else "autograd"  # which the others are made of
+            engine = sweep.engine if cell.training.is_plain else "autograd"  # on which the other trainings are built
             network = network_of(cell.init, dataset)
             step_times[key] = cost.calibrate(network, dataset.x, dataset.y, resolve(sweep.loss), engine)
     title = f"{sweep.name}: {len(laid_out.cells)} cells, {len(finished)} finished; {sweep.budget}"
@@ -69,5 +69,5 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
 
 
 def _timing_key(cell: Cell) -> tuple:
-    """Return what the pace of a cell's steps depends on."""
+    """Return the key of all that the time of a cell's steps depends on."""
     return cell.init.model, cell.init.width, cell.training.is_plain

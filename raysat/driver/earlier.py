@@ -1,4 +1,4 @@
-"""What earlier runs of a sweep have left: what they found, and what of it has changed since."""
+"""The results of earlier runs of a sweep, and those that are outdated by changes since."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from raysat.storage.schema import BEATEN, FINISHED
 from raysat.storage.store import Store
 
 RACE = ["init_id", "batch_size", "stepsize", "training"]
-"""The columns of `trials` that name a race: `stepsize` has one name for a whole grid."""
+"""The columns of `trials` that identify a race: `stepsize` has one name for a whole grid."""
 
 
 def earlier_results(store: Store, sweep: Sweep) -> dict[str, TrialResult]:
-    """Return what earlier runs have found; of a sweep that does not grow by findings, only which cells have ended."""
+    """Return the results of earlier runs; for a sweep that does not grow with results, only which cells have ended."""
     trials = store.read("trials")
     trials = trials[trials["cell_id"].isin(store.finished())]
     if not (sweep.grows or sweep.races):
@@ -35,14 +35,14 @@ def earlier_results(store: Store, sweep: Sweep) -> dict[str, TrialResult]:
 
 
 def no_longer_beaten(store: Store, laid_out: Plan, found: Mapping[str, TrialResult]) -> set[str]:
-    """The cells that were cut and are not known to be worse any more, by cell_id: they run again, from the start.
+    """Return the cells that were cut and are no longer known to be worse, by cell_id: they run again, from the start.
 
-    So it is where the sweep does not race now, and where the row of the one that was better is there no more.
+    That is so if the sweep does not race now, or if the row of the better cell is missing.
 
     Args:
         store: The results folder.
-        laid_out: The sweep. Cells of other initializations stay as they are.
-        found: What counts of earlier runs.
+        laid_out: The sweep. Cells of other initializations are left unchanged.
+        found: The results of earlier runs that count.
     """
     if not any(one.status == BEATEN for one in found.values()):
         return set()
@@ -64,13 +64,13 @@ def no_longer_beaten(store: Store, laid_out: Plan, found: Mapping[str, TrialResu
 
 
 def set_aside_changed(store: Store, laid_out: Plan, console: Console, *, really: bool) -> set[str]:
-    """Find the rows for which a file of the user's own was imported that has changed since, and say so.
+    """Find the rows that were made with a file of the user's that has changed since, and report them.
 
     Args:
         store: The results folder.
         laid_out: The sweep.
-        console: Where it is said.
-        really: Whether they are set aside, with what is stored of unfinished cells.
+        console: Where they are reported.
+        really: Whether they are set aside, with the checkpoints of unfinished cells.
 
     Returns:
         The cells that run again, by cell_id.

@@ -1,4 +1,4 @@
-"""The driver of a sweep: hands jobs to an executor, and writes and shows what comes back."""
+"""The main loop of a sweep: passes jobs to an executor, and writes and shows their results."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from raysat.trial.train import run_trials
 
 
 class Jobs:
-    """The jobs of a sweep, for an executor: first the statistics that the agenda's cells need, the widest ahead.
+    """The jobs of a sweep, for an executor: first the statistics that the queue's cells need, the widest network first.
 
-    A cell may run once the statistics of its own initialization are there: no process waits for those of another.
+    A cell may run once the statistics of its own initialization exist: no process waits for those of another.
 
     Args:
-        queue: What is to be run.
-        shared: What all jobs have in common.
+        queue: The cells to run.
+        shared: The fields that all jobs have in common.
         inits: The initializations without statistics, by init_id.
-        recorder: Has the statistics, and is told of the cells that cannot be run for lack of them.
-        stacks: Whether a cell is trained by the stacked engine, together with its other seeds.
+        recorder: Holds the statistics, and records the cells that cannot run without them.
+        stacks: Whether a cell is trained by the stacked engine, together with other seeds.
         slots: How many jobs run at a time.
-        grows: Whether multiples of 1/beta(b) are those of `grid(auto=True)`, which do without statistics.
+        grows: Whether multiples of 1/beta(b) come from `grid(auto=True)`, which needs no statistics.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Jobs:
 
     @property
     def waiting(self) -> bool:
-        """Whether a job that was named has not ended."""
+        """Whether a job that was provided has not ended."""
         return bool(self.recorder.missing or self.queue.running)
 
     def next(self) -> Job | None:
-        """The next job; None if none is available now. `waiting` tells blocked from finished."""
+        """Return the next job, or None if none is available now; `waiting` then distinguishes blocked from finished."""
         if self.first:
             return self.first.pop()
         while (cell := self.queue.next(self._settled)) is not None:
@@ -79,11 +79,11 @@ class Jobs:
         return None
 
     def _settled(self, cell: Cell) -> bool:
-        """Return whether nothing more is to come of a cell's statistics."""
+        """Return whether a cell's statistics exist or have failed."""
         return cell.init.init_id not in self.recorder.missing
 
     def _lacking(self, cell: Cell) -> str:
-        """Why a cell cannot be run; empty where it can."""
+        """Return why a cell cannot be run; empty if it can."""
         row = self.recorder.statistics.get(cell.init.init_id)
         if row is None:
             return self.recorder.errors[cell.init.init_id]
@@ -103,7 +103,7 @@ class Jobs:
         return self._settled(cell) and not self._lacking(cell)
 
     def _stacked_with(self, cell: Cell) -> list[Cell]:
-        """The seeds that run with a cell: no more than leaves each process its share of what waits."""
+        """Return the seeds that run with a cell: so few that each process keeps its share of the waiting cells."""
         share = (1 + self.queue.waiting) // self.slots()
         return self.queue.seeds_of(cell, min(MOST, share) - 1, self._can_run) if share > 1 else []
 
@@ -161,7 +161,7 @@ def run(
     def check_time() -> None:
         check()
         if time.monotonic() > deadline:
-            raise KeyboardInterrupt  # which no user's code takes for an error of its own
+            raise KeyboardInterrupt  # which user code does not catch as an error of its own
 
     with Recorder(
         store, views, queue, executor.size, statistics, inits, outdated, on_first_trial, check_time
@@ -185,7 +185,7 @@ def _number(value: Any) -> float:
 
 
 def stored_statistics(store: Store, queue: CellQueue) -> tuple[dict[str, Row], dict[str, Row]]:
-    """The rows of `ntk` at initialization that stand, and those that are to be computed again, by init_id."""
+    """Return the valid rows of `ntk` at initialization, and those to be computed again, by init_id."""
     with storage_errors(store.root):
         stored = store.statistics()
     outdated = to_compute(stored, queue.requested, queue.results)
@@ -193,7 +193,7 @@ def stored_statistics(store: Store, queue: CellQueue) -> tuple[dict[str, Row], d
 
 
 def _warn_where_unshared(store: Store, executor: InProcess | OnRay, say: Callable[[str], None]) -> None:
-    """Name the nodes that do not see the driver's checkpoints. The sweep goes on: results need no shared folder."""
+    """Print the nodes that do not see the driver's checkpoints. The sweep goes on: results need no shared folder."""
     folder = store.checkpoints
     if not isinstance(folder, Path):
         return

@@ -1,8 +1,8 @@
-"""Statistics of an earlier run that no certificate vouches for: taken again, as are the trials made of wrong ones.
+"""Statistics of earlier runs without a certificate: they are computed again, and trials made from wrong ones run again.
 
-A cell whose stepsize was made of gamma and k_op is another trial where these were wrong: its rows are set aside, and it
-runs again. All other cells stay, those of `fixed` and `grid` stepsizes whatever the statistics say; what their rows
-have of statistics is brought up to date.
+If gamma and k_op were wrong, a cell whose stepsize was computed from them is another trial: its rows are set aside, and
+it runs again. All other cells stay, such as those with `fixed` and `grid` stepsizes; the statistics in their rows are
+updated.
 """
 
 from __future__ import annotations
@@ -25,30 +25,31 @@ from raysat.storage.schema import FAILED, FINISHED, REFUSED
 from raysat.text import number
 
 AGREEMENT = 5.0
-"""How far gamma and k_op may be apart, in units of the relative residual at which k_op was left. Default: 5; the error
-of an eigenvalue is of the order of the residual's square, and rarely as large as the residual."""
+"""The largest difference of old and new gamma or k_op that counts as agreement, in units of the relative residual at
+which k_op stopped. Default: 5; the error of an eigenvalue is of the order of the residual's square, and rarely as large
+as the residual."""
 
 CERTIFICATES = tuple({"gamma_check", "k_op_check"} & set(NTKStatistics.__dataclass_fields__))
-"""The columns without which statistics are not certified."""
+"""The columns that certified statistics have."""
 
 _VALUES = ("gamma", "k_op", "base_stepsize")
 
 
 def is_certified(row: Mapping[str, Any]) -> bool:
-    """Return whether a row of `ntk` is of this raysat: it names its w_0, and has certificates if it has statistics."""
+    """Return whether a row of `ntk` identifies its w_0 and, if it has statistics, has certificates."""
     names = ("w0_digest",) if row["method"] in (REFUSED, FAILED) else ("w0_digest", *CERTIFICATES)
     return not any(_missing(row.get(name)) for name in names)
 
 
 def to_compute(known: Mapping[str, Row], cells: Iterable[Cell], finished: Iterable[str]) -> dict[str, Row]:
-    """The rows of `ntk` that are to be computed again, by init_id.
+    """Return the rows of `ntk` that are to be computed again, by init_id.
 
-    Those without certificates; and those that an error ended, where cells are left that have a use for them.
+    These are rows without certificates, and rows that an error ended if unfinished cells can use them.
 
     Args:
         known: The stored rows, by init_id.
-        cells: The cells that are wanted.
-        finished: Those that have ended, by cell_id.
+        cells: The requested cells.
+        finished: The finished ones, by cell_id.
     """
     wanted = {cell.init.init_id for cell in cells}
     waiting = {cell.init.init_id for cell in cells if cell.cell_id not in set(finished)}
@@ -61,12 +62,12 @@ def to_compute(known: Mapping[str, Row], cells: Iterable[Cell], finished: Iterab
 
 @dataclass(frozen=True)
 class Consequences:
-    """What new statistics mean for the trials of their initialization.
+    """The consequences of new statistics for the trials of their initialization.
 
     Attributes:
         again: The cells that run again, by cell_id.
-        rows: What the rows of the others are to say of the statistics, by cell_id.
-        line: What is said of it; empty where both agree.
+        rows: The new statistics columns of the other cells' rows, by cell_id.
+        line: The message about it; empty if old and new agree.
     """
 
     again: frozenset[str]
@@ -75,13 +76,13 @@ class Consequences:
 
     @classmethod
     def of(cls, before: Row, now: Row, trials: pd.DataFrame, k_tolerance: float) -> Consequences:
-        """From the stored row of `ntk` and the new one.
+        """Compare the stored row of `ntk` with the new one.
 
         Args:
-            before: The stored one.
-            now: The new one.
+            before: The stored row.
+            now: The new row.
             trials: The rows of `trials` of this initialization.
-            k_tolerance: The relative residual of k_op that was asked for.
+            k_tolerance: The requested relative residual of k_op.
         """
         residuals: list[Any] = [row.get("k_op_residual") for row in (before, now)]
         tolerance = AGREEMENT * max([k_tolerance, *(float(one) for one in residuals if not _missing(one))])
@@ -93,7 +94,7 @@ class Consequences:
 
 
 def _line(before: Row, now: Row) -> str:
-    """Return what differs, in words."""
+    """Return the differences, in words."""
     (gamma, k_op), (new_gamma, new_k_op) = (
         ["none" if _missing(row.get(name)) else number(float(row[name])) for name in ("gamma", "k_op")]
         for row in (before, now)
@@ -113,7 +114,7 @@ def _missing(value: object) -> bool:
 
 
 def _brought_up(trial: Mapping, statistics: Row) -> Row:
-    """Return what a trial's row is to say of the statistics; its loss at w_0 is its own."""
+    """Return the new statistics columns of a trial's row; its loss at w_0 stays."""
     row = {name: None for name in INHERITED} | statistics_columns(statistics)
     del row["loss_init"]
     made = dict.fromkeys(("beta", "eta_beta", "eta_limit"))

@@ -1,4 +1,4 @@
-"""A sweep checked against its data and its models, before any work starts: what can be wrong shows here."""
+"""Check a sweep against its data and its models before any work starts, so that mistakes show here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from raysat.user_code import plugins, process
 from raysat.user_code.identity import Code, Present, folders, recorded, references_of
 
 FEW = 4
-"""Samples on which a plan looks whether a network has statistics."""
+"""Samples on which a plan checks whether a network can have statistics."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Plan:
         cells: Its cells, those that take longest first, so that none of them starts last.
         flops: Floating-point operations of one sample, by (model, width).
         sources: The user's own modules.
-        data: What was resolved: sizes of the data set, and the user's code (`raysat.user_code.identity.Code`).
-        codes: What stands for the user's code in the identity of a model's initializations.
-        present: The user's files, with which those of results are compared.
+        data: Resolved values: sizes of the data set, and the user's code (`raysat.user_code.identity.Code`).
+        codes: The digests of the user's code in the identity of a model's initializations.
+        present: The user's files as they are now, compared with those of stored results.
     """
 
     sweep: Sweep
@@ -50,11 +50,11 @@ class Plan:
     present: Present
 
     def weight(self, cell: Cell) -> float:
-        """The cell's share of the time."""
+        """Return the cell's share of the time."""
         return self.flops[cell.init.model, cell.init.width].weight(cell)
 
     def stacks(self, cell: Cell, gpus: float | None) -> bool:
-        """Return whether a cell's seeds are trained by the stacked engine, in jobs with so many GPUs.
+        """Return whether a cell's seeds are trained by the stacked engine, in jobs with `gpus` GPUs.
 
         Depends only on measured thresholds (`raysat.sgd.stacked`) and the sweep's `engine`, never on which seeds are
         left to run, because the choice changes the last bits of the result.
@@ -71,14 +71,14 @@ class Plan:
 
 
 def plan(sweep: Sweep, folder: Path, code: object = None) -> Plan:
-    """Load the data, build each network once, and lay out the cells: all that can be wrong shows here.
+    """Load the data, build each network once, and list the cells, so that mistakes show here.
 
-    What the user's code does to this process meanwhile is undone.
+    Changes that the user's code makes to this process are undone.
 
     Args:
         sweep: The sweep.
         folder: Where the sweep file lies.
-        code: The code that the results folder has of it (`raysat.user_code.identity.Code`), if any.
+        code: The code recorded in the results folder (`raysat.user_code.identity.Code`), if any.
 
     Raises:
         InputError: Something that the user wrote cannot be run.
@@ -94,10 +94,10 @@ def _plan(sweep: Sweep, folder: Path, before: object) -> Plan:
     if not references:
         plugins.install(sources)
         return _laid_out(sweep, sources, before, earlier)
-    data.forget_own()  # what is loaded shows what its loader imports
+    data.forget_own()  # loading again shows what the loader imports
     with plugins.anew(sources), recorded() as executed:
         laid_out = _laid_out(sweep, sources, before, earlier)
-        sources |= plugins.imported_from(executed)  # under a name that was made up, say
+        sources |= plugins.imported_from(executed)  # for example under a computed name
     return replace(laid_out, sources=sources, present=Present(sources, folders(sources), references))
 
 
@@ -112,7 +112,7 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
     for cell in cells:
         key = cell.init.model, cell.init.width
         if key not in flops:
-            with process.undisturbed():  # as in a job of its own, whichever networks come before it
+            with process.undisturbed():  # as in its own job, independent of the networks before it
                 flops[key] = _tried(sweep, cell.init, dataset)
     cells = [flops[cell.init.model, cell.init.width].within_budget(cell, sweep.evaluation_budget) for cell in cells]
     resolved = {"n": dataset.n, "n_test": dataset.n_test, "code": code.plain(before)}
@@ -122,7 +122,7 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
 
 
 def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Flops:
-    """Return what a network takes, once it has done all that a trial asks of it."""
+    """Return the operations of a network, after trying all that a trial asks of it."""
     network = network_of(init, dataset)
     maker(sweep.engine).check(network)
     _check_batch_of_one(sweep, network, dataset)
@@ -139,7 +139,7 @@ def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Fl
 
 
 def _dataset_of(sweep: Sweep) -> data.Dataset:
-    """The sweep's data, which a user's function may have made."""
+    """Load the sweep's data, possibly by a user's function."""
     try:
         return data.load_shared(
             sweep.dataset,
@@ -155,7 +155,7 @@ def _dataset_of(sweep: Sweep) -> data.Dataset:
 
 
 def _check_targets(sweep: Sweep, dataset: data.Dataset) -> None:
-    """Raise `InputError` where the loss cannot use the data set's targets."""
+    """Raise `InputError` if the loss cannot use the data set's targets."""
     if sweep.loss == "cross_entropy" and dataset.y.is_floating_point() and not dataset.classes:
         raise InputError(
             f"loss='cross_entropy' needs classes, {sweep.dataset!r} has numbers for targets: set loss='mse', or say "
@@ -167,12 +167,12 @@ def _check_targets(sweep: Sweep, dataset: data.Dataset) -> None:
 
 
 def _outputs_shape(y: torch.Tensor, dataset: data.Dataset) -> tuple[int, ...]:
-    """The shape that a network's outputs have for the samples of some targets."""
+    """Return the shape of a network's outputs for the samples of some targets."""
     return (*(y.shape[:-1] if y.is_floating_point() else y.shape), dataset.outputs)
 
 
 def _check_statistics(sweep: Sweep, network: torch.nn.Module, dataset: data.Dataset) -> None:
-    """Raise `InputError` where the sweep asks for statistics that the network cannot have, from a few samples."""
+    """Raise `InputError` if the sweep needs statistics that the network cannot have, as a few samples show."""
     made = [stepsize.name for stepsize in sweep.stepsizes if stepsize.policy in OF_STATISTICS]
     asked = [name for name in ("ntk_at", "spectrum", "dense_samples") if getattr(sweep, name)]
     if not (made or asked):
@@ -191,7 +191,7 @@ def _check_statistics(sweep: Sweep, network: torch.nn.Module, dataset: data.Data
 
 
 def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
-    """The network of an initialization, tried with its loss on two samples."""
+    """Build the network of an initialization, and try it with its loss on two samples."""
     try:
         network = initial_network(init, dataset, torch.device("cpu"))
         with torch.no_grad():
@@ -217,7 +217,7 @@ def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
 
 
 def _check_batch_of_one(sweep: Sweep, network: torch.nn.Module, dataset: data.Dataset) -> None:
-    """Raise `InputError` where a batch of one sample is asked of a network that needs more, such as `BatchNorm1d`."""
+    """Raise `InputError` if b = 1 is asked of a network that needs more samples, as `BatchNorm1d` does."""
     if 1 not in sweep.batch_sizes:
         return
     try:
@@ -233,7 +233,7 @@ def _check_batch_of_one(sweep: Sweep, network: torch.nn.Module, dataset: data.Da
 
 
 def _check_loss(init: Initialization, outputs: torch.Tensor, y: torch.Tensor) -> None:
-    """Raise `InputError` where a loss of the user's own does not give each sample its loss."""
+    """Raise `InputError` if a user's loss does not return one loss for each sample."""
     try:
         resolve(init.loss).check(outputs, y)
     except (InputError, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: what has ended, what runs, and how long the rest will take."""
+"""The display of a running sweep: what has ended, what runs, and how long the rest will take."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from raysat.storage.schema import BEATEN, COMPLETED, DIVERGED, FAILED
 from raysat.text import duration, number
 
 SHOWN = 8
-"""Running jobs that are shown one by one, those that have run longest. Default: 8; a cluster may run hundreds."""
+"""The number of running jobs that are listed, those that have run longest. Default: 8; a cluster may run hundreds."""
 
 LOG_SECONDS = 60.0
-"""Interval at which a log file is told what runs."""
+"""Seconds between two lines about running jobs in a log file."""
 
 
 @dataclass
 class Running:
-    """A job that runs.
+    """A running job.
 
     Attributes:
-        name: For a person.
-        iterations: How many it has to do; 0 where that is not counted.
-        since: When it was started, on the clock of `time.monotonic`.
-        iteration: How many it has done; None before it has said so.
+        name: The name shown to users.
+        iterations: The number of its iterations; 0 if they are not counted.
+        since: Its start, on the clock of `time.monotonic`.
+        iteration: The iterations done; None before the first report.
         loss: The loss at its last evaluation.
-        unit: What is counted.
+        unit: The name of what is counted.
     """
 
     name: str
@@ -55,10 +55,10 @@ class View:
     Args:
         console: Where to print.
         title: The stage.
-        weights: The share of the time of each job, by its key. Jobs may be added while the stage runs.
-        running: What runs, by key: of this stage, or of another that shares it. Default: nothing yet, of this one.
-        grows: Whether jobs will be added, so that the total is the least there will be.
-        quiet: Say only what goes wrong.
+        weights: Each job's share of the time, by key. Jobs may be added while the stage runs.
+        running: The running jobs, by key, possibly shared with another stage. Default: none yet.
+        grows: Whether jobs will be added, so that the total is a lower bound.
+        quiet: Whether only failures are printed.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class View:
 
     @property
     def ended(self) -> int:
-        """How many jobs have ended."""
+        """The number of jobs that have ended."""
         return self.counts.total()
 
     def job_started(self, key: str, name: str, iterations: int = 0, unit: str = "iteration") -> None:
@@ -101,12 +101,12 @@ class View:
         self.running[key] = Running(name, iterations, time.monotonic(), unit=unit)
 
     def job_told(self, key: str, iteration: int, loss: float | None) -> None:
-        """Note how far a job has come."""
+        """Note the progress of a job."""
         if key in self.running:
             self.running[key].iteration, self.running[key].loss = iteration, loss
 
     def job_ended(self, key: str, line: str | Text, status: str = COMPLETED) -> None:
-        """Count a job as ended and print its line, which is text as it is, without markup."""
+        """Count a job as ended and print its line, as plain text without markup."""
         self.running.pop(key, None)
         self.done += self.weights[key]
         self.counts[status] += 1
@@ -119,17 +119,17 @@ class View:
         self._print(Text.assemble(f"{count}  ", line, tail))
 
     def note(self, text: str) -> None:
-        """Print something that is not a job."""
+        """Print a message that is not about a job."""
         self._print(Text(text))
 
     def _print(self, text: Text) -> None:
         with suppress(
             Exception
-        ):  # what rich makes of a text costs no result; of the stream see `raysat.messages.expendable`
+        ):  # an error of rich must lose no result; for the stream see `raysat.messages.expendable`
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def tick(self, cluster: str) -> None:
-        """Take note of the cluster's size, and tell a log file from time to time what runs."""
+        """Note the cluster's size and, in a log file, print the running jobs every `LOG_SECONDS`."""
         self.cluster = cluster
         if self.console.is_terminal or self.quiet or time.monotonic() - self.said < LOG_SECONDS:
             return
@@ -138,7 +138,7 @@ class View:
             self.note(line)
 
     def left(self) -> float | None:
-        """Seconds that the rest will take, by cost rather than by count; None where that is not known."""
+        """Return the seconds that the rest will take, by cost rather than by count; None if unknown."""
         part = sum(
             self.weights.get(key, 0.0) * job.iteration / job.iterations
             for key, job in list(self.running.items())
@@ -150,11 +150,11 @@ class View:
         return (time.monotonic() - self.begun) * max(0.0, sum(self.weights.values()) - done) / done
 
     def summary(self) -> str:
-        """All in one line."""
+        """Return the state of the stage in one line."""
         return summary_line(self.record())
 
     def record(self) -> dict[str, Any]:
-        """The same as plain data, for `raysat.status`."""
+        """Return the state of the stage as plain data, for `raysat.status`."""
         now = time.monotonic()
         return {
             "stage": self.title,
@@ -188,12 +188,12 @@ class View:
 
 
 def left_text(seconds: float, grows: bool) -> str:
-    """Return how long the rest will take, for a person."""
+    """Return how long the rest will take, in words."""
     return f"{'at least ' * grows}{duration(seconds)} left"
 
 
 def summary_line(record: Mapping) -> str:
-    """Return what a view's record says, in one line."""
+    """Return a view's record in one line."""
     ended, running = record["ended"], len(record["running"])
     parts = [f"{record['stage']}: {ended} of {record['total']} ended", f"{running} running"]
     parts += [f"{record[what]} {what}" for what in (FAILED, DIVERGED)]
@@ -203,7 +203,7 @@ def summary_line(record: Mapping) -> str:
 
 
 def running_line(job: Mapping) -> str:
-    """A job that runs, in one line."""
+    """Return a running job in one line."""
     text = f"{job['name']}: {duration(job['seconds'])}"
     if job["iteration"] is not None:
         text += f", {job.get('unit', 'iteration')} {job['iteration']} of {job['iterations']}"
@@ -214,14 +214,14 @@ COLOURS = {FAILED: "bold red", DIVERGED: "yellow", COMPLETED: "yellow", BEATEN: 
 
 
 def mishap(name: str, status: str, why: str, what: str = "") -> Text:
-    """A line for what has ended in another way than it should, with the reason: `name: failed: why`."""
+    """Return a line for a job that did not end as it should, with the reason: `name: failed: why`."""
     return Text.assemble(f"{name}: ", (what or status, COLOURS[status]), f": {why}")
 
 
 def trial_line(row: Mapping[str, Any]) -> Text:
-    """One line for a cell that has ended; any of its numbers may be missing, zero or infinite."""
+    """Return one line for an ended cell; any of its numbers may be missing, zero or infinite."""
     stepsize, eta = row["stepsize"], row.get("eta")
-    if stepsize.startswith("grid") and eta is not None:  # which of the grid's
+    if stepsize.startswith("grid") and eta is not None:  # which stepsize of the grid
         stepsize += f", eta = {number(eta)}"
     where = f"{row['model']} width {row['width']}, seed {row['seed']}, {stepsize}, b = {row['batch_size']}"
     if row["training"] != "sgd":

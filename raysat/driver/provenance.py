@@ -1,4 +1,4 @@
-"""Where a sweep runs, and on what: versions, machine and commit."""
+"""The provenance of a sweep: versions, machine and commit."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from raysat.storage.rows import installed
 
 
 def about(path: Path, settings: Sequence[str] = (), results: str = "results") -> dict[str, Any]:
-    """Versions, machine and commit, for `sweep.json`, and the words of the command that run the same sweep.
+    """Return versions, machine and commit, for `sweep.json`, and the command that runs the same sweep.
 
     Args:
-        path: The sweep file, as it was named.
+        path: The sweep file, as given on the command line.
         settings: The values of `--set`.
-        results: That of `--results`.
+        results: The value of `--results`.
     """
     command = [str(path), *(word for setting in settings for word in ("--set", setting))]
     command += ["--results", results] * (results != "results")

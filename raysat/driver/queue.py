@@ -1,11 +1,11 @@
-"""The order in which a sweep's cells are run, and more of them as results come in.
+"""The order in which a sweep's cells run, and further cells as results arrive.
 
-Those that take longest go first, so that all processes end together. Under a time budget the cheapest go first: small
-batch sizes then have all their seeds and stepsizes when the time is up, and b_N is known as far as they reach.
+Those that take longest go first, so that all processes end together. Under a time budget the cheapest go first: when
+the time is up, small batch sizes then have all their seeds and stepsizes, and determine b_N as far as they reach.
 
-Of trials that race (`raysat.spec.race`) one runs at a time, as long as there are others for every process: what it
-takes limits the next one. The first is the one of which most is hoped, the stepsize nearest to the best of the nearest
-batch size that is known, of the same seed or another; the middle one where none is.
+Of trials that race (`raysat.spec.race`) one runs at a time, as long as there are others for every process: its
+iterations limit the next one. The first is the most promising one: the stepsize nearest to the best known one of the
+nearest batch size, of the same seed or another; the middle one if none is known.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from raysat.spec.race import Arrival, Limits
 from raysat.spec.sweep import Sweep
 
 Race = tuple[int, int, int]
-"""The place of a group among the groups, a batch size and a seed: whose cells differ in stepsize alone."""
+"""The index of a group, a batch size and a seed: the cells of a race differ in stepsize alone."""
 
 
 def groups(sweep: Sweep, cells: Sequence[Cell], weight: Callable[[Cell], float]) -> list[Group]:
-    """The groups of a sweep's cells.
+    """Return the groups of a sweep's cells.
 
     Args:
         sweep: The sweep.
@@ -55,12 +55,12 @@ def groups(sweep: Sweep, cells: Sequence[Cell], weight: Callable[[Cell], float])
 
 
 class CellQueue:
-    """Hands out the cells that are wanted, those that take longest first, as results come in.
+    """Hands out the requested cells, those that take longest first, and asks for more as results arrive.
 
     Args:
-        groups: What proposes.
+        groups: The groups that propose cells.
         weight: The cost of a cell.
-        results: What earlier runs have found.
+        results: The results of earlier runs.
         cheapest_first: Whether the order is reversed.
     """
 
@@ -75,20 +75,20 @@ class CellQueue:
         self.groups, self.weight, self.sign = groups, weight, -1 if cheapest_first else 1
         self.results = dict(results)
         self.weights: dict[str, float] = {}
-        """The cost of every cell that was wanted since, by cell_id."""
+        """The cost of every cell requested in this run, by cell_id."""
         self.requested: list[Cell] = []
-        """All cells that are wanted, given what was found, finished or not."""
+        """All cells that are requested given the results, finished or not."""
         self.running: set[str] = set()
         self.stop_reasons: tuple[str, ...] = ()
         self._queue: dict[str, Cell] = {}  # by cell_id; the last is run first
-        self._race: dict[str, Race] = {}  # of each cell, by cell_id
+        self._race: dict[str, Race] = {}  # the race of each cell, by cell_id
         self._cells: dict[Race, list[Cell]] = {}
         self._growing = any(group.auto and group.goal for group in groups)
         self._looked_ahead = False
         self._propose()
 
     def _propose(self, *, ahead: bool = False) -> None:
-        """Ask the groups what they want, in the place of what waits."""
+        """Ask the groups for their cells, and rebuild the queue."""
         proposals = [group.propose(self.results, ahead=ahead) for group in self.groups]
         self.stop_reasons = tuple(reason for proposal in proposals for reason in proposal.stop_reasons)
         self.requested = [cell for proposal in proposals for cell in proposal.cells]
@@ -109,7 +109,7 @@ class CellQueue:
         return cell.cell_id not in self.results and cell.cell_id not in self.weights
 
     def next(self, ready: Callable[[Cell], bool] = lambda cell: True) -> Cell | None:
-        """A cell to run, of those that are ready; None where there is none, or none before something has ended."""
+        """Return a cell to run, among those that are ready; None if there is none now."""
         if self._stale and (self._growing or not self._queue):
             self._propose()
         if not self._queue and self._growing and not self._looked_ahead:
@@ -124,7 +124,7 @@ class CellQueue:
         return self._take(self._hoped_for(chosen, ready)) if chosen else None
 
     def _goal(self, cell: Cell) -> float | None:
-        """The loss to which a cell races, if it does."""
+        """Return the loss to which a cell races, if it does."""
         return self.groups[self._race[cell.cell_id][0]].goal
 
     def _take(self, cell: Cell) -> Cell:
@@ -133,19 +133,19 @@ class CellQueue:
         return cell
 
     def _hoped_for(self, cell: Cell, ready: Callable[[Cell], bool]) -> Cell:
-        """The one of a cell's race to run next; that cell itself where it does not race."""
+        """Return the cell of a cell's race to run next; the cell itself if it does not race."""
         if not self._goal(cell):
             return cell
         race = self._race[cell.cell_id]
         waiting = [one for one in self._cells[race] if one.cell_id in self._queue and ready(one)]
-        if self.groups[race[0]].auto:  # which names the first one first
+        if self.groups[race[0]].auto:  # `next_in_race` lists the most promising one first
             return waiting[0]
-        waiting.sort(key=lambda one: one.stepsize.value, reverse=True)  # of two as near the larger one
+        waiting.sort(key=lambda one: one.stepsize.value, reverse=True)  # on a tie, the larger one
         hoped = next(self._best_near(race), waiting[len(waiting) // 2].stepsize.value)
         return min(waiting, key=lambda one: abs(math.log(one.stepsize.value / hoped)))
 
     def _best_near(self, race: Race) -> Iterator[float]:
-        """The best stepsizes of a group, as far as they are known: those of the nearest batch sizes first."""
+        """Yield the known best stepsizes of a group, those of the nearest batch sizes first."""
         group, b, seed = race
         same = [other for other in self._cells if other[0] == group]
         for other in sorted(same, key=lambda other: (abs(math.log(other[1] / b)), other[2] != seed)):
@@ -153,11 +153,11 @@ class CellQueue:
                 yield min(arrived, key=lambda one: one[0].steps)[1].stepsize.value
 
     def limits(self, cell: Cell) -> Limits:
-        """Return how many iterations a cell has to be the best of its race, as far as others have ended."""
+        """Return the iterations within which a cell can be the best of its race, given the ended ones."""
         return Limits.after(arrival for arrival, _ in self._arrived(self._race[cell.cell_id]))
 
     def _arrived(self, race: Race) -> list[tuple[Arrival, Cell]]:
-        """Who has arrived in a race."""
+        """Return the arrivals of a race, with their cells."""
         if (goal := self.groups[race[0]].goal) is None:
             return []
         ended = [(self.results[cell.cell_id], cell) for cell in self._cells[race] if cell.cell_id in self.results]
@@ -165,26 +165,26 @@ class CellQueue:
 
     @property
     def waiting(self) -> int:
-        """How many cells wait, as far as is known."""
+        """The number of waiting cells, as far as is known."""
         return len(self._queue)
 
     def seeds_of(self, cell: Cell, most: int, ready: Callable[[Cell], bool] = lambda cell: True) -> list[Cell]:
-        """To run with a cell: up to so many of those that wait, are ready, and differ from it in their seed alone."""
+        """Return up to `most` waiting and ready cells that differ from a cell in their seed alone."""
         same, (group, b, _) = _without_seed(cell), self._race[cell.cell_id]
         alike = [one for race, cells in self._cells.items() if race[:2] == (group, b) for one in cells]
         found = [one for one in alike if one.cell_id in self._queue and _without_seed(one) == same and ready(one)]
         return [self._take(one) for one in found[:most]]
 
     def add_result(self, cell_id: str, result: TrialResult) -> None:
-        """Take in what was found."""
+        """Add the result of a cell."""
         self.running.discard(cell_id)
         self.results[cell_id] = result
         self._stale, self._looked_ahead = True, False
 
     def forget(self, cell_ids: Iterable[str]) -> None:
-        """Take back what was found of some cells: they are to run again, where they are wanted still."""
+        """Remove the results of some cells: they run again if they are still requested."""
         for cell_id in cell_ids:
-            if self.results.pop(cell_id, None) is not None:  # else it waits already
+            if self.results.pop(cell_id, None) is not None:  # else it is waiting already
                 self.weights.pop(cell_id, None)
         self._stale = True
 

@@ -1,4 +1,4 @@
-"""Writes what comes back from the executor, and shows it."""
+"""Write and show the results that the executor returns."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from raysat.trial.job import Job
 from raysat.trial.train import failed_row
 
 STATISTICS, TRIALS = "statistics at initialization", "trials"
-"""The stages of a sweep, as they are shown."""
+"""The names of a sweep's stages, as shown."""
 
 HEARTBEAT = 10.0
-"""Seconds between two records of what runs, for `raysat.status`."""
+"""Seconds between two records of the running jobs, for `raysat.status`."""
 
 
 class Recorder:
-    """Writes what comes back from the executor, and shows it.
+    """Writes and shows the results that the executor returns.
 
     Args:
-        store: Where it is written, at once or as soon as the storage answers again.
+        store: Where they are written, immediately or as soon as the storage answers again.
         views: The view of each stage, `STATISTICS` and `TRIALS`. The second is shown from the first trial on.
         queue: Receives every result and decides which cells to run next.
         size: Human-readable size of the cluster, such as `2 nodes, 8 CPUs`.
-        statistics: Those that are known, by init_id.
-        missing: The initializations whose statistics are yet to come, by init_id.
-        outdated: Of those, the rows of `ntk` that are stored and not certified, by init_id.
-        on_first_trial: Called once, when the first trial has started: from then on this process has little to do.
-        check: Called now and then; raises what is to end the sweep.
+        statistics: The known statistics, by init_id.
+        missing: The initializations whose statistics are not known yet, by init_id.
+        outdated: The stored rows of `ntk` of these that are not certified, by init_id.
+        on_first_trial: Called once, when the first trial has started and this process has little left to do.
+        check: Called regularly; an error that it raises ends the sweep.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Recorder:
         self.outdated, self.agreeing = dict(outdated), 0
         self.trials = store.read("trials") if outdated else None
         self.errors: dict[str, str] = {}
-        """Why there is no row of statistics, by init_id."""
+        """The error that prevented a row of statistics, by init_id."""
         self.failed: list[tuple[str, str]] = []
         """The name of each cell that failed, and its error."""
         self.noted: set[str] = set()
@@ -92,16 +92,16 @@ class Recorder:
             self.shown.close()
 
     def _show(self, stage: str) -> None:
-        """Show a stage, in place of the one before it."""
+        """Show a stage in place of the previous one."""
         self.shown.close()
         self.view = self.shown.enter_context(self.views[stage])
 
     def note(self, text: str) -> None:
-        """Show something that is not a job."""
+        """Show a message that is not about a job."""
         self.view.note(text)
 
     def on_start(self, job: Job) -> None:
-        """Count how often a job was started: more than once where its process or its node died."""
+        """Count the starts of a job: more than one if its process or node died."""
         if job.cell and self.view is not self.views[TRIALS]:
             self._show(TRIALS)
         if job.cell and self.on_first_trial:
@@ -113,12 +113,12 @@ class Recorder:
             self.view.job_started(one.key, one.name, *of)
 
     def on_progress(self, job: Job, iteration: int, losses: Mapping[str, float]) -> None:
-        """Show how far the cells of a job are."""
+        """Show the progress of a job's cells."""
         for key, loss in losses.items():
             self.view.job_told(key, iteration, loss)
 
     def on_tick(self) -> None:
-        """Write what waits, and record what runs."""
+        """Retry pending writes, and record the running jobs."""
         self.check()
         self.writer.attempt()
         if time.monotonic() - self.beat > HEARTBEAT:
@@ -129,7 +129,7 @@ class Recorder:
         self.beat = time.monotonic()
         about = {"at": datetime.now(UTC).isoformat(), "hostname": platform.node(), "pid": os.getpid()}
         about["done"] = list(self.queue.stop_reasons)
-        with suppress(Exception):  # it is shown to a person and no more; the writer says when the storage is away
+        with suppress(Exception):  # for display only; the writer reports when the storage is away
             self.store.write_status({**about, **self.view.record()})
 
     def on_end(self, outcome: Outcome) -> None:
@@ -141,7 +141,7 @@ class Recorder:
             self._trial(job, (failed_row(job, outcome.error), []) if outcome.error else outcome.value[k])
 
     def _statistics(self, outcome: Outcome) -> None:
-        """Of an initialization: its row, or why there is none, without which none of its cells can be run."""
+        """Store an initialization's row, or note why there is none: without it none of its cells can run."""
         job, view = outcome.job, self.views[STATISTICS]
         self.missing.discard(job.key)
         if outcome.error and not outcome.died:
@@ -171,8 +171,8 @@ class Recorder:
                 view.note(f"{row['model']}: {note}.")
 
     def _renew(self, init: Initialization, before: Row, row: Row) -> None:
-        """Bring the trials of an initialization in line with its new statistics, before these are stored."""
-        assert self.trials is not None  # they are read where there is something outdated
+        """Update the trials of an initialization to its new statistics, before these are stored."""
+        assert self.trials is not None  # read if any statistics are outdated
         trials = self.trials[self.trials["init_id"] == init.init_id]
         found = Consequences.of(before, row, trials, init.k_tolerance)
         if found.again:
@@ -191,7 +191,7 @@ class Recorder:
             )
 
     def _once(self, error: str) -> str:
-        """Return what an error says, the first time."""
+        """Return the message of an error the first time, a short form later."""
         if (said := cause(error)) in self.noted:
             return "the same as before"
         self.noted.add(said)
@@ -199,7 +199,7 @@ class Recorder:
 
     def _trial(self, job: Job, rows: Sequence) -> None:
         key, row = job.key, rows[0]
-        row["attempts"] = max(row.get("attempts", 0), self.starts[key])  # a lost checkpoint has not counted them
+        row["attempts"] = max(row.get("attempts", 0), self.starts[key])  # a lost checkpoint would not count them
         self.writer.do(partial(self.store.write_trial, *rows), lambda error: self._unstorable(job, error))
         shown = row
         if row["status"] == FAILED:
@@ -211,7 +211,7 @@ class Recorder:
         self.views[TRIALS].job_ended(key, trial_line(shown), row["status"])
 
     def _unstorable(self, job: Job, error: str) -> Callable[[], object]:
-        """Of a cell whose rows no table can hold: the write of a failed row, which says why."""
+        """Return a write of a failed row with the reason, for a cell whose rows no table can hold."""
         self.failed.append((job.name, error))
         self.note(f"{job.name}: its result cannot be stored: {cause(error)}")
         return partial(self.store.write_trial, failed_row(job, error), [])

@@ -1,8 +1,8 @@
-"""Which stepsizes of a batch size to try next, from what those have found that were tried. Pure.
+"""The stepsizes of a batch size to try next, from the results of those tried. Pure.
 
-Stepsizes are named by their exponent k: `2^(k/2) / beta(b)`. Without a race (`missing_neighbours`) all neighbours of
-the best ones are asked for at once. In a race (`next_in_race`), where who is first limits the others, one follows the
-other, and upwards the range grows in larger steps.
+A stepsize `2^(k/2) / beta(b)` is named by its exponent k. Without a race (`missing_neighbours`) all neighbours of the
+best ones are requested together. In a race (`next_in_race`), where the first to arrive limits the others, they are
+tried one after the other, and upwards the range grows in larger steps.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from raysat.spec.race import Arrival, Limits
 from raysat.storage.schema import BEATEN, FAILED, MEASURED, TARGET_REACHED
 
 REACH = 40
-"""The range of stepsizes ends at 2^(-REACH/2) and 2^(REACH/2), whatever is found."""
+"""The range of stepsizes ends at 2^(-REACH/2) and 2^(REACH/2), independent of the results."""
 
 
-@dataclass(frozen=True, eq=False)  # hashed as the object it is, for its N are kept
+@dataclass(frozen=True, eq=False)  # hashed by identity, because its N are cached
 class TrialResult:
-    """What a trial that has ended tells of its cell.
+    """The result of an ended trial.
 
     Attributes:
-        status: As in `trials`.
-        iterations: Iterations of its evaluations.
+        status: The status, as in `trials`.
+        iterations: The iterations of its evaluations.
         losses: The training loss at each.
-        eta_over_limit: Its stepsize over `eta_limit`, up to which linearized SGD is stable; nan where that is not
-            known, for the network has no statistics or the trial failed.
+        eta_over_limit: Its stepsize over `eta_limit`, up to which linearized SGD is stable; nan if that is unknown,
+            because the network has no statistics or the trial failed.
     """
 
     status: str
@@ -41,13 +41,13 @@ class TrialResult:
 
     @classmethod
     def of(cls, row: Mapping, iterations: Sequence[int], losses: Sequence[float]) -> TrialResult:
-        """From a row of `trials`, and the columns `iteration` and `train_loss` of its rows of `curves`."""
+        """Make a result from a row of `trials` and the columns `iteration` and `train_loss` of its `curves`."""
         eta, limit = (math.nan if row.get(name) is None else float(row[name]) for name in ("eta", "eta_limit"))
         eta_over_limit = eta / limit if limit > 0 else math.nan
         return cls(row["status"], iterations, losses, eta_over_limit)
 
     def below(self, limit: float) -> bool:
-        """Return whether its stepsize is below a share of `eta_limit`: below an infinite one it always is."""
+        """Return whether its stepsize is below a multiple of `eta_limit`, which holds for an infinite one always."""
         return limit == math.inf or self.eta_over_limit < limit
 
     @property
@@ -60,24 +60,24 @@ class TrialResult:
         return target is not None and bool(self.losses) and self.losses[0] <= target
 
     def steps(self, target: float | None) -> float:
-        """N to the target; nan where it is not reached."""
+        """Return N to the target; nan if it is not reached."""
         return _steps(self, target) if target is not None and self.usable else math.nan
 
     def arrivals(self, goal: float) -> list[Arrival]:
-        """Itself as one that has arrived at the target of a race, where it has."""
+        """Return the arrival of this trial at the target of a race, as a list of one or none."""
         if self.status != TARGET_REACHED:
             return []
         steps = self.steps(goal)
         return [] if math.isnan(steps) else [Arrival(steps, int(self.iterations[-1]), self.eta_over_limit)]
 
     def is_far(self, limit: float) -> bool:
-        """Whether it had not arrived at a limit, or would not have: a function of its cell, wherever it was cut."""
+        """Return whether it had not arrived by a limit, or would not have; this does not depend on where it was cut."""
         return self.status == BEATEN or (self.usable and self.iterations[-1] > limit)
 
     def score(self, target: float | None) -> tuple[float, float]:
-        """The smaller the better: iterations to the target, then the final loss.
+        """Return a score, smaller is better: iterations to the target, then the final loss.
 
-        Without a target, iterations until nothing is left of the loss: final losses of 0 are all alike.
+        Without a target, the iterations until the loss vanishes, because final losses of 0 are equal.
         """
         if not self.usable:
             return math.inf, math.inf
@@ -91,18 +91,18 @@ def _steps(result: TrialResult, target: float) -> float:
 
 
 TrialResults = Mapping[str, TrialResult]
-"""What was found of the cells that have ended, by cell_id."""
+"""The results of ended cells, by cell_id."""
 
 
 def missing_neighbours(found: Mapping[int, TrialResult], target: float | None) -> set[int]:
-    """The exponents k that are yet to be tried before a seed's best stepsize is known to lie inside the range.
+    """Return the exponents k still to be tried before a seed's best stepsize is known to lie inside the range.
 
     Args:
-        found: What was found at each k that was tried.
+        found: The result at each k that was tried.
         target: The loss to which N counts, if any.
     """
     known = {k: one for k, one in found.items() if one.status != FAILED}
-    if not known or _all_alike(known, target):  # if every trial failed, that says nothing of stepsizes
+    if not known or _all_alike(known, target):  # if every trial failed, that says nothing about stepsizes
         return set()
     missing = set()
     limited = not any(math.isnan(one.eta_over_limit) for one in known.values())
@@ -125,13 +125,13 @@ def missing_neighbours(found: Mapping[int, TrialResult], target: float | None) -
 
 
 def next_in_race(found: Mapping[int, TrialResult], target: float | None, goal: float) -> list[int]:
-    """The exponents to be tried next in a race, the one of which most is hoped first.
+    """Return the exponents to be tried next in a race, the most promising first.
 
     Among all stepsizes: above the best one in steps of 2, from the largest stable one on, as long as that is better,
     then between; and one below it. Among the stable ones: the largest, and below it.
 
     Args:
-        found: What was found at each k that was tried.
+        found: The result at each k that was tried.
         target: The loss to which N counts.
         goal: The loss to which the trials race.
     """
@@ -155,7 +155,7 @@ def _all_alike(known: Mapping[int, TrialResult], target: float | None) -> bool:
 
 
 BEYOND = TrialResult(FAILED)
-"""What stands for stepsizes that do not count."""
+"""Stands for stepsizes that do not count."""
 
 
 def _bracket(
@@ -165,14 +165,14 @@ def _bracket(
     far: float,
     edge: int = -REACH,
 ) -> list[int]:
-    """Return what is next, of one reading.
+    """Return the exponents to be tried next for one reading.
 
     Args:
-        found: What was found at each k, or is not asked for.
-        known: Of these, those that are read.
+        found: The result at each k that was tried or is not requested.
+        known: Those of the reading.
         target: The loss to which N counts.
         far: The limit of the race.
-        edge: The largest stable exponent, where the range goes on upwards from there.
+        edge: The largest stable exponent, if the range goes on upwards from there.
     """
     usable = {k: one for k, one in known.items() if one.usable}
     if not usable:
@@ -189,6 +189,6 @@ def _bracket(
 
 
 def _largest_stable(known: Mapping[int, TrialResult]) -> int:
-    """The largest exponent below `eta_limit`, given one stepsize over it, or the largest of all."""
+    """Return the largest exponent below `eta_limit`, computed from one result's ratio to it, or the largest of all."""
     k, one = next(iter(known.items()))
     return min(math.ceil(k - 2 * math.log2(one.eta_over_limit)) - 1, REACH)

@@ -1,4 +1,4 @@
-"""Reading a sweep file and `--set`: from what a user typed to a validated `Sweep`."""
+"""Read a sweep file and `--set` into a validated `Sweep`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _FUNCTIONS: dict[str, Callable[..., object]] = {
     "asynchronous": asynchronous,
     "range": range,
 }
-"""The functions that `--set` knows beside the architectures."""
+"""The functions that `--set` accepts besides the architectures."""
 
 _OPERATORS: dict[type[ast.AST], Callable] = {
     ast.Add: operator.add,
@@ -46,12 +46,12 @@ _OPERATORS: dict[type[ast.AST], Callable] = {
 
 
 def load(path: Path) -> Sweep:
-    """The `Sweep` named `sweep` of a sweep file.
+    """Return the `Sweep` named `sweep` in a sweep file.
 
-    What the file sets of this process is put back, but for where modules are found and the environment of the workers.
+    Changes that the file makes to this process are undone, except `sys.path` and the environment of the workers.
 
     Raises:
-        InputError: There is no such file, it does not run, or it has no `sweep`.
+        InputError: The file does not exist, does not run, or has no `sweep`.
     """
     if not path.is_file():
         raise InputError(f"{path}: there is no such file; give the path of a sweep file, such as sweeps/quickstart.py.")
@@ -76,7 +76,7 @@ def load(path: Path) -> Sweep:
 
 
 def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
-    """The sweep with fields replaced by `--set KEY=VALUE`.
+    """Return the sweep with fields replaced by `--set KEY=VALUE`.
 
     Raises:
         InputError: A field is unknown, or a value cannot be read or is not valid.
@@ -92,7 +92,7 @@ def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
             close = difflib.get_close_matches(key, names, 1)
             hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(names)}."
             raise InputError(f"--set {key}: a Sweep has no such field; {hint}")
-        plain = isinstance(getattr(sweep, key), str)  # a text, such as dataset=linear(n=64), needs no quotes
+        plain = isinstance(getattr(sweep, key), str)  # a string, such as dataset=linear(n=64), needs no quotes
         values[key] = text.strip(" '\"") if plain else value(text, f"--set {setting}")
     try:
         return replace(sweep, **values)
@@ -101,12 +101,12 @@ def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
 
 
 def vocabulary() -> dict[str, Callable[..., object]]:
-    """The functions that `--set` knows, by name."""
+    """Return the functions that `--set` accepts, by name."""
     return _FUNCTIONS | {name: architecture.describe for name, architecture in ARCHITECTURES.items()}
 
 
 def value(text: str, where: str) -> object:
-    """The value of a small expression: literals, lists, arithmetic and the functions of `vocabulary`.
+    """Evaluate a small expression: literals, lists, arithmetic and the functions of `vocabulary`.
 
     Example:
         >>> value("[64, 2**7]", "--set widths=...")

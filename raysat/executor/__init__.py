@@ -1,7 +1,7 @@
-"""Where jobs run: in this process, or on a Ray cluster. The only package that imports Ray.
+"""Executors, which run jobs in this process or on a Ray cluster. The only package that imports Ray.
 
-Both executors take plain jobs and a function, and hand each outcome to the caller as it comes. Ray Tune schedules; it
-decides nothing about science, keeps no results and resumes nothing: that is the store's part.
+Both executors take plain jobs and a function, and pass each outcome to the caller when it arrives. Ray Tune only
+schedules: it selects no cells, keeps no results and resumes nothing. The store does that.
 """
 
 from raysat.executor.bookkeeping import RETRIES

@@ -7,17 +7,17 @@ import time
 from pathlib import Path
 
 UP_SECONDS = 10.0
-"""How long a process waits in all for the others to be up."""
+"""Seconds that a process waits in total for the others to start."""
 
 
 class StartupBarrier:
-    """No process of a machine ends its first trial before all of them are up.
+    """Start-up barrier: no process of a machine ends its first trial before all of them have started.
 
-    Tune gives a process that becomes free the next trial even where another process is being started for it, and then
-    stops that one: where trials are shorter than the start of a process, all of them would run in the first.
+    Tune gives the next trial to a process that becomes free even if another process is being started for it, and then
+    stops that one: with trials shorter than the start of a process, all would run in the first.
 
     Args:
-        folder: Where each process leaves a mark.
+        folder: Where each process creates a marker file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -25,12 +25,12 @@ class StartupBarrier:
         folder.mkdir()
 
     def expect(self, processes: int) -> None:
-        """Note how many processes there will be, at least."""
+        """Set the least number of processes that will start."""
         for number in range(processes):
             (self.folder / f"expected-{number}").touch()
 
     def wait(self) -> None:
-        """Wait until as many processes as are expected have come here, or the patience of this one has gone."""
+        """Wait until the expected number of processes have reached this point, or `UP_SECONDS` are used up."""
         (self.folder / f"up-{os.getpid()}").touch()
         begun = time.monotonic()
         while self._missing() and time.monotonic() - begun < self.patience:
@@ -44,7 +44,7 @@ class StartupBarrier:
 
 
 def _runs(process: int) -> bool:
-    """Return whether there is a process of this number: Tune stops those for which it has no trial at a time."""
+    """Return whether a process with this id exists: Tune stops those for which it has no trial at the moment."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""A Ray cluster, one's own or a new one on this machine, and the jobs on it."""
+"""The executor on a Ray cluster: a running one, or a new one on this machine."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from raysat.trial import packing
 from raysat.trial.job import Job
 
 _RAY_ENVIRONMENT = {
-    "RAY_prestart_worker_first_driver": "0",  # Tune's processes have an environment of their own: nobody would use them
-    "RAY_AIR_NEW_OUTPUT": "0",  # the only output that a callback of our own can replace
+    "RAY_prestart_worker_first_driver": "0",  # Tune's processes have another environment and use none
+    "RAY_AIR_NEW_OUTPUT": "0",  # the only output that our callback can replace
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the store keeps the results
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C comes to the driver as an exception
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches the driver as an exception
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",  # the store resumes
 }
 
@@ -41,8 +41,8 @@ class OnRay:
     Args:
         storage: Folder for what Tune itself writes; emptied at the start and removed at the end.
         cpus: CPUs of a job.
-        gpus: GPUs of a trial; None for one for each rank where the cluster has any, or can launch machines that do, and
-            for a share of one where several trials fit (`raysat.trial.packing`).
+        gpus: GPUs of a trial. None for one for each rank if the cluster has any, or can launch machines that do, and
+            for a share of one if several trials fit (`raysat.trial.packing`).
         address: A running cluster's address; None starts one on this machine, unless `RAY_ADDRESS` names one.
         ranks: Processes of a trial.
     """
@@ -61,7 +61,7 @@ class OnRay:
         import ray
 
         address = self.address or os.environ.get("RAY_ADDRESS")
-        if not address and not os.access(os.path.expanduser("~"), os.W_OK):  # as of a container's user without a name
+        if not address and not os.access(os.path.expanduser("~"), os.W_OK):  # such as a container's unnamed user
             os.environ["HOME"] = str(sharing.folder())  # Ray keeps a token there
         on_signal = signal.getsignal(signal.SIGTERM)
         try:
@@ -73,10 +73,10 @@ class OnRay:
             with nullcontext() if address else private.quick_start():
                 context = ray.init(address=address or "local", logging_level=logging.CRITICAL, log_to_driver=False)
             loading.join()
-        except Exception as error:  # of many classes, `Exception` itself among them
+        except Exception as error:  # Ray raises many classes, `Exception` itself among them
             raise _not_there(address, said(error)) from None
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, on_signal)  # Ray has put its own in its place
+            signal.signal(signal.SIGTERM, on_signal)  # Ray has replaced it by its own
         self.vigil = Vigil(*private.processes()).__enter__()
         try:
             self._look_around(address, context.dashboard_url)
@@ -86,7 +86,7 @@ class OnRay:
         return self
 
     def _look_around(self, address: str | None, dashboard: str | None) -> None:
-        """Find what a trial may have, and say where it runs."""
+        """Determine the resources of a trial, and print where it runs."""
         import ray
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -113,13 +113,13 @@ class OnRay:
         return self.cpus <= node.get("CPU", 0) and self.gpus <= node.get("GPU", 0)
 
     def slots(self) -> int:
-        """Return how many jobs run at a time now, by their CPUs."""
+        """Return how many jobs can run at a time now, by their CPUs."""
         import ray
 
         return max(1, int(ray.cluster_resources().get("CPU", 0) / self.cpus))
 
     def size(self) -> str:
-        """Return what there is to run on now, as text."""
+        """Return the present size of the cluster as text, such as `2 nodes, 8 CPUs`."""
         import ray
 
         resources = ray.cluster_resources()
@@ -131,7 +131,7 @@ class OnRay:
         import ray
 
         self.vigil.__exit__(kind)
-        if self.vigil.died:  # a shutdown would wait for what has died, until Ray's core ends this process
+        if self.vigil.died:  # a shutdown would wait for the dead processes until Ray's core ends this one
             atexit.unregister(ray.shutdown)
             private.kill_processes()
         else:
@@ -142,7 +142,7 @@ class OnRay:
             raise ExecutorDied(self.vigil.sentence) from None
 
     def hosts_without(self, path: Path) -> list[str]:
-        """The other hosts of the cluster that do not see a file of this one; one that does not answer is left out."""
+        """Return the other hosts of the cluster that do not see a file of this one, unless they do not answer."""
         import ray
         from ray.exceptions import RayError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -164,17 +164,17 @@ class OnRay:
         return sorted(hosts_without)
 
     def run(self, source: Source, function: Function, callbacks: JobCallbacks) -> None:
-        """Run all jobs, each as a Tune trial that is tried again where its process or node dies.
+        """Run all jobs, each as a Tune trial that is retried if its process or node dies.
 
-        Where Ray itself dies, leaving the context raises `ExecutorDied` in the place of what this raises.
+        If Ray itself dies, leaving the context raises `ExecutorDied` in place of the error raised here.
         """
-        from raysat.executor.tune import run_on_tune  # not at the head, for it loads Ray Tune
+        from raysat.executor.tune import run_on_tune  # imported here, because it loads Ray Tune
 
         local = self.address is None and not os.environ.get("RAY_ADDRESS")
         run_on_tune(source, function, callbacks, self.storage, self.cpus, self._gpus_of, local=local)
 
     def _gpus_of(self, job: Job) -> float:
-        """GPUs of a job: those of a trial, of statistics one at most."""
+        """Return the GPUs of a job: those of a trial, at most one for statistics."""
         assert self.gpus is not None  # known since it was looked around
         if job.cell is None:
             return min(self.gpus, 1.0)
@@ -182,7 +182,7 @@ class OnRay:
 
 
 def _launchable() -> list[dict[str, float]]:
-    """What the machines have that the autoscaler of Ray's cluster launcher may start, on its head; none elsewhere."""
+    """Return the resources of the machines that Ray's cluster launcher may start; none except on its head node."""
     import yaml
 
     try:
@@ -194,7 +194,7 @@ def _launchable() -> list[dict[str, float]]:
 
 
 def _not_there(address: str | None, reason: str) -> Exception:
-    """Return what is raised where there is no Ray to run on, in words that end in the remedy."""
+    """Return the exception for a missing Ray cluster, whose message ends in the remedy."""
     if address:
         return InputError(
             f"no Ray cluster answers at {address!r} ({reason}): start one with 'ray start --head' and give its address "
@@ -208,19 +208,19 @@ def _not_there(address: str | None, reason: str) -> Exception:
 
 
 def _temporary() -> str:
-    """Return where a Ray of this machine keeps its sockets and logs."""
+    """Return the folder in which Ray on this machine keeps its sockets and logs."""
     return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
 def _try_to_write() -> None:
-    """Raise `OSError` where there is no room for Ray's files: Ray itself would wait half a minute for them."""
+    """Raise `OSError` if there is no space for Ray's files: Ray itself would wait half a minute for them."""
     os.makedirs(_temporary(), exist_ok=True)
     with tempfile.TemporaryFile(dir=_temporary()) as file:
         file.write(bytes(1 << 20))
 
 
 def _check_reachable(address: str | None) -> None:
-    """Raise `OSError` where nobody listens at `host:port`: Ray itself would try for minutes."""
+    """Raise `OSError` if nothing listens at `host:port`: Ray itself would try for minutes."""
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=5).close()

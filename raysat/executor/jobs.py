@@ -1,4 +1,4 @@
-"""Jobs, what becomes of them, and the executor that runs them in this process. It knows nothing of Ray."""
+"""Outcomes of jobs, the interfaces of executors, and the executor in this process. No dependency on Ray."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ Function = Callable[[Job], object]
 
 
 class ExecutorDied(RuntimeError):
-    """What runs the jobs could not be started, or has died. The message says why, in words without a full stop."""
+    """The executor could not be started, or died. The message says why, without a full stop at its end."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """The outcome of a job.
 
     Attributes:
         job: The job.
-        value: What its function returned; None where it failed.
-        error: The error, with its traceback; empty where there is none.
-        died: Whether its process died of it, and not the function raised it.
+        value: The value of its function; None if it failed.
+        error: The error, with its traceback; empty if there is none.
+        died: Whether the process died, instead of the function raising an error.
     """
 
     job: Job
@@ -37,51 +37,51 @@ class Outcome:
 
 
 class JobCallbacks(Protocol):
-    """Who is told as jobs start and end."""
+    """Callbacks of an executor, called as jobs start, advance and end."""
 
     def on_start(self, job: Job) -> None:
-        """A job has started, or has been started again."""
+        """Called when a job starts or is restarted."""
 
     def on_progress(self, job: Job, iteration: int, losses: Mapping[str, float]) -> None:
-        """A job that runs has said how far it is, and the losses of its cells, by cell_id."""
+        """Called with the iteration of a running job, and the losses of its cells, by cell_id."""
 
     def on_tick(self) -> None:
-        """Some time has passed."""
+        """Called from time to time."""
 
     def on_end(self, outcome: Outcome) -> None:
-        """A job has ended."""
+        """Called when a job ends."""
 
 
 class Source(Protocol):
-    """Who names the jobs, one at a time.
+    """Provides jobs, one at a time.
 
     Attributes:
-        shared: What all jobs have in common; it is sent to every process once.
+        shared: The fields that all jobs have in common, as a job; it is sent to every process once.
     """
 
     shared: Job
 
     @property
     def waiting(self) -> bool:
-        """Whether a job that was named has not ended, so that more may be named then."""
+        """Whether a job that was provided has not ended, so that more may follow."""
         ...
 
     def next(self) -> Job | None:
-        """The next job; None if none is available now. `waiting` tells blocked from finished."""
+        """Return the next job, or None if none is available now; `waiting` then distinguishes blocked from finished."""
 
 
 def attempt(function: Function, job: Job) -> tuple[object, str]:
-    """Return what the function returns, or the error that it raises, as text.
+    """Return the value of the function, or the error that it raises, as text.
 
-    Also what is no `Exception` is an error of the job alone, such as the `SystemExit` of a user's code that calls
-    `sys.exit`; Ctrl-C is none.
+    Errors that are no `Exception` count as well, such as the `SystemExit` of user code that calls `sys.exit`; Ctrl-C
+    does not.
     """
     try:
         return function(job), ""
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        return None, hidden(traced(error))  # also what this machine alone knows to be a secret
+        return None, hidden(traced(error))  # hidden here, because only this machine knows its secrets
 
 
 class InProcess:
@@ -105,7 +105,7 @@ class InProcess:
         pass
 
     def hosts_without(self, path: Path) -> list[str]:
-        """The hosts that do not see a file of this one: none."""
+        """Return the hosts that do not see a file of this one: none."""
         return []
 
     def run(self, source: Source, function: Function, callbacks: JobCallbacks) -> None:

@@ -1,13 +1,13 @@
-"""What raysat touches of Ray that is not public, in one place; nothing of it is needed for a sweep to be right.
+"""All uses of Ray's private interfaces, in one place. No sweep needs them to be correct.
 
-Each part is a fast path, or sees sooner what Ray itself says later. Where Ray has changed under it, it switches itself
-off with a line in the log, and `RAYSAT_PLAIN_RAY=1` in the environment switches all of them off. What they are worth
-with Ray 2.60.0 on two cores:
+Each is a fast path, or reports earlier what Ray itself reports later. If Ray has changed, a fast path switches itself
+off with a line in the log; `RAYSAT_PLAIN_RAY=1` in the environment switches all of them off. Their gains with Ray
+2.60.0 on two cores:
 
-- `quick_start`: a cluster of this machine is there 1.5 s earlier.
-- `forget_ended`: the driver keeps 60 KB less for each cell, and does not look through all that have ended at each step.
-- `processes`: a Ray that has died is noticed at once, where its core ends the driver after 14 to 60 s without a word.
-- `kill_processes`: the end of a Ray that has died is not waited for.
+- `quick_start`: a cluster on this machine is ready 1.5 s earlier.
+- `forget_ended`: the driver keeps 60 KB less for each cell, and does not scan all ended cells at each step.
+- `processes`: the death of Ray is noticed at once; otherwise its core silently ends the driver after 14 to 60 s.
+- `kill_processes`: a dead Ray is not waited for.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NODE_SECONDS = 30.0
 """How long a new cluster may take to have its node. Default: 30, as Ray's `raylet_start_wait_time_s`."""
 
 CHANGED = (AttributeError, ImportError, KeyError, IndexError, TypeError, ValueError)
-"""What Python raises where a part is not what it was."""
+"""The errors that Python raises if a private part of Ray has changed."""
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,13 @@ def is_on(name: str) -> bool:
 
 
 def switch_off(name: str, error: Exception) -> None:
-    """Take a fast path no more in this process."""
+    """Switch a fast path off for the rest of this process."""
     _off.add(name)
     log.warning("Ray is not as raysat knows it (%s: %s): %s is off.", type(error).__name__, error, name)
 
 
 def fast_path(otherwise: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Have a function return something else where it is off, or as it finds Ray changed."""
+    """Decorate a function to return `otherwise` if it is switched off or finds Ray changed."""
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
@@ -71,15 +71,15 @@ def fast_path(otherwise: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
 def quick_start() -> Iterator[None]:
     """Patch the start of Ray on one machine: skip the autoscaler, the dashboard's server and the log monitor.
 
-    Ray polls for the new node at once and then each second, where half of that is enough; here it looks when the node
-    is there.
+    Ray polls for the new node at once and then every second, although half a second is enough; here the first poll
+    takes place when the node is there.
     """
     with ExitStack() as stack:
         if is_on("quick_start"):
             try:
                 _patch(stack)
             except CHANGED as error:
-                stack.close()  # what is patched so far
+                stack.close()  # undo the patches so far
                 switch_off("quick_start", error)
         yield
 
@@ -104,14 +104,14 @@ def _nothing(*_: object, **__: object) -> None:
 
 
 def _replace(stack: ExitStack, owner: object, name: str, value: object) -> None:
-    """Set an attribute that is there, until the stack closes."""
+    """Replace an existing attribute until the stack closes."""
     stack.callback(setattr, owner, name, getattr(owner, name))
     setattr(owner, name, value)
 
 
 @fast_path(otherwise=None)
 def _await_node(gcs_address: str) -> None:
-    """Return when the cluster has a node, or so late that there is something wrong, of which Ray is to speak."""
+    """Return when the cluster has a node, or after `NODE_SECONDS`; Ray then reports the error itself."""
     from ray._raylet import GcsClient  # pyright: ignore[reportAttributeAccessIssue]  # compiled, its stub has no such
 
     client, begun = GcsClient(address=gcs_address), time.monotonic()
@@ -121,10 +121,10 @@ def _await_node(gcs_address: str) -> None:
 
 @fast_path(otherwise=({}, ""))
 def processes() -> tuple[dict[str, int], str]:
-    """The ids of the Ray processes that this driver has started, by name; else the address of the cluster's GCS."""
+    """Return the ids of the Ray processes that this driver started, by name; else the address of the cluster's GCS."""
     from ray._private import worker
 
-    started = getattr(worker._global_node, "all_processes", {})  # empty where somebody else has started them
+    started = getattr(worker._global_node, "all_processes", {})  # empty if another process started them
     named = {"raylet": "raylet", "GCS": "gcs_server"}
     ids = {name: started[kind][0].process.pid for name, kind in named.items() if started.get(kind)}
     return ids, "" if ids else getattr(worker._global_node, "gcs_address", "")
@@ -132,7 +132,7 @@ def processes() -> tuple[dict[str, int], str]:
 
 @fast_path(otherwise=None)
 def kill_processes() -> None:
-    """End what is left of a Ray that has died."""
+    """End the remaining processes of a Ray that has died."""
     from ray._private import worker
 
     node: Any = worker._global_node
@@ -141,16 +141,16 @@ def kill_processes() -> None:
 
 @fast_path(otherwise=None)
 def forget_ended(controller: Any) -> None:
-    """Take the trials that have ended out of what Tune's controller keeps of each, and looks through at each step.
+    """Remove ended trials from the collections that Tune's controller keeps and scans at each step.
 
-    It keeps them for the experiment's end, where nobody asks for them; and the first task of each process that was
-    asked for and, as another one became free, not started.
+    It keeps them for the experiment's end, where they are not used; also the first task of each process that was
+    requested but not started, because another one became free.
     """
     manager = controller._actor_manager
     waiting, pending = manager._pending_actors_to_enqueued_actor_tasks, manager._pending_actors_to_attrs
     keeps = controller._stopped_trials, controller._trials_to_cache, controller._trials, controller._trial_metadata
-    stopped, cached, trials, metadata = keeps  # all of them are there before one is changed
-    for trial in stopped - set(controller._trial_to_actor):  # one that failed may be tried again
+    stopped, cached, trials, metadata = keeps  # unpacked first, so that nothing is changed unless all exist
+    for trial in stopped - set(controller._trial_to_actor):  # a failed one may be retried
         stopped.remove(trial)
         cached.discard(trial)
         trials.remove(trial)

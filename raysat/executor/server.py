@@ -1,4 +1,4 @@
-"""A server and those who talk to it, each an actor of Ray."""
+"""A server and its clients (talkers), each a Ray actor."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from raysat.executor.bookkeeping import RETRIES
 
 
 class Talker(Protocol):
-    """A worker that talks to a server."""
+    """A client of a server."""
 
     def work(self, exchange: Callable[..., object]) -> None:
-        """Work until the server has no more to do.
+        """Work until the server has no more tasks.
 
         Args:
             exchange: The server's method of that name.
@@ -55,9 +55,9 @@ def with_server(
     count: int,
     begun: Callable[[list[int]], None] | None = None,
 ) -> tuple[Any, int]:
-    """Run talkers beside a server, each in a process of its own, on the cluster that this process has joined.
+    """Run a server and talkers, each in its own process, on the cluster that this process has joined.
 
-    A talker that dies is started anew, up to `RETRIES` times; the others do not wait for it.
+    A talker that dies is restarted up to `RETRIES` times; the others do not wait for it.
 
     Args:
         server: Makes the server, which has the methods `exchange` and `result`.
@@ -79,7 +79,7 @@ def with_server(
     if begun:
         begun(before)
     for work in working:
-        with suppress(RayActorError):  # it has died more often than it is started anew
+        with suppress(RayActorError):  # it died more often than it may be restarted
             ray.get(work)
     result, after = ray.get(serving.result.remote()), [None] * count
     for k, one in enumerate(actors):

@@ -28,9 +28,9 @@ from raysat.trial.job import Job
 from raysat.user_code import process
 
 PART = 1 << 16
-"""Bytes of an outcome that a trial hands over at once. Default: 64 KiB; what takes more than 100 KB (Ray's
-`max_direct_call_object_size`) passes through the object store, and Ray's core ends a driver that asks the store of a
-raylet which has died."""
+"""Bytes of an outcome that a trial reports at a time. Default: 64 KiB. Objects above 100 KB (Ray's
+`max_direct_call_object_size`) pass through the object store, and Ray's core ends a driver that reads from the store of
+a dead raylet."""
 
 
 def run_on_tune(
@@ -45,14 +45,14 @@ def run_on_tune(
 ) -> None:
     """Run all jobs on the cluster that this process has joined.
 
-    A Tune `Searcher` asks the source for the next one. On a cluster that may grow Tune keeps as many trials pending as
-    with its own grid search, so that the autoscaler sees the demand; on one machine two for each worker, so that a
+    A Tune `Searcher` asks the source for the next one. On a cluster that may grow, Tune keeps as many trials pending as
+    with its own grid search, so that the autoscaler sees the demand; on one machine, two for each worker, so that a
     worker never waits for its next trial.
 
     Args:
-        source: Names the jobs.
-        function: Does a job.
-        callbacks: Is told of them.
+        source: Provides the jobs.
+        function: Runs a job.
+        callbacks: Called as jobs start, advance and end.
         storage: Folder for what Tune itself writes.
         cpus: CPUs of a job.
         gpus: The GPUs of a job.
@@ -92,13 +92,13 @@ def run_on_tune(
 
 
 def _trainable(function: Function, shared: Job, barrier: StartupBarrier | None) -> Callable[[dict], None]:
-    """Return what a worker runs for each trial."""
+    """Return the function that a worker runs for each trial."""
 
     def report(iteration: int, losses: dict[str, float]) -> None:
         tune.report({"told": (iteration, losses)})
 
     def trainable(config: dict) -> None:
-        if process.for_good():  # what runs next is to run as anywhere else
+        if process.for_good():  # the settings cannot be undone, so that the next job needs a new process
             tune.report({"leaves": True})
             os._exit(0)
         outcome = cloudpickle.dumps(attempt(function, replace(config["job"].job(shared), on_progress=report)))
@@ -113,18 +113,18 @@ def _trainable(function: Function, shared: Job, barrier: StartupBarrier | None) 
 
 @dataclass(frozen=True)
 class _JobRef:
-    """A job as a value of Tune's, which looks into dictionaries and names folders after what it finds.
+    """A job as an opaque value for Tune, which inspects dictionaries and names folders after their content.
 
     Attributes:
-        key: The job's.
+        key: The job's key.
         init: Its initialization.
         cell: Its cell, if it has one.
-        engine: Of its steps.
-        gpus: Of the job.
-        limits: Of the trial.
-        statistics: What a trial needs of its row of statistics: all but lists, of which only the spectral measures are
-            of use, for `eta_limit`; some KB. Not a reference to Ray's object store (see `PART`).
-        stacked_with: The jobs that run with it as one computation.
+        engine: The engine of its steps.
+        gpus: The job's GPUs.
+        limits: The trial's limits.
+        statistics: What a trial needs of its row of statistics: all columns but lists, except the spectral measures,
+            for `eta_limit`; some KB. Not a reference to Ray's object store (see `PART`).
+        stacked_with: The jobs that run with it in one computation.
     """
 
     key: str
@@ -140,20 +140,20 @@ class _JobRef:
         return self.key
 
     def job(self, shared: Job) -> Job:
-        """The job again, in a worker."""
+        """Restore the job, in a worker."""
         parts = {name: getattr(self, name) for name in ("init", "cell", "engine", "gpus", "limits", "statistics")}
         return replace(shared, **parts, stacked_with=tuple(mate.job(shared) for mate in self.stacked_with))
 
 
 class _Searcher(Searcher):
-    """Asks for the next job, and makes it a value of Tune's."""
+    """Asks for the next job, and wraps it as a value of Tune's."""
 
     def __init__(
         self, book: Bookkeeping, gpus: Callable[[Job], float], barrier: StartupBarrier | None, slots: int
     ) -> None:
         super().__init__()
         self.book, self.gpus, self.barrier, self.slots = book, gpus, barrier, slots
-        self.rows: dict[str, Mapping[str, Any]] = {}  # what trials need of the statistics, by init_id
+        self.rows: dict[str, Mapping[str, Any]] = {}  # the statistics that trials need, by init_id
 
     def __reduce__(self) -> tuple:  # Tune pickles searchers for a restore that never comes
         return Searcher, ()
@@ -179,12 +179,12 @@ class _Searcher(Searcher):
 
 
 class _Callbacks(TrialProgressCallback):
-    """Takes outcomes out of what Tune keeps, into the book; stands in for Tune's own report."""
+    """Moves outcomes from Tune's trials into the bookkeeping; replaces Tune's own progress report."""
 
     def __init__(self, book: Bookkeeping) -> None:
         super().__init__()
         self.book = book
-        self.parts: dict[str, bytes] = {}  # what has come of outcomes, by job
+        self.parts: dict[str, bytes] = {}  # the parts of outcomes that have arrived, by job
 
     def __reduce__(self) -> tuple:
         return TrialProgressCallback, ()
@@ -201,7 +201,7 @@ class _Callbacks(TrialProgressCallback):
             self.book.report(_key(trial), *result["told"])
 
     def _take(self, key: str, begin: int, part: bytes, *, done: bool) -> None:
-        """Take a part of an outcome, of which a job that was tried again hands over all parts anew."""
+        """Take one part of an outcome; a job that was retried sends all parts again."""
         outcome = self.parts.pop(key, b"")[:begin] + part
         if done:
             self.book.end(key, *cloudpickle.loads(outcome))
@@ -225,19 +225,19 @@ class _Callbacks(TrialProgressCallback):
 
 
 class _Scheduler(FIFOScheduler):
-    """Runs trials in their order, and lets Tune forget those that have ended."""
+    """Runs trials in order, and makes Tune forget ended ones."""
 
     def on_trial_complete(self, tune_controller: object, trial: object, result: dict) -> None:
         private.forget_ended(tune_controller)
 
 
 def _key(trial: Any) -> str:
-    """The key of a trial's job."""
+    """Return the key of a trial's job."""
     return repr(trial.config["job"])
 
 
 def _error_of(trial: Any) -> str:
-    """Return what Tune has written of a trial's failures; empty where there is nothing that can be read."""
+    """Return Tune's record of a trial's failures; empty if there is none that can be read."""
     try:
         return Path(trial.error_file).read_text(errors="backslashreplace")
     except (OSError, TypeError):
@@ -245,17 +245,17 @@ def _error_of(trial: Any) -> str:
 
 
 def _failures(trial: object) -> list[str]:
-    """Return what Tune has written of each of a trial's failures, the last one last."""
+    """Return Tune's record of each of a trial's failures, the latest last."""
     return _error_of(trial).split("Failure # ")[1:]
 
 
 def _lost_its_node(trial: Any) -> bool:
-    """Whether a trial's last failure was that of its node: Tune may try it in several processes of one that is gone."""
+    """Return whether a trial's last failure was its node's: Tune may try it in several processes of a lost node."""
     last = "".join(_failures(trial)[-1:])
     return any(words in last for words in ("node was terminated", "node has died", "node died"))
 
 
 def _told_twice(trial: Any) -> bool:
-    """Whether the last two failures are one death: Tune gives a trial anew to a process whose end it has not seen."""
+    """Return whether the last two failures are one: Tune may give a trial again to a process that has just died."""
     *_, before, last = "", "", *(re.findall(r"actor_id: (\w+)", failure) for failure in _failures(trial))
     return bool(last) and last == before

@@ -1,9 +1,9 @@
-"""Notices that the Ray of a driver has died, and says so in place of Ray's core, which ends the process without a word.
+"""Notice that the driver's Ray has died, and report it before Ray's core silently ends the process.
 
-Where the raylet is gone the core of Ray 2.60 ends the driver some 14 seconds later, where the GCS is gone after a
-minute, in both cases by `exit(1)` from a thread of its own, past all that Python could do. So a thread watches the two
-processes and interrupts the main thread as Ctrl-C does, while there is time to store what has come. A parent process
-that watches the driver would serve as well, but shells, batch systems and debuggers would then deal with two.
+If the raylet dies, the core of Ray 2.60 ends the driver some 14 seconds later, if the GCS dies, after a minute; both
+times by `exit(1)` from its own thread, which Python cannot catch. So a thread watches the two processes and interrupts
+the main thread as Ctrl-C does, while there is time to store the results so far. A parent process that watches the
+driver would serve as well, but shells, batch systems and debuggers would then deal with two.
 """
 
 from __future__ import annotations
@@ -21,48 +21,48 @@ from contextlib import suppress
 from raysat.errors import InputError
 
 GRACE = 5.0
-"""Seconds that the main thread has for storing what has come. Default: 5; it may be held in a call of Ray's that waits
-for what has died, and Ray's core ends the process from some 14 seconds on, sooner on a machine that is busy."""
+"""Seconds that the main thread has for storing results. Default: 5; it may be stuck in a call of Ray that waits for a
+dead process, and Ray's core ends this one after some 14 seconds, sooner on a busy machine."""
 
 LAST = 2.0
-"""Seconds more until the process is to have ended, where the main thread came to its end in time. Default: 2, as above;
-Ray's core would end it with another code."""
+"""Further seconds for the process to end, if the main thread finished in time. Default: 2, as above; Ray's core would
+end it with another exit code."""
 
 NOTICE = 2.0
-"""Seconds that an error of Ray's, which may have seen a loss first, waits for this thread to see it as well."""
+"""Seconds that the handler of a Ray error, which may notice the death first, waits for this thread to notice it."""
 
 EXIT_CODE = 4
-"""Of a process whose main thread takes longer (`raysat.messages.ending.NO_CLUSTER`)."""
+"""The exit code of a process whose main thread takes longer (`raysat.messages.ending.NO_CLUSTER`)."""
 
 KNOCKS = 5.0
-"""Seconds between two looks whether the GCS of somebody else's cluster answers."""
+"""Seconds between two checks whether the GCS of a cluster elsewhere answers."""
 
 SILENT = 45.0
-"""Seconds after which one that does not is taken for dead. Default: 45; Ray's core gives it a minute."""
+"""Seconds without an answer after which it counts as dead. Default: 45; Ray's core gives it a minute."""
 
 
 SIGNAL = getattr(signal, "SIGRTMIN", signal.SIGINT) + 5 * hasattr(signal, "SIGRTMIN")
-"""What interrupts the main thread: one of the signals that stand for nothing."""
+"""The signal that interrupts the main thread: a real-time signal without a meaning of its own."""
 
 
 class Vigil:
     """Watches the processes of Ray on this machine, and the GCS of a cluster elsewhere.
 
     Args:
-        processes: Of Ray's processes that the driver cannot do without, the ids by name.
-        address: `host:port` of a GCS that is no process of this machine's, or of somebody else.
+        processes: The ids, by name, of the Ray processes that the driver cannot do without.
+        address: `host:port` of a GCS on another machine, or started by another process.
     """
 
     def __init__(self, processes: Mapping[str, int], address: str = "") -> None:
         self.processes, self.address = processes, address
         self.died = ""
-        """Which of them has; empty as long as all live."""
+        """The name of the process that died; empty as long as all live."""
         self._over, self._over_too = os.pipe()
         self._noticed, self._ended = threading.Event(), threading.Event()
 
     def __enter__(self) -> Vigil:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(SIGNAL, signal.default_int_handler)  # which passes through what catches errors
+            signal.signal(SIGNAL, signal.default_int_handler)  # KeyboardInterrupt is not caught as an error
         threading.Thread(target=self._watch, daemon=True, name="raysat-vigil").start()
         return self
 
@@ -72,18 +72,18 @@ class Vigil:
         os.write(self._over_too, b".")
 
     def relieve(self) -> None:
-        """The main thread has come so far that the process will end in words."""
+        """Note that the main thread is about to end the process with a message."""
         self._ended.set()
 
     @property
     def sentence(self) -> str:
-        """What has happened, for a person."""
+        """What happened, as a sentence for users."""
         return f"Ray has died (its {self.died} is gone: killed, or this machine's memory or disk was full)"
 
     def _watch(self) -> None:
         watched = {}
         for name, process in self.processes.items():
-            with suppress(OSError, AttributeError):  # it has died already; not on Linux, where Ray's own end is left
+            with suppress(OSError, AttributeError):  # already dead, or not on Linux, where the behaviour of Ray remains
                 watched[os.pidfd_open(process)] = name
         silent_since = None
         while not self.died:
@@ -100,17 +100,17 @@ class Vigil:
                     self.died = f"GCS at {self.address}"
         self._noticed.set()
         main = threading.main_thread().ident
-        assert main is not None  # it has been started
+        assert main is not None  # the main thread always exists
         signal.pthread_kill(main, SIGNAL)
         if self._ended.wait(GRACE):
-            time.sleep(LAST)  # a process that ends takes this thread with it
+            time.sleep(LAST)  # this daemon thread ends with the process
         print(f"raysat: {self.sentence}; what is finished stays: run the same command again.", file=sys.stderr)
         sys.stderr.flush()
         os._exit(EXIT_CODE)
 
 
 def answers(address: str) -> bool:
-    """Return whether somebody listens at `host:port`."""
+    """Return whether anything listens at `host:port`."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()

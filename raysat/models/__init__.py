@@ -21,17 +21,17 @@ from raysat.user_code.seeding import seeded
 __all__ = ["ARCHITECTURES", "Linearized", "Unpacked", "adapt", "at_initialization", "build"]
 
 Shape = tuple[int, ...] | Mapping[str | int, tuple[int, ...]]
-"""Shape of one sample; of inputs of several tensors, that of each, by name or number."""
+"""The shape of one sample; if the inputs are several tensors, the shape of each, by name or position."""
 
 
 def build(
     model: Model, width: int, input_shape: Shape, outputs: int, seed: int, vocabulary: int | None = None
 ) -> nn.Module:
-    """The network of a model at initialization.
+    """Build the network of a model at initialization.
 
-    The weights are drawn on the CPU from the global generators, of PyTorch, NumPy or Python, seeded for the call, so
-    that a seed means the same weights on every device, and the user's own modules need to know nothing of seeds. What
-    a builder sets of the process, such as the default dtype, holds for its own network and is put back.
+    The weights are drawn on the CPU from the global generators of PyTorch, NumPy and Python, seeded for the call, so
+    that a seed gives the same weights on every device and a user's own modules need no code for seeds. Process-wide
+    settings that a builder changes, such as the default dtype, are restored afterwards.
 
     Args:
         model: The architecture.
@@ -40,11 +40,11 @@ def build(
             arguments, and is returned as `Unpacked`, which takes them as one.
         outputs: C.
         seed: Seed of the weights.
-        vocabulary: The number of distinct tokens, of which a builder is told that has a parameter of this name.
+        vocabulary: The number of distinct tokens, passed to builders that have a parameter of this name.
 
     Raises:
-        InputError: The architecture is unknown or takes no such inputs, or its builder returned something else than a
-            module, or one whose weights are not drawn yet.
+        InputError: The architecture is unknown or takes no such inputs, or its builder returns something other than a
+            module, or a module whose weights are not drawn yet.
     """
     if model.builder in ARCHITECTURES:
         builder = ARCHITECTURES[model.builder].build
@@ -81,10 +81,10 @@ def build(
 
 
 def _of_its_own(_network: nn.Module, inputs: tuple) -> tuple:
-    """Copies of the inputs: a network that changes its inputs in place would change the data set."""
+    """Copy the inputs: a network that changes its inputs in place would change the data set."""
     return tuple(each.clone() if isinstance(each, Tensor) else each for each in inputs)
 
 
 def at_initialization(network: nn.Module) -> nn.Module:
-    """The network whose kernel at initialization is the network's: of a linearization, what was linearized."""
+    """Return the network itself or, for a linearization, the network that was linearized: both have the same kernel."""
     return network.network.requires_grad_() if isinstance(network, Linearized) else network

@@ -1,4 +1,4 @@
-"""The built-in architectures. A new one is a file in this folder, and its lines here: all else reads them."""
+"""The built-in architectures. A new one takes a file in this folder and its lines here; all other code reads these."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Architecture:
     """A built-in architecture.
 
     Attributes:
-        describe: What a user calls, with the architecture's options; makes no weights.
-        build: Makes the network, from `(width, input_shape, outputs, **options)`, the options those of the `Model`.
+        describe: The function that a user calls with the architecture's options. It makes no weights.
+        build: Makes the network from `(width, input_shape, outputs, **options)`, with the options of the `Model`.
     """
 
     describe: Callable[..., Model]
@@ -40,4 +40,4 @@ ARCHITECTURES: dict[str, Architecture] = {
     "resnet": Architecture(resnet, build_resnet),
     "gpt": Architecture(gpt, build_gpt),
 }
-"""By the name that stands in a `Model`, in the rows and in a sweep file."""
+"""The architectures, by the name used in a `Model`, in result rows and in sweep files."""

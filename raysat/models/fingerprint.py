@@ -1,12 +1,12 @@
-"""Which weights a network has, as a short text: to tell whether two processes begin at the same w_0.
+"""A short text that identifies a network's weights: it tells whether two processes begin at the same w_0.
 
-A hash of the bytes says that they are the same. Where a builder computes with its draws (an orthogonal matrix, say),
-two kinds of processor differ in the last bits, and so do their hashes. Two numbers then decide: with `v` all entries
-side by side, squashed by arctan so that no infinite mask drowns the rest,
+Equal hashes of the bytes mean equal weights. If a builder computes with its draws (an orthogonal matrix, say), the
+results differ in the last bits between kinds of processor, and so do the hashes. Two numbers then decide: with `v` the
+vector of all entries, squashed by arctan so that an infinite entry of a mask does not drown the rest,
 
     ||v||   and   sum_k v_k cos(k),
 
-which rounding moves by about 1e-7 of `||v||`, and another draw by about `||v||`.
+which change by about 1e-7 `||v||` under rounding and by about `||v||` under another draw.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 ROUNDING = 1e-5
-"""How far the numbers may be apart, relative to `||v||`. Default: 1e-5, a hundred roundings of float32; that another
-draw falls within is as probable."""
+"""How far apart the numbers may be, relative to `||v||`. Default: 1e-5, a hundred roundings of float32; another draw
+falls within it with about the same probability, 1e-5."""
 
 
 def fingerprint(network: nn.Module) -> str:
-    """The hash and the two numbers of a network's parameters and buffers, the same on every device."""
+    """Return the hash and the two numbers of a network's parameters and buffers, the same on every device."""
     square, projection, at = 0.0, 0.0, 0
     for _, tensor in _tensors(network):
         values = torch.nan_to_num((torch.view_as_real(tensor) if tensor.is_complex() else tensor).double()).atan()
@@ -36,7 +36,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def digest(network: nn.Module) -> str:
-    """The hash alone: 16 hexadecimal digits of the SHA-256 of names, types, shapes and bytes."""
+    """Return the hash alone: 16 hexadecimal digits of the SHA-256 of names, types, shapes and bytes."""
     sha = hashlib.sha256()
     for name, tensor in _tensors(network):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -45,7 +45,7 @@ def digest(network: nn.Module) -> str:
 
 
 def has(network: nn.Module, found: str) -> bool:
-    """Return whether a network has the weights of a fingerprint, but for rounding."""
+    """Return whether a network has the weights of a fingerprint, up to rounding."""
     if digest(network) == found.split()[0]:
         return True
     (norm, projection), (own_norm, own_projection) = (
@@ -55,7 +55,7 @@ def has(network: nn.Module, found: str) -> bool:
 
 
 def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """All that a network is made of, on the CPU."""
+    """Yield all parameters and buffers of a network, on the CPU."""
     for named in (network.named_parameters(), network.named_buffers()):
         for name, tensor in named:
             yield name, tensor.detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""A network called with other weights than its own, as functions of weights are differentiated."""
+"""Call a network with weights other than its own, to differentiate it as a function of them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from raysat.data.fields import Inputs
 
 
 def call(network: nn.Module, weights: Mapping[str, Tensor], x: Inputs) -> Tensor:
-    """The network's output with some parameters replaced, wherever they are used.
+    """Return the network's output with some parameters replaced, wherever they are used.
 
-    `torch.func.functional_call` ties shared weights itself, but leaves a module that is registered under two names with
-    the replaced weights for good (2.13.0). Here each place of a parameter is named once: a module's first name, and the
-    parameter's name in it.
+    `torch.func.functional_call` ties shared weights itself, but a module registered under two names keeps the replaced
+    weights for good (2.13.0). Here each place of a parameter is named once: by its module's first name and its own name
+    in that module.
 
     Args:
-        network: The network, which is left as it is.
+        network: The network; it is left unchanged.
         weights: By the names of `network.named_parameters()`, which has each parameter once.
         x: Inputs.
     """

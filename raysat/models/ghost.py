@@ -10,35 +10,35 @@ from torch import Tensor, nn
 class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
     """`weight (x - mu) / sigma + bias`, mu and sigma of each channel over a ghost batch: g consecutive samples.
 
-    With `ghost = 0` the ghost batch is the batch, and the output while training is `nn.BatchNorm2d`'s. In evaluation mu
+    With `ghost = 0` the ghost batch is the batch, and the training output is that of `nn.BatchNorm2d`. In evaluation mu
     and sigma are running averages, which each ghost batch updates in turn:
 
         mu_run <- (1 - momentum) mu_run + momentum mu        sigma_run <- (1 - momentum) sigma_run + momentum sigma
 
-    with `sigma = sqrt(mean((x - mu)^2) + eps)`. After the K ghost batches of a batch that is
+    with `sigma = sqrt(mean((x - mu)^2) + eps)`. After the K ghost batches of a batch this gives
 
         mu_run <- (1 - momentum)^K mu_run + sum_i (1 - momentum)^(K - i) momentum mu_i
 
-    and the same for sigma: Algorithm 1, of which two exponents are read otherwise than they are printed, for as printed
-    the weights do not add up to 1. It has `|B_S|`, the size of a ghost batch, where the number K of ghost batches is
-    meant, and `i` for `K - i`. The authors' own code (github.com/eladhoffer/bigBatch, main_gbn.py) passes the ghost
-    batches through PyTorch's layer one after the other, which is the same for mu. PyTorch's layers average the
-    variance, with Bessel's correction, instead of sigma.
+    and the same for sigma. This is Algorithm 1 with two exponents corrected, because as printed the weights do not add
+    up to 1: it prints `|B_S|`, the size of a ghost batch, for the number K of ghost batches, and `i` for `K - i`. The
+    authors' own code (github.com/eladhoffer/bigBatch, main_gbn.py) passes the ghost batches through PyTorch's layer one
+    after the other, which is the same for mu. PyTorch's layers average the variance, with Bessel's correction, instead
+    of sigma.
 
-    A sample's output depends on the others of its ghost batch, so that it has no gradient of its own. The statistics of
-    the NTK hold mu and sigma constant at those of the training set, as for any batch normalization, and say so
-    (`raysat.ntk.batchnorm`): those of ghost batches are of g of its samples and scatter about them. They do so at any
-    batch size, so that the approximation gets better with g, and not with b.
+    A sample's output depends on the others of its ghost batch, so that it has no gradient of its own. The NTK
+    statistics hold mu and sigma constant at their values over the training set, as for any batch normalization, and say
+    so (`raysat.ntk.batchnorm`). The mu and sigma of a ghost batch, of g samples, scatter about those values at any
+    batch size, so that the approximation improves with g, not with b.
 
     Args:
         channels: Channels, the second axis of x.
-        ghost: g; 0 for the whole batch. The last ghost batch of a batch is smaller where g does not divide it.
+        ghost: g; 0 for the whole batch. The last ghost batch of a batch is smaller if g does not divide the batch.
         eps: Default: 1e-5, PyTorch's.
         momentum: Default: 0.1, PyTorch's; the paper leaves it open.
 
     Attributes:
         running_mean: mu_run. Shape: [channels].
-        running_var: `sigma_run^2 - eps`, of which evaluation makes sigma_run again. Shape: [channels].
+        running_var: `sigma_run^2 - eps`, from which evaluation recovers sigma_run. Shape: [channels].
 
     Example:
         >>> GhostBatchNorm(3, ghost=4)(torch.randn(8, 3, 5, 5)).shape
@@ -54,13 +54,13 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.ghost = ghost
 
     def forward(self, x: Float[Tensor, "n channels *positions"]) -> Float[Tensor, "n channels *positions"]:
-        """The normalized batch."""
+        """Return the normalized batch."""
         if not self.training:
             return super().forward(x)
         return torch.cat([self._normalized(part) for part in x.split(self.ghost or len(x))])
 
     def _normalized(self, x: Tensor) -> Tensor:
-        """One ghost batch, by its own statistics, which go into the running averages."""
+        """Normalize one ghost batch by its own statistics and add these to the running averages."""
         with torch.no_grad():
             variance, mean = torch.var_mean(x, [axis for axis in range(x.ndim) if axis != 1], correction=0)
             sigma = (self.running_var + self.eps).sqrt().lerp_((variance + self.eps).sqrt(), self.momentum)
@@ -74,5 +74,5 @@ class GhostBatchNorm(nn.modules.batchnorm._BatchNorm):
             raise ValueError(f"GhostBatchNorm takes [n, channels, ...], not {list(x.shape)}.")
 
     def extra_repr(self) -> str:
-        """Channels and ghost batch, for `repr`."""
+        """Return channels and ghost batch, for `repr`."""
         return f"{self.num_features}, ghost={self.ghost or 'batch'}"

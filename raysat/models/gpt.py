@@ -15,14 +15,14 @@ from raysat.spec.cells import Model
 
 
 def gpt(layers: int = 6, heads: int = 6, tied: bool = False, output_gain: float = 1.0) -> Model:
-    """A causal transformer over tokens, as plain data. Its width is the number of channels of the residual stream.
+    """A causal transformer over tokens, as plain data. Its width is the number of channels in the residual stream.
 
     Token and position embeddings are added; each layer adds `attention(LayerNorm(x))` and then `mlp(LayerNorm(x))`,
-    where the mlp is `4 width` GELUs; a last LayerNorm and a linear output give a logit for each token of the vocabulary
-    at each position. Weights are N(0, 1). Embeddings have scale 1, linear layers `1 / sqrt(fan_in)`, attention scores
-    `1 / sqrt(width / heads)` (Vaswani et al. 2017), with which they start at order 1 at any width. The gains and shifts
-    of LayerNorm start at 1 and 0 and are not scaled, for each acts on one number. Branches are added as they are: the
-    square of the stream grows linearly with the layers, and the last LayerNorm takes the growth out.
+    where the mlp has `4 width` GELUs; a last LayerNorm and a linear output give a logit for each token of the
+    vocabulary at each position. Weights are N(0, 1). Embeddings have scale 1, linear layers `1 / sqrt(fan_in)`,
+    attention scores `1 / sqrt(width / heads)` (Vaswani et al. 2017), with which they start at order 1 at any width. The
+    gains and shifts of LayerNorm start at 1 and 0 and are not scaled, because each acts on one number. Branches are
+    added unscaled: the square of the stream grows linearly with the layers, and the last LayerNorm removes the growth.
 
     The context, the longest sequence, is the length of the data set's samples; the vocabulary is its number of outputs.
 
@@ -31,8 +31,8 @@ def gpt(layers: int = 6, heads: int = 6, tied: bool = False, output_gain: float 
         heads: Attention heads; they divide the width. Default: 6, likewise.
         tied: Whether the output layer's weight is the token embedding's. Default: False, unlike nanoGPT, because **a
             tied network has no limit of infinite width**: the stream at a position contains the embedding of the token
-            that stands there, so that this token's logit starts near `sqrt(width / var)`, var being the stream's
-            variance before the last LayerNorm (8 at width 384 and 6 layers); all others start at order 1.
+            at that position, so that this token's logit starts near `sqrt(width / var)`, var being the stream's
+            variance before the last LayerNorm (8 at width 384 and 6 layers); all other logits start at order 1.
         output_gain: Factor before the output layer's `1 / sqrt(width)`. Default: 1, the paper's section 4.
 
     Raises:
@@ -48,7 +48,7 @@ def gpt(layers: int = 6, heads: int = 6, tied: bool = False, output_gain: float 
 
 
 class CausalAttention(nn.Module):
-    """Self-attention of several heads, in which a position sees itself and what is before it.
+    """Causal self-attention with several heads: a position attends to itself and to earlier positions.
 
     It is written out because PyTorch's fused kernels have no forward-mode derivative, which products with the kernel
     operator need.
@@ -65,7 +65,7 @@ class CausalAttention(nn.Module):
         self.projection = NTKLinear(width, width)
 
     def forward(self, x: Float[Tensor, "n length width"]) -> Float[Tensor, "n length width"]:
-        """Return what each position takes from those it sees."""
+        """Return the attention output at each position."""
         length, width = x.shape[1:]
         qkv = self.qkv(x).unflatten(2, (3, self.heads, width // self.heads))  # (n, L, 3, heads, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # 3 of (n, heads, L, d)
@@ -76,7 +76,7 @@ class CausalAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention and a perceptron, each after a LayerNorm and beside a shortcut.
+    """One layer: attention and a perceptron, each after a LayerNorm and with a shortcut around it.
 
     Args:
         width: Channels.
@@ -91,7 +91,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(NTKLinear(width, 4 * width), nn.GELU(), NTKLinear(4 * width, width))
 
     def forward(self, x: Float[Tensor, "n length width"]) -> Float[Tensor, "n length width"]:
-        """The stream after the layer."""
+        """Return the stream after the layer."""
         x = x + self.attention(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
@@ -122,7 +122,7 @@ class GPT(nn.Module):
         self.output = NTKUnembedding(self.tokens, output_gain) if tied else NTKLinear(width, vocabulary, output_gain)
 
     def forward(self, tokens: Int64[Tensor, "n length"]) -> Float[Tensor, "n length vocabulary"]:
-        """The logits of the next token at each position.
+        """Return the logits of the next token at each position.
 
         Raises:
             InputError: The inputs are numbers, not tokens.
@@ -144,10 +144,10 @@ def build(
     vocabulary: int | None = None,
     **options: Any,
 ) -> GPT:
-    """The network for sequences of a given length, `input_shape = (L,)`, and a vocabulary of `outputs` tokens.
+    """Build the network for sequences of a given length, `input_shape = (L,)`, and a vocabulary of `outputs` tokens.
 
     Raises:
-        InputError: The samples are no sequences, the outputs are not their tokens, or the heads do not divide the
+        InputError: The samples are not sequences, the outputs are not their tokens, or the heads do not divide the
             width.
     """
     if len(input_shape) != 1:

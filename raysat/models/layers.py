@@ -14,7 +14,7 @@ class NTKLinear(nn.Module):
     Args:
         inputs: m_{l-1}.
         outputs: m_l.
-        gain: Factor beside the paper's `1 / sqrt(m_{l-1})`.
+        gain: Factor on top of the paper's `1 / sqrt(m_{l-1})`.
 
     Attributes:
         weight: W. Shape: [outputs, inputs].
@@ -27,11 +27,11 @@ class NTKLinear(nn.Module):
         self.scale = gain / inputs**0.5
 
     def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
-        """The layer's output before the activation."""
+        """Return the layer's output before the activation."""
         return (x * self.scale) @ self.weight.T
 
     def extra_repr(self) -> str:
-        """Sizes and scale, for `repr`."""
+        """Return sizes and scale, for `repr`."""
         outputs, inputs = self.weight.shape
         return f"{inputs}, {outputs}, scale={self.scale:.4g}"
 
@@ -46,12 +46,13 @@ class NTKConv2d(nn.Module):
         outputs: Output channels.
         size: Height and width of the window; odd.
         stride: Step of the window.
-        gain: Factor beside `1 / sqrt(fan_in)`, `fan_in = inputs size^2`.
+        gain: Factor on top of `1 / sqrt(fan_in)`, `fan_in = inputs size^2`.
 
     Attributes:
         weight: W. Shape: [outputs, inputs, size, size].
         scale: `gain / sqrt(inputs size^2)`.
-        kernel_size, stride, padding, dilation, groups: As in `nn.Conv2d`, so that one rule reads both.
+        kernel_size, stride, padding, dilation, groups: As in `nn.Conv2d`, so that one rule of `raysat.ntk.rules` serves
+            both.
 
     Example:
         >>> NTKConv2d(3, 16, 3, stride=2)(torch.randn(5, 3, 32, 32)).shape
@@ -66,19 +67,19 @@ class NTKConv2d(nn.Module):
         self.dilation = self.groups = 1
 
     def forward(self, x: Float[Tensor, "n inputs height width"]) -> Float[Tensor, "n outputs rows columns"]:
-        """The layer's output before norm and activation."""
+        """Return the layer's output before norm and activation."""
         return F.conv2d(x, self.weight * self.scale, stride=self.stride, padding=self.padding)
 
     def extra_repr(self) -> str:
-        """Sizes, stride and scale, for `repr`."""
+        """Return sizes, stride and scale, for `repr`."""
         outputs, inputs = self.weight.shape[:2]
         return f"{inputs}, {outputs}, size={self.kernel_size}, stride={self.stride}, scale={self.scale:.4g}"
 
 
 class NTKEmbedding(nn.Module):
-    """A table `W_ij ~ N(0, 1)` of which each index takes a row.
+    """A table `W_ij ~ N(0, 1)` from which each index selects a row.
 
-    It is the linear layer of a one-hot vector, of which one entry counts: fan_in is 1, and so is the scale.
+    It is a linear layer of one-hot vectors. One entry of such a vector is not 0, so that fan_in and the scale are 1.
 
     Args:
         entries: Number of rows.
@@ -97,11 +98,11 @@ class NTKEmbedding(nn.Module):
         self.weight = nn.Parameter(torch.randn(entries, width))
 
     def forward(self, indices: Int64[Tensor, "*batch"]) -> Float[Tensor, "*batch width"]:
-        """The rows of the indices."""
+        """Return the rows of the indices."""
         return F.embedding(indices, self.weight)
 
     def extra_repr(self) -> str:
-        """Sizes, for `repr`."""
+        """Return sizes, for `repr`."""
         entries, width = self.weight.shape
         return f"{entries}, {width}"
 
@@ -109,11 +110,11 @@ class NTKEmbedding(nn.Module):
 class NTKUnembedding(nn.Module):
     """The output layer tied to an embedding: `x -> gain / sqrt(width) E x`, E the embedding's own parameter.
 
-    The parameter belongs to both modules, so that each use of it is one module's forward.
+    The parameter belongs to both modules, so that each use of it is in the forward pass of a module that owns it.
 
     Args:
         embedding: The layer to which this one is tied.
-        gain: Factor beside `1 / sqrt(width)`.
+        gain: Factor on top of `1 / sqrt(width)`.
 
     Attributes:
         weight: E, the same object as `embedding.weight`. Shape: [entries, width].
@@ -132,10 +133,10 @@ class NTKUnembedding(nn.Module):
         self.scale = gain / self.weight.shape[1] ** 0.5
 
     def forward(self, x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch entries"]:
-        """One number for each row of the table."""
+        """Return one number for each row of the table."""
         return x @ (self.weight * self.scale).T
 
     def extra_repr(self) -> str:
-        """Sizes and scale, for `repr`."""
+        """Return sizes and scale, for `repr`."""
         entries, width = self.weight.shape
         return f"{width}, {entries}, tied, scale={self.scale:.4g}"

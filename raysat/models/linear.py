@@ -9,11 +9,11 @@ from raysat.spec.cells import Model
 
 
 def linear() -> Model:
-    """The linear model `f(W, x) = W x`, `W_ij ~ N(0, 1)`, as plain data. It has no width and no options."""
+    """Return the linear model `f(W, x) = W x`, `W_ij ~ N(0, 1)`, as plain data. It has no width and no options."""
     return Model("linear", has_width=False)
 
 
 def build(width: int, input_shape: tuple[int, ...], outputs: int) -> MLP:
-    """The model for inputs of a given shape: a network without hidden layers whose gain undoes the scaling."""
+    """Build the model for inputs of a given shape: a network without hidden layers whose gain cancels the scaling."""
     inputs = math.prod(input_shape)
     return MLP(width, inputs, outputs, depth=0, output_gain=inputs**0.5)

@@ -1,6 +1,6 @@
 """The linearized network `f_lin(w) = f(w_0) + J(w_0) (w - w_0)`, which a network becomes at infinite width (section 4).
 
-Trained beside the network itself, it shows how far the theory's dynamics are from the network's.
+Trained next to the network itself, it shows how far the theory's dynamics are from the network's.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from raysat.spec.cells import Model
 
 
 def linearized(model: Model) -> Model:
-    """A model's linearization around its initialization, as plain data. The same seed has the same w_0.
+    """Return a model's linearization around its initialization, as plain data. The same seed gives the same w_0.
 
     Args:
-        model: What `mlp(...)`, `resnet(...)` and the like return.
+        model: The return value of `mlp(...)`, `resnet(...)` or the like.
     """
     if not isinstance(model, Model):
         raise InputError(f"linearized({model!r}): give a model, such as linearized(mlp()).")
@@ -30,7 +30,7 @@ def linearized(model: Model) -> Model:
 class Linearized(nn.Module):
     """`f(w_0) + J(w_0) d`, trained in d, which starts at 0.
 
-    Its kernel is that of the network at initialization, at any d.
+    At any d, its kernel is that of the network at initialization.
 
     Args:
         network: The network at w_0; its parameters become constants.
@@ -48,7 +48,7 @@ class Linearized(nn.Module):
         self.offsets = nn.ParameterList(torch.zeros_like(p) for p in network.parameters())
 
     def forward(self, x: Tensor) -> Tensor:
-        """The linearized output, of the shape of the network's."""
+        """Return the linearized output, in the shape of the network's."""
 
         def at(weights: dict[str, Tensor]) -> Tensor:
             return call(self.network, weights, x)

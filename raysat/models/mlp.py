@@ -19,7 +19,7 @@ class Erf(nn.Module):
     """The Gauss error function, whose NTK has a closed form."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """`erf(x)`, elementwise."""
+        """Return `erf(x)`, elementwise."""
         return x.erf()
 
 
@@ -39,12 +39,12 @@ def mlp(
     Args:
         depth: Hidden layers. Default: 3, as in the paper's experiments (section 5).
         activation: One of `relu`, `tanh`, `gelu`, `erf`, `identity`. Default: relu. The paper's section 5 names none;
-            its theory asks for twice differentiable ones, which ReLU is not.
+            its theory assumes a twice differentiable one, which ReLU is not.
         hidden_gain: Factor before each hidden layer's `1 / sqrt(m_{l-1})`. Default: 1, the paper's section 4. With
-            ReLU, sqrt(2) keeps the size of the signal from layer to layer (He et al. 2015), 1 halves its square.
+            ReLU, sqrt(2) keeps the size of the signal from layer to layer (He et al. 2015), and 1 halves its square.
         output_gain: The same for the output layer. Default: 1, the paper's section 4.
-        norm: `none`, or `batch` for batch normalization between each hidden layer and its activation, of which the NTK
-            statistics hold mean and variance constant (see `raysat.ntk.batchnorm`). Default: none.
+        norm: `none`, or `batch` for batch normalization between each hidden layer and its activation. The NTK
+            statistics hold its mean and variance constant (see `raysat.ntk.batchnorm`). Default: none.
         ghost: Samples of a ghost batch, for `norm="batch"` (see `raysat.models.ghost`). Default: 0, the whole batch.
     """
     whole("mlp(depth)", depth, 0)
@@ -64,10 +64,10 @@ def mlp(
 
 
 def ghost_options(model: str, norm: str, ghost: int) -> dict[str, int]:
-    """The option `ghost` of a model: none for the whole batch, so that it changes no identity of a model without it.
+    """Return the option `ghost` of a model: none for the whole batch, so that models without it keep their identity.
 
     Raises:
-        InputError: There is no batch normalization that it could be of.
+        InputError: The model has no batch normalization.
     """
     if whole(f"{model}(ghost)", ghost, 0) and norm != "batch":
         raise InputError(f"{model}(ghost={ghost}) is for batch normalization: add norm='batch', or leave it out.")
@@ -104,10 +104,10 @@ class MLP(nn.Sequential):
         super().__init__(*layers, NTKLinear(sizes[-1], outputs, output_gain))
 
     def forward(self, x: Float[Tensor, "batch *input"]) -> Float[Tensor, "batch outputs"]:
-        """`f(w, x)` for a batch of inputs of any shape."""
+        """Return `f(w, x)` for a batch of inputs of any shape."""
         return super().forward(x)
 
 
 def build(width: int, input_shape: tuple[int, ...], outputs: int, **options: Any) -> MLP:
-    """The network for inputs of a given shape."""
+    """Build the network for inputs of a given shape."""
     return MLP(width, math.prod(input_shape), outputs, **options)

@@ -16,14 +16,14 @@ from raysat.spec.cells import Model
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with the largest of 8, 4, 2, 1 groups that divides the channels and gives each group at least two.
+    """Return a GroupNorm with the largest number of 8, 4, 2, 1 groups that gives each at least two channels.
 
     So every number of channels has a norm, and all multiples of 8 from 16 on have one with 8 groups: as a network gets
     wider, its groups grow and their number stays. Wu and He 2018 use 32 groups, for 64 channels and above. A group of
-    one channel would take away the mean of that channel, of which the output after pooling is made.
+    one channel would remove the mean of that channel, which is what the pooled output consists of.
 
-    Its gain and shift start at 1 and 0 and are trained as they are, for each acts on one number: NTK parametrization
-    scales by the number of summands, which is 1.
+    Its gain and shift start at 1 and 0 and are trained unscaled: NTK parametrization scales by the number of summands,
+    which is 1 here.
     """
     groups = next(
         groups for groups in (8, 4, 2, 1) if groups == 1 or (channels % groups == 0 and channels >= 2 * groups)
@@ -36,7 +36,7 @@ NORMS: dict[str, Callable[[int, int], nn.Module]] = {
     "batch": GhostBatchNorm,
     "none": lambda channels, ghost: nn.Identity(),
 }
-"""A norm for a number of channels, and a size of ghost batches."""
+"""Builders of norms, by name; each takes the number of channels and the size of ghost batches."""
 
 
 def resnet(
@@ -55,18 +55,18 @@ def resnet(
     of size 1 from `act(norm(x))`. The depth counts every layer with weights: the first convolution, 6k in blocks, two
     shortcuts, the output.
 
-    With norm, branches are added as they are: each has the same size whatever came in, so that the square of the signal
-    grows linearly within a stage, and the norm before the output takes the growth out. Without norm, each block would
+    With norm, branches are added unscaled: each has the same size for any input, so that the square of the signal grows
+    linearly within a stage, and the norm before the output removes the growth. Without norm, each block would
     double the square of the signal. Branches are then divided by the square root of the number of blocks, 3k, so that
     over the whole network the square grows `(1 + 1/3k)^3k < e` times, at any depth (Stable ResNet, Hayou et al. 2021).
 
     Args:
         depth: 6k + 4 with k of at least 1. Default: 28, as in the paper's experiments (section 5).
-        norm: `group`, `batch` or `none`. Default: `group`. Batch normalization, which these networks were introduced
-            with, mixes samples, so that a sample has no gradient of its own: the NTK statistics hold mean and variance
-            constant, an approximation (see `raysat.ntk.batchnorm`).
+        norm: `group`, `batch` or `none`. Default: `group`. Batch normalization, used when these networks were
+            introduced, mixes samples, so that a sample has no gradient of its own: the NTK statistics hold mean and
+            variance constant, an approximation (see `raysat.ntk.batchnorm`).
         activation: One of `relu`, `tanh`, `gelu`, `erf`, `identity`. Default: relu, as in He et al. 2016b.
-        hidden_gain: Factor before each convolution's `1 / sqrt(fan_in)`, but for the first one, whose input no
+        hidden_gain: Factor before each convolution's `1 / sqrt(fan_in)`, except the first one's, whose input no
             activation has halved. Default: sqrt(2), which keeps the size of the signal through ReLU (He et al. 2015).
         output_gain: The same for the output layer. Default: 1, the paper's section 4.
         ghost: Samples of a ghost batch, for `norm="batch"` (see `raysat.models.ghost`). Default: 0, the whole batch.
@@ -92,7 +92,7 @@ def resnet(
 
 
 class Block(nn.Module):
-    """Two convolutions of size 3 beside a shortcut, each after norm and activation (He et al. 2016b).
+    """Two convolutions of size 3 with a shortcut around them, each after norm and activation (He et al. 2016b).
 
     Args:
         inputs: Input channels.
@@ -101,7 +101,7 @@ class Block(nn.Module):
         norm: One of `NORMS`.
         activation: One of `ACTIVATIONS`.
         gain: Of every convolution.
-        branch_gain: Factor before the branch beside the shortcut; part of the second convolution's scale.
+        branch_gain: Factor of the branch that is added to the shortcut; part of the second convolution's scale.
         ghost: Samples of a ghost batch; 0 for the whole batch.
     """
 
@@ -127,7 +127,7 @@ class Block(nn.Module):
         self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Float[Tensor, "n inputs height width"]) -> Float[Tensor, "n outputs rows columns"]:
-        """The block's output, before the norm and activation of the next."""
+        """Return the block's output, before the norm and activation of the next."""
         activated = self.activation(self.norm1(x))
         branch = self.conv2(self.activation(self.norm2(self.conv1(activated))))
         return (x if self.shortcut is None else self.shortcut(activated)) + branch
@@ -170,17 +170,17 @@ class ResNet(nn.Module):
         self.output = NTKLinear(channels, outputs, output_gain)
 
     def forward(self, x: Float[Tensor, "n inputs height width"]) -> Float[Tensor, "n outputs"]:
-        """`f(w, x)` for a batch of images."""
+        """Return `f(w, x)` for a batch of images."""
         x = self.blocks(self.stem(x))  # (n, 4 width, height/4, width/4)
         x = self.activation(self.norm(x)).mean((2, 3))  # (n, 4 width)
         return self.output(x)  # (n, outputs)
 
 
 def build(width: int, input_shape: tuple[int, ...], outputs: int, **options: Any) -> ResNet:
-    """The network for images of a given shape.
+    """Build the network for images of a given shape.
 
     Raises:
-        InputError: The samples are no images.
+        InputError: The samples are not images.
     """
     if len(input_shape) != 3:
         raise InputError(

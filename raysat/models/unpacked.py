@@ -1,4 +1,4 @@
-"""A network of several inputs, as one of a single argument."""
+"""Wrap a network with several inputs as one with a single argument."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class Unpacked(nn.Module):
         self.network = network
 
     def forward(self, x: Fields) -> Tensor:
-        """The network's output."""
+        """Return the network's output."""
         tensors: dict[Any, Tensor] = x.tensors
         return self.network(**tensors) if x.named else self.network(*tensors.values())
 
 
 def adapt(network: nn.Module, x: Inputs | Mapping[str, Tensor] | Sequence[Tensor]) -> tuple[nn.Module, Inputs]:
-    """A network and its inputs as the package uses them: called with one argument, which is indexed by samples.
+    """Return a network and its inputs as the package uses them: one argument, indexed by samples.
 
     Args:
         network: The network.
-        x: One tensor, with which nothing changes; or several, by name or by position, which the network takes as
-            keyword or positional arguments.
+        x: One tensor, which is returned unchanged with the network; or several, by name or position, which the network
+            takes as keyword or positional arguments.
 
     Raises:
-        InputError: The inputs are no tensors of equal length.
+        InputError: The inputs are not tensors of equal length.
 
     Example:
         >>> network, x = adapt(nn.Bilinear(3, 4, 2), (torch.zeros(5, 3), torch.zeros(5, 4)))

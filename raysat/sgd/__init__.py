@@ -1,1 +1,1 @@
-"""Fixed-stepsize SGD: which samples each step sees, what computes the steps, and when the loss is evaluated."""
+"""Fixed-stepsize SGD: the samples of each step, the engines that compute the steps, and when the loss is evaluated."""

@@ -30,7 +30,7 @@ SIZES = tuple(4**k for k in range(5, 13))
 """Bytes of the measured all-reduces: 1 KiB to 16 MiB, from where latency rules to where bandwidth does."""
 
 REPEATS, WARMUP = 30, 3
-"""Calls of each size, of whose times the median counts, and calls before them."""
+"""Timed calls of each size, whose median counts, and untimed calls before them."""
 
 BACKENDS = ("gloo", "nccl")
 
@@ -52,10 +52,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Link:
-    """The connection between two workers.
+    """The link between two workers.
 
     Attributes:
-        alpha: Seconds of a message without content.
+        alpha: Latency: the seconds that an empty message takes.
         bandwidth: Bytes a second.
     """
 
@@ -63,16 +63,16 @@ class Link:
     bandwidth: float
 
     def seconds(self, size: float | int, ranks: int) -> float:
-        """`T(s, p)`: an all-reduce of `size` bytes between `ranks`. 0 for one."""
+        """Return `T(s, p)`, for an all-reduce of `size` bytes between `ranks`; 0 for one rank."""
         return 2 * (ranks - 1) * (self.alpha + size / (ranks * self.bandwidth))
 
     @property
     def label(self) -> str:
-        """Both numbers: `alpha = 164 µs, 1.39 GB/s`."""
+        """Both numbers as text: `alpha = 164 µs, 1.39 GB/s`."""
         return f"alpha = {1e6 * self.alpha:.3g} µs, {self.bandwidth / 1e9:.3g} GB/s"
 
     def miss(self, measured: Sequence[Measurement]) -> float:
-        """By what factor, at most, a measured time lies above or below the model's."""
+        """Return the largest factor by which a measured time is above or below the model's."""
         return max(math.exp(abs(math.log(self.seconds(one.size, one.ranks) / one.seconds))) for one in measured)
 
 
@@ -85,8 +85,8 @@ def measure(
         ranks: p; at least 2.
         sizes: Bytes.
         backend: `gloo` on CPUs, `nccl` on GPUs.
-        repeats: Calls of each size, of whose times the median counts.
-        warmup: Calls before them.
+        repeats: Timed calls of each size; their median counts.
+        warmup: Untimed calls before them.
 
     Raises:
         InputError: There are too few ranks or GPUs.
@@ -103,7 +103,7 @@ def measure(
 
 
 def all_reduces(sizes: Sequence[int], repeats: int = REPEATS, warmup: int = WARMUP) -> list[Measurement]:
-    """Time all-reduces of float32 between the ranks of the process group, which is there. All ranks call it."""
+    """Time all-reduces of float32 between the ranks of the existing process group. All ranks call this."""
     group = torch.distributed
     device = "cuda" if group.get_backend() == "nccl" else "cpu"
     measured = []
@@ -123,7 +123,7 @@ def all_reduces(sizes: Sequence[int], repeats: int = REPEATS, warmup: int = WARM
 
 
 def _rank(rank: int, ranks: int, sizes: Sequence[int], backend: str, repeats: int, warmup: int, folder: str) -> None:
-    """A process of `measure`."""
+    """Run one process of `measure`."""
     group = {"init_method": f"file://{folder}/rendezvous", "rank": rank, "world_size": ranks}
     measure_here(Path(folder) / "measured.json", sizes, backend, rank, repeats, warmup, **group)
 
@@ -131,7 +131,7 @@ def _rank(rank: int, ranks: int, sizes: Sequence[int], backend: str, repeats: in
 def measure_here(
     path: Location, sizes: Sequence[int], backend: str, gpu: int, repeats: int, warmup: int, **group: Any
 ) -> None:
-    """Measure as one of several ranks, of which the first writes the result."""
+    """Measure as one of several ranks; the first one writes the result."""
     torch.set_num_threads(1)
     if backend == "nccl":
         torch.cuda.set_device(gpu)
@@ -149,10 +149,10 @@ def write(path: Location, measured: Sequence[Measurement]) -> None:
 
 
 def read(path: Location) -> list[Measurement]:
-    """The measurements that `write` has written.
+    """Read measurements written by `write`.
 
     Raises:
-        InputError: There is no such file, or it has something else.
+        InputError: The file does not exist or contains something else.
     """
     try:
         rows = json.loads(path.read_text())
@@ -168,7 +168,7 @@ def read(path: Location) -> list[Measurement]:
 
 
 def fit(measured: Sequence[Measurement]) -> Link:
-    """The link, by least squares in relative errors over all sizes and ranks, neither number below 0.
+    """Fit the link by least squares in relative errors over all sizes and ranks, with both numbers at least 0.
 
     Raises:
         InputError: Fewer than two sizes were measured.

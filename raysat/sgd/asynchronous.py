@@ -1,12 +1,12 @@
 """Asynchronous SGD with p learners, simulated exactly and deterministically in one process.
 
-A learner computes the gradient of a batch at the weights that it read last, and hands it to a server, which at once
-takes the step and gives it the new weights. The t-th step is then
+A learner computes the gradient of a batch at the weights that it read last and sends it to a server, which takes the
+step at once and returns the new weights. The t-th step is then
 
     w_{t+1} = w_t - eta g(w_{t - tau_t}; S_t),
 
-and tau_t, the number of steps that others took between reading and writing, is its staleness (Lian et al. 2015). What a
-run does is decided by the order in which learners arrive alone, so that nothing needs to run at the same time.
+where the staleness tau_t is the number of steps that others took between reading and writing (Lian et al. 2015). The
+order in which learners arrive determines the run, so that nothing needs to run concurrently.
 """
 
 from __future__ import annotations
@@ -15,26 +15,25 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64, Real
-from torch import Tensor, nn
+from torch import Tensor
 
-from raysat.data.fields import Inputs
-from raysat.losses import Loss
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import uniform
 from raysat.spec.training import RANDOM, ROUND_ROBIN, Staleness
 
 PLACES = 8
-"""Past weights kept for each learner where staleness was measured. Default: 8; of p learners that arrive at random,
-`(1 - 1/p)^(8p) < exp(-8)`, 0.03 % of the gradients, are staler than 8 p - 1."""
+"""Past weights kept for each learner if the staleness is a measured distribution. Default: 8; with p learners that
+arrive at random, a fraction `(1 - 1/p)^(8p) < exp(-8)`, 0.03 %, of the gradients is staler than 8 p - 1."""
 
 
 def slots(staleness: Staleness, learners: int, seed: int, start: int, steps: int) -> Int64[Tensor, "steps 2"]:
-    """Which stored weights the steps `start, ..., start + steps - 1` read, and in whose place w_{t+1} then stands.
+    """Return the places of stored weights that the steps `start, ..., start + steps - 1` read and overwrite by w_{t+1}.
 
     All places hold w_0 at first. `round_robin`: the learners arrive in turn, t mod p, so that tau_t = min(t, p - 1).
-    `random`: each step's learner is any of the p with equal chance, so that tau is geometric with mean p - 1. Where it
-    was measured, the places are a ring of the last weights, and tau_t is drawn from what was measured, at most t and
-    less than the number of `places`: what is staler counts as the stalest that is kept.
+    `random`: the learner of each step is uniform among the p, so that tau is geometric with mean p - 1. With a measured
+    distribution, the places are a ring of the last weights, and tau_t is drawn from that distribution, at most t and
+    less than the number of `places`: larger values count as the largest one kept.
 
     Args:
         staleness: `round_robin`, `random`, or how often tau = 0, 1, 2, ... was measured.
@@ -61,27 +60,24 @@ def slots(staleness: Staleness, learners: int, seed: int, start: int, steps: int
 
 
 def places(staleness: Staleness, learners: int) -> int:
-    """How many past weights are kept: p, or as many as the largest measured staleness needs, at most `PLACES` p."""
+    """Return how many past weights are kept: p, or as many as the largest measured tau needs, at most `PLACES` p."""
     return learners if isinstance(staleness, str) else min(len(staleness), PLACES * learners)
 
 
 def share_beyond(staleness: tuple[float, ...], learners: int) -> float:
-    """The share of measured gradients that are staler than what the simulation keeps, and count as the stalest kept."""
+    """Return the fraction of measured gradients beyond what the simulation keeps; they count as the stalest kept."""
     return sum(staleness[places(staleness, learners) :]) / sum(staleness)
 
 
 class AsynchronousEngine(OverAutograd):
     """A step engine whose gradients are stale.
 
-    Beside the network it keeps `places` copies of the parameters, p or where staleness was measured at most `PLACES` p,
-    however late a straggler was, and while it runs the newest weights. With one learner its steps are those of
-    `AutogradEngine`, bit for bit.
+    Besides the network it keeps `places` copies of the parameters: p, or with a measured staleness at most `PLACES` p,
+    and while it runs the newest weights. With one learner its steps are those of `AutogradEngine`, bit for bit.
 
     Args:
-        network: Holds w_t, updated in place. Layers with running averages update them as gradients are computed.
-        x: Inputs of all samples.
-        y: Targets of all samples.
-        loss: The loss of a sample.
+        problem: Its network holds w_t, updated in place. Layers with running averages update them as gradients are
+            computed.
         eta: Stepsize.
         learners: p.
         staleness: `round_robin`, `random`, or how often tau = 0, 1, 2, ... was measured.
@@ -89,7 +85,7 @@ class AsynchronousEngine(OverAutograd):
         micro_batch: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
 
     Attributes:
-        counts: How often each staleness has occurred so far, from 0 on.
+        counts: How often each staleness 0, 1, 2, ... has occurred so far.
     """
 
     name = "asynchronous"
@@ -97,24 +93,21 @@ class AsynchronousEngine(OverAutograd):
 
     def __init__(
         self,
-        network: nn.Module,
-        x: Inputs,
-        y: Tensor,
-        loss: Loss,
+        problem: Problem,
         eta: float,
         learners: int,
         staleness: Staleness = ROUND_ROBIN,
         seed: int = 0,
         micro_batch: int | None = None,
     ) -> None:
-        self.network, self.inner = network, AutogradEngine(network, x, y, loss, eta, micro_batch)
+        self.network, self.inner = problem.network, AutogradEngine(problem, eta, micro_batch)
         self.eta, self.learners, self.staleness, self.seed = eta, learners, staleness, seed
         self.step, self.counts = 0, torch.zeros(0, dtype=torch.int64)
         self.stale = [self._copies() for _ in range(places(staleness, learners))]
         self.read_at = [0] * len(self.stale)  # the t of the w_t in each place
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
-        """One step for each row of indices."""
+        """Take one step for each row of indices."""
         parameters, newest = self.inner.parameters, self._copies()
         order = slots(self.staleness, self.learners, self.seed, self.step, len(batches)).tolist()
         for batch, (read, written) in zip(batches, order, strict=True):
@@ -123,18 +116,18 @@ class AsynchronousEngine(OverAutograd):
             gradients = self.inner.gradients(batch)
             torch._foreach_add_(newest, gradients, alpha=-self.eta)
             torch._foreach_copy_(self.stale[written], newest)
-            self._count(self.step - self.read_at[read])
+            self._count(self.step - self.read_at[read])  # tau_t
             self.step += 1
             self.read_at[written] = self.step
         with torch.no_grad():
             torch._foreach_copy_(parameters, newest)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the engine holds beside the network, for a checkpoint."""
+        """Return the engine's state, without the network, for a checkpoint."""
         return {"step": self.step, "counts": self.counts, "read_at": self.read_at, "stale": self.stale}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Restore the state that `state_dict` returned."""
         self.step, self.counts, self.read_at = state["step"], state["counts"], list(state["read_at"])
         for place, stored in zip(self.stale, state["stale"], strict=True):
             for weight, value in zip(place, stored, strict=True):
@@ -150,6 +143,6 @@ class AsynchronousEngine(OverAutograd):
 
 
 def mean_staleness(counts: Real[Tensor, " k"]) -> float:
-    """The mean of tau, given how often 0, 1, 2, ... occurred; 0 where nothing did."""
+    """Return the mean of tau, given how often 0, 1, 2, ... occurred; 0 if nothing did."""
     total = counts.sum().item()
     return (counts * torch.arange(len(counts))).sum().item() / total if total else 0.0

@@ -1,4 +1,4 @@
-"""What a cell costs: floating-point operations, and seconds on this machine from a short calibration."""
+"""The cost of a cell: floating-point operations, and seconds on this machine from a short calibration."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from raysat.ntk.plain import gradients
 from raysat.sgd.engine import build
 from raysat.sgd.evaluate import evaluate
 from raysat.sgd.fused import layers_of
+from raysat.sgd.problem import Problem
 from raysat.sgd.schedule import evaluation_iterations
 from raysat.sgd.stacked import stackable
 from raysat.spec.cells import Cell
@@ -31,8 +32,8 @@ class Flops:
     """Floating-point operations of one sample, counted by PyTorch as they run.
 
     Attributes:
-        forward: Of an evaluation.
-        step: Of its part in an SGD step: forward and backward.
+        forward: In an evaluation.
+        step: In an SGD step: forward and backward.
         fused: Whether the fused engine takes the steps of plain SGD.
         stackable: Whether the network is small enough for the stacked engine.
     """
@@ -43,28 +44,28 @@ class Flops:
     stackable: bool = False
 
     def of_steps(self, cell: Cell) -> int:
-        """Operations of a cell's SGD steps."""
+        """Return the operations of a cell's SGD steps."""
         return cell.iterations * cell.batch_size * self.step
 
     def of_evaluations(self, cell: Cell) -> int:
-        """Operations of a cell's evaluations, those of the gradient's norm included."""
+        """Return the operations of a cell's evaluations, including those of the gradient's norm."""
         return evaluated_samples(cell) * self.forward + differentiated_samples(cell) * self.step
 
     def weight(self, cell: Cell) -> float:
-        """A cell's share of the time, in operations: its own, and what it takes to launch a step.
+        """Return a cell's share of the time, in operations: its own, and an equivalent for launching its steps.
 
-        A launch takes some samples' work. Measured on two cores for three hidden layers of 1000: 4 for the fused engine
-        (0.3 ms at b = 1, 1.0 ms at b = 8, 5.3 ms at b = 64), 20 for autograd.
+        A launch takes as long as the operations of a few samples. Measured on two cores for three hidden layers of
+        1000: 4 for the fused engine (0.3 ms at b = 1, 1.0 ms at b = 8, 5.3 ms at b = 64), 20 for autograd.
         """
         launch = 4 if self.fused and cell.training.is_plain else 20
         return self.of_steps(cell) * (1 + launch / cell.batch_size) + self.of_evaluations(cell)
 
     def within_budget(self, cell: Cell, budget: float) -> Cell:
-        """The cell with no more evaluations than may be spent on them, and no fewer than `FEWEST_EVALUATIONS`.
+        """Return the cell with as many evaluations as the budget allows, at least `FEWEST_EVALUATIONS`.
 
         Args:
-            cell: A cell with as many evaluations as are wanted.
-            budget: The share of the steps' cost that evaluations may cost.
+            cell: A cell with the number of evaluations wanted.
+            budget: The largest cost of the evaluations, as a fraction of the steps' cost.
         """
         once = self.of_evaluations(cell) / max(_evaluations(cell), 1)
         if once == 0:  # a network of elementwise operations, which are not counted
@@ -74,22 +75,22 @@ class Flops:
 
 
 def _evaluations(cell: Cell) -> int:
-    """Evaluations of the cell itself: that of w_0 comes with the statistics at initialization."""
+    """Return the evaluations of the cell itself: that of w_0 comes with the statistics at initialization."""
     return len(evaluation_iterations(cell.iterations, cell.evaluations)) - 1
 
 
 def evaluated_samples(cell: Cell) -> int:
-    """Samples that pass through the network in all of a cell's evaluations."""
+    """Return the samples that pass through the network in all of a cell's evaluations."""
     return _evaluations(cell) * ((cell.init.evaluation_samples or cell.init.n) + cell.init.n_test)
 
 
 def differentiated_samples(cell: Cell) -> int:
-    """Samples whose gradient is taken for the gradient's norm at a cell's evaluations."""
+    """Return the samples whose gradient is computed for the gradient's norm at a cell's evaluations."""
     return _evaluations(cell) * cell.init.n if cell.gradient_norm else 0
 
 
 class _Counter(TorchDispatchMode):
-    """Counts operations as PyTorch's `FlopCounterMode` does, without what that one loads to be compiled: a second."""
+    """Counts operations as PyTorch's `FlopCounterMode`, but does not import the compiler, which takes a second."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +111,7 @@ class _Counter(TorchDispatchMode):
 
 
 def count(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> Flops:
-    """Count the operations of a sample, on two of them: batch normalization takes no fewer."""
+    """Count the operations of a sample, from a batch of two: batch normalization needs at least two."""
     x, y = repeated(x, 2), repeated(y, 2)
     with _Counter() as forward, torch.no_grad():
         network(x)
@@ -121,24 +122,24 @@ def count(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> Flops:
 
 
 GPU_RATE, GPU_LAUNCH = 2.5e13, 1e-3
-"""What the dry run assumes of one H100-class GPU, unmeasured: float32 operations a second, about 40 % of the peak of
-6.7e13 without tensor cores, and seconds to launch a step."""
+"""Assumptions of the dry run about one H100-class GPU, not measured: float32 operations a second, about 40 % of the
+peak of 6.7e13 without tensor cores, and the seconds to launch a step."""
 
 
 def gpu_hours(cell: Cell, flops: Flops) -> float:
-    """Hours of a cell on one H100-class GPU, by `GPU_RATE` and `GPU_LAUNCH`."""
+    """Return the hours of a cell on one H100-class GPU, by `GPU_RATE` and `GPU_LAUNCH`."""
     work = (flops.of_steps(cell) + flops.of_evaluations(cell)) / GPU_RATE
     return (work + cell.iterations * GPU_LAUNCH) / 3600
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Seconds on this machine.
+    """A model of the time of steps and evaluations on this machine, in seconds.
 
     Attributes:
-        launch: Of a step, whatever its batch.
-        sample: Of one sample in a step.
-        evaluation: Of one sample in an evaluation.
+        launch: Time of a step, independent of its batch size.
+        sample: Further time of each sample in a step.
+        evaluation: Time of each sample in an evaluation.
     """
 
     launch: float
@@ -146,7 +147,7 @@ class StepTime:
     evaluation: float
 
     def seconds(self, cell: Cell) -> float:
-        """Estimated seconds of a cell."""
+        """Return the estimated seconds of a cell."""
         steps = cell.iterations * (self.launch + cell.batch_size * self.sample)
         return steps + evaluated_samples(cell) * self.evaluation + differentiated_samples(cell) * self.sample
 
@@ -154,18 +155,18 @@ class StepTime:
 def calibrate(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, engine: str = "auto") -> StepTime:
     """Time some steps at b = 1 and at a larger b, and an evaluation: some seconds at most.
 
-    The larger b is 256 (or n), or less where that many samples would take seconds. The stepsize is tiny and not zero,
-    for which libraries leave out the update.
+    The larger b is 256 (or n), or less if that many samples would take seconds. The stepsize is tiny but not zero,
+    because libraries skip the update at zero.
 
     Args:
-        network: Where the data are; a copy of it takes the steps.
+        network: The network, on the device of the data; a copy of it takes the steps.
         x: Inputs.
         y: Targets.
         loss: The loss of a sample.
         engine: The engine that will take the steps; on a CPU, one that needs a GPU is timed as `auto`.
     """
     engine = AUTO if needs_gpu(engine) and x.device.type == "cpu" else engine
-    stepper = build(engine, copy.deepcopy(network), x, y, loss, eta=1e-12)
+    stepper = build(engine, Problem(copy.deepcopy(network), x, y, loss), eta=1e-12)
     steps = stepper.block(1)
     one = torch.zeros(steps, 1, dtype=torch.int64, device=x.device)
     small = _seconds(lambda: stepper.run(one)) / steps
@@ -179,7 +180,7 @@ def calibrate(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, engine: str 
 
 
 def _seconds(function, least: float = 0.2) -> float:
-    """Median seconds of a call, over at least `least` seconds, after one that is not counted."""
+    """Return the median seconds of a call, over at least `least` seconds, after a first call that does not count."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     function()
     times: list[float] = []

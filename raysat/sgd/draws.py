@@ -1,4 +1,4 @@
-"""What the random layers of a network, such as Dropout, draw while it trains: a function of its cell and the step."""
+"""The random numbers of layers such as Dropout during training: a function of the cell and the step alone."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 @contextmanager
 def drawing(seed: int, device: torch.device, states: Sequence[Tensor] | None) -> Iterator[list[Tensor]]:
-    """PyTorch's global generators as a trial left them; afterwards each is where it was for everybody else.
+    """Set PyTorch's global generators to the states in which a trial left them, and restore the old states afterwards.
 
     Args:
-        seed: From which they start.
-        device: Where the steps are taken.
-        states: Where they were, that of the CPU first; None at the start.
+        seed: Seed of the generators at the trial's start.
+        device: Where the steps are computed.
+        states: The states that the trial left, the CPU's first; None at its start.
 
     Yields:
-        A list in which the new states are, once the block has ended.
+        A list that holds the new states once the block has ended.
     """
     devices = [device] if device.type == "cuda" else []
     after: list[Tensor] = []

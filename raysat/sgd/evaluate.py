@@ -1,4 +1,4 @@
-"""The full loss: over the whole training set, never a running batch mean (eq. 2.1), and over the test set."""
+"""The loss over the whole training set (eq. 2.1), never a running mean over batches, and over the test set."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Evaluation:
 
 @contextmanager
 def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """The network in evaluation mode; afterwards each of its modules is as it was."""
+    """Put a network into evaluation mode, and restore the mode of each of its modules afterwards."""
     before = {module: module.training for module in network.modules()}
     network.eval()
     try:
@@ -51,9 +51,9 @@ def evaluate(
     threshold: float | None = None,
     chunk: int = 4096,
 ) -> Evaluation:
-    """Evaluate a network on samples, in chunks whose sums are added in float64, smaller ones where memory runs out.
+    """Evaluate a network on samples, in chunks whose sums are added in float64; chunks are halved if memory runs out.
 
-    The network is in evaluation mode meanwhile: batch normalization then uses its running averages.
+    The network is in evaluation mode during this, so that batch normalization uses its running averages.
 
     Args:
         network: The network.
@@ -61,7 +61,7 @@ def evaluate(
         y: Targets. Shape: [n, ...].
         loss: The loss of a sample.
         classes: Whether the targets name classes.
-        threshold: What parts the classes of one output; see `raysat.losses.hits`.
+        threshold: The boundary between the two classes of a single output; see `raysat.losses.hits`.
         chunk: Samples at a time.
     """
 

@@ -1,12 +1,12 @@
-"""The engine for fully-connected networks: no gradient is ever made, and updates go straight into the weights.
+"""The engine for fully-connected networks: gradients are never stored, and updates go straight into the weights.
 
 A step of the layer `z = s a W^T` adds `c d^T a` to W, with a its inputs (b x inputs), d the gradient in z (b x outputs)
-and `c = -eta s / b`. Two things make it fast beside autograd.
+and `c = -eta s / b`. Two things make it faster than autograd.
 
-**One tape.** For a fixed batch size every buffer is fixed too, so that the steps are a list of PyTorch calls that is
-made once. Running it costs about 1.5 microseconds a call beyond the arithmetic.
+**One tape.** For a fixed batch size every buffer is fixed too, so that the steps are a list of PyTorch calls, the tape,
+which is built once. Running it costs about 1.5 microseconds a call beyond the arithmetic.
 
-**Deferred updates.** At small b a step is bound by memory: the arithmetic of one row hides behind reading W. So the
+**Deferred updates.** At small b a step is bound by memory: reading W takes longer than the arithmetic of a row. So the
 updates of the k steps of a block are left pending, as their rows D (kb x outputs) and A (kb x inputs):
 
     W_t = W_0 + c D^T A
@@ -14,7 +14,7 @@ updates of the k steps of a block are left pending, as their rows D (kb x output
 
 and W is written once a block, by one product of rank kb. The first layer gains most: its inputs do not depend on the
 weights, so one product `s A W_0^T` and one Gram matrix `A A^T` serve the whole block. The result differs from k plain
-steps by rounding alone, and depends on where blocks begin: a trial divides none (`block`).
+steps by rounding alone. Its last bits depend on where blocks begin, so that a trial divides no block (`block`).
 """
 
 from __future__ import annotations
@@ -36,15 +36,16 @@ from raysat.losses import Loss, SquaredError
 from raysat.models.layers import NTKLinear
 from raysat.models.mlp import MLP, Erf
 from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.protocol import Maker
 
 RANK = 32
 """Rows that may be pending: k = RANK / b steps make a block. Measured against 16 at widths 256 to 2048, Intel Xeon, one
-thread and two: level at b = 1, 3 to 28 % faster at b = 2 to 16. Of 8, 16, 32 and 64 none stands out on an AMD EPYC."""
+and two threads: level at b = 1, 3 to 28 % faster at b = 2 to 16. On an AMD EPYC none of 8, 16, 32 and 64 stands out."""
 
 DEFER_FROM = 1 << 17
 """Entries of a weight from which its updates are deferred. Measured: 10 % faster at width 362 and b = 1, 20 % slower at
-width 128, where W stays in a core's own cache and is cheap to write."""
+width 128, where W stays in a core's own cache and writing it is cheap."""
 
 _aten = torch.ops.aten
 
@@ -56,7 +57,7 @@ class Layer:
     Attributes:
         weight: W, the parameter's own storage.
         scale: s.
-        activation: The module after it; None after the last layer.
+        activation: The module after the layer; None after the last one.
     """
 
     weight: Float[Tensor, "outputs inputs"]
@@ -65,7 +66,7 @@ class Layer:
 
 
 def layers_of(network: nn.Module) -> list[Layer] | None:
-    """The layers of a fully-connected network, all of whose weights are trained; None for any other module."""
+    """Return the layers of a fully-connected network whose weights are all trained; None for any other module."""
     if not isinstance(network, nn.Sequential) or type(network) not in (MLP, nn.Sequential) or _hooked(network):
         return None
     modules: list[Any] = list(network)
@@ -87,7 +88,7 @@ def layers_of(network: nn.Module) -> list[Layer] | None:
 
 
 def known_layers(network: nn.Module, engine: str) -> list[Layer]:
-    """`layers_of` a network; an `InputError` about the engine for those that have none."""
+    """Return `layers_of` a network; raise an `InputError` that names the engine if there are none."""
     if (layers := layers_of(network)) is None:
         raise InputError(
             f"engine={engine!r} knows fully-connected networks of NTKLinear layers whose weights are all trained, and "
@@ -97,7 +98,7 @@ def known_layers(network: nn.Module, engine: str) -> list[Layer]:
 
 
 def _hooked(network: nn.Module) -> bool:
-    """Return whether someone watches or changes what passes through the modules, which this engine never calls."""
+    """Return whether a module has hooks, which would be skipped: this engine never calls the modules."""
     return any(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
         for module in network.modules()
@@ -108,40 +109,35 @@ class FusedEngine:
     """Forward, backward and update written out for a fully-connected network; cf. `AutogradEngine` for the arguments.
 
     Args:
-        network: Updated in place.
-        x: Inputs of all samples.
-        y: Targets of all samples.
-        loss: The loss of a sample.
+        problem: Its network is updated in place.
         eta: Stepsize.
-        micro_batch: Samples whose gradient is computed at a time. A larger batch, and one for whose buffers there is no
-            memory, is left to `AutogradEngine`, whose name and parts this engine then goes by.
+        micro_batch: Samples whose gradient is computed at a time. A larger batch, and one whose buffers do not fit in
+            memory, is left to an `AutogradEngine`, and this engine then reports its name and micro-batch.
 
     Raises:
-        InputError: The network is not one whose layers this engine knows.
+        InputError: The network has layers that this engine cannot train.
     """
 
     name = "fused"
 
-    def __init__(
-        self, network: nn.Module, x: Inputs, y: Tensor, loss: Loss, eta: float, micro_batch: int | None = None
-    ) -> None:
-        self.network, self.y, self.loss, self.eta = network, y, loss, eta
-        self.layers = known_layers(network, self.name)
-        assert isinstance(x, Tensor)  # several tensors go into an `Unpacked`, of which no layers are known
-        self.x = x.flatten(1).to(self.layers[0].weight.dtype)
+    def __init__(self, problem: Problem, eta: float, micro_batch: int | None = None) -> None:
+        self.network, self.y, self.loss, self.eta = problem.network, problem.y, problem.loss, eta
+        self.layers = known_layers(problem.network, self.name)
+        assert isinstance(problem.x, Tensor)  # a network of several inputs is an `Unpacked`, which has no known layers
+        self.x = problem.x.flatten(1).to(self.layers[0].weight.dtype)
         self.products = Products(choose(self.x.dtype, self.x.device))
         self.matmul = self.products.choice.label
-        self.micro_batch = len(x) if micro_batch is None else micro_batch
+        self.micro_batch = len(self.x) if micro_batch is None else micro_batch
         self._blocks: dict[tuple[int, int], _Block] = {}
         self._parts: AutogradEngine | None = None
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
-        """One step for each row of indices, in blocks of `RANK / b` steps."""
+        """Take one step for each row of indices, in blocks of `RANK / b` steps."""
         b = batches.shape[1]
         for chunk in batches.split(self.block(b)):
             block = self._block(len(chunk), b)
             if block is None:
-                assert self._parts is not None  # `_block` makes them where it has no block
+                assert self._parts is not None  # `_block` made it when it returned None
                 self._parts.run(chunk)
                 self.micro_batch = self._parts.micro_batch
             else:
@@ -149,11 +145,11 @@ class FusedEngine:
                     block.run(chunk)
 
     def block(self, b: int) -> int:
-        """The steps between two writes of the weights."""
+        """Return the number of steps between two writes of the weights."""
         return max(1, RANK // b) if self.x.device.type == "cpu" else 1
 
     def _block(self, steps: int, b: int) -> _Block | None:
-        """The tape of so many steps; None where the batch must be taken in parts."""
+        """Return the tape of `steps` steps; None if the batch must be taken in parts."""
         key = steps, b
         if key not in self._blocks and b <= self.micro_batch:
             try:
@@ -165,7 +161,8 @@ class FusedEngine:
                 self._blocks.clear()
                 self.micro_batch = b // 2
         if key not in self._blocks and self._parts is None:
-            self._parts = AutogradEngine(self.network, self.x, self.y, self.loss, self.eta, self.micro_batch)
+            problem = Problem(self.network, self.x, self.y, self.loss)
+            self._parts = AutogradEngine(problem, self.eta, self.micro_batch)
             self.name, self.matmul = self._parts.name, self._parts.matmul
         return self._blocks.get(key)
 
@@ -180,7 +177,7 @@ class _Block:
         self.rates = [-engine.eta * layer.scale / b for layer in self.layers]  # c of the module's docstring
 
         rows, new = steps * b, self.x.new_empty
-        self.inputs = [  # A of each layer; of the first, the block's samples
+        self.inputs = [  # A of each layer; for the first layer, the block's samples
             new(rows if wait or index == 0 else b, layer.weight.shape[1])
             for index, (layer, wait) in enumerate(zip(self.layers, self.deferred, strict=True))
         ]
@@ -211,16 +208,17 @@ class _Block:
             call()
 
     def _output(self, index: int) -> Tensor:
-        """The buffer of a layer's z: that of the inputs of the next layer, where the activation works in place."""
+        """Return the buffer of a layer's z: that of the next layer's inputs, if the activation may work in place."""
         layer, rows = self.layers[index], len(self.inputs[0]) if index == 0 and self.deferred[0] else self.b
         if type(layer.activation) in IN_PLACE and len(above := self.inputs[index + 1]) >= rows:
             return above
         return self.x.new_empty(rows, len(layer.weight))
 
     def _step(self, step: int) -> None:
-        """Put one step on the tape."""
+        """Append the calls of one step to the tape."""
         rows, pending = slice(step * self.b, (step + 1) * self.b), step * self.b
 
+        # A buffer of one batch is used again by each step; one of a block (deferred layers) has rows for each step.
         def at(buffer: Tensor) -> Tensor:
             return buffer if len(buffer) == self.b else buffer[rows]
 
@@ -235,9 +233,9 @@ class _Block:
             activated = inputs[index + 1] if index < last else z
             in_place = activated.data_ptr() == z.data_ptr()
             rectify = type(layer.activation) is nn.ReLU and in_place and not self.deferred[index]
-            if index > 0 or not self.deferred[0]:
+            if index > 0 or not self.deferred[0]:  # else one product before the steps gave z of the whole block
                 self.tape += self.products.forward(a, layer.weight, layer.scale, z, relu=rectify)
-            if self.deferred[index] and pending:
+            if self.deferred[index] and pending:  # add what the pending updates of W change: s c (a A^T) D
                 if index == 0:
                     overlaps = self.gram[rows, :pending]
                 else:
@@ -259,7 +257,7 @@ class _Block:
                 activation = type(self.layers[index - 1].activation)
                 spare = self.spare[below.shape[1]]
                 self.tape += BACKWARD[activation](below, outputs[index - 1], inputs[index], spare)
-            if not self.deferred[index]:
+            if not self.deferred[index]:  # after `backward`, which needs the weights of before the step
                 self.tape += self._update(index, d, inputs[index])
 
     def _update(self, index: int, d: Tensor, a: Tensor) -> list[Call]:
@@ -267,23 +265,23 @@ class _Block:
 
 
 def residual(loss: Loss, z: Tensor, y: Tensor, out: Tensor) -> Call:
-    """Return what puts the gradient of each sample's loss in its outputs into `out`."""
+    """Return a call that writes the gradient of each sample's loss in its outputs into `out`."""
     if isinstance(loss, SquaredError):
         return partial(torch.sub, z, y, out=out)
     return lambda: out.copy_(loss.residual(z, y))
 
 
 def _relu_backward(d: Tensor, z: Tensor, a: Tensor, spare: Tensor) -> list[Call]:
-    """`relu'(z) = sign(relu(z))`.
+    """Multiply by `relu'(z) = sign(relu(z))`.
 
-    Two calls instead of `threshold_backward`, 5 microseconds instead of 14 at b = 1: by then what streamed through the
-    caches has driven out the code of all but the simplest calls. Level at large b.
+    Two calls instead of `threshold_backward`: 5 microseconds instead of 14 at b = 1, because the weights that stream
+    through the caches have evicted the code of all but the simplest calls. Level at large b.
     """
     return [partial(torch.sign, a, out=spare), partial(d.mul_, spare)]
 
 
 def _erf_backward(d: Tensor, z: Tensor, a: Tensor, spare: Tensor) -> list[Call]:
-    """`erf'(z) = 2/sqrt(pi) exp(-z^2)`."""
+    """Multiply by `erf'(z) = 2/sqrt(pi) exp(-z^2)`."""
     logarithm = partial(torch.addcmul, d.new_full((), math.log(2 / math.pi**0.5)), z, z, value=-1, out=spare)
     return [logarithm, spare.exp_, partial(d.mul_, spare)]
 
@@ -310,8 +308,8 @@ BACKWARD = {
 """`d <- d sigma'(z)`, given z, a = sigma(z) and a buffer of their shape to work in."""
 
 
-def _make(*problem: Any, bfloat16: bool, asked: bool) -> FusedEngine:
-    return FusedEngine(*problem)
+def _make(*common: Any, bfloat16: bool, asked: bool) -> FusedEngine:
+    return FusedEngine(*common)
 
 
 def _wins(network: nn.Module, _x: Inputs) -> bool:

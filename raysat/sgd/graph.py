@@ -1,4 +1,4 @@
-"""The engine for GPUs: a CUDA graph of many iterations, so that the processor's launches no longer set the pace."""
+"""The engine for GPUs: a CUDA graph of many iterations, so that launches by the CPU no longer limit the speed."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from raysat.data.fields import Inputs
 from raysat.errors import InputError
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.fused import FusedEngine, layers_of
+from raysat.sgd.problem import Problem
 from raysat.sgd.protocol import Maker
 
 STEPS = 32
 """Iterations of a graph. A launch costs some 10 microseconds, which 32 iterations share; more would only make the
-capture longer. Not measured: it was written without a GPU at hand."""
+capture longer. Not measured."""
 
 WARMUP = 3
-"""Iterations before a capture, on a stream of their own, as PyTorch's notes on CUDA graphs have it: libraries allocate
-their workspaces and choose their algorithms in the first of them."""
+"""Iterations before a capture, on a separate stream, as PyTorch's notes on CUDA graphs prescribe: libraries allocate
+their workspaces and choose their algorithms in the first ones."""
 
 log = logging.getLogger(__name__)
 
 
 class GraphEngine:
-    """Replays `STEPS` iterations of another engine a launch, the batch indices being copied into the graph's buffer.
+    """Replays `STEPS` iterations of another engine with each launch; batch indices are copied into the graph's buffer.
 
     Args:
         inner: The engine whose iterations are captured.
-        optional: Where the module cannot be captured (it copies something to the host, or its shapes depend on values):
-            whether to go on without a graph. `name` then is the inner engine's.
+        optional: Whether to go on without a graph if the module cannot be captured (it copies something to the host, or
+            its shapes depend on values). `name` is then the inner engine's.
 
     Raises:
-        InputError: From `run`, where the module cannot be captured and `optional` is False.
+        InputError: From `run`, if the module cannot be captured and `optional` is False.
     """
 
     def __init__(self, inner: AutogradEngine | FusedEngine, *, optional: bool = False) -> None:
@@ -49,11 +50,11 @@ class GraphEngine:
         return self.inner.micro_batch
 
     def block(self, b: int) -> int:
-        """The steps of a graph."""
+        """Return the number of steps of a graph, or the inner engine's block if there is none."""
         return STEPS if self.name == "graph" else self.inner.block(b)
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
-        """One step for each row of indices; those that do not fill a graph are launched one by one."""
+        """Take one step for each row of indices; those that do not fill a graph are launched one by one."""
         b = batches.shape[1]
         whole = len(batches) - len(batches) % STEPS
         if whole and self.name == "graph" and b not in self._graphs:
@@ -69,7 +70,7 @@ class GraphEngine:
             self.inner.run(batches[done:])
 
     def _capture(self, batches: Int64[Tensor, "steps b"]) -> None:
-        """Record the iterations of a batch size. The warm-up's own iterations are undone, and a capture runs none."""
+        """Record the iterations of a batch size. A capture runs none of them, and those of the warm-up are undone."""
         indices = batches.clone()
         network = self.inner.network
         before = {name: value.clone() for name, value in network.state_dict().items()}
@@ -80,7 +81,7 @@ class GraphEngine:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         try:
-            # Where a capture fails, `torch.cuda.graph` stays on its own stream: the outer context returns to this one.
+            # If a capture fails, `torch.cuda.graph` stays on its own stream; the outer context returns to this one.
             with torch.cuda.stream(torch.cuda.current_stream()), torch.cuda.graph(graph):
                 self.inner.run(indices)
         except RuntimeError as error:
@@ -97,9 +98,9 @@ class GraphEngine:
                     value.copy_(before[name])
 
 
-def _make(network: nn.Module, *problem: Any, bfloat16: bool, asked: bool) -> GraphEngine:
-    fused = layers_of(network) and not bfloat16
-    inner = FusedEngine(network, *problem) if fused else AutogradEngine(network, *problem, bfloat16=bfloat16)
+def _make(problem: Problem, *rest: Any, bfloat16: bool, asked: bool) -> GraphEngine:
+    fused = layers_of(problem.network) and not bfloat16
+    inner = FusedEngine(problem, *rest) if fused else AutogradEngine(problem, *rest, bfloat16=bfloat16)
     return GraphEngine(inner, optional=not asked)
 
 

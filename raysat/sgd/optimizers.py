@@ -1,4 +1,4 @@
-"""The engine for what is not plain SGD: the optimizers of `torch.optim`, schedules, and multiplicative noise."""
+"""The engine for trainings other than plain SGD: optimizers of `torch.optim`, schedules, and multiplicative noise."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor, nn
+from torch import Tensor
 
-from raysat.data.fields import Inputs
-from raysat.losses import Loss
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import normal
 from raysat.spec.training import Training, factor
 
 
 def optimizer_of(training: Training, parameters: list[Tensor], eta: float) -> torch.optim.Optimizer:
-    """The optimizer of a training, with PyTorch's defaults for what it does not name."""
+    """Return the optimizer of a training, with PyTorch's defaults for the options that it does not name."""
     if training.optimizer == "adam":
         return torch.optim.Adam(parameters, lr=eta)
     momentum = training.momentum if training.optimizer in ("momentum", "nesterov") else 0.0
@@ -27,14 +26,11 @@ class OptimizerEngine(OverAutograd):
     """Steps of an optimizer under a schedule.
 
     Args:
-        network: Updated in place. Parameters that do not require a gradient stay as they are.
-        x: Inputs of all samples.
-        y: Targets of all samples.
-        loss: The loss of a sample.
+        problem: Its network is updated in place.
         eta: Stepsize, before the schedule.
         training: Optimizer, schedule and noise.
         iterations: T, over which the schedule runs.
-        seed: The trial's seed, of the noise.
+        seed: The trial's seed, for the noise.
         micro_batch: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
     """
 
@@ -43,23 +39,20 @@ class OptimizerEngine(OverAutograd):
 
     def __init__(
         self,
-        network: nn.Module,
-        x: Inputs,
-        y: Tensor,
-        loss: Loss,
+        problem: Problem,
         eta: float,
         training: Training,
         iterations: int,
         seed: int = 0,
         micro_batch: int | None = None,
     ) -> None:
-        self.network, self.inner = network, AutogradEngine(network, x, y, loss, eta, micro_batch)
+        self.network, self.inner = problem.network, AutogradEngine(problem, eta, micro_batch)
         self.eta, self.training, self.iterations, self.seed = eta, training, iterations, seed
         self.optimizer = optimizer_of(training, self.inner.parameters, eta)
         self.step = 0
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
-        """One step for each row of indices."""
+        """Take one step for each row of indices."""
         steps, b = batches.shape
         deviation = self.training.noise_deviation(b)
         noise = 1 + deviation * normal(self.seed, self.step, steps, b, str(batches.device)) if deviation else None
@@ -73,10 +66,10 @@ class OptimizerEngine(OverAutograd):
             self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the engine holds beside the network, for a checkpoint."""
+        """Return the engine's state, without the network, for a checkpoint."""
         return {"step": self.step, "optimizer": self.optimizer.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Restore the state that `state_dict` returned."""
         self.step = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])

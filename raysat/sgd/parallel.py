@@ -1,9 +1,8 @@
 """The engine of a trial that spans GPUs or processes: each batch is split among ranks, and the gradients are summed.
 
-Rank 0 is the trial itself. The others are processes on the same node that it starts; each has the data and a replica of
-the network, takes its share of every batch, and makes the same update as all the others, from the same sum
-(`torch.distributed`'s all_reduce: NCCL on GPUs, gloo on CPUs). They end with the engine, and with the trial's process
-however that one ends.
+Rank 0 is the trial itself. It starts the others as processes on the same node. Each has the data and a replica of the
+network, computes its share of every batch, and makes the same update from the same sum (`torch.distributed`'s
+all_reduce: NCCL on GPUs, gloo on CPUs). They end with the engine, or with the trial's process, however that ends.
 """
 
 from __future__ import annotations
@@ -23,27 +22,23 @@ import torch.distributed
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from raysat.data.fields import Inputs
 from raysat.errors import InputError
-from raysat.losses import Loss
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
+from raysat.sgd.problem import Problem
 from raysat.user_code import plugins
 
 _HOST = "127.0.0.1"
 
 
 class ParallelEngine(OverAutograd):
-    """Several ranks of `AutogradEngine`, each with its share of every batch. Differs from one by rounding alone.
+    """Several ranks of `AutogradEngine`, each with a share of every batch. Differs from a single one by rounding alone.
 
     Args:
-        network: Updated in place; its replicas start from its present parameters.
-        x: Inputs of all samples.
-        y: Targets of all samples.
-        loss: The loss of a sample.
+        problem: Its network is updated in place; replicas start from its present parameters.
         eta: Stepsize.
         micro_batch: Samples whose gradient a rank computes at a time. Default: all of its share.
-        ranks: Number of ranks, each with a GPU of its own where the data are on one, and with as many threads as this
-            process.
+        ranks: Number of ranks, each with as many threads as this process and, if the data are on a GPU, with a GPU of
+            its own.
 
     Raises:
         InputError: There are fewer GPUs than ranks, or the network couples the samples of a batch.
@@ -54,21 +49,19 @@ class ParallelEngine(OverAutograd):
 
     def __init__(
         self,
-        network: nn.Module,
-        x: Inputs,
-        y: Tensor,
-        loss: Loss,
+        problem: Problem,
         eta: float,
         micro_batch: int | None = None,
         *,
         ranks: int,
     ) -> None:
+        network, x = problem.network, problem.x
         if x.is_cuda and torch.cuda.device_count() < ranks:
             raise InputError(
                 f"ranks_per_trial={ranks} needs a GPU for each rank, and this trial has {torch.cuda.device_count()}: "
                 f"set gpus_per_trial={ranks}."
             )
-        self.inner, self.ranks = AutogradEngine(network, x, y, loss, eta, micro_batch), ranks
+        self.inner, self.ranks = AutogradEngine(problem, eta, micro_batch), ranks
         if self.inner.coupled_group_size != 1:
             raise InputError(
                 f"{type(network).__name__} couples the samples of a batch, which ranks would split: "
@@ -76,7 +69,7 @@ class ParallelEngine(OverAutograd):
             )
         store = torch.distributed.TCPStore(_HOST, 0, is_master=True, wait_for_workers=False)
         context = multiprocessing.get_context("spawn")
-        given = _packed((network.cpu(), x.cpu(), y.cpu(), loss, eta, self.inner.micro_batch))
+        given = _packed((problem.to(torch.device("cpu")), eta, self.inner.micro_batch))
         network.to(x.device)
         threads = torch.get_num_threads()
         self.pipes: list[Connection] = []
@@ -92,13 +85,13 @@ class ParallelEngine(OverAutograd):
         for process, pipe in zip(processes, self.pipes, strict=True):
             try:
                 pipe.recv()
-            except EOFError:  # else the others would wait for it for half an hour
+            except EOFError:  # raised at once, because the others would wait for it for half an hour
                 process.join()
                 raise RuntimeError(f"{process.name} ended with exit code {process.exitcode} before it began") from None
         _join(store, 0, ranks, x.is_cuda)
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
-        """One SGD step for each row of indices."""
+        """Take one SGD step for each row of indices."""
         indices = batches.cpu().numpy()
         for pipe in self.pipes:
             pipe.send(indices)
@@ -106,13 +99,13 @@ class ParallelEngine(OverAutograd):
 
 
 def _run(engine: AutogradEngine, batches: Int64[Tensor, "steps b"], rank: int, ranks: int) -> None:
-    """One step of a rank for each row of indices: `g = 1/b sum_rank sum_{i in share} J_i^T r_i`."""
+    """Take one step of a rank for each row of indices: `g = 1/b sum_rank sum_{i in share} J_i^T r_i`."""
     sizes = [parameter.numel() for parameter in engine.parameters]
     for batch in batches:
         share = batch.tensor_split(ranks)[rank]
         if len(share):
             gradient = torch.cat([part.flatten() for part in engine.gradients(share)]) * (len(share) / len(batch))
-        else:  # b < ranks
+        else:  # b < ranks: this one has no samples, but takes part in the sum
             gradient = engine.parameters[0].new_zeros(sum(sizes))
         torch.distributed.all_reduce(gradient)
         with torch.no_grad():
@@ -125,7 +118,7 @@ def _join(store: torch.distributed.Store, rank: int, ranks: int, cuda: bool) -> 
 
 
 def _end(pipes: list[Connection], processes: list[BaseProcess]) -> None:
-    """Let the other ranks end: they do as their pipe closes."""
+    """Close the pipes, at which the other ranks end, and wait for them."""
     for pipe in pipes:
         pipe.close()
     if torch.distributed.is_initialized():
@@ -146,15 +139,15 @@ def _follow(
     tensors: bytes,
     pipe: Connection,
 ) -> None:
-    """What a rank other than 0 does: the steps it is told of, until nobody is there to tell."""
+    """Run a rank other than 0: take the steps whose indices arrive, until the pipe closes."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     plugins.install(sources)
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    network, x, y, loss, eta, micro_batch = _unpacked(structure, tensors)
-    engine = AutogradEngine(network.to(device), x.to(device), y.to(device), loss, eta, micro_batch)
+    problem, eta, micro_batch = _unpacked(structure, tensors)
+    engine = AutogradEngine(problem.to(device), eta, micro_batch)
     pipe.send("ready")
     _join(torch.distributed.TCPStore(_HOST, port, is_master=False), rank, ranks, cuda)
     while True:
@@ -167,7 +160,7 @@ def _follow(
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves tensors out, and keeps them."""
+    """Pickles objects without their tensors, which it collects in `tensors`."""
 
     def __init__(self, buffer: io.BytesIO) -> None:
         super().__init__(buffer)
@@ -190,9 +183,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _packed(things: object) -> tuple[bytes, bytes]:
-    """Objects for another process of this trial: what they are, as processes hand things on, and their tensors.
+    """Return objects for another process of this trial as two byte strings: their pickled structure, and their tensors.
 
-    `torch.save` keeps storages that tensors share; without shared memory, of which a container may have little.
+    `torch.save` preserves shared storages, and needs no shared memory, of which a container may have little.
     """
     structure, tensors = io.BytesIO(), io.BytesIO()
     pickler = _Pickler(structure)
@@ -202,12 +195,12 @@ def _packed(things: object) -> tuple[bytes, bytes]:
 
 
 def _unpacked(structure: bytes, tensors: bytes) -> Any:
-    """Return what `_packed` was given; the bytes come from the process that started this one, and from no file."""
+    """Return the objects given to `_packed`. The bytes come from the parent process, never from a file."""
     return _Unpickler(io.BytesIO(structure), torch.load(io.BytesIO(tensors), weights_only=True)).load()
 
 
 def _end_with_parent() -> None:
-    """End this process as the trial's ends, also in the middle of an all_reduce that will never return."""
+    """End this process when the trial's ends, even in an all_reduce that will never return."""
     parent = multiprocessing.parent_process()
     assert parent is not None  # a rank is a process that the trial started
     wait([parent.sentinel])

@@ -1,4 +1,4 @@
-"""What a trial asks of an engine, and what an engine's file says of it."""
+"""The interface of step engines, and the record by which an engine's file registers it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from raysat.data.fields import Inputs
 
 @runtime_checkable
 class StepEngine(Protocol):
-    """What a trial asks of an engine.
+    """The interface through which a trial uses an engine.
 
     Attributes:
-        name: As it stands in the trial's row.
-        matmul: Where its matrix products are computed, one of `raysat.compute.matmul.Matmul`.
+        name: The name in the trial's row.
+        matmul: The library that computes its matrix products, one of `raysat.compute.matmul.Matmul`.
     """
 
     name: str
@@ -26,51 +26,51 @@ class StepEngine(Protocol):
 
     @property
     def micro_batch(self) -> int:
-        """Samples whose gradient is computed at a time, halved as memory runs out."""
+        """Samples whose gradient is computed at a time; halved when memory runs out."""
         ...
 
     @property
     def run(self) -> Callable[..., None]:
-        """One SGD step for each row of indices, [steps, b]; `StackedEngine` takes as many such as it has networks."""
+        """Takes one SGD step for each row of indices, [steps, b]. `StackedEngine` takes one tensor for each network."""
         ...
 
     def block(self, b: int) -> int:
-        """The steps of batch size b that are computed together, and that a call of `run` should not divide."""
+        """Return how many steps of batch size b are computed together; a call of `run` should divide no such block."""
         ...
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """An engine that holds more than the network's parameters."""
+    """An engine with state besides the network's parameters."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it holds beside the network, for a checkpoint."""
+        """Return the engine's state, without the network, for a checkpoint."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Restore the state that `state_dict` returned."""
         ...
 
 
 def never(_network: nn.Module, _x: Inputs) -> bool:
-    """Of an engine that `auto` does not take."""
+    """Return False: the default of `wins`, for engines that `auto` never selects."""
     return False
 
 
 def fits(_anything: object) -> None:
-    """Of an engine that takes any network, or runs on any device."""
+    """Accept anything: the default check, for engines that run any network on any device."""
 
 
 @dataclass(frozen=True)
 class Maker:
-    """The functions of an engine of plain SGD, which its own file has (`raysat.spec.engines.ENGINES`).
+    """The functions of an engine of plain SGD, defined in the engine's file; `raysat.spec.engines.ENGINES` names them.
 
     Attributes:
-        make: Makes it, from `(network, x, y, loss, eta, at_once, *, bfloat16, asked)`: the arguments of
-            `AutogradEngine`, and whether the sweep names this engine, which `auto` has taken else.
-        wins: Whether `auto` takes it for a network, where the inputs are. Default: never.
-        check: Raises `InputError` for a network that it does not know. Default: it knows all.
-        check_device: Raises `InputError` where a device's machine lacks something. Default: it needs nothing.
+        make: Makes the engine from `(problem, eta, micro_batch, *, bfloat16, asked)`: the arguments of
+            `AutogradEngine`, and whether the sweep names this engine; otherwise `auto` selected it.
+        wins: Whether `auto` selects it for a network and inputs, whose device counts. Default: never.
+        check: Raises `InputError` for a network that it cannot train. Default: it trains any.
+        check_device: Raises `InputError` if a device's machine lacks something it needs. Default: it needs nothing.
     """
 
     make: Callable[..., StepEngine]

@@ -1,10 +1,10 @@
-"""Which samples each step sees: batches from a counter-based generator keyed by (seed, step).
+"""The samples of each step: batches from a counter-based generator keyed by (seed, step).
 
-The paper's batch is a uniform subset of fixed size b, drawn anew each iteration (section 2). Here it is the first b
-values of a pseudorandom permutation of 0..n-1 whose key is (seed, step): O(b) work, no state, any step at any time, on
-any device, in the same bits. The permutation is a Feistel network over the smallest power of two that holds n, with
-cycle-walking for values beyond n: the construction of Mitchell, Stokes, Frank, Holmes (2022), "Bandwidth-optimal random
-shuffling for GPUs", with their 24 rounds; the round function is the finalizer of MurmurHash3.
+The paper's batch is a uniform subset of fixed size b, drawn independently in each iteration (section 2). Here it is the
+first b values of a pseudorandom permutation of 0..n-1 whose key is (seed, step): O(b) work, no state, any step at any
+time, on any device, in the same bits. The permutation is a Feistel network over the smallest power of two that holds n,
+with cycle-walking for values beyond n: the construction of Mitchell, Stokes, Frank, Holmes (2022), "Bandwidth-optimal
+random shuffling for GPUs", with their 24 rounds; the round function is the finalizer of MurmurHash3.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
-ROUNDS = 24  # Mitchell et al. 2022, section 4: fewer fail their tests of uniformity on short sequences.
+ROUNDS = 24  # Mitchell et al. 2022, section 4: with fewer, short sequences fail their tests of uniformity
 
 INDICES_AT_ONCE = 1 << 16
-"""Indices drawn at once by `Batches`. Measured: a draw of 256 takes 1 to 4 ms, one of 65,536 takes 5 to 11."""
+"""Indices drawn at once by `Batches`. Measured: a draw of 256 takes 1 to 4 ms, a draw of 65,536 takes 5 to 11 ms."""
 
 _MASK = 0xFFFFFFFF
 _STREAMS = {
@@ -28,29 +28,29 @@ _STREAMS = {
 
 
 def _word(number: int) -> int:
-    """The low 32 bits of a number, as the int32 that has them: arithmetic in int32 is modulo 2^32."""
+    """Return the int32 with the low 32 bits of a number. Arithmetic in int32 is modulo 2^32."""
     return (number + (1 << 31) & _MASK) - (1 << 31)
 
 
 def _unsigned(value: Int32[Tensor, " k"]) -> Int64[Tensor, " k"]:
-    """The numbers in [0, 2^32) that have these bits."""
+    """Return the numbers in [0, 2^32) with the same bits."""
     return value.long() & _MASK
 
 
 def _xor_shift(value: Int32[Tensor, " k"], bits: int) -> Int32[Tensor, " k"]:
-    """`value ^= value >> bits`, where zeros are shifted in, and not the sign."""
+    """Compute `value ^= value >> bits`, a logical shift: zeros are shifted in, not the sign."""
     return value.bitwise_xor_((value >> bits).bitwise_and_(_MASK >> bits))
 
 
 def _hash(value: Int32[Tensor, " k"]) -> Int32[Tensor, " k"]:
-    """MurmurHash3's 32-bit finalizer, in place."""
+    """Apply MurmurHash3's 32-bit finalizer, in place."""
     _xor_shift(value, 16).mul_(_word(0x85EBCA6B))
     _xor_shift(value, 13).mul_(_word(0xC2B2AE35))
     return _xor_shift(value, 16)
 
 
 def _keys(seed: int, stream: str, counters: Int64[Tensor, " k"]) -> Int32[Tensor, " k"]:
-    """32 bits for each counter. All 64 bits of seed and counter take part."""
+    """Return 32 bits for each counter, a hash of all 64 bits of seed and counter and of the stream's name."""
     key = torch.full_like(counters, _word(_STREAMS[stream]), dtype=torch.int32)
     for word in (seed, seed >> 32):
         _hash(key.add_(_word(word)))
@@ -60,13 +60,14 @@ def _keys(seed: int, stream: str, counters: Int64[Tensor, " k"]) -> Int32[Tensor
 
 
 def _permute(values: Int64[Tensor, " k"], keys: Int32[Tensor, " k"], n: int) -> Int64[Tensor, " k"]:
-    """Return where the permutation of 0..n-1 with each key takes each value."""
+    """Return the image of each value under the permutation of 0..n-1 with its key."""
     if n == 1:
         return torch.zeros_like(values)
     bits = max((n - 1).bit_length(), 2)
     right_bits = bits // 2
     right_mask, left_mask = (1 << right_bits) - 1, (1 << bits - right_bits) - 1
     result = values.clone()
+    # Cycle-walking: the network permutes 0..2^bits-1, and a value beyond n goes through it again until it falls below.
     todo = torch.arange(len(values), device=values.device)
     while len(todo):
         value, key = result[todo], keys[todo]
@@ -81,23 +82,23 @@ def _permute(values: Int64[Tensor, " k"], keys: Int32[Tensor, " k"], n: int) -> 
 
 
 def _round(key: Int32[Tensor, " k"], half: Int32[Tensor, " k"], turn: int) -> Int32[Tensor, " k"]:
-    """The round function of the Feistel network."""
+    """Return the round function of the Feistel network."""
     return _hash((half << 8 | turn).mul_(_word(0x9E3779B1)).bitwise_xor_(key))
 
 
 def batches(
     seed: int, start: int, steps: int, b: int, n: int, sampling: str = "without_replacement", device: str = "cpu"
 ) -> Int64[Tensor, "steps b"]:
-    """The indices of the batches of steps `start, ..., start + steps - 1`.
+    """Return the indices of the batches of steps `start, ..., start + steps - 1`.
 
     Args:
         seed: The trial's seed.
         start: The first step.
         steps: How many steps.
-        b: Batch size; at most n, but for `with_replacement`.
+        b: Batch size; at most n unless sampling is `with_replacement`.
         n: Number of samples.
-        sampling: `without_replacement`: a uniform subset of size b, anew each step. `with_replacement`: b independent
-            draws. `epochs`: b consecutive samples of a shuffled pass; a batch may straddle two passes.
+        sampling: `without_replacement`: an independent uniform subset of size b at each step. `with_replacement`: b
+            independent draws. `epochs`: b consecutive samples of a shuffled pass; a batch may straddle two passes.
         device: Where the indices are made. The values do not depend on it.
 
     Example:
@@ -113,6 +114,7 @@ def batches(
         step, position = count // n, count % n
     keys = _keys(seed, sampling, step)
     if sampling == "with_replacement":
+        # 32 random bits as a fraction of 2^32, times n
         index = _unsigned(_hash(_hash(keys ^ position.int()) ^ keys)) * n >> 32
     else:
         index = _permute(position, keys, n)
@@ -120,11 +122,11 @@ def batches(
 
 
 class Batches:
-    """The batches of a trial, drawn ahead of their use: the fewer are drawn at once, the more each of them costs.
+    """The batches of a trial, many drawn at once ahead of their use, because each draw has a fixed cost.
 
     Args:
         seed: The trial's seed.
-        steps: Of the trial: those beyond its end are not drawn ahead.
+        steps: Steps of the trial; none beyond its end are drawn.
         b: Batch size.
         n: Number of samples.
         sampling: As in `batches`.
@@ -137,7 +139,7 @@ class Batches:
         self._start, self._drawn = 0, torch.empty(0, b, dtype=torch.int64)
 
     def take(self, start: int, steps: int) -> Int64[Tensor, "steps b"]:
-        """The indices of the batches of steps `start, ..., start + steps - 1`, a view that is not to be changed."""
+        """Return the indices of the batches of steps `start, ..., start + steps - 1`, as a view not to be changed."""
         if not self._start <= start <= start + steps <= self._start + len(self._drawn):
             self._drawn = self._draw(start, max(steps, min(self.at_once, self.steps - start)))
             self._start = start
@@ -145,11 +147,11 @@ class Batches:
 
 
 def uniform(seed: int, stream: str, counters: Int64[Tensor, " k"]) -> Float[Tensor, " k"]:
-    """One number in [0, 1) for each counter, in float64; a function of seed, stream and counter alone.
+    """Return one number in [0, 1) for each counter, in float64, a function of seed, stream and counter alone.
 
     Args:
         seed: The trial's seed.
-        stream: What the numbers are for: numbers of different streams are independent.
+        stream: The purpose of the numbers; numbers of different streams are independent.
         counters: Such as the steps.
     """
     keys = _keys(seed, stream, counters)
@@ -157,14 +159,14 @@ def uniform(seed: int, stream: str, counters: Int64[Tensor, " k"]) -> Float[Tens
 
 
 def normal(seed: int, start: int, steps: int, b: int, device: str = "cpu") -> Float[Tensor, "steps b"]:
-    """Standard normal numbers for each sample of the batches of some steps, in float64 (Box and Muller 1958).
+    """Return a standard normal number for each sample of the batches of some steps, in float64 (Box and Muller 1958).
 
     Args:
         seed: The trial's seed.
         start: The first step.
         steps: How many steps.
         b: Batch size.
-        device: Where they are made.
+        device: Where the numbers are made.
     """
     counters = 2 * torch.arange(start * b, (start + steps) * b, device=device)
     radius = (-2 * torch.log1p(-uniform(seed, "noise", counters))).sqrt()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def evaluation_iterations(iterations: int, evaluations: int) -> list[int]:
-    """About `evaluations` log-spaced iterations in 0..T, with 0 and T: where rounding makes two equal, one is left out.
+    """Return about `evaluations` log-spaced iterations in 0..T, with 0 and T; ones equal after rounding count once.
 
     Args:
         iterations: T.

@@ -1,17 +1,18 @@
 """The engine for several small fully-connected networks at once: the seeds of a cell, their weights stacked.
 
-Where a network is small, a step is the launch of its products more than their arithmetic. S networks of one shape share
+In a small network, launching the products of a step takes longer than their arithmetic. S networks of one shape share
 the launches: the weights of a layer are one tensor of shape [S, outputs, inputs], and a step is that of
-`raysat.sgd.fused`, without deferred updates, in batched products. Each network has a stepsize and batches of its own.
+`raysat.sgd.fused` in batched products, without deferred updates. Each network has its own stepsize and batches.
 
 On one thread each network's result is, to the bit, independent of the others in the stack, so that one may stop early
-or resume alone. Three things would break that. The library's way depends on where numbers begin: each network's
-begin at a multiple of 64 bytes. A lone product with a vector goes to another routine: where a layer has one input or
-output, a lone network is computed twice. The update at b = 1 is an outer product, for which the library has yet another
-way on Intel's processors: it is computed entry by entry, at the same speed. A test holds PyTorch to the rest.
+or resume alone. Three things would break that. The library's order of summation depends on memory alignment: each
+network's numbers begin at a multiple of 64 bytes. A single product with a vector goes to another routine: if a layer
+has one input or output, a lone network is computed twice. The update at b = 1 is an outer product, for which the
+library has yet another routine on Intel's processors: it is computed entry by entry, at the same speed. A test checks
+that PyTorch's batched products otherwise keep the networks independent.
 
-Measured (`benchmarks/seeds.py`, 64 inputs, one thread, b = 1): three seeds at once take 2.15 times the steps per second
-of one after the other at width 32, 1.49 at 128, and 1.04 at 256.
+Measured (`benchmarks/seeds.py`, 64 inputs, one thread, b = 1): three stacked seeds take 2.15 times as
+many steps per second as one after the other at width 32, 1.49 at 128, and 1.04 at 256.
 """
 
 from __future__ import annotations
@@ -26,8 +27,7 @@ from torch import Tensor, nn
 
 from raysat.compute.matmul import Call, Matmul
 from raysat.compute.micro_batch import out_of_memory
-from raysat.data.fields import Inputs
-from raysat.losses import Loss, SquaredError
+from raysat.losses import SquaredError
 from raysat.sgd.fused import (
     BACKWARD,
     FORWARD,
@@ -38,19 +38,20 @@ from raysat.sgd.fused import (
     layers_of,
     residual,
 )
+from raysat.sgd.problem import Problem
 from raysat.sgd.protocol import Maker
 
 MOST = 8
-"""Networks at once, at most. Of 2, 3 and 8, the numbers measured, 8 gain the most wherever stacking gains."""
+"""The largest number of stacked networks. Of 2, 3 and 8, the numbers measured, 8 gain most wherever stacking gains."""
 
 SMALL, LARGEST_BATCH = 1 << 16, 32
-"""Stacking gains where no weight has so many entries, up to this batch size: three networks then make 1.15 to 2.15
-times as many steps a second as one after the other, on one thread (`benchmarks/seeds.py`). Beyond, arithmetic and
-memory set the pace: 1.0 to 1.2 times at 256 x 256, and less than one by one at 784 x 256."""
+"""Stacking gains if every weight has fewer entries than `SMALL`, up to the batch size `LARGEST_BATCH`: three networks
+then take 1.15 to 2.15 times as many steps a second as one after the other, on one thread (`benchmarks/seeds.py`).
+Beyond, arithmetic and memory set the speed: 1.0 to 1.2 times at 256 x 256, and less than 1 at 784 x 256."""
 
 
 def stackable(network: nn.Module) -> bool:
-    """Return whether a network is small enough to gain; cf. `SMALL`."""
+    """Return whether a network is small enough to gain from stacking; cf. `SMALL`."""
     layers = layers_of(network)
     return layers is not None and all(layer.weight.numel() < SMALL for layer in layers)
 
@@ -59,32 +60,23 @@ class StackedEngine:
     """Forward, backward and update of S fully-connected networks of one shape.
 
     Args:
-        networks: Updated in place: their parameters become views of the stacked weights.
-        x: Inputs of all samples.
-        y: Targets of all samples.
-        loss: The loss of a sample.
+        problems: One network each, with the same samples and the same loss. The networks are updated in place: their
+            parameters become views of the stacked weights.
         etas: The stepsize of each network.
-        micro_batch: Samples whose gradient is computed at a time. Where S batches are more than that, and where
-            memory does not hold their buffers, each network is left to a `FusedEngine`, whose name and parts this
-            engine then goes by. Default: all.
+        micro_batch: Samples whose gradient is computed at a time. If S batches are more than that, or their buffers do
+            not fit in memory, each network is left to a `FusedEngine`, and this engine then reports its name and
+            micro-batch. Default: all.
 
     Raises:
-        InputError: A network is not one whose layers the fused engine knows.
+        InputError: A network has layers that the fused engine cannot train.
     """
 
     name = "stacked"
     matmul = Matmul.TORCH.label
 
-    def __init__(
-        self,
-        networks: Sequence[nn.Module],
-        x: Inputs,
-        y: Tensor,
-        loss: Loss,
-        etas: Sequence[float],
-        micro_batch: int | None = None,
-    ) -> None:
-        self.networks, self.y, self.loss = networks, y, loss
+    def __init__(self, problems: Sequence[Problem], etas: Sequence[float], micro_batch: int | None = None) -> None:
+        x, self.y, self.loss = problems[0].x, problems[0].y, problems[0].loss
+        self.networks = networks = [problem.network for problem in problems]
         same = list(zip(*(known_layers(network, self.name) for network in networks), strict=True))
         self.layers = [layers[0] for layers in same]
         self.copies = 2 if len(networks) == 1 and any(1 in layer.weight.shape for layer in self.layers) else 1
@@ -95,14 +87,14 @@ class StackedEngine:
         for network, weights in zip(networks, zip(*self.weights, strict=True), strict=False):
             for parameter, weight in zip(network.parameters(), weights, strict=True):
                 parameter.data = weight
-        assert isinstance(x, Tensor)  # several tensors go into an `Unpacked`, of which no layers are known
+        assert isinstance(x, Tensor)  # a network of several inputs is an `Unpacked`, which has no known layers
         self.x = x.flatten(1).to(self.weights[0].dtype)
         self.micro_batch = len(networks) * len(x) if micro_batch is None else micro_batch
         self._blocks: dict[tuple[int, int], _Block] = {}
         self._alone: list[FusedEngine] = []
 
     def run(self, *batches: Int64[Tensor, "steps b"]) -> None:
-        """One step of every network for each row of its own indices, in blocks of `RANK / b` steps."""
+        """Take one step of every network for each row of its own indices, in blocks of `RANK / b` steps."""
         b = batches[0].shape[1]
         for chunk in torch.stack(batches * self.copies, 1).split(self.block(b)):
             if block := self._block(len(chunk), b):
@@ -113,11 +105,11 @@ class StackedEngine:
                 self.name, self.matmul, self.micro_batch = engine.name, engine.matmul, engine.micro_batch
 
     def block(self, b: int) -> int:
-        """The steps whose samples are gathered together."""
+        """Return the number of steps whose samples are gathered together."""
         return max(1, RANK // b)
 
     def _block(self, steps: int, b: int) -> _Block | None:
-        """The tape of so many steps; None where the networks must be taken one by one."""
+        """Return the tape of `steps` steps; None if the networks must be trained one by one."""
         key = steps, b
         if key not in self._blocks and not self._alone:
             try:
@@ -129,14 +121,15 @@ class StackedEngine:
                 if not out_of_memory(error):
                     raise
                 self._blocks.clear()
-                common = self.x, self.y, self.loss
-                pairs = zip(self.networks, self.etas, strict=False)
-                self._alone = [FusedEngine(network, *common, eta, self.micro_batch) for network, eta in pairs]
+                self._alone = [
+                    FusedEngine(Problem(network, self.x, self.y, self.loss), eta, self.micro_batch)
+                    for network, eta in zip(self.networks, self.etas, strict=False)
+                ]
         return self._blocks.get(key)
 
 
 def _aligned(count: int, like: Tensor, *shape: int) -> Tensor:
-    """An empty stack of so many tensors, each of which begins at a multiple of 64 bytes."""
+    """Return an empty stack of `count` tensors, each of which begins at a multiple of 64 bytes."""
     shape = shape or like.shape
     step = 64 // like.element_size()
     entries = math.prod(shape)
@@ -151,6 +144,8 @@ class _Block:
         self.layers, self.weights = engine.layers, engine.weights
         seeds = len(engine.etas)
         self.inputs = _aligned(steps * seeds, self.x, b, self.x.shape[1]).unflatten(0, (steps, seeds))
+        # `index_select` needs a contiguous output; alignment leaves gaps between the networks' inputs, if b times their
+        # size is no multiple of 64 bytes, and they are then copied there.
         self.gathered = (
             self.inputs
             if self.inputs.is_contiguous()
@@ -179,7 +174,7 @@ class _Block:
             call()
 
     def _step(self, step: int) -> list[Call]:
-        """The calls of one step."""
+        """Return the calls of one step."""
         values, deltas, tape = [self.inputs[step], *self.activated], self.deltas, []
         last = len(self.layers) - 1
         for k, (layer, weight) in enumerate(zip(self.layers, self.weights, strict=True)):
@@ -188,7 +183,7 @@ class _Block:
             if k < last:
                 tape += FORWARD[type(layer.activation)](z, values[k + 1])
         tape.append(self._residual(self.outputs[last], self.targets[step], deltas[last]))
-        tape.append(partial(deltas[last].mul_, self.rates))  # all that follows from them is linear in them
+        tape.append(partial(deltas[last].mul_, self.rates))  # -eta / b once: gradients and updates are linear in it
         for k in range(last, -1, -1):
             layer, weight = self.layers[k], self.weights[k]
             if k > 0:
@@ -209,18 +204,8 @@ class _Block:
         return lambda: out.copy_(self.loss.residual(z.flatten(0, 1), y.flatten(0, 1)).view(out.shape))
 
 
-def _make(
-    network: nn.Module,
-    x: Inputs,
-    y: Tensor,
-    loss: Loss,
-    eta: float,
-    micro_batch: int | None,
-    *,
-    bfloat16: bool,
-    asked: bool,
-) -> StackedEngine:
-    return StackedEngine([network], x, y, loss, [eta], micro_batch)
+def _make(problem: Problem, eta: float, micro_batch: int | None, *, bfloat16: bool, asked: bool) -> StackedEngine:
+    return StackedEngine([problem], [eta], micro_batch)
 
 
 STACKED = Maker(_make, check=partial(known_layers, engine=StackedEngine.name))

@@ -1,4 +1,4 @@
-"""What is computed of a network at initialization, once for all cells that share it: a row of `ntk`."""
+"""The statistics of a network at initialization, computed once for all cells that share it: a row of `ntk`."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from raysat.trial.measurements import Evaluator
 
 
 def compute_statistics(job: Job) -> Row:
-    """The row of `ntk` of an initialization, with what its cells would all find in their first evaluation.
+    """Return the row of `ntk` of an initialization, with the losses at w_0, which all its cells share.
 
-    Where there are no statistics the row says why, and has the base stepsize instead.
+    Without statistics the row says why, and has the base stepsize instead.
     """
     with begun(job):
         return _compute(job)
@@ -44,13 +44,13 @@ def _compute(job: Job) -> Row:
     found = {"w0_digest": fingerprint(network), "iteration": 0}
     row = statistics_of(job, models.at_initialization(network), dataset.x, dataset.y)
     if lacking := row["gamma"] is None:
-        network = initial_network(job.init, dataset, device)  # what failed may have left it in any state
+        network = initial_network(job.init, dataset, device)  # the attempt may have left it in any state
     loss, micro_batch = resolve(job.init.loss), micro_batch_of(job, dataset, network)
     losses = Evaluator(job.init, dataset, micro_batch)(network)
     measured = packing.measure(network, dataset, loss, job.engine)
     if lacking:
         few = job.init.k_samples
-        with suppress(Exception):  # what is wrong a trial will say, if it is wrong there too
+        with suppress(Exception):  # a trial reports the error, if it occurs there too
             found["base_stepsize"] = none_if_nan(
                 base_stepsize(network, dataset.x[:few], dataset.y[:few], loss, micro_batch)
             )
@@ -65,9 +65,9 @@ def _compute(job: Job) -> Row:
 
 
 def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
-    """The row of `ntk` of a network as it is, at whatever iteration (see `raysat.ntk.ntk_statistics`).
+    """Return the row of `ntk` of a network at its present weights (see `raysat.ntk.ntk_statistics`).
 
-    Where there are no statistics `gamma` is null, and `method` and `method_reason` say why.
+    Without statistics `gamma` is null, and `method` and `method_reason` say why.
     """
     init = job.init
     try:
@@ -99,7 +99,7 @@ def statistics_of(job: Job, network: nn.Module, x: Inputs, y: Tensor) -> Row:
 
 
 def _progress_of(job: Job) -> Callable[[int], object] | None:
-    """Return what tells the driver from time to time how many samples have passed."""
+    """Return a function that reports the number of samples done to the driver, every `PROGRESS_INTERVAL`."""
     if (report := job.on_progress) is None:
         return None
     due = time.monotonic() + PROGRESS_INTERVAL
@@ -114,6 +114,6 @@ def _progress_of(job: Job) -> Callable[[int], object] | None:
 
 
 def no_statistics(sweep: str, init: Initialization, error: str = "") -> Row:
-    """The row of `ntk` of an initialization without statistics: of those that an error ended, with it."""
+    """Return the row of `ntk` of an initialization without statistics, with the error if one ended them."""
     why = {"method": FAILED, "method_reason": cause(error), "error": error} if error else {}
     return {**init_columns(sweep, init), "iteration": 0, "k_samples": 0, "gamma": None, "k_op": None, **why}

@@ -1,4 +1,4 @@
-"""A job: what a worker is given to do, and what it begins with."""
+"""A job, the unit of work of a worker, and the preparation of its process, data and network."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from raysat.user_code import identity, plugins, process
 from raysat.user_code.seeding import seeded
 
 PROGRESS_INTERVAL = 10.0
-"""How often a job says how far it is. Default: 10 s; a hundred trials then tell the driver ten times a second."""
+"""Seconds between two progress reports of a job. Default: 10; a hundred trials then report ten times a second."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to run one cell, or one initialization's statistics, as plain data.
+    """All that a worker needs to run one cell, or to compute one initialization's statistics, as plain data.
 
     Attributes:
         sweep: The sweep's name.
@@ -37,15 +37,15 @@ class Job:
         checkpoints: Folder of the trials' checkpoints; None keeps none.
         checkpoint_seconds: Interval between checkpoints.
         threads: CPU threads.
-        gpus: GPUs, or the fraction of one: also of its memory, so that no trial takes what another was promised; None
-            for one where there is one.
-        engine: What computes the steps, `auto` or one of `raysat.spec.engines.ENGINES`.
-        data: Where the data set's files may be had besides the usual folders.
-        on_progress: Progress callback `(iteration, {cell_id: last loss})`, called every `PROGRESS_INTERVAL`; of
+        gpus: GPUs, or the fraction of one; the fraction also limits its memory, so that no trial takes another's share.
+            None for one GPU if there is any.
+        engine: The engine of the steps, `auto` or one of `raysat.spec.engines.ENGINES`.
+        data: A further place to look for the data set's files, besides the usual folders.
+        on_progress: Progress callback `(iteration, {cell_id: last loss})`, called every `PROGRESS_INTERVAL`; for
             statistics the iteration is the number of samples done. Set by the executor in the worker; None disables it.
         ranks: Processes among which a trial's batches are split.
-        budget: What ends a trial, in words.
-        limits: How many iterations the trial has to reach its target in, to be the best of its race.
+        budget: The budget that ends a trial, in words.
+        limits: The iterations within which the trial must reach its target to be the best of its race.
         stacked_with: The jobs of further cells, equal to this one but for their seeds, that may be trained in one
             computation.
     """
@@ -69,37 +69,37 @@ class Job:
 
     @property
     def members(self) -> tuple[Job, ...]:
-        """The job of each cell: this one, and its mates."""
+        """The job of each cell: this one, and those stacked with it."""
         return (self, *self.stacked_with)
 
     @property
     def trained_cell(self) -> Cell:
-        """The cell, of a job that trains one."""
+        """The cell of a job that trains one."""
         assert self.cell is not None
         return self.cell
 
     @property
     def name(self) -> str:
-        """For messages to a person."""
+        """The name in messages to users."""
         return self.cell.name if self.cell else f"statistics of {self.init.name}"
 
     @property
     def key(self) -> str:
-        """The id of the cell; of a job for statistics, that of the initialization."""
+        """The id of the cell, or of the initialization in a job for statistics."""
         return self.cell.cell_id if self.cell else self.init.init_id
 
 
 @contextmanager
 def begun(job: Job) -> Iterator[None]:
-    """A job's own world: the process as every job finds it, the user's modules imported anew, the generators seeded.
+    """Give a job a clean process: settings as every job finds them, the user's modules reimported, generators seeded.
 
-    The generators are for what else draws, as a network may that is only evaluated.
+    The seeds are for other draws, such as those of a network that is only evaluated.
     """
     init = job.init
     with ExitStack() as stack:
         if job.sources or identity.references_of(
             init.dataset, init.loss, init.model.builder
-        ):  # also of what is installed
+        ):  # installed packages included
             stack.enter_context(process.undisturbed())
             stack.enter_context(plugins.anew(job.sources))
             stack.enter_context(identity.recorded())
@@ -108,9 +108,9 @@ def begun(job: Job) -> Iterator[None]:
 
 
 def prepare(job: Job) -> tuple[data.Dataset, nn.Module, torch.device]:
-    """The data and the network at initialization, on the trial's device, where they stay.
+    """Return the data and the network at initialization, on the trial's device.
 
-    Sets what a trial depends on in its process: threads, precision, its share of GPU memory, the user's modules.
+    Set the process-wide state that a trial depends on: threads, precision, share of GPU memory, the user's modules.
     """
     torch.set_num_threads(max(1, job.threads // (job.ranks if job.cell else 1)))
     plugins.install(job.sources)
@@ -125,19 +125,19 @@ def prepare(job: Job) -> tuple[data.Dataset, nn.Module, torch.device]:
 
 
 def initial_network(init: Initialization, dataset: data.Dataset, device: torch.device) -> nn.Module:
-    """The network of an initialization, on a device."""
+    """Build the network of an initialization, on a device."""
     sizes = dataset.input_shape, dataset.outputs
     network = models.build(init.model, init.width, *sizes, init.seed, dataset.vocabulary)
     return network.to(device, getattr(torch, init.dtype))
 
 
 def load_dataset(init: Initialization) -> data.Dataset:
-    """The data of an initialization, as preprocessed: one copy for all processes of the machine."""
+    """Load the preprocessed data of an initialization: one copy for all processes of the machine."""
     return data.load_shared(
         init.dataset, n_train=init.n, n_test=init.n_test, preprocessing=init.preprocessing, dtype=init.dtype
     )
 
 
 def micro_batch_of(job: Job, dataset: data.Dataset, network: nn.Module) -> int:
-    """The samples that the job may pass through a network at a time."""
+    """Return the number of samples that the job may pass through a network at a time."""
     return max_micro_batch(network, dataset.x, dataset.y, resolve(job.init.loss), threads=job.threads)

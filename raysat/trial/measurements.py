@@ -1,4 +1,4 @@
-"""What a trial measures of its network at an evaluation, as columns of `curves`."""
+"""The measurements of a network at an evaluation, as columns of `curves`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _EVALUATED_AT_ONCE = 4096
 
 
 class Evaluator:
-    """Finds the losses of a network as they stand in `curves`, over the samples that an initialization names.
+    """Computes the losses of a network for `curves`, over the samples that an initialization names.
 
     Args:
-        init: Says over how many training samples, by which loss.
+        init: Names the loss and the number of training samples.
         dataset: On the network's device.
-        micro_batch: Samples at a time, at most.
+        micro_batch: The largest number of samples at a time.
     """
 
     def __init__(self, init: Initialization, dataset: data.Dataset, micro_batch: int) -> None:
@@ -38,7 +38,7 @@ class Evaluator:
         self.chunk = min(_EVALUATED_AT_ONCE, micro_batch)
 
     def __call__(self, network: nn.Module) -> Row:
-        """The columns of `raysat.storage.schema.EVALUATION`."""
+        """Return the columns of `raysat.storage.schema.EVALUATION`."""
         train = self._over(network, *self.train)
         test = self._over(network, *self.test) if self.test else None
         return {
@@ -54,7 +54,7 @@ class Evaluator:
 
 
 class Drift:
-    """How far the kernel of a few samples has moved from where it was when this was made."""
+    """The change of the kernel of a few samples since this object was made."""
 
     def __init__(self, network: nn.Module, x: Inputs, outputs: int = 1000) -> None:
         with torch.no_grad():
@@ -63,17 +63,17 @@ class Drift:
         self.before = dense_kernel(network, self.x)
 
     def of(self, network: nn.Module) -> float:
-        """`||K - K_0||_F / ||K_0||_F`."""
+        """Return `||K - K_0||_F / ||K_0||_F`."""
         return ((dense_kernel(network, self.x) - self.before).norm() / self.before.norm()).item()
 
 
 def gradient_squares(
     network: nn.Module, dataset: data.Dataset, loss: Loss, chunk: int, t: int, curve: list[Row]
 ) -> dict[str, float]:
-    """`||grad L(w_t)||^2` and its mean over the steps 0, ..., t - 1, as columns of `curves`.
+    """Return `||grad L(w_t)||^2` and its mean over the steps 0, ..., t - 1, as columns of `curves`.
 
-    Between two evaluations the square is taken as linear in t, so that the mean is exact where every step is evaluated.
-    Batch normalization is in evaluation mode meanwhile, as for the loss whose gradient this is.
+    Between two evaluations the square is taken as linear in t, so that the mean is exact if every step is evaluated.
+    Batch normalization is in evaluation mode, as in the loss whose gradient this is.
     """
     with evaluation_mode(network):
         square, _ = retry_on_oom(lambda count: gradient_square(network, dataset.x, dataset.y, loss, count), chunk)
@@ -83,13 +83,13 @@ def gradient_squares(
         span, left = t - before["iteration"], before["gradient_square"]
         added = (
             span * (left + square) / 2 + (left - square) / 2
-        )  # the sum of span numbers from left on, square excluded
+        )  # the trapezoidal sum over `span` steps: the left end counts, the right end does not
         mean = (before["gradient_square_mean"] * before["iteration"] + added) / t
     return {"gradient_square": square, "gradient_square_mean": mean}
 
 
 def distance(network: nn.Module, start: Mapping[str, Tensor]) -> float:
-    """`||w - w_0||`, summed in double precision."""
+    """Return `||w - w_0||`, summed in double precision."""
     squares = sum(
         (weight.detach() - start[name]).double().square().sum() for name, weight in network.named_parameters()
     )

@@ -1,7 +1,7 @@
-"""How many trials share one GPU: as many as fit in its memory, and no more than keep it busy.
+"""The number of trials that share one GPU: as many as fit in its memory, and no more than keep it busy.
 
-Both follow from what the statistics' stage measured on the GPU itself and stored beside the statistics: the memory that
-a sample takes, and the time of a step, apart in what it takes to launch one and what each sample adds.
+Both follow from measurements on that GPU, stored with the statistics: the memory of a sample, and the time of a step,
+split into the launch and what each sample adds.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from raysat.sgd.cost import calibrate
 from raysat.spec.cells import Cell
 
 MOST = 8
-"""Trials on one GPU, at most: each is a process with a context of its own, and they take turns on the GPU."""
+"""The most trials on one GPU. Each is a process with its own context, and they take turns on the GPU."""
 
 CONTEXT = 1 << 29
-"""Bytes of a process's CUDA context with its libraries; NVIDIA's tools show 0.3 to 0.5 GB for one."""
+"""Bytes of a process's CUDA context with its libraries; NVIDIA's tools show 0.3 to 0.5 GB."""
 
 FILLED = 0.9
 """Share of the GPU's memory that may be planned for."""
 
 COPIES = 4
-"""Of the weights: themselves, their gradient, those at initialization, and what a step takes meanwhile."""
+"""Copies of the weights: themselves, their gradient, those at initialization, and temporaries of a step."""
 
 PEAK = 2
-"""Peak memory of a backward pass over what was kept for it (cf. `raysat.compute.micro_batch.SHARE`)."""
+"""Ratio of a backward pass's peak memory to the memory kept for it (cf. `raysat.compute.micro_batch.SHARE`)."""
 
 
 def measure(network: nn.Module, dataset: Dataset, loss: Loss, engine: str) -> dict[str, float | None]:
-    """Return what the sharing of a GPU depends on, under the columns of `ntk`; of a CPU without the times.
+    """Return what the sharing of a GPU depends on, as columns of `ntk`; on a CPU without the times.
 
     Args:
-        network: At initialization; it stays as it is.
+        network: At initialization; it is left unchanged.
         dataset: Where the network is.
         loss: The loss of a sample.
-        engine: What will compute the steps.
+        engine: The engine that will compute the steps.
     """
     measured = {
         "data_bytes": dataset.nbytes,
@@ -61,11 +61,11 @@ def measure(network: nn.Module, dataset: Dataset, loss: Loss, engine: str) -> di
 
 
 def trials_at_once(cell: Cell, measured: Mapping[str, Any]) -> int:
-    """The number of such trials that share a GPU; 1 where it was not measured.
+    """Return the number of such trials that share a GPU; 1 if nothing was measured.
 
     Args:
         cell: The cell.
-        measured: A row of `ntk`: its columns parameters, data_bytes, sample_bytes, device_bytes, launch_seconds and
+        measured: A row of `ntk` with its columns parameters, data_bytes, sample_bytes, device_bytes, launch_seconds and
             sample_seconds.
     """
     names = ("parameters", "data_bytes", "sample_bytes", "device_bytes", "launch_seconds", "sample_seconds")
@@ -81,5 +81,5 @@ def trials_at_once(cell: Cell, measured: Mapping[str, Any]) -> int:
 
 
 def share(cell: Cell, measured: Mapping[str, Any]) -> float:
-    """A trial's share of a GPU, rounded down to the four digits that Ray counts; cf. `trials_at_once`."""
+    """Return a trial's share of a GPU, rounded down to the four digits that Ray counts; cf. `trials_at_once`."""
     return math.floor(1e4 / trials_at_once(cell, measured)) / 1e4

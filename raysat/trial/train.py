@@ -1,6 +1,6 @@
 """Train the cells of one job and return their rows.
 
-No dependency on Ray. The only side effects are checkpoints and the settings of the process, which the job puts back.
+No dependency on Ray. The only side effects are checkpoints and process-wide settings, which the job restores.
 """
 
 from __future__ import annotations
@@ -41,20 +41,21 @@ DIVERGENCE = 1e3
 """A trial has diverged when its loss is not finite or above this multiple of the initial loss."""
 
 CHECKPOINT_SHARE = 0.02
-"""What checkpoints may cost of a trial's time: where storing one takes long, they become rarer than asked for."""
+"""The fraction of a trial's time that checkpoints may take: if storing one is slow, they become rarer than
+requested."""
 
 AT_ONCE_SECONDS = 1.0
 """Target seconds of one call of `engine.run`; between calls a checkpoint may be due. Default: 1 s."""
 
 STEPS_AT_ONCE = 256
-"""The most steps of one call."""
+"""Upper bound on the steps of one call."""
 
 Rows = tuple[Row, list[Row], list[Row]]
 """A trial's row of `trials`, its rows of `curves`, and its rows of `ntk`."""
 
 
 def stepsize_and_beta(cell: Cell, statistics: Mapping[str, Any]) -> tuple[float, float]:
-    """Eta, scaled to the batch size where the training asks for it, and beta(b); nan where there are no statistics."""
+    """Return eta, scaled to the batch size if the training says so, and beta(b), nan without statistics."""
     gamma, k_op, base = (
         math.nan if statistics.get(name) is None else float(statistics[name])
         for name in ("gamma", "k_op", "base_stepsize")
@@ -66,12 +67,12 @@ def stepsize_and_beta(cell: Cell, statistics: Mapping[str, Any]) -> tuple[float,
 
 
 class _Trial:
-    """A cell as it is trained: its network, how far it has come, and what is measured on the way.
+    """A cell in training: its network, its progress, and its measurements so far.
 
     Args:
-        job: Of this cell.
-        dataset: Where the network is.
-        network: At initialization.
+        job: The job of this cell.
+        dataset: The data, on the network's device.
+        network: The network at initialization.
     """
 
     def __init__(self, job: Job, dataset: Dataset, network: nn.Module) -> None:
@@ -79,12 +80,12 @@ class _Trial:
         _check_weights(job, network)
         cell, init, device = self.cell, self.cell.init, str(dataset.x.device)
         self.eta, self.beta = stepsize_and_beta(cell, job.statistics)
-        stable = self.beta > 0  # else there are no statistics, or nothing that could be unstable
+        stable = self.beta > 0  # else there are no statistics, or K = 0 and every stepsize is stable
         self.eta_limit = stable_below(job.statistics, cell.batch_size, cell.sampling) if stable else math.nan
         self.limit = job.limits.of(self.eta / self.eta_limit if self.eta_limit > 0 else math.nan)
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, device)
         self.start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
-        self.ntk_at = () if isinstance(network, Linearized) else cell.ntk_at  # its kernel never moves
+        self.ntk_at = () if isinstance(network, Linearized) else cell.ntk_at  # its kernel never changes
         one_position = dataset.y.ndim == 1 + dataset.y.is_floating_point()
         drifts = self.ntk_at and one_position and not math.isnan(self.beta)
         self.drift = Drift(network, dataset.x) if drifts else None
@@ -99,7 +100,7 @@ class _Trial:
         self.status = COMPLETED
 
     def _from_here(self, stored: Progress) -> Progress:
-        """Return how far it has come with the stepsize and the code that it has: there may since have been others."""
+        """Return the stored progress, or an empty one if the stepsize or the user's code has changed since."""
         made = {**init_columns(self.job.sweep, self.cell.init), "user_files": stored.user_files}
         if stored.user_files and identity.Present.here(self.cell.init).changed(made):
             return Progress(attempts=stored.attempts, eta=self.eta)
@@ -113,13 +114,13 @@ class _Trial:
 
     @property
     def ahead(self) -> list[int]:
-        """The iterations at which something is yet to be measured."""
+        """The iterations that are still to be measured."""
         curve, cell = self.progress.curve, self.cell
         last = curve[-1]["iteration"] if curve else -1
         return sorted(t for t in {*evaluation_iterations(cell.iterations, cell.evaluations), *self.ntk_at} if t > last)
 
     def measure(self, t: int) -> None:
-        """What `curves` and `ntk` have of iteration t, and whether the trial ends with it: its status then says why."""
+        """Append iteration t to `curves` and, if requested, to `ntk`; set the status if the trial ends with it."""
         progress, cell, network = self.progress, self.cell, self.network
         losses = (t == 0 and _known_losses(self.job.statistics)) or self.evaluate(network)
         gradient = {"gradient_square": None, "gradient_square_mean": None}
@@ -140,19 +141,19 @@ class _Trial:
             measured = statistics_of(self.job, network, self.dataset.x, self.dataset.y)
             drifted = {"kernel_drift": self.drift.of(network) if self.drift else None}
             progress.ntk.append({**measured, **losses, "cell_id": cell.cell_id, "iteration": t, **drifted})
-        if not losses["train_loss"] <= DIVERGENCE * progress.curve[0]["train_loss"]:  # also where it is not a number
+        if not losses["train_loss"] <= DIVERGENCE * progress.curve[0]["train_loss"]:  # true of NaN as well
             self.status = DIVERGED
         elif cell.target_loss is not None and losses["train_loss"] <= cell.target_loss:
             self.status = TARGET_REACHED
 
     def is_over(self, until: int) -> bool:
-        """Return whether it goes no further, where iteration `until` is the next to be measured."""
+        """Return whether the trial ends now, given that iteration `until` is the next to be measured."""
         if self.status == COMPLETED and until > self.limit:
             self.status = BEATEN
         return self.status != COMPLETED
 
     def save(self, engine: engines.StepEngine) -> bool:
-        """Store how far it is; returns whether that could be done."""
+        """Store a checkpoint; return whether that succeeded."""
         self.progress.weights = {name: _of_its_own(value) for name, value in self.network.state_dict().items()}
         self.progress.engine = engine.state_dict() if isinstance(engine, engines.Stateful) else None
         self.progress.micro_batch = engine.micro_batch
@@ -160,10 +161,10 @@ class _Trial:
         return self.checkpoint.save(self.progress)
 
     def rows(self, engine: engines.StepEngine, machine: Row) -> Rows:
-        """All that the tables have of it, once it has ended, with where and when it has."""
+        """Return the rows of the finished trial for all tables, with the columns of the machine and the time."""
         job, cell, progress = self.job, self.cell, self.progress
         first, last = progress.curve[0], progress.curve[-1]
-        done = last["iteration"]  # a beaten one may have come from a checkpoint beyond it
+        done = last["iteration"]  # a beaten trial may have resumed from a checkpoint beyond it
         row = {
             **statistics_columns(job.statistics),
             **init_columns(job.sweep, job.init),
@@ -200,13 +201,13 @@ class _Trial:
 
 
 class _Clock:
-    """Counts the time that passes to the trials on which it was spent, in equal parts."""
+    """Adds elapsed time to the trials on which it was spent, in equal parts."""
 
     def __init__(self) -> None:
         self.at = time.perf_counter()
 
     def count(self, trials: Sequence[_Trial]) -> None:
-        """Count the time since the last call."""
+        """Add the time since the last call to some trials."""
         now = time.perf_counter()
         for trial in trials:
             trial.progress.seconds += (now - self.at) / len(trials)
@@ -222,10 +223,10 @@ def run_trial(job: Job) -> Rows:
 def run_trials(job: Job) -> list[Rows]:
     """Train the cells of a job, by fixed-stepsize SGD unless they say otherwise.
 
-    With `engine="stacked"` they are one computation, as far as they have come equally far; else one follows the other.
+    With `engine="stacked"`, cells at the same iteration are one computation; otherwise they are trained in turn.
 
     Returns:
-        Of each cell the row of `trials`, the rows of `curves`, and those of `ntk` for the iterations `ntk_at`.
+        For each cell the row of `trials`, the rows of `curves`, and those of `ntk` for the iterations `ntk_at`.
     """
     with begun(job):
         return _run_trials(job)
@@ -251,7 +252,7 @@ def _run_trials(job: Job) -> list[Rows]:
 
 
 def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[str, Rows]:
-    """Train cells that are equal but for their seeds, and equally far, to the end of each; their rows, by cell_id."""
+    """Train cells at the same iteration that differ only in their seeds; return the rows of all, by cell_id."""
     job, cell, ended = trials[0].job, trials[0].cell, {}
     engine = _engine(trials)
     due, report_at = clock.at + job.checkpoint_seconds, clock.at + PROGRESS_INTERVAL
@@ -279,25 +280,25 @@ def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[st
 
 
 def _rows(trials: Sequence[_Trial], engine: engines.StepEngine, device: torch.device) -> dict[str, Rows]:
-    """The rows of trials that end together, by cell_id."""
+    """Return the rows of trials that end together, by cell_id."""
     machine = provenance(device, trials[0].job.init)
     return {trial.cell.cell_id: trial.rows(engine, machine) for trial in trials}
 
 
 def _engine(trials: Sequence[_Trial]) -> engines.StepEngine:
-    """Return what takes the steps of trials that go together, or of one."""
+    """Build the engine of trials that are trained together, or of one, and restore its state."""
     job, cell, progress, dataset = trials[0].job, trials[0].cell, trials[0].progress, trials[0].dataset
-    networks, etas = [trial.network for trial in trials], [trial.eta for trial in trials]
-    problem = dataset.x, dataset.y, resolve(cell.init.loss)
-    engine = engines.build_for(cell, job.engine, networks, *problem, etas, progress.micro_batch, job.ranks)
+    loss, etas = resolve(cell.init.loss), [trial.eta for trial in trials]
+    problems = [engines.Problem(trial.network, dataset.x, dataset.y, loss) for trial in trials]
+    engine = engines.build_for(cell, job.engine, problems, etas, progress.micro_batch, job.ranks)
     if progress.engine is not None:
-        assert isinstance(engine, engines.Stateful)  # as that was which stored it
+        assert isinstance(engine, engines.Stateful)  # the engine that stored the state was
         engine.load_state_dict(progress.engine)
     return engine
 
 
 def _save(trials: Sequence[_Trial], engine: engines.StepEngine, clock: _Clock) -> float:
-    """Store how far trials are; returns when the next time is due, a `CHECKPOINT_SHARE` of the time away."""
+    """Store checkpoints; return when the next are due, so that they take at most `CHECKPOINT_SHARE` of the time."""
     clock.count(trials)
     started = clock.at
     stored = [trial.save(engine) for trial in trials]
@@ -306,18 +307,18 @@ def _save(trials: Sequence[_Trial], engine: engines.StepEngine, clock: _Clock) -
 
 
 def _of_its_own(value: Tensor) -> Tensor:
-    """A tensor that is all of its storage, which is what `torch.save` writes."""
+    """Return a tensor that owns its whole storage: `torch.save` writes all of it, for a view that of all seeds."""
     return value if value.untyped_storage().nbytes() == value.nbytes else value.clone()
 
 
 def _known_losses(statistics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The losses at w_0, which were found with the statistics; None where they were not."""
+    """Return the losses at w_0 that were stored with the statistics; None if there are none."""
     losses = {column.name: none_if_nan(statistics.get(column.name)) for column in EVALUATION}
     return None if losses["train_loss"] is None else losses
 
 
 def _check_weights(job: Job, network: nn.Module) -> None:
-    """Raise `InputError` where a network is not the one of which the statistics are: its h would be another's."""
+    """Raise `InputError` if the statistics were computed at other weights than the network's."""
     row, init = job.statistics, job.init
     found = row.get("w0_digest") if row.get("init_id") == init.init_id else None
     if isinstance(found, str) and not fingerprint.has(network, found):
@@ -329,7 +330,7 @@ def _check_weights(job: Job, network: nn.Module) -> None:
 
 
 def failed_row(job: Job, error: str) -> Row:
-    """The row of a cell that could not be run."""
+    """Return the row of a cell that could not be run."""
     return {
         **statistics_columns(job.statistics),
         **init_columns(job.sweep, job.init),
@@ -343,9 +344,9 @@ def failed_row(job: Job, error: str) -> Row:
 
 
 def _advance(engine: engines.StepEngine, trials: Sequence[_Trial], until: int, device: torch.device) -> None:
-    """Some of the steps before the next evaluation: whole blocks of the engine's, some `AT_ONCE_SECONDS` long.
+    """Take some of the steps before the next evaluation: whole blocks of the engine, about `AT_ONCE_SECONDS` long.
 
-    How many they are decides no bit of the result, for blocks begin where they would in one call.
+    Their number, which depends on the clock, changes no bit of the result: blocks begin where they would in one call.
     """
     cell, progress = trials[0].cell, trials[0].progress
     done, block = progress.iteration, engine.block(cell.batch_size)

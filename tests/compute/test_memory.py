@@ -15,6 +15,7 @@ from raysat.sgd import fused
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.engine import build
 from raysat.sgd.evaluate import evaluate
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
 
 MSE = LOSSES["mse"]
@@ -50,8 +51,8 @@ def difference(a, b):
 def test_the_result_does_not_depend_on_the_parts(micro_batch):
     x, y = problem()
     whole, parts, chosen = network_of(), network_of(), batches(0, 0, 50, 17, N)
-    AutogradEngine(whole, x, y, MSE, 0.1).run(chosen)
-    AutogradEngine(parts, x, y, MSE, 0.1, micro_batch).run(chosen)
+    AutogradEngine(Problem(whole, x, y, MSE), 0.1).run(chosen)
+    AutogradEngine(Problem(parts, x, y, MSE), 0.1, micro_batch).run(chosen)
     assert difference(whole, parts) < 1e-12
 
 
@@ -59,8 +60,8 @@ def test_the_result_does_not_depend_on_the_parts(micro_batch):
 def test_where_memory_runs_out_the_parts_are_halved_and_no_step_is_lost(b, most, ends_at):
     x, y = problem()
     whole, parts, chosen = network_of(), short_of_memory(network_of(), most), batches(0, 0, 50, b, N)
-    AutogradEngine(whole, x, y, MSE, 0.1).run(chosen)
-    engine = AutogradEngine(parts, x, y, MSE, 0.1)
+    AutogradEngine(Problem(whole, x, y, MSE), 0.1).run(chosen)
+    engine = AutogradEngine(Problem(parts, x, y, MSE), 0.1)
     engine.run(chosen)
     assert engine.micro_batch == ends_at
     assert difference(whole, parts) < 1e-12
@@ -74,8 +75,8 @@ def test_ghost_batches_stay_together_and_are_averaged_once(micro_batch, most, en
         return models.build(mlp(2, norm="batch", ghost=4), 24, (12,), 6, seed=0).double()
 
     whole, parts, chosen = network(), short_of_memory(network(), most), batches(0, 0, 10, 16, N)
-    AutogradEngine(whole, x, y, MSE, 0.1).run(chosen)
-    engine = AutogradEngine(parts, x, y, MSE, 0.1, micro_batch)
+    AutogradEngine(Problem(whole, x, y, MSE), 0.1).run(chosen)
+    engine = AutogradEngine(Problem(parts, x, y, MSE), 0.1, micro_batch)
     engine.run(chosen)
     assert engine.micro_batch == ends_at or most == N
     assert difference(whole, parts) < 1e-12
@@ -87,8 +88,8 @@ def test_ghost_batches_stay_together_and_are_averaged_once(micro_batch, most, en
 def test_the_fused_engine_leaves_what_does_not_fit_to_autograd(monkeypatch):
     x, y = problem()
     whole, small, full, chosen = network_of(), network_of(), network_of(), batches(0, 0, 50, 17, N)
-    AutogradEngine(whole, x, y, MSE, 0.1).run(chosen)
-    engine = build("auto", small, x, y, MSE, 0.1, micro_batch=4)
+    AutogradEngine(Problem(whole, x, y, MSE), 0.1).run(chosen)
+    engine = build("auto", Problem(small, x, y, MSE), 0.1, micro_batch=4)
     engine.run(chosen)
     assert (engine.name, engine.micro_batch) == ("autograd", 4)
     assert difference(whole, small) < 1e-12
@@ -97,7 +98,7 @@ def test_the_fused_engine_leaves_what_does_not_fit_to_autograd(monkeypatch):
         raise FULL
 
     monkeypatch.setattr(fused, "_Block", no_memory)
-    engine = build("auto", full, x, y, MSE, 0.1)
+    engine = build("auto", Problem(full, x, y, MSE), 0.1)
     engine.run(chosen)
     assert (engine.name, engine.micro_batch) == ("autograd", 8)
     assert difference(whole, full) < 1e-12
@@ -124,11 +125,11 @@ def test_a_batch_whose_samples_are_coupled_is_never_taken_in_parts():
     expected = copy.deepcopy(network)
     assert max_micro_batch(network, x, y, MSE) == N
     chosen = batches(0, 0, 5, 8, N)
-    AutogradEngine(expected, x, y, MSE, 0.1).run(chosen)
-    AutogradEngine(network, x, y, MSE, 0.1, micro_batch=2).run(chosen)
+    AutogradEngine(Problem(expected, x, y, MSE), 0.1).run(chosen)
+    AutogradEngine(Problem(network, x, y, MSE), 0.1, micro_batch=2).run(chosen)
     assert difference(network, expected) == 0
     with pytest.raises(RuntimeError, match="can't allocate"):
-        AutogradEngine(short_of_memory(network, 4), x, y, MSE, 0.1).run(chosen)
+        AutogradEngine(Problem(short_of_memory(network, 4), x, y, MSE), 0.1).run(chosen)
 
 
 def test_an_evaluation_takes_smaller_chunks_where_memory_runs_out():
@@ -166,14 +167,14 @@ def test_a_process_that_runs_out_of_memory_goes_on_in_parts():
         import resource, torch
         from torch import nn
         from raysat.losses import LOSSES
-        from raysat.sgd.autograd import AutogradEngine
+        from raysat.sgd.engine import AutogradEngine, Problem
 
         torch.set_num_threads(1)
         n, width = 4096, 4096
         x, y = torch.ones(n, 8), torch.ones(n, 1)
         layers = [nn.Tanh() for _ in range(6)]
         network = nn.Sequential(nn.Linear(8, width), *layers, nn.Linear(width, 1))
-        engine = AutogradEngine(network, x, y, LOSSES["mse"], 1e-6)
+        engine = AutogradEngine(Problem(network, x, y, LOSSES["mse"]), 1e-6)
         engine.run(torch.arange(64)[None])
         used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)  # all at once keeps 450 MiB

@@ -25,6 +25,7 @@ from raysat.sgd.cost import calibrate, count
 from raysat.sgd.engine import build as engine_of
 from raysat.sgd.optimizers import OptimizerEngine, optimizer_of
 from raysat.sgd.parallel import ParallelEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
 from raysat.spec.cells import Model
 from raysat.spec.training import Training
@@ -186,7 +187,7 @@ def test_engines_take_several_tensors_and_leave_unused_parameters(engine):
     x, chosen = Fields(padded()), batches(0, 0, 10, 4, N)
     expected = stepped(network, x, LABELS, CROSS, 0.3, chosen)
     before = network.network.unused.weight.detach().clone()
-    engine_of(engine, network, x, LABELS, CROSS, 0.3, micro_batch=3).run(chosen)
+    engine_of(engine, Problem(network, x, LABELS, CROSS), 0.3, micro_batch=3).run(chosen)
     for found, wanted in zip(network.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found, wanted)
     assert torch.equal(network.network.unused.weight, before)
@@ -197,7 +198,8 @@ def test_engines_take_several_tensors_and_leave_unused_parameters(engine):
 def test_optimizers_leave_unused_parameters(optimizer, parts):
     network, x, chosen = wrapped(), Fields(padded()), batches(0, 0, 6, 4, N)
     before = copy.deepcopy(network)
-    OptimizerEngine(network, x, LABELS, CROSS, 0.1, Training(optimizer=optimizer), 6, micro_batch=parts).run(chosen)
+    training = Training(optimizer=optimizer)
+    OptimizerEngine(Problem(network, x, LABELS, CROSS), 0.1, training, 6, micro_batch=parts).run(chosen)
     expected = copy.deepcopy(before)
     taken = optimizer_of(Training(optimizer=optimizer), [*expected.parameters()], 0.1)
     for batch in chosen:
@@ -216,7 +218,7 @@ def test_noisy_gradients_and_stale_ones_leave_unused_parameters():
     ):
         network = wrapped()
         before = copy.deepcopy(network)
-        engine(network, Fields(padded()), LABELS, CROSS, 0.1).run(batches(0, 0, 6, 4, N))
+        engine(Problem(network, Fields(padded()), LABELS, CROSS), 0.1).run(batches(0, 0, 6, 4, N))
         assert torch.equal(network.network.unused.weight, before.network.unused.weight)
         assert not torch.equal(network.network.head.weight, before.network.head.weight)
 
@@ -224,14 +226,14 @@ def test_noisy_gradients_and_stale_ones_leave_unused_parameters():
 def test_ranks_take_several_tensors_and_leave_unused_parameters():
     network, x, chosen = wrapped(), Fields(padded()), batches(0, 0, 5, 3, N)
     expected = stepped(network, x, LABELS, CROSS, 0.3, chosen)
-    ParallelEngine(network, x, LABELS, CROSS, 0.3, ranks=2).run(chosen)
+    ParallelEngine(Problem(network, x, LABELS, CROSS), 0.3, ranks=2).run(chosen)
     for found, wanted in zip(network.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found, wanted)
 
 
 def test_a_linearized_network_leaves_unused_parameters():
     network = Linearized(wrapped())
-    engine_of("auto", network, Fields(padded()), LABELS, CROSS, 0.3).run(batches(0, 0, 5, 3, N))
+    engine_of("auto", Problem(network, Fields(padded()), LABELS, CROSS), 0.3).run(batches(0, 0, 5, 3, N))
     moved = dict(zip(network.names, [offset.abs().max().item() for offset in network.offsets], strict=True))
     assert {name for name, most in moved.items() if most == 0} == {"network.unused.weight", "network.unused.bias"}
 
@@ -259,6 +261,6 @@ def test_written_out_engines_take_weighted_rows_and_losses_of_ones_own(engine, y
         torch.manual_seed(0)
         network = MLP(8, INPUTS, C, depth=1).double()
         expected = stepped(network, features(), y, loss, 0.1, chosen)
-        engine_of(engine, network, features(), y, loss, 0.1).run(chosen)
+        engine_of(engine, Problem(network, features(), y, loss), 0.1).run(chosen)
         for found, wanted in zip(network.parameters(), expected.parameters(), strict=True):
             torch.testing.assert_close(found, wanted)

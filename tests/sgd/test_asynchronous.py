@@ -10,6 +10,7 @@ from raysat.losses import LOSSES
 from raysat.models.resnet import resnet
 from raysat.sgd.asynchronous import PLACES, AsynchronousEngine, mean_staleness, share_beyond, slots
 from raysat.sgd.autograd import AutogradEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
 
 LOSS, ETA, B, N = LOSSES["mse"], 0.3, 4, 30
@@ -28,7 +29,7 @@ def network(seed=0):
 
 
 def engine(problem, learners, staleness="round_robin", seed=0):
-    return AsynchronousEngine(network(), *problem, LOSS, ETA, learners, staleness, seed)
+    return AsynchronousEngine(Problem(network(), *problem, LOSS), ETA, learners, staleness, seed)
 
 
 def weights(engine):
@@ -50,7 +51,7 @@ def replayed(problem, taus, seed=0):
 
 @pytest.mark.parametrize("staleness", ["round_robin", "random", (1.0,)])
 def test_one_learner_is_sgd_bit_for_bit(problem, staleness):
-    one, sgd = engine(problem, 1, staleness), AutogradEngine(network(), *problem, LOSS, ETA)
+    one, sgd = engine(problem, 1, staleness), AutogradEngine(Problem(network(), *problem, LOSS), ETA)
     for start in (0, 7):
         one.run(batches(0, start, 7, B, N))
         sgd.run(batches(0, start, 7, B, N))
@@ -61,8 +62,8 @@ def test_one_learner_is_sgd_bit_for_bit(problem, staleness):
 def test_one_learner_is_sgd_bit_for_bit_with_batch_norm_too():
     x, y = torch.randn(12, 3, 8, 8), torch.randn(12, 2)
     nets = [models.build(resnet(depth=10, norm="batch", ghost=3), 4, (3, 8, 8), 2, 0) for _ in range(2)]
-    AsynchronousEngine(nets[0], x, y, LOSS, 0.1, 1).run(batches(0, 0, 3, 6, 12))
-    AutogradEngine(nets[1], x, y, LOSS, 0.1).run(batches(0, 0, 3, 6, 12))
+    AsynchronousEngine(Problem(nets[0], x, y, LOSS), 0.1, 1).run(batches(0, 0, 3, 6, 12))
+    AutogradEngine(Problem(nets[1], x, y, LOSS), 0.1).run(batches(0, 0, 3, 6, 12))
     for a, b in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
         assert torch.equal(a, b)
 

@@ -21,6 +21,7 @@ from raysat.models.linearized import Linearized
 from raysat.models.mlp import ACTIVATIONS
 from raysat.sgd import fused
 from raysat.sgd.engine import AutogradEngine, FusedEngine, GraphEngine, build, choose
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
 from raysat.spec.engines import ENGINES
 from raysat.trial import train as trial_module
@@ -49,8 +50,8 @@ def difference(a, b):
 def both(network, x, y, loss, chosen, eta=0.1, other=FusedEngine, calls=1):
     """A network after autograd's steps and after another engine's, of which the second stands in the first's place."""
     reference = copy.deepcopy(network)
-    AutogradEngine(reference, x, y, loss, eta).run(chosen)
-    engine = other(network, x, y, loss, eta)
+    AutogradEngine(Problem(reference, x, y, loss), eta).run(chosen)
+    engine = other(Problem(network, x, y, loss), eta)
     for part in chosen.chunk(calls):
         engine.run(part)
     return difference(network, reference)
@@ -149,7 +150,7 @@ def test_the_three_products_are_what_they_say(every_shape, choice):
 def test_parameters_are_updated_where_they_are(updates, engine):
     network = network_of()
     before = [(p, p.data_ptr(), p.detach().clone()) for p in network.parameters()]
-    engine(network, *problem(), 0.1).run(batches(0, 0, 7, 1, N))
+    engine(Problem(network, *problem()), 0.1).run(batches(0, 0, 7, 1, N))
     for now, (parameter, place, value) in zip(network.parameters(), before, strict=True):
         assert now is parameter
         assert now.data_ptr() == place
@@ -162,7 +163,7 @@ def test_two_runs_give_the_same_bits(updates):
     results = []
     for _ in range(2):
         network = network_of(dtype=torch.float32)
-        FusedEngine(network, *problem(dtype=torch.float32), 0.1).run(batches(0, 0, 50, 2, N))
+        FusedEngine(Problem(network, *problem(dtype=torch.float32)), 0.1).run(batches(0, 0, 50, 2, N))
         results.append(network)
     assert difference(*results) == 0
 
@@ -206,16 +207,16 @@ UNKNOWN = {
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_fused_refuses_what_it_does_not_know_and_auto_takes_autograd(name):
     network = UNKNOWN[name]()
-    assert build("auto", network, *problem(), 0.1).name == "autograd"
+    assert build("auto", Problem(network, *problem()), 0.1).name == "autograd"
     with pytest.raises(InputError, match=r"engine='fused' knows .* and not this \w+: set engine='auto'\.$"):
-        build("fused", network, *problem(), 0.1)
+        build("fused", Problem(network, *problem()), 0.1)
 
 
 def test_auto_takes_fused_for_fully_connected_networks():
     for network in (network_of(), network_of(0), nn.Sequential(NTKLinear(4, 3), nn.Tanh(), NTKLinear(3, 2))):
         assert choose(network, problem()[0]) == "fused"
-    assert build("auto", network_of(), *problem(), 0.1).name == "fused"
-    assert build("autograd", network_of(), *problem(), 0.1).name == "autograd"
+    assert build("auto", Problem(network_of(), *problem()), 0.1).name == "fused"
+    assert build("autograd", Problem(network_of(), *problem()), 0.1).name == "autograd"
 
 
 def test_every_engine_and_library_says_where_it_wins():
@@ -225,7 +226,7 @@ def test_every_engine_and_library_says_where_it_wins():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_graph_needs_a_gpu():
     with pytest.raises(InputError, match=r"needs a GPU.*: set engine='auto'\.$"):
-        build("graph", network_of(), *problem(), 0.1)
+        build("graph", Problem(network_of(), *problem()), 0.1)
 
 
 def test_an_unknown_engine_is_refused_with_its_names():
@@ -396,7 +397,7 @@ def test_what_cannot_be_recorded_is_refused_or_run_without_a_graph(pretend_graph
 
     chosen = batches(0, 0, 64, 3, N)
     with pytest.raises(InputError, match=r"cannot record MLP \(operation .* capturing\): set engine='autograd'\.$"):
-        GraphEngine(Reading(network_of(), *problem(), 0.1)).run(chosen)
+        GraphEngine(Reading(Problem(network_of(), *problem()), 0.1)).run(chosen)
 
     def optional(*arguments):
         return GraphEngine(Reading(*arguments), optional=True)
@@ -436,7 +437,7 @@ def test_graph_is_autograd_for_other_networks(model):
 def test_nothing_is_copied_to_the_host_in_the_loop(engine):
     x, y, loss = (part.cuda() if isinstance(part, torch.Tensor) else part for part in problem())
     network = network_of().cuda()
-    taker = build(engine, network, x, y, loss, 0.1)
+    taker = build(engine, Problem(network, x, y, loss), 0.1)
     chosen = batches(0, 0, 64, 3, N, device="cuda")
     taker.run(chosen)  # of the first run a graph is made
     before = copy.deepcopy(network)
@@ -459,11 +460,11 @@ def test_what_a_graph_cannot_record_is_refused_or_run_without_one():
             return self.network(x) * (1 + 0 * x.sum().item())
 
     x, y, loss = problem()
-    data = x.cuda(), y.cuda(), loss, 0.1
+    data = x.cuda(), y.cuda(), loss
     chosen = batches(0, 0, 64, 3, N, device="cuda")
     with pytest.raises(InputError, match=r"set engine='autograd'\.$"):
-        build("graph", Reading().cuda(), *data).run(chosen)
-    engine = build("auto", Reading().cuda(), *data)
+        build("graph", Problem(Reading().cuda(), *data), 0.1).run(chosen)
+    engine = build("auto", Problem(Reading().cuda(), *data), 0.1)
     engine.run(chosen)
     assert engine.name == "autograd"
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
@@ -473,7 +474,7 @@ COMPILED = """
 import copy, torch
 from raysat import gpt, models
 from raysat.losses import LOSSES
-from raysat.sgd.engine import build
+from raysat.sgd.engine import Problem, build
 from raysat.sgd.sampler import batches
 
 torch.set_num_threads(1)
@@ -481,7 +482,7 @@ x, y = torch.randint(0, 10, (20, 8)), torch.randint(0, 10, (20, 8))
 network = models.build(gpt(heads=2, layers=1), 8, (8,), 10, 0).double()
 start, reference = copy.deepcopy(network), copy.deepcopy(network)
 for name, taken in (("compiled", network), ("autograd", reference)):
-    engine = build(name, taken, x, y, LOSSES["cross_entropy"], 0.1)
+    engine = build(name, Problem(taken, x, y, LOSSES["cross_entropy"]), 0.1)
     if name == "compiled":
         engine.compile_for(2)
         assert all(map(torch.equal, taken.parameters(), start.parameters()))
@@ -508,4 +509,4 @@ def test_without_a_compiler_the_engine_says_what_to_do(monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(InputError, match=r"needs a C\+\+ compiler, such as g\+\+: install one, or set engine='auto'"):
-        build("compiled", network_of(), *problem(), eta=0.1)
+        build("compiled", Problem(network_of(), *problem()), eta=0.1)

@@ -8,6 +8,7 @@ from raysat import mlp, models
 from raysat.losses import LOSSES
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.optimizers import OptimizerEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches, normal
 from raysat.spec.training import Training, factor
 
@@ -30,7 +31,7 @@ def flat(tensors):
 
 
 def trained(problem, training, steps=T, loss=LOSS):
-    engine = OptimizerEngine(network(), *problem, loss, ETA, training, T)
+    engine = OptimizerEngine(Problem(network(), *problem, loss), ETA, training, T)
     engine.run(batches(0, 0, steps, B, N))
     return flat(engine.network.parameters())
 
@@ -89,7 +90,7 @@ def test_a_schedule_is_its_formula(problem, schedule, formula):
 
 
 def test_without_anything_it_is_the_autograd_engine(problem):
-    engine = AutogradEngine(network(), *problem, LOSS, ETA)
+    engine = AutogradEngine(Problem(network(), *problem, LOSS), ETA)
     engine.run(batches(0, 0, T, B, N))
     torch.testing.assert_close(trained(problem, Training()), flat(engine.network.parameters()), rtol=1e-12, atol=1e-12)
 
@@ -144,7 +145,7 @@ def test_noise_is_standard_normal_and_depends_on_seed_and_step_alone():
 def test_a_run_that_was_stopped_goes_on_in_the_same_bits(problem, optimizer, tmp_path):
     training = Training(optimizer, schedule="cosine", noise=True, base_batch=2)
     whole = trained(problem, training)
-    first, second = (OptimizerEngine(network(), *problem, LOSS, ETA, training, T) for _ in range(2))
+    first, second = (OptimizerEngine(Problem(network(), *problem, LOSS), ETA, training, T) for _ in range(2))
     first.run(batches(0, 0, 10, B, N))
     torch.save((first.network.state_dict(), first.state_dict()), tmp_path / "a.pt")
     weights, state = torch.load(tmp_path / "a.pt", weights_only=True)
@@ -156,7 +157,7 @@ def test_a_run_that_was_stopped_goes_on_in_the_same_bits(problem, optimizer, tmp
 
 def test_a_batch_in_parts_has_the_same_gradient_and_noise(problem):
     training = Training("momentum", noise=True, base_batch=2)
-    engine = OptimizerEngine(network(), *problem, LOSS, ETA, training, T, micro_batch=3)
+    engine = OptimizerEngine(Problem(network(), *problem, LOSS), ETA, training, T, micro_batch=3)
     engine.run(batches(0, 0, T, B, N))
     assert engine.micro_batch == 3
     torch.testing.assert_close(flat(engine.network.parameters()), trained(problem, training), rtol=1e-11, atol=1e-11)

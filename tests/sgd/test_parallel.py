@@ -16,6 +16,7 @@ from raysat.errors import InputError
 from raysat.losses import LOSSES
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.parallel import ParallelEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
 from raysat.spec.cells import Model
 from raysat.trial.initial import compute_statistics
@@ -65,8 +66,8 @@ def test_two_ranks_give_the_loss_curve_of_one(make_cell, dtype):
 def test_shares_may_differ_in_size_and_be_empty():
     network, x, y = problem()
     reference, _, _ = problem()
-    engine = ParallelEngine(network, x, y, LOSS, 0.05, ranks=3)
-    alone = AutogradEngine(reference, x, y, LOSS, 0.05)
+    engine = ParallelEngine(Problem(network, x, y, LOSS), 0.05, ranks=3)
+    alone = AutogradEngine(Problem(reference, x, y, LOSS), 0.05)
     for b in (1, 2, 7, N):
         chosen = batches(0, 0, 13, b, N)
         engine.run(chosen)
@@ -77,7 +78,7 @@ def test_shares_may_differ_in_size_and_be_empty():
 
 def test_a_rank_that_dies_fails_the_trial():
     network, x, y = problem()
-    engine = ParallelEngine(network, x, y, LOSS, 0.05, ranks=2)
+    engine = ParallelEngine(Problem(network, x, y, LOSS), 0.05, ranks=2)
     engine.run(batches(0, 0, 1, 4, N))
     (child,) = multiprocessing.active_children()
     child.kill()
@@ -85,7 +86,7 @@ def test_a_rank_that_dies_fails_the_trial():
     with pytest.raises((RuntimeError, OSError)):
         engine.run(batches(0, 1, 2, 4, N))
     del engine
-    engine = ParallelEngine(network, x, y, LOSS, 0.05, ranks=2)  # a process can have the next trial's after it
+    engine = ParallelEngine(Problem(network, x, y, LOSS), 0.05, ranks=2)  # a process can have the next trial's after it
     engine.run(batches(0, 0, 1, 4, N))
 
 
@@ -94,7 +95,7 @@ def test_a_trial_that_is_killed_takes_its_ranks_with_it():
         import multiprocessing, sys
         import test_parallel as here
         network, x, y = here.problem()
-        engine = here.ParallelEngine(network, x, y, here.LOSS, 0.05, ranks=2)
+        engine = here.ParallelEngine(here.Problem(network, x, y, here.LOSS), 0.05, ranks=2)
         engine.run(here.batches(0, 0, 1, 4, here.N))
         print(multiprocessing.active_children()[0].pid, flush=True)
         sys.stdin.read()
@@ -111,14 +112,14 @@ def test_a_trial_that_is_killed_takes_its_ranks_with_it():
 def test_a_gpu_for_each_rank_or_the_remedy():
     network, x, y = (part.to("cuda") for part in problem(torch.float32))
     with pytest.raises(InputError, match="gpus_per_trial="):
-        ParallelEngine(network, x, y, LOSS, 0.05, ranks=torch.cuda.device_count() + 1)
+        ParallelEngine(Problem(network, x, y, LOSS), 0.05, ranks=torch.cuda.device_count() + 1)
 
 
 def test_a_network_that_couples_samples_is_refused():
     network = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
     _, x, y = problem(torch.float32)
     with pytest.raises(InputError, match="ranks_per_trial=1"):
-        ParallelEngine(network, x, y, LOSS, 0.05, ranks=2)
+        ParallelEngine(Problem(network, x, y, LOSS), 0.05, ranks=2)
 
 
 def test_a_rank_that_cannot_begin_is_an_error():
@@ -130,4 +131,4 @@ def test_a_rank_that_cannot_begin_is_an_error():
     sys.modules["my_module_that_is_gone"].Local = Local
     network, x, y = Local(3, 2), torch.zeros(4, 3), torch.zeros(4, 2)
     with pytest.raises(RuntimeError, match="rank 1 ended with exit code 1 before it began"):
-        ParallelEngine(network, x, y, LOSS, 0.05, ranks=2)
+        ParallelEngine(Problem(network, x, y, LOSS), 0.05, ranks=2)

@@ -12,6 +12,7 @@ from raysat.losses import LOSSES
 from raysat.sgd import sampler
 from raysat.sgd.engine import AutogradEngine
 from raysat.sgd.evaluate import evaluate
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import Batches, batches
 from raysat.sgd.schedule import evaluation_iterations
 
@@ -183,7 +184,7 @@ def test_a_step_is_the_papers_formula():
     x, y = torch.randn(20, 4, dtype=torch.float64), torch.randn(20, 3, dtype=torch.float64)
     reference = models.build(mlp(2), 8, (4,), 3, 0).double()
     chosen = batches(0, 0, 10, 5, 20)
-    AutogradEngine(network, x, y, LOSSES["mse"], eta=0.05).run(chosen)
+    AutogradEngine(Problem(network, x, y, LOSSES["mse"]), eta=0.05).run(chosen)
     for batch in chosen:
         total = [torch.zeros_like(p) for p in reference.parameters()]
         for i in batch:
@@ -204,5 +205,5 @@ def test_frozen_parameters_stay():
     first.requires_grad_(False)
     before = first.clone()
     x, y = torch.randn(5, 4), torch.randn(5, 3)
-    AutogradEngine(network, x, y, LOSSES["mse"], 0.1).run(torch.zeros(3, 1, dtype=torch.int64))
+    AutogradEngine(Problem(network, x, y, LOSSES["mse"]), 0.1).run(torch.zeros(3, 1, dtype=torch.int64))
     assert torch.equal(first, before)

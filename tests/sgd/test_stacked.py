@@ -25,6 +25,7 @@ from raysat.losses import LOSSES
 from raysat.models.mlp import ACTIVATIONS
 from raysat.sgd import stacked
 from raysat.sgd.engine import AutogradEngine, StackedEngine
+from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
 from raysat.sgd.stacked import LARGEST_BATCH, MOST, stackable
 from raysat.spec.race import UNLIMITED, Limits
@@ -46,7 +47,7 @@ def weights(network):
 
 
 def stack(networks, x, y, loss, etas, b, steps=50, **options):
-    engine = StackedEngine(networks, x, y, loss, etas, **options)
+    engine = StackedEngine([Problem(network, x, y, loss) for network in networks], etas, **options)
     engine.run(*(batches(seed, 0, steps, b, N) for seed in range(len(networks))))
     return engine
 
@@ -60,7 +61,7 @@ def test_each_of_the_stacked_networks_is_autograds_in_double_precision(depth, ac
     stack(networks, *problem(), etas, b)
     for seed, (network, reference, eta) in enumerate(zip(networks, references, etas, strict=True)):
         start = weights(reference)
-        AutogradEngine(reference, *problem(), eta).run(batches(seed, 0, 50, b, N))
+        AutogradEngine(Problem(reference, *problem()), eta).run(batches(seed, 0, 50, b, N))
         assert (weights(network) - weights(reference)).abs().max() < 1e-12
         assert (weights(network) - start).abs().max() > 1e-3
 
@@ -71,7 +72,7 @@ def test_stacked_is_autograd_for_the_cross_entropy(targets):
     references = copy.deepcopy(networks)
     stack(networks, *problem("cross_entropy", targets), (0.1, 0.3), b=3)
     for seed, (network, reference, eta) in enumerate(zip(networks, references, (0.1, 0.3), strict=True)):
-        AutogradEngine(reference, *problem("cross_entropy", targets), eta).run(batches(seed, 0, 50, 3, N))
+        AutogradEngine(Problem(reference, *problem("cross_entropy", targets)), eta).run(batches(seed, 0, 50, 3, N))
         assert (weights(network) - weights(reference)).abs().max() < 1e-12
 
 
@@ -90,8 +91,8 @@ def test_a_network_ends_in_the_same_bits_whoever_is_beside_it(others, at, width,
     etas, drawn = [0.3] * (1 + others), [batches(seed, 0, 20, b, 50) for seed in range(1 + others)]
     at, alone = at % (1 + others), copy.deepcopy(networks[at % (1 + others)])
     etas[at] = 0.1
-    StackedEngine([alone], x, y, LOSSES["mse"], [0.1]).run(drawn[at])
-    StackedEngine(networks, x, y, LOSSES["mse"], etas).run(*drawn)
+    StackedEngine([Problem(alone, x, y, LOSSES["mse"])], [0.1]).run(drawn[at])
+    StackedEngine([Problem(network, x, y, LOSSES["mse"]) for network in networks], etas).run(*drawn)
     assert torch.equal(weights(networks[at]), weights(alone))
 
 
@@ -125,7 +126,7 @@ def test_what_else_goes_wrong_is_not_taken_for_lack_of_memory(monkeypatch):
 def test_a_network_of_other_layers_is_refused():
     other = nn.Sequential(nn.Flatten(), nn.Linear(12, OUTPUTS)).double()
     with pytest.raises(InputError, match=r"engine='stacked' knows fully-connected networks .* not this Sequential"):
-        StackedEngine([other], *problem(), [0.1])
+        StackedEngine([Problem(other, *problem())], [0.1])
 
 
 def test_small_networks_are_those_that_gain():
