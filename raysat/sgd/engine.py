@@ -75,7 +75,7 @@ def build_for(
     common = network, x, y, loss, eta
     if training.is_asynchronous:
         return AsynchronousEngine(*common, training.learners, training.staleness, seed, micro_batch)
-    return OptimizerEngine(*common, training, cell.iterations, seed, micro_batch)
+    return OptimizerEngine(*common, training, cell.iterations, cell.batch_size, seed, micro_batch)
 
 
 def build(
