@@ -13,7 +13,7 @@ from raysat.errors import InputError
 from raysat.losses import as_targets, resolve
 from raysat.messages.failures import cause, named
 from raysat.ntk import reason_against
-from raysat.sgd import cost
+from raysat.sgd import cost, torch_optim
 from raysat.sgd.engine import maker
 from raysat.sgd.stacked import LARGEST_BATCH
 from raysat.spec.cells import Cell, Initialization, Model
@@ -125,6 +125,8 @@ def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Fl
     """Return the operations of a network, after trying all that a trial asks of it."""
     network = network_of(init, dataset)
     maker(sweep.engine).check(network)
+    for training in sweep.trainings:
+        torch_optim.check(training, network, sweep.batch_sizes)
     _check_batch_of_one(sweep, network, dataset)
     _check_statistics(sweep, network, dataset)
     try:

@@ -72,7 +72,7 @@ def build_for(
     tune_malloc()
     if training.is_asynchronous:
         return AsynchronousEngine(problem, eta, training.learners, training.staleness, seed, micro_batch)
-    return OptimizerEngine(problem, eta, training, cell.iterations, seed, micro_batch)
+    return OptimizerEngine(problem, eta, training, cell.iterations, cell.batch_size, seed, micro_batch)
 
 
 def build(

@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from jaxtyping import Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
 from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import normal
-from raysat.spec.training import Training, factor
-
-
-def optimizer_of(training: Training, parameters: list[Tensor], eta: float) -> torch.optim.Optimizer:
-    """Return the optimizer of a training, with PyTorch's defaults for the options that it does not name."""
-    if training.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=eta)
-    momentum = training.momentum if training.optimizer in ("momentum", "nesterov") else 0.0
-    return torch.optim.SGD(parameters, lr=eta, momentum=momentum, nesterov=training.optimizer == "nesterov")
+from raysat.sgd.torch_optim import optimizers_of, restore
+from raysat.spec.training import Training
 
 
 class OptimizerEngine(OverAutograd):
@@ -27,9 +19,10 @@ class OptimizerEngine(OverAutograd):
 
     Args:
         problem: Its network is updated in place.
-        eta: Stepsize, before the schedule.
-        training: Optimizer, schedule and noise.
+        eta: Learning rate (stepsize), before warm-up and schedule.
+        training: Optimizer, clipping, warm-up, schedule and noise.
         iterations: T, over which the schedule runs.
+        b: Batch size, which settings of the optimizer and the warm-up may follow.
         seed: The trial's seed, for the noise.
         micro_batch: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
     """
@@ -43,12 +36,13 @@ class OptimizerEngine(OverAutograd):
         eta: float,
         training: Training,
         iterations: int,
+        b: int,
         seed: int = 0,
         micro_batch: int | None = None,
     ) -> None:
         self.network, self.inner = problem.network, AutogradEngine(problem, eta, micro_batch)
-        self.eta, self.training, self.iterations, self.seed = eta, training, iterations, seed
-        self.optimizer = optimizer_of(training, self.inner.parameters, eta)
+        self.eta, self.training, self.iterations, self.b, self.seed = eta, training, iterations, b, seed
+        self.optimizers = optimizers_of(training, problem.network, eta, b)
         self.step = 0
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
@@ -60,16 +54,21 @@ class OptimizerEngine(OverAutograd):
             gradients = self.inner.gradients(batch, None if noise is None else noise[k])
             for parameter, value in zip(self.inner.parameters, gradients, strict=True):
                 parameter.grad = value
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.eta * factor(self.training.schedule, self.step, self.iterations)
-            self.optimizer.step()
+            if self.training.clip:
+                nn.utils.clip_grad_norm_(self.inner.parameters, self.training.clip)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.eta * self.training.factor(self.step, self.iterations, self.b)
+                optimizer.step()
             self.step += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return the engine's state, without the network, for a checkpoint."""
-        return {"step": self.step, "optimizer": self.optimizer.state_dict()}
+        return {"step": self.step, "optimizers": [one.state_dict() for one in self.optimizers]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self.step = state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        stored = state["optimizers"] if "optimizers" in state else [state["optimizer"]]  # before there were several
+        for optimizer, own in zip(self.optimizers, stored, strict=True):
+            restore(optimizer, own)

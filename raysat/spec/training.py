@@ -1,22 +1,45 @@
 """How a cell is trained, as plain, immutable data. The default is fixed-stepsize SGD, which the theory is about.
 
-Optimizers and schedules, asynchronous learners, and the remedies for large batches of Hoffer, Hubara and Soudry 2017,
-"Train longer, generalize better". The remaining remedy, ghost batch normalization, is an option of the models.
+Optimizers and schedules, rules by which their settings follow the batch size, asynchronous learners, and the remedies
+for large batches of Hoffer, Hubara and Soudry 2017, "Train longer, generalize better". The remaining remedy, ghost
+batch normalization, is an option of the models.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from raysat.errors import InputError, among, listed, plain, positive, whole
+from raysat.text import shown
 
 MOMENTUM = ("momentum", "nesterov")
-OPTIMIZERS = ("sgd", *MOMENTUM, "adam")
-SCHEDULES = ("constant", "step", "cosine")
-SCALINGS = ("none", "linear", "sqrt")
+TORCH = (
+    "adadelta",
+    "adafactor",
+    "adagrad",
+    "adam",
+    "adamax",
+    "adamw",
+    "asgd",
+    "muon",
+    "nadam",
+    "radam",
+    "rmsprop",
+    "rprop",
+)
+"""Optimizers of `torch.optim`, by their names in lower case; without those that need a closure or sparse gradients."""
+OPTIMIZERS = ("sgd", *MOMENTUM, *TORCH)
+SCHEDULES = ("constant", "step", "cosine", "linear")
+ADAM_SQRT, HALF_LIFE = "adam_sqrt", "half_life"
+SCALINGS = ("none", "linear", "sqrt", ADAM_SQRT, HALF_LIFE)
+OF_ADAM = ("adam", "adamw", "nadam", "radam")
+"""Those with beta_1, beta_2 and eps, which the rules `adam_sqrt` and `half_life` scale."""
+
+Option = bool | int | float | str | None | tuple[float, ...]
 ROUND_ROBIN, RANDOM = "round_robin", "random"
 
 Staleness = str | tuple[float, ...]
@@ -31,13 +54,25 @@ class Training:
     of their cells.
 
     Attributes:
-        optimizer: `sgd`, `momentum` (Polyak's), `nesterov` or `adam`, from `torch.optim` with its defaults.
+        optimizer: `sgd`, `momentum` (Polyak's), `nesterov`, or an optimizer of `torch.optim` such as `adamw` or `muon`
+            (`TORCH`), with its defaults. The sweep's stepsize is its learning rate.
         momentum: Coefficient of `momentum` and `nesterov`. Default: 0.9, as in He et al. 2016a and Hoffer et al. 2017.
+        options: Further arguments of the optimizer's class, such as `{"weight_decay": 0.1, "betas": (0.9, 0.95)}`; kept
+            as sorted pairs. Default: none.
+        clip: Largest norm of the gradient of all weights, to which a larger one is scaled (Pascanu et al. 2013).
+            Default: 0, no clipping.
+        warmup: Iterations of linear warm-up, with eta (t+1)/warmup at step t (Goyal et al. 2017, section 2.2); the
+            schedule runs over those that follow. Default: 0.
+        warmup_samples: The same in samples, so that every batch size warms up over equally many: samples/b iterations,
+            rounded. Default: 0.
         schedule: Factor of eta (the learning rate) along the run: `constant`: 1; `step`: 1, from T/2 on 0.1, from 3T/4
             on 0.01 (He et al. 2016a on CIFAR-10); `cosine`: (1 + cos(pi t/T)) / 2 (Loshchilov and Hutter 2017, no
-            restart).
-        scaling: Factor of the stepsize at batch size b: `none`: 1; `linear`: b/base_batch (Goyal et al. 2017); `sqrt`:
-            its square root (Hoffer et al. 2017, section 4).
+            restart); `linear`: 1 - t/T.
+        scaling: What follows the batch size, with kappa = b/base_batch: `none`; `linear`: eta is multiplied by kappa
+            (Goyal et al. 2017); `sqrt`: by its square root (Hoffer et al. 2017, section 4). For Adam and its variants
+            (`OF_ADAM`) also `adam_sqrt`: eta by sqrt(kappa), eps by 1/sqrt(kappa), and 1 - beta by kappa (Malladi et
+            al. 2022, definition 5.2); `half_life`: beta_2 becomes beta_2^kappa, so that its half-life is the same
+            number of samples at every b (Marek et al. 2025).
         base_batch: The small batch size that large batches should imitate. Needed by `scaling`, `noise` and
             `adapt_regime`.
         noise: Whether each sample's gradient is multiplied by `z ~ N(1, b/base_batch - 1)`, which gives a batch of size
@@ -51,6 +86,10 @@ class Training:
 
     optimizer: str = "sgd"
     momentum: float = 0.9
+    options: Any = ()
+    clip: float = 0.0
+    warmup: int = 0
+    warmup_samples: int = 0
     schedule: str = "constant"
     scaling: str = "none"
     base_batch: int = 0
@@ -67,13 +106,20 @@ class Training:
         among("scaling", self.scaling, SCALINGS)
         if positive("momentum", self.momentum) >= 1:
             raise InputError(f"momentum={self.momentum!r}: give a number below 1, such as 0.9.")
-        whole("base_batch", self.base_batch, 0)
+        object.__setattr__(self, "options", _as_options(self.options))
+        object.__setattr__(self, "clip", positive("clip", self.clip) if self.clip else 0.0)
+        for name in ("base_batch", "warmup", "warmup_samples"):
+            whole(name, getattr(self, name), 0)
+        if self.warmup and self.warmup_samples:
+            raise InputError("warmup counts iterations and warmup_samples samples: give one of them.")
+        if self.scaling in (ADAM_SQRT, HALF_LIFE) and self.optimizer not in OF_ADAM:
+            raise InputError(f"scaling={self.scaling!r} is of {', '.join(OF_ADAM)}: use linear or sqrt.")
         whole("learners", self.learners, 1)
         object.__setattr__(self, "staleness", _as_staleness(self.staleness))
         if self.needs_base_batch and not self.base_batch:
             raise InputError("scaling, noise and adapt_regime compare with a small batch: give base_batch.")
-        if self.is_asynchronous and (self.optimizer, self.schedule, self.noise) != ("sgd", "constant", False):
-            raise InputError("asynchronous() is plain SGD: leave out its optimizer, schedule and noise.")
+        if self.is_asynchronous and not self._steps_are_plain:
+            raise InputError("asynchronous() is plain SGD: leave out its optimizer, schedule, noise and the like.")
         if self.optimizer not in MOMENTUM:
             self._reset("momentum")
         if not self.needs_base_batch:
@@ -96,8 +142,13 @@ class Training:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the steps are those of fixed-stepsize SGD; the stepsize and the number of steps may be any."""
-        return not self.is_asynchronous and (self.optimizer, self.schedule, self.noise) == ("sgd", "constant", False)
+        """Whether the steps are those of fixed-stepsize SGD, for any stepsize and number of steps."""
+        return not self.is_asynchronous and self._steps_are_plain
+
+    @property
+    def _steps_are_plain(self) -> bool:
+        own = self.optimizer, self.options, self.clip, self.warmup, self.warmup_samples, self.schedule, self.noise
+        return own == ("sgd", (), 0.0, 0, 0, "constant", False)
 
     @property
     def suffix(self) -> str:
@@ -113,6 +164,15 @@ class Training:
         parts = [] if self.optimizer == "sgd" else [self.optimizer]
         if self.optimizer in MOMENTUM:
             parts = [f"{self.optimizer} {self.momentum}"]
+        if self.options:
+            options = " ".join(f"{name}={value!r}" for name, value in self.options)
+            parts = [f"{self.optimizer if not parts else parts[0]} {options}"]
+        if self.clip:
+            parts.append(f"clipped to {self.clip:.12g}")
+        if self.warmup or self.warmup_samples:
+            parts.append(
+                f"warm-up of {self.warmup or self.warmup_samples} {'iterations' if self.warmup else 'samples'}"
+            )
         if self.schedule != "constant":
             parts.append(f"{self.schedule} schedule")
         if self.scaling != "none":
@@ -129,7 +189,36 @@ class Training:
     def stepsize_factor(self, b: int) -> float:
         """The factor of the policy's stepsize at batch size b."""
         ratio = b / self.base_batch if self.base_batch else 1.0
-        return {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.scaling]
+        return {"linear": ratio, "sqrt": math.sqrt(ratio), ADAM_SQRT: math.sqrt(ratio)}.get(self.scaling, 1.0)
+
+    def betas(self, beta_1: float, beta_2: float, b: int) -> tuple[float, float]:
+        """Adam's beta_1 and beta_2 at batch size b, given those of base_batch.
+
+        Raises:
+            InputError: Under `adam_sqrt` one would be negative.
+        """
+        kappa = b / self.base_batch if self.base_batch else 1.0
+        if self.scaling == HALF_LIFE:
+            return beta_1, beta_2**kappa
+        if self.scaling != ADAM_SQRT:
+            return beta_1, beta_2
+        if (least := min(1 - kappa * (1 - beta) for beta in (beta_1, beta_2))) < 0:
+            raise InputError(
+                f"scaling='adam_sqrt' makes a beta of {least:.3g} at b = {b}, {kappa:g} times base_batch: raise "
+                "base_batch, or leave out the larger batch sizes."
+            )
+        return 1 - kappa * (1 - beta_1), 1 - kappa * (1 - beta_2)
+
+    def eps_divisor(self, b: int) -> float:
+        """By what Adam's eps is divided at batch size b."""
+        return math.sqrt(b / self.base_batch) if self.scaling == ADAM_SQRT else 1.0
+
+    def factor(self, t: int, iterations: int, b: int) -> float:
+        """By what eta is multiplied at step t of T: along the warm-up, and then by the schedule of what remains."""
+        warm = self.warmup or round(self.warmup_samples / b)
+        if t < warm:
+            return (t + 1) / warm
+        return factor(self.schedule, t - warm, iterations - warm)
 
     def noise_deviation(self, b: int) -> float:
         """The standard deviation of z at batch size b; 0 up to base_batch.
@@ -164,6 +253,8 @@ def factor(schedule: str, t: int, iterations: int) -> float:
     """
     if schedule == "cosine":
         return (1 + math.cos(math.pi * t / iterations)) / 2
+    if schedule == "linear":
+        return 1 - t / iterations
     if schedule == "step":
         return 1.0 if 2 * t < iterations else 0.1 if 4 * t < 3 * iterations else 0.01
     return 1.0
@@ -179,6 +270,29 @@ def iterations_of(samples: float, b: int, training: Training) -> int:
         return max(1, round(samples / (training.base_batch if training.adapt_regime else b)))
     except OverflowError:
         raise InputError("samples or epochs ask for more iterations than can be counted: lower them.") from None
+
+
+def _as_options(value: Any) -> tuple[tuple[str, Option], ...]:
+    """The optimizer's options as sorted pairs of plain values."""
+    pairs = value.items() if isinstance(value, Mapping) else value
+    try:
+        made = [(name, _as_option(one)) for name, one in pairs]
+    except (TypeError, ValueError):
+        raise InputError(f'options={shown(value)}: give a dictionary, such as {{"weight_decay": 0.1}}.') from None
+    for name, one in made:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise InputError(f"options has {shown(name)}: give names of the optimizer's arguments.")
+        if name in ("lr", "params"):
+            raise InputError(f"options has {name}: the sweep's stepsizes are the learning rates; leave it out.")
+        if not all(
+            isinstance(part, bool | int | float | str | None) for part in (one if isinstance(one, tuple) else (one,))
+        ):
+            raise InputError(f"options has {name}={shown(one)}: give a number, a bool, a text or a list of numbers.")
+    return tuple(sorted(made))
+
+
+def _as_option(value: Any) -> Any:
+    return tuple(map(plain, value)) if isinstance(value, Iterable) and not isinstance(value, str) else plain(value)
 
 
 def _as_staleness(value: object) -> Staleness:

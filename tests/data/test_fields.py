@@ -199,7 +199,9 @@ def test_optimizers_leave_unused_parameters(optimizer, parts):
     network, x, chosen = wrapped(), Fields(padded()), batches(0, 0, 6, 4, N)
     before = copy.deepcopy(network)
     training = Training(optimizer=optimizer)
-    OptimizerEngine(Problem(network, x, LABELS, CROSS), 0.1, training, 6, micro_batch=parts).run(chosen)
+    OptimizerEngine(Problem(network, x, LABELS, CROSS), 0.1, training, 6, chosen.shape[1], micro_batch=parts).run(
+        chosen
+    )
     expected = copy.deepcopy(before)
     taken = optimizer_of(Training(optimizer=optimizer), [*expected.parameters()], 0.1)
     for batch in chosen:
@@ -213,7 +215,7 @@ def test_optimizers_leave_unused_parameters(optimizer, parts):
 
 def test_noisy_gradients_and_stale_ones_leave_unused_parameters():
     for engine in (
-        lambda *common: OptimizerEngine(*common, Training(noise=True, base_batch=2), 6),
+        lambda *common: OptimizerEngine(*common, Training(noise=True, base_batch=2), 6, 4),
         lambda *common: AsynchronousEngine(*common, 2),
     ):
         network = wrapped()

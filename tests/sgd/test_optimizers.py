@@ -4,13 +4,14 @@ from itertools import accumulate
 import pytest
 import torch
 
-from raysat import mlp, models
+from raysat import InputError, mlp, models
 from raysat.losses import LOSSES
 from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.optimizers import OptimizerEngine
 from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches, normal
-from raysat.spec.training import Training, factor
+from raysat.sgd.torch_optim import check, optimizers_of
+from raysat.spec.training import TORCH, Training, factor
 
 LOSS, ETA, B, N, T = LOSSES["mse"], 0.05, 4, 30, 50
 
@@ -31,7 +32,7 @@ def flat(tensors):
 
 
 def trained(problem, training, steps=T, loss=LOSS):
-    engine = OptimizerEngine(Problem(network(), *problem, loss), ETA, training, T)
+    engine = OptimizerEngine(Problem(network(), *problem, loss), ETA, training, T, B)
     engine.run(batches(0, 0, steps, B, N))
     return flat(engine.network.parameters())
 
@@ -81,12 +82,160 @@ def test_an_optimizer_is_its_formula(problem, optimizer):
     [
         ("step", lambda t: 1.0 if t < T / 2 else 0.1 if t < 3 * T / 4 else 0.01),
         ("cosine", lambda t: math.cos(math.pi * t / (2 * T)) ** 2),
+        ("linear", lambda t: (T - t) / T),
     ],
 )
 def test_a_schedule_is_its_formula(problem, schedule, formula):
     expected = by_formula(problem, RULES["sgd"], formula)
     torch.testing.assert_close(trained(problem, Training(schedule=schedule)), expected, rtol=1e-9, atol=1e-10)
     assert factor(schedule, 0, T) == 1
+
+
+@pytest.mark.parametrize("warm", [{"warmup": 10}, {"warmup_samples": 10 * B + 1}])
+def test_warm_up_rises_linearly_and_the_schedule_runs_over_the_rest(problem, warm):
+    def formula(t):
+        return (t + 1) / 10 if t < 10 else math.cos(math.pi * (t - 10) / (2 * (T - 10))) ** 2
+
+    expected = by_formula(problem, RULES["sgd"], formula)
+    made = trained(problem, Training(schedule="cosine", **warm))
+    torch.testing.assert_close(made, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_clipped_gradient_has_the_largest_norm(problem):
+    def clipped(gradients):
+        norm = gradients[-1].square().sum().sqrt().item()
+        shortened.append(norm > most)
+        return gradients[-1] * min(1.0, most / (norm + 1e-6))
+
+    most, shortened = 0.8, []
+    expected = by_formula(problem, clipped)
+    assert len(set(shortened)) == 2
+    torch.testing.assert_close(trained(problem, Training(clip=most)), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_adamw_decays_its_weights_apart_from_its_gradients(problem):
+    """Loshchilov and Hutter 2019, Algorithm 2: `w <- w - eta (adam + decay w)`."""
+    x, y = problem
+    net, gradients = network(), []
+    w = flat(net.parameters())
+    for batch in batches(0, 0, T, B, N):
+        torch.nn.utils.vector_to_parameters(w, net.parameters())
+        value = (net(x[batch]) - y[batch]).square().sum() / (2 * B)
+        gradients.append(flat(torch.autograd.grad(value, list(net.parameters()))))
+        w = (1 - ETA * 0.1) * w - ETA * adam(gradients)
+    made = trained(problem, Training("adamw", options={"weight_decay": 0.1}))
+    torch.testing.assert_close(made, w, rtol=1e-9, atol=1e-10)
+
+
+RECIPES = {
+    "adamw, clipped, warm-up, cosine": (
+        Training("adamw", options={"weight_decay": 0.1, "betas": [0.9, 0.95]}, clip=0.5, warmup=20, schedule="cosine"),
+        lambda net: [torch.optim.AdamW(net.parameters(), lr=ETA, weight_decay=0.1, betas=(0.9, 0.95))],
+    ),
+    "momentum with decay": (
+        Training("momentum", options={"weight_decay": 5e-4}, clip=0.5, warmup=20, schedule="cosine"),
+        lambda net: [torch.optim.SGD(net.parameters(), lr=ETA, momentum=0.9, weight_decay=5e-4)],
+    ),
+    "muon, and adamw for the rest": (
+        Training("muon", options={"weight_decay": 0.02}, clip=0.5, warmup=20, schedule="cosine"),
+        lambda net: [
+            torch.optim.Muon([net[0].weight, net[2].weight], lr=ETA, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW([net[0].bias, net[2].bias], lr=ETA, weight_decay=0.02),
+        ],
+    ),
+}
+
+
+def small():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.Tanh(), torch.nn.Linear(8, 2)).double()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_a_loop_of_plain_pytorch(problem, recipe):
+    training, made = RECIPES[recipe]
+    x, y = problem
+    steps, net, expected = 200, small(), small()
+    engine = OptimizerEngine(Problem(net, *problem, LOSS), ETA, training, steps, B)
+    optimizers = made(expected)
+    for t, batch in enumerate(batches(0, 0, steps, B, N)):
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                warm = (t + 1) / 20
+                group["lr"] = ETA * (warm if t < 20 else (1 + math.cos(math.pi * (t - 20) / (steps - 20))) / 2)
+        ((expected(x[batch]) - y[batch]).square().sum() / (2 * B)).backward()
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), 0.5)
+        for optimizer in optimizers:
+            optimizer.step()
+        engine.run(batch[None])
+        value, other = ((one(x) - y).square().mean().item() for one in (net, expected))
+        assert value == pytest.approx(other, rel=1e-6), t
+
+
+@pytest.mark.parametrize("optimizer", TORCH)
+def test_every_optimizer_of_torch_lowers_the_loss_and_goes_on_in_the_same_bits(problem, optimizer, tmp_path):
+    x, y = problem
+    training = Training(optimizer, clip=1.0, warmup=5, schedule="linear")
+    whole = OptimizerEngine(Problem(small(), *problem, LOSS), 0.01, training, T, B)
+    before = LOSS.total(whole.network(x), y).item()
+    whole.run(batches(0, 0, T, B, N))
+    assert LOSS.total(whole.network(x), y).item() < before
+    first, second = (OptimizerEngine(Problem(small(), *problem, LOSS), 0.01, training, T, B) for _ in range(2))
+    first.run(batches(0, 0, 10, B, N))
+    torch.save((first.network.state_dict(), first.state_dict()), tmp_path / "a.pt")
+    weights, state = torch.load(tmp_path / "a.pt", weights_only=True)
+    second.network.load_state_dict(weights)
+    second.load_state_dict(state)
+    second.run(batches(0, 10, T - 10, B, N))
+    assert torch.equal(flat(second.network.parameters()), flat(whole.network.parameters()))
+
+
+def test_muon_leaves_embeddings_and_vectors_to_adamw():
+    net = torch.nn.Sequential(torch.nn.Embedding(7, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 3))
+    muon, adamw = optimizers_of(Training("muon", options={"weight_decay": 0.3}), net, 0.1, B)
+    assert [id(one) for one in muon.param_groups[0]["params"]] == [id(net[2].weight)]
+    assert len(adamw.param_groups[0]["params"]) == 4
+    assert adamw.defaults["weight_decay"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        (Training("adamw", options={"decay": 0.1}), "has no option decay: use betas, eps, weight_decay"),
+        (Training("adamw", options={"weight_decay": -1.0}), "does not work .*weight_decay"),
+        (Training("adamw", options={"betas": 0.9}), "does not work"),
+        (Training("momentum", options={"momentum": 0.8}), "options has momentum"),
+        (Training("adamw", options={"betas": (0.9, 0.95)}, scaling="adam_sqrt", base_batch=1), "at b = 16, 16 times"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_a_step(training, words):
+    with pytest.raises(InputError, match=words):
+        check(training, small(), [4, 16])
+
+
+def test_muon_without_a_matrix_is_refused():
+    with pytest.raises(InputError, match="this network has none: use adamw"):
+        check(Training("muon"), torch.nn.LayerNorm(3), [4])
+
+
+def test_the_square_root_rule_and_half_lives_are_their_formulas():
+    """Malladi et al. 2022, definition 5.2; Marek et al. 2025: beta_2 forgets half after as many samples."""
+    net, options = small(), {"betas": (0.9, 0.99), "eps": 1e-6}
+    rule = Training("adam", options=options, scaling="adam_sqrt", base_batch=8)
+    assert rule.stepsize_factor(32) == 2
+    (made,) = optimizers_of(rule, net, 0.1, 32)
+    assert made.defaults["betas"] == pytest.approx((0.6, 0.96))
+    assert made.defaults["eps"] == pytest.approx(5e-7)
+    (same,) = optimizers_of(rule, net, 0.1, 8)
+    assert (same.defaults["betas"], same.defaults["eps"]) == (pytest.approx((0.9, 0.99)), pytest.approx(1e-6))
+    halved = Training("adamw", options=options, scaling="half_life", base_batch=8)
+    assert halved.stepsize_factor(32) == 1
+    for b in (2, 8, 32):
+        (made,) = optimizers_of(halved, net, 0.1, b)
+        first, second = made.defaults["betas"]
+        assert first == 0.9
+        assert b * math.log(0.5) / math.log(second) == pytest.approx(8 * math.log(0.5) / math.log(0.99))
 
 
 def test_without_anything_it_is_the_autograd_engine(problem):
@@ -145,7 +294,7 @@ def test_noise_is_standard_normal_and_depends_on_seed_and_step_alone():
 def test_a_run_that_was_stopped_goes_on_in_the_same_bits(problem, optimizer, tmp_path):
     training = Training(optimizer, schedule="cosine", noise=True, base_batch=2)
     whole = trained(problem, training)
-    first, second = (OptimizerEngine(Problem(network(), *problem, LOSS), ETA, training, T) for _ in range(2))
+    first, second = (OptimizerEngine(Problem(network(), *problem, LOSS), ETA, training, T, B) for _ in range(2))
     first.run(batches(0, 0, 10, B, N))
     torch.save((first.network.state_dict(), first.state_dict()), tmp_path / "a.pt")
     weights, state = torch.load(tmp_path / "a.pt", weights_only=True)
@@ -157,7 +306,7 @@ def test_a_run_that_was_stopped_goes_on_in_the_same_bits(problem, optimizer, tmp
 
 def test_a_batch_in_parts_has_the_same_gradient_and_noise(problem):
     training = Training("momentum", noise=True, base_batch=2)
-    engine = OptimizerEngine(Problem(network(), *problem, LOSS), ETA, training, T, micro_batch=3)
+    engine = OptimizerEngine(Problem(network(), *problem, LOSS), ETA, training, T, B, micro_batch=3)
     engine.run(batches(0, 0, T, B, N))
     assert engine.micro_batch == 3
     torch.testing.assert_close(flat(engine.network.parameters()), trained(problem, training), rtol=1e-11, atol=1e-11)

@@ -102,7 +102,7 @@ def test_labels_tell_trainings_apart():
     ("build", "words"),
     [
         (lambda: Training("lion"), "optimizer='lion': use one of sgd"),
-        (lambda: Training(schedule="linear"), "schedule='linear': use one of constant"),
+        (lambda: Training(schedule="exponential"), "schedule='exponential': use one of constant"),
         (lambda: Training(scaling="sqrt"), "give base_batch"),
         (lambda: Training(noise=True), "give base_batch"),
         (lambda: Training("momentum", momentum=1.0), "below 1"),

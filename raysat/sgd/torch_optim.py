@@ -1,0 +1,130 @@
+"""The optimizer of a training, out of `torch.optim`: which parameters it takes, and its settings at a batch size."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from raysat.errors import InputError
+from raysat.messages.failures import named
+from raysat.spec.training import MOMENTUM, OF_ADAM, Training
+
+_CLASSES = {
+    name.lower(): made
+    for name, made in vars(torch.optim).items()
+    if inspect.isclass(made) and issubclass(made, torch.optim.Optimizer)
+}
+
+MUON = {"adjust_lr_fn": "match_rms_adamw"}
+"""Muon's update is scaled to the size of AdamW's, so that one learning rate serves both (Liu et al. 2025, section 2.2:
+by 0.2 sqrt(max(rows, columns)))."""
+
+
+def optimizers_of(training: Training, network: nn.Module, eta: float, b: int) -> list[torch.optim.Optimizer]:
+    """The optimizers that take a step together, each of its own parameters; PyTorch's defaults for what is not given.
+
+    There is one, but for Muon, which is defined for matrices: it takes the parameters of two dimensions that are no
+    embedding, and AdamW the others, with the same learning rate and weight decay (Jordan et al. 2024; Liu et al. 2025).
+
+    Args:
+        training: Names the optimizer and its options.
+        network: Its parameters that require a gradient are taken.
+        eta: Learning rate, before the schedule.
+        b: Batch size, which Adam's settings may follow.
+
+    Raises:
+        InputError: The optimizer does not take these options, or these parameters.
+    """
+    parameters = [one for one in network.parameters() if one.requires_grad]
+    kind, options = _kind(training), _options(training, b)
+    if training.optimizer != "muon":
+        return [_made(kind, training, parameters, eta, options)]
+    embedded = {
+        id(one) for module in network.modules() if isinstance(module, nn.Embedding) for one in module.parameters()
+    }
+    matrices = [one for one in parameters if one.ndim == 2 and id(one) not in embedded]
+    if not matrices:
+        raise InputError(
+            "optimizer='muon' is for parameters of two dimensions, of which this network has none: use adamw."
+        )
+    made = [_made(kind, training, matrices, eta, MUON | options)]
+    taken = {id(one) for one in matrices}
+    if others := [one for one in parameters if id(one) not in taken]:
+        decay = made[0].defaults["weight_decay"]
+        made.append(torch.optim.AdamW(others, lr=eta, weight_decay=decay))
+    return made
+
+
+def check(training: Training, network: nn.Module, sizes: Sequence[int]) -> None:
+    """Raise `InputError` if a training's optimizer cannot be made for a network at some batch size, or take a step."""
+    if training.is_plain or training.is_asynchronous:
+        return
+    tried = copy.deepcopy(network)
+    for one in tried.parameters():
+        one.grad = torch.zeros_like(one) if one.requires_grad else None
+    for b in sizes:
+        for optimizer in optimizers_of(training, tried, 1e-3, b):
+            try:
+                optimizer.step()
+            except Exception as error:
+                raise _refused(training, error) from error
+
+
+def _kind(training: Training) -> type[torch.optim.Optimizer]:
+    name = "sgd" if training.optimizer in MOMENTUM else training.optimizer
+    if name not in _CLASSES:
+        raise InputError(f"optimizer={name!r} is not in torch.optim of PyTorch {torch.__version__}: use another.")
+    return _CLASSES[name]
+
+
+def _options(training: Training, b: int) -> dict[str, Any]:
+    """The arguments of the optimizer's class at a batch size."""
+    kind, options = _kind(training), dict[str, Any](training.options)
+    known = inspect.signature(kind).parameters
+    if unknown := [name for name in options if name not in known]:
+        names = ", ".join(name for name in known if name not in ("params", "lr"))
+        raise InputError(f"optimizer={training.optimizer!r} has no option {unknown[0]}: use {names}.")
+    if training.optimizer in MOMENTUM:
+        if own := {"momentum", "nesterov"} & set(options):
+            raise InputError(f"options has {min(own)}, which the fields optimizer and momentum say: leave it out.")
+        options |= {"momentum": training.momentum, "nesterov": training.optimizer == "nesterov"}
+    if training.optimizer in OF_ADAM and training.base_batch:
+        beta_1, beta_2 = options.get("betas", known["betas"].default)
+        eps = options.get("eps", known["eps"].default)
+        options |= {"betas": training.betas(beta_1, beta_2, b), "eps": eps / training.eps_divisor(b)}
+    return options
+
+
+def restore(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
+    """Go on where the optimizer's `state_dict` was taken, in the same bits.
+
+    `load_state_dict` brings all of the state but `step` to the parameter's dtype: NAdam's product of momenta, which is
+    float32 beside float64 parameters, would be rounded otherwise from then on than in a run that was not stopped.
+    """
+    optimizer.load_state_dict(stored)
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    for k, values in stored["state"].items():
+        own = optimizer.state[parameters[k]]
+        own |= {name: own[name].to(value.dtype) for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def _made(
+    kind: type[torch.optim.Optimizer],
+    training: Training,
+    parameters: Sequence[Tensor],
+    eta: float,
+    options: dict[str, Any],
+) -> torch.optim.Optimizer:
+    try:
+        return kind(parameters, lr=eta, **options)  # pyright: ignore[reportCallIssue]
+    except Exception as error:
+        raise _refused(training, error) from error
+
+
+def _refused(training: Training, error: Exception) -> InputError:
+    return InputError(f"optimizer={training.optimizer!r} does not work ({named(error)}): fix its options.")
