@@ -23,10 +23,11 @@ from raysat.models.mlp import MLP
 from raysat.sgd.asynchronous import AsynchronousEngine
 from raysat.sgd.cost import calibrate, count
 from raysat.sgd.engine import build as engine_of
-from raysat.sgd.optimizers import OptimizerEngine, optimizer_of
+from raysat.sgd.optimizers import OptimizerEngine
 from raysat.sgd.parallel import ParallelEngine
 from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches
+from raysat.sgd.torch_optim import optimizers_of
 from raysat.spec.cells import Model
 from raysat.spec.training import Training
 
@@ -203,7 +204,7 @@ def test_optimizers_leave_unused_parameters(optimizer, parts):
         chosen
     )
     expected = copy.deepcopy(before)
-    taken = optimizer_of(Training(optimizer=optimizer), [*expected.parameters()], 0.1)
+    (taken,) = optimizers_of(Training(optimizer=optimizer), expected, 0.1, 4)
     for batch in chosen:
         taken.zero_grad()
         (CROSS.total(expected(x.index_select(0, batch)), LABELS[batch]) / 4).backward()
