@@ -138,7 +138,7 @@ def render(title: str, found: Mapping[str, Compared], linked: set[str], unread: 
     attempt = Attempts()
     drawn = attempt("The figures", partial(payload, rows)) if len(rows) else None
     drawn = drawn or {"choices": ["Stepsizes"], "start": [], "figures": []}
-    shown = [figure(one["name"], one["title"], one["caption"], _STILL) for one in drawn["figures"]]
+    shown = [figure(one["name"], one["title"], one["caption"], _FALLBACK) for one in drawn["figures"]]
     makes = {
         "Answers": lambda: Section("answers", "Answers", _answers(found, linked) + listing(unread)),
         "Measured and predicted": lambda: Section(
@@ -152,7 +152,7 @@ def render(title: str, found: Mapping[str, Compared], linked: set[str], unread: 
     return page(title, lead, parts(makes), {"file": title, **drawn})
 
 
-_STILL = "<p>This figure is drawn by a script; its numbers are in the table above.</p>"
+_FALLBACK = "<p>This figure is drawn by a script; its numbers are in the table above.</p>"
 
 
 def payload(rows: pd.DataFrame) -> Json:
@@ -169,7 +169,7 @@ def payload(rows: pd.DataFrame) -> Json:
         views = []
         for label, group in by_method.items():
             series = list(_series(name, group, names))
-            if any(value is not None for one in series if not one.get("quiet") for value in one["y"]):
+            if any(value is not None for one in series if one.get("interactive", True) for value in one["y"]):
                 said = f"{label}: {len(group)} critical batch sizes of {group['sweep'].nunique()} sweeps."
                 views.append({"at": [label], "series": series, "summary": said, "ticks": ticks})
         if views:
@@ -198,7 +198,7 @@ def _series(name: str, group: pd.DataFrame, names: Mapping[tuple, str]) -> Itera
             yield {"name": f"{label}: b_star", **common, "y": numbers(one["b_star"]), "hollow": True, "dash": "6 4"}
     if x == "b_star" and len(rows):
         ends = numbers((rows["b_star"].min() / 1.5, rows["b_star"].max() * 1.5))
-        look = {"name": "equal", "tone": "soft", "dash": "2 4", "line": True, "quiet": True}
+        look = {"name": "equal", "tone": "soft", "dash": "2 4", "line": True, "interactive": False}
         yield {**look, "x": {x: ends}, "y": ends}
 
 

@@ -5,8 +5,8 @@ A *figure* has axes and several *views*, one for each combination of what a read
 figure of several quantities has a view for each, which says what it is `of`. A view of several targets has their
 losses (`levels`), the place of the headline's (`start`), and what it shows at each (`by`), beside what all of them
 share: notes, marks, and where series have none of their own their `x`, which of curves is `dense`. A value of null is
-not drawn, an infinite end of an interval is drawn to the frame. A *quiet* series is a curve without points to be asked
-for, a *loose* one may leave the frame.
+not drawn, an infinite end of an interval is drawn to the frame. A series with `"interactive": false` is a curve without
+points to be asked for; one with `"clip": true` is cut at the frame, where the axes reach around the others.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def _exponents(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
         one, full = points["value"].iloc[0], points["value"].iloc[-1]
         curve = {"x": {"b": numbers(b)}, "y": numbers(h_interpolated(size, one, full) for size in b)}
         name = f"predicted: interpolated from h(1) and h({stands_in})"
-        series.append({"name": name, "tone": "blue", "dash": "7 4", "line": True, "quiet": True, **curve})
+        series.append({"name": name, "tone": "blue", "dash": "7 4", "line": True, "interactive": False, **curve})
         if stands_in < points["n"].iloc[0]:
             notes.append(f"h({stands_in}) stands in for h(n), n = {points['n'].iloc[0]:,}.")
     else:

@@ -119,20 +119,20 @@ def save(made: Mapping[str, Forecast], name: str, notes: Sequence[str], folder: 
             draw({label: foreseen_steps(one, title) for label, (title, one) in named}, Path(drawn))
         for file in sorted(Path(drawn).iterdir()):
             write_aside(folder / file.name, partial(shutil.copyfile, file))
-        stills = [(Path(drawn) / f"{label}.png").read_bytes() for label in labels]
-        text, path = render(made, name, notes, stills), folder / "forecast.html"
+        pictures = [(Path(drawn) / f"{label}.png").read_bytes() for label in labels]
+        text, path = render(made, name, notes, pictures), folder / "forecast.html"
         write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8", errors="backslashreplace"))
     return path
 
 
-def render(made: Mapping[str, Forecast], name: str, notes: Sequence[str], stills: Sequence[bytes]) -> str:
+def render(made: Mapping[str, Forecast], name: str, notes: Sequence[str], pictures: Sequence[bytes]) -> str:
     """The page.
 
     Args:
         made: Forecasts by the name of their network.
         name: The sweep's.
         notes: What holds for all of them.
-        stills: A PNG of each, for readers without scripts.
+        pictures: A PNG of each, for readers without scripts.
     """
     answers = [
         f'<p class="setting">{escape(title)}</p>'
@@ -143,7 +143,7 @@ def render(made: Mapping[str, Forecast], name: str, notes: Sequence[str], stills
     ]
     images = "".join(
         f'<img alt="{escape(title)}" src="data:image/png;base64,{b64encode(png).decode()}">'
-        for title, png in zip(made, stills, strict=True)
+        for title, png in zip(made, pictures, strict=True)
     )
     heads = [head for head, *_ in MORE.values()]
     tables = [
@@ -180,7 +180,7 @@ def _view(made: Forecast) -> Json:
         marks.append({"name": name, "tone": "soft", "dash": "8 3 2 3", **_at(made.mean.value)})
     mean = {"name": "N, mean loss", "tone": "ink", "mark": 1, "x": {"b": sizes}, "y": numbers(rows["N_mean"])}
     perfect = {"name": f"perfect scaling N({sizes[0]})/b", "tone": "soft", "dash": "2 4", "line": True}
-    perfect |= {"x": {"b": numbers(b)}, "y": numbers(first["N"] * sizes[0] / b), "quiet": True, "loose": True}
+    perfect |= {"x": {"b": numbers(b)}, "y": numbers(first["N"] * sizes[0] / b), "interactive": False, "clip": True}
     for series, column in ((typical, "eta"), (mean, "eta_mean")):
         series["extra"] = {"eta": numbers(rows[column])}
     return {

@@ -61,7 +61,7 @@ def _at_target(rows: pd.DataFrame, fit: Mapping, b: Float[np.ndarray, " b"]) -> 
         marks = [mark_at(f"{said}, measured", "blue", "8 3 2 3", ends)]
     series, known = [one], rows["value"].dropna()
     if len(known):
-        perfect = {"tone": "soft", "dash": "2 4", "line": True, "quiet": True, "loose": True}
+        perfect = {"tone": "soft", "dash": "2 4", "line": True, "interactive": False, "clip": True}
         perfect |= {"y": numbers(known.iloc[0] * known.index[0] / b)}
         series.append({"name": f"perfect scaling N({known.index[0]})/b", **perfect})
     said = [ends_of(rows.reset_index(), "N", f"iterations to loss {fit['target']:g}")]
@@ -87,7 +87,7 @@ def targets(fits: pd.DataFrame) -> Json | None:
     star = ranked["b_star"].iloc[0]
     if not math.isnan(star):
         ends = numbers((ranked["target"].min(), ranked["target"].max()))
-        look = {"tone": "orange", "dash": "6 4", "line": True, "quiet": True}
+        look = {"tone": "orange", "dash": "6 4", "line": True, "interactive": False}
         series.append({"name": f"b_star = {number(star)}, predicted", **look, "x": {"target": ends}, "y": [star, star]})
     by = [
         {"marks": [mark_at(f"L ≤ {level:g}, the target shown above", "soft", "8 3 2 3", (level, math.nan, math.nan))]}
