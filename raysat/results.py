@@ -146,7 +146,7 @@ class Results:
         target = None if target is None else positive("target", target)
         analysis = self._analysis if target is None or kind == "loss-curves" else self.fit([target])
         made = render_figures(self.trials, self.curves, analysis, kinds=[kind], ax=ax, target=target, title=title)
-        return [plate.figure for plate in made]
+        return [static.figure for static in made]
 
     @cached_property
     def _analysis(self) -> Analysis:

@@ -220,7 +220,7 @@ def test_a_figure_that_fails_says_so_and_the_others_stand(swept, monkeypatch):
         raise ArithmeticError("planted")
 
     monkeypatch.setattr(plots, "steps", fails)
-    monkeypatch.setattr("raysat.report.figures._exponents", fails)
+    monkeypatch.setattr("raysat.report.figures.exponents", fails)
     monkeypatch.setattr(drawing, "DPI", 20)
     for path in (swept / "trials").glob("[0-8]*"):
         path.unlink()

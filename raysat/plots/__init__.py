@@ -1,7 +1,7 @@
 """Static figures: each function takes tables and returns a matplotlib `Figure`, a panel for each width and stepsize.
 
-`figures` draws them on the grid of `panels`; here they are made for a whole sweep, and written. Nothing keeps pyplot
-state: figures can be made in threads, on machines without a display, and many at a time.
+`views` says what a panel shows, `panels` draws it; here figures are made for a whole sweep, and written. Nothing keeps
+pyplot state: figures can be made in threads, on machines without a display, and many at a time.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ SIDE = 3
 CAPTIONS = {
     "steps": (
         "Iterations N(b) to a target loss against batch size b: geometric mean over seeds with 95 % interval, the fit "
-        "N_inf (1 + (b_N/b)^q)^(1/q), perfect scaling N(1)/b, the fitted critical batch size b_N (band: its interval), "
-        "and b_star = gamma/k_op, predicted at initialization. Bold and filled: the target to which b_N belongs."
+        "N_inf (1 + (b_N/b)^q)^(1/q), perfect scaling N(1)/b, and, with their intervals as bands, the fitted critical "
+        "batch size b_N and b_star = gamma/k_op, predicted at initialization. Bold and filled: the target of b_N."
     ),
     "costs": (
         "What the deepest target costs against batch size b, over the least that it costs at any b: samples b N(b), "
@@ -127,7 +127,7 @@ def save(made: list[StaticFigure], folder: Location, attempt: Attempt = plainly)
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="raysat-") as drawn:
-        draw({plate.name: plate.figure for plate in made}, Path(drawn), attempt)
+        draw({one.name: one.figure for one in made}, Path(drawn), attempt)
         files = {folder / file.name: file for file in Path(drawn).iterdir()}
         for path, file in files.items():
             write_aside(path, partial(shutil.copyfile, file))

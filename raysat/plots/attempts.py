@@ -1,4 +1,4 @@
-"""Making things of which each may fail without harm to the others: the parts of a page, and its figures."""
+"""Attempts: the parts of a page and its figures are made one by one, so that a failure leaves the others."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ T = TypeVar("T")
 
 
 class Attempt(Protocol):
-    """Makes something, under a name for a person."""
+    """A call of `make`, under a name for messages."""
 
     def __call__(self, what: str, make: Callable[[], T]) -> T | None:
-        """Return what `make` returns; None where it failed, if that is let pass."""
+        """Return what `make` returns; None if it failed and the attempt catches errors."""
 
 
 def plainly(what: str, make: Callable[[], T]) -> T:
-    """An `Attempt` that lets no error pass."""
+    """An `Attempt` that catches nothing: errors are raised."""
     return make()
 
 
 class Attempts:
-    """An `Attempt` that remembers what failed.
+    """An `Attempt` that catches errors and records them.
 
     Attributes:
         failures: The traceback of each thing that could not be made, by its name.
@@ -34,10 +34,10 @@ class Attempts:
         self.failures: dict[str, str] = {}
 
     def __call__(self, what: str, make: Callable[[], T]) -> T | None:
-        """Return what `make` returns; None where it failed."""
+        """Return what `make` returns; None if it failed."""
         try:
             return make()
-        except Exception as error:  # whatever it is: it is said in its place, and the rest stands
+        except Exception as error:  # of any kind: the page shows it in its place
             self.failures[what] = hidden(traced(error))
             return None
 
@@ -48,7 +48,7 @@ class Attempts:
 
 
 class once(Generic[T]):
-    """A property that is made when first asked for. Where that fails, it fails again in the same way, at no cost."""
+    """A property computed on first access. A failure is kept too, and raised again."""
 
     def __init__(self, make: Callable[[Any], T]) -> None:
         self.make, self.__doc__ = make, make.__doc__

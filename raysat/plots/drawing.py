@@ -20,8 +20,8 @@ DPI = 150
 FORMATS = "png", "pdf"
 
 PATIENCE = 60.0
-"""Seconds that another process may take longer than this one for as many figures. Default: a minute; one that comes
-to a halt, as it may if it was forked beside a thread that held a lock, costs no more than that."""
+"""Seconds that another process may take longer than this one for as many figures. Default: a minute, which bounds what
+a process costs that hangs, as one forked while a thread holds a lock may."""
 
 
 def draw(figures: Mapping[str, Figure], folder: Path, attempt: Attempt = plainly) -> None:
@@ -65,7 +65,7 @@ def _draw_beside(figures: Mapping[str, Figure], folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all processes; the first one ends the others
     try:
         _draw(figures, folder, plainly)
-    except Exception:  # it is met again, and said, where the figures are drawn once more
+    except Exception:  # the first process draws these again, and reports it
         sys.exit(1)
 
 

@@ -1,28 +1,44 @@
-"""What the figures have in common: a grid of panels, one for each width and stepsize, with axes, labels and legends."""
+"""Views as matplotlib draws them: a grid of panels, one for each width and stepsize, with axes, labels and legends."""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
 from raysat.analysis import by_evidence, method, short_settings
+from raysat.plots.description import Axis, Mark, Numbers, Series, View
+from raysat.plots.views import AXES
 from raysat.text import printable
 
 KEY = ("width", "stepsize", "tuning")
 """The columns that name a panel of a setting."""
 
-MARKERS = "osD^vP*X<>hd"
+MARKERS = "os^Dv<>P*Xhd"
 INK, FIT, STAR, SOFT = "black", "#0072b2", "#d55e00", "0.45"
 """Colours. Those of the fit and of b_star are Okabe and Ito's; tests/plots/test_plots.py says how far apart all four
 are to colour-blind eyes."""
+
+COLORS = {"ink": INK, "blue": FIT, "orange": STAR, "soft": SOFT}
+"""The colour of each tone of a view."""
+
+LAW = "fit N_inf (1 + (b_N/b)^q)^(1/q)"
+"""The name of a fit in a legend."""
+
+SMALLEST = 1e-250
+"""The smallest value on a log axis: below it the axis' own margin comes to 0, which such an axis does not have."""
+
+MANY = 12
+"""Points above which a line has a marker at every third."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +49,13 @@ class Panels:
         figure: The figure.
         axes: Its panels, by width, stepsize and tuning.
         own: Whether the figure is made for them; otherwise there is one panel, on a user's axes.
+        sharey: Whether the panels have one vertical axis.
     """
 
     figure: Figure
     axes: dict[tuple, Axes]
     own: bool = True
+    sharey: bool = False
 
 
 def panels_of(table: pd.DataFrame, ax: Axes | None, title: str | None, *, sharey: bool = False) -> Panels:
@@ -66,11 +84,11 @@ def panels_of(table: pd.DataFrame, ax: Axes | None, title: str | None, *, sharey
             if (width, *column) not in keys:
                 panel.remove()
                 continue
-            panel.set_title(printable(_name(width, *column)), fontsize=10, y=1, parse_math=False)
-            panel.grid(visible=True, which="major", color="0.9", linewidth=0.6)
+            heading(panel, _name(width, *column))
             axes[width, *column] = panel
-    figure.suptitle("\n".join(_wrapped(printable(title), 40 * len(columns))), fontsize=11, parse_math=False)
-    return Panels(figure, axes)
+    lines = textwrap.wrap(printable(title), max(40 * len(columns), 50))
+    figure.suptitle("\n".join(lines), fontsize=11, parse_math=False)
+    return Panels(figure, axes, sharey=sharey)
 
 
 def _name(width: int, stepsize: str, tuning: str) -> str:
@@ -85,7 +103,135 @@ def panel_of(table: pd.DataFrame, key: tuple) -> pd.DataFrame:
     return table[(table["width"] == width) & (table["stepsize"] == stepsize) & (table["tuning"] == tuning)]
 
 
-def batch_axis(panel: Axes, sizes: pd.Series) -> None:
+def heading(panel: Axes, title: str, width: int = 200) -> None:
+    """The title of a panel, and its grid."""
+    panel.set_title("\n".join(textwrap.wrap(printable(title), width)), fontsize=10, y=1, parse_math=False)
+    panel.grid(visible=True, which="major", color="0.9", linewidth=0.6)
+
+
+def drawn(
+    panels: Panels, views: Mapping[tuple, View], name: str, corner: Literal["top", "bottom"] = "top"
+) -> Figure | None:
+    """Draw a figure's views, each in its panel, against the first of its horizontal axes.
+
+    Args:
+        panels: Where.
+        views: What, by the key of the panel.
+        name: The figure: a key of `AXES`.
+        corner: Where the words of a view stand: h rises with b, N falls.
+
+    Returns:
+        The figure; None where no view has a value.
+    """
+    if all(view.empty for view in views.values()):
+        return None
+    (x, *_), y = AXES[name]
+    y = next((view.y for view in views.values() if view.y), y)
+    sizes = sorted({size for view in views.values() for size in view.ticks.get(x.key, ())})
+    ends = {}
+    for key, panel in panels.axes.items():
+        _set_axes(panel, y, views.values() if panels.sharey else [views[key]], sizes)
+        ends[key] = _draw_series(panel, views[key].series, x, y)
+        within = panel.get_xlim()
+        for mark in views[key].marks:
+            _draw_mark(panel, mark, within)
+        panel.set_xlim(within)
+    for key, panel in panels.axes.items():
+        label_ends(panel, ends[key])
+        if views[key].words:
+            say(panel, views[key].words, corner)
+    finish(panels, x.label, y.label)
+    legend(panels, _entries(views.values()))
+    return panels.figure
+
+
+def _set_axes(panel: Axes, y: Axis, views: Iterable[View], sizes: Sequence[float]) -> None:
+    """Scales, limits and ticks: the vertical axis reaches around values, and intervals up to three times as far."""
+    panel.set(xscale="log", yscale="log" if y.log else "linear")
+    if sizes:
+        batch_axis(panel, sizes)
+    else:
+        panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    bound = [one for view in views for one in view.series if not one.clip]
+    values, ends = (
+        np.concatenate([np.asarray(of, float) for of in several if of is not None] or [[]])
+        for several in ([one.y for one in bound], [end for one in bound for end in (one.low, one.high)])
+    )
+    values, ends = (of[np.isfinite(of) & ((of > SMALLEST) | (not y.log))] for of in (values, ends))
+    if not values.size:
+        return
+    low, high = values.min(), values.max()
+    if ends.size:
+        low, high = min(low, max(ends.min(), low / 3)), max(high, min(ends.max(), 3 * high))
+    if y.log:
+        words = max(len(view.words) for view in views)
+        bottom, top = np.log10([low, high])
+        span = max(top - bottom, 0.3)
+        panel.set_ylim(10 ** max(bottom - 0.05 * span, -300), 10 ** min(top + (0.05 + 0.11 * words) * span, 300))
+        log_ticks(panel)
+    elif high > 0:
+        panel.set_ylim(min(0, low), 1.25 * high)
+
+
+def _draw_series(panel: Axes, series: Sequence[Series], x: Axis, y: Axis) -> list[tuple]:
+    """Draw series; returns the ends that have a name, as `label_ends` takes them."""
+    named = []
+    for one in series:
+        color, marker = _color(one), MARKERS[one.mark % len(MARKERS)] if one.mark is not None else ""
+        at, value = np.asarray(one.x[x.key], float), np.asarray(one.y, float)
+        low, high = (value if of is None else np.asarray(of, float) for of in (one.low, one.high))
+        known = (at > 0) & np.isfinite(value) & ((value > SMALLEST) | (not y.log))
+        if not known.any():
+            continue
+        at, value, low, high = at[known], value[known], low[known], high[known]
+        if one.spread == "band":
+            panel.fill_between(at, low, high, color=color, alpha=0.2, linewidth=0)
+        if one.fit:
+            panel.plot(one.fit[0][x.key], one.fit[1], color=color, linewidth=0.8 if one.hollow else 1.5)
+        some = one.line and marker and one.spread != "bars" and len(at) > MANY
+        if one.line:
+            look = {"marker": marker, "markersize": 3, "markevery": 3} if some else {}
+            panel.plot(at, value, color=color, linestyle=one.dash, linewidth=1 if marker else 1.5, **look)
+        if marker and not some:
+            ends = [value - low, high - value] if one.spread == "bars" else [0 * value, 0 * value]
+            errors = np.nan_to_num(np.maximum(ends, 0))
+            panel.errorbar(at, value, yerr=errors, markersize=5, capsize=2, linewidth=1, zorder=3, **_look(one))
+        main = [not one.hollow] * any(other.hollow for other in series)
+        named += [(at[-1], value[-1], one.end, color, marker, *main)] * bool(one.end)
+    return named
+
+
+def _draw_mark(panel: Axes, mark: Mark, within: tuple[float, float]) -> None:
+    low, high = max(within[0], mark.low), min(within[1], mark.high)
+    if low < high:
+        panel.axvspan(low, high, color=COLORS[mark.tone], alpha=0.15, linewidth=0)
+    if mark.at > 0:
+        panel.axvline(mark.at, color=COLORS[mark.tone], linestyle=mark.dash, linewidth=1)
+
+
+def _color(one: Series) -> Any:
+    return COLORS[one.tone] if one.shade is None else colormaps["viridis"](0.9 * one.shade)
+
+
+def _look(one: Series) -> dict[str, Any]:
+    color = _color(one)
+    marker = {} if one.mark is None else {"marker": MARKERS[one.mark % len(MARKERS)]}
+    return {"color": color, "linestyle": "", "markerfacecolor": "white" if one.hollow else color, **marker}
+
+
+def _entries(views: Iterable[View]) -> dict[str, dict[str, Any]]:
+    """Names and looks of what is in several views, for a legend: series and their fits, then marks."""
+    views, found = list(views), {}
+    for one in (one for view in views for one in view.series if one.kind):
+        found.setdefault(one.kind, _look(one) | ({"linestyle": one.dash} if one.line else {}))
+        if one.fit:
+            found.setdefault(LAW, {"color": _color(one)})
+    for mark in (mark for view in views for mark in view.marks):
+        found.setdefault(mark.kind, {"color": COLORS[mark.tone], "linestyle": mark.dash})
+    return found
+
+
+def batch_axis(panel: Axes, sizes: Numbers) -> None:
     """A log2 axis with the batch sizes that were run as its ticks, thinned to ten, the ends kept."""
     ran = np.unique(sizes)
     ticks = ran[np.linspace(0, len(ran) - 1, min(10, len(ran))).round().astype(int)]
@@ -136,7 +282,7 @@ def label_ends(panel: Axes, ends: list[tuple]) -> None:
         panel.text(1.1, height, name, transform=panel.transAxes, fontsize=7, va="center", fontweight=weight)
 
 
-def say(panel: Axes, lines: list[str], end: Literal["top", "bottom"]) -> None:
+def say(panel: Axes, lines: Sequence[str], end: Literal["top", "bottom"]) -> None:
     """A few words in a corner that the curves leave free: h rises with b, N falls."""
     y = 0.96 if end == "top" else 0.04
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}
@@ -154,34 +300,14 @@ def finish(panels: Panels, x: str, y: str) -> None:
         panel.set_ylabel(printable(y) if place is None or place.is_first_col() else "", fontsize=9, parse_math=False)
 
 
-def legend(panels: Panels, *entries: tuple[str, dict]) -> None:
+def legend(panels: Panels, entries: Mapping[str, dict[str, Any]]) -> None:
     """Names and looks of what is drawn, below the panels; on a user's axes inside of them."""
-    handles = [Line2D([], [], label=label, **look) for label, look in entries]
+    handles = [Line2D([], [], label=label, **look) for label, look in entries.items()]
+    if not handles:
+        return
     if not panels.own:
         for panel in panels.axes.values():
             panel.legend(handles=handles, loc="best", fontsize=8, frameon=False)
         return
     columns = min(len(handles), max(1, int(panels.figure.get_figwidth() / 2.2)))
     panels.figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(text, max(width, 50))
-
-
-def error_bars(panel: Axes, rows: pd.DataFrame, marker: str, *, filled: bool = True, color: str = INK) -> None:
-    """Values with their intervals, where they have any."""
-    value, low, high = (rows[name].to_numpy(dtype=float) for name in ("value", "low", "high"))
-    errors = np.nan_to_num([np.maximum(value - low, 0), np.maximum(high - value, 0)])
-    panel.errorbar(
-        rows["batch_size"],
-        value,
-        yerr=errors,
-        fmt=marker,
-        color=color,
-        markersize=5,
-        markerfacecolor=color if filled else "white",
-        capsize=2,
-        linewidth=1,
-        zorder=3,
-    )

@@ -74,10 +74,10 @@ def finish(
             save(analysis, output)
         with rc_context():
             rc_file_defaults()  # and not what a user's code may have set in this process
-            made = attempt("The figures", lambda: _plates(material, attempt)) or []
+            made = attempt("The figures", lambda: _static_figures(material, attempt)) or []
             plots.save(made, output / "figures", attempt)
-        files = {plate.name: output / "figures" / f"{plate.name}.png" for plate in made}
-        images = [(plate, _small(files[plate.name].read_bytes())) for plate in made if files[plate.name].exists()]
+        files = {static.name: output / "figures" / f"{static.name}.png" for static in made}
+        images = [(static, _small(files[static.name].read_bytes())) for static in made if files[static.name].exists()]
         html = render(material, images, attempt)
         write_aside(path, lambda aside: aside.write_text(html, encoding="utf-8", errors="backslashreplace"))
     if analysis is not None:
@@ -98,7 +98,7 @@ def _small(png: bytes) -> bytes:
     return small.getvalue()
 
 
-def _plates(material: Material, attempt: Attempts) -> list[plots.StaticFigure]:
+def _static_figures(material: Material, attempt: Attempts) -> list[plots.StaticFigure]:
     return plots.render_figures(material.trials, material.curves, material.analysis, attempt)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from itertools import cycle
@@ -18,15 +18,16 @@ from raysat.analysis import SETTING, analyze_folder, key_of, load, method, numbe
 from raysat.analysis.recommendation import recommendations
 from raysat.errors import InputError
 from raysat.plots.attempts import Attempts
+from raysat.plots.description import PALETTE, Axis, Series, View
 from raysat.report.answer import EVIDENCE, answers, with_interval
 from raysat.report.html import AT, Section, failures, figure, listing, page, paragraphs, parts, table
 from raysat.report.sections import symbols
-from raysat.report.series import PALETTE, Json, numbers
+from raysat.report.series import Json, as_json, axis_json
 from raysat.storage.files import Location, location, write_aside, written
 from raysat.storage.store import storage_errors
 
-_WIDTH = [{"key": "width", "label": "width", "short": "width", "log": True}]
-_STAR = [{"key": "b_star", "label": "predicted b_star (samples)", "short": "b_star", "log": True}]
+_WIDTH = [axis_json(Axis("width", "width", key="width"))]
+_STAR = [axis_json(Axis("predicted b_star (samples)", "b_star", key="b_star"))]
 
 FIGURES = {
     "b_N-width": {
@@ -34,21 +35,21 @@ FIGURES = {
         "caption": "b_N from iterations to a target loss, with its 95 % interval; b_star = gamma/k_op dashed. "
         "Under theory(c) the two agree nearly by construction; a grid is the evidence.",
         "x": _WIDTH,
-        "y": {"label": "b_N and b_star (samples)", "short": "b", "log": True},
+        "y": axis_json(Axis("b_N and b_star (samples)", "b")),
     },
     "b_h-width": {
         "title": "Measured b_h and predicted b_star against width",
         "caption": "b_h from the convergence exponent h(b), with its 95 % interval; b_star = gamma/k_op dashed. "
         "b_h depends on the number of iterations.",
         "x": _WIDTH,
-        "y": {"label": "b_h and b_star (samples)", "short": "b", "log": True},
+        "y": axis_json(Axis("b_h and b_star (samples)", "b")),
     },
     "b_N-b_star": {
         "title": "Measured b_N against predicted b_star",
         "caption": "Every width a point, with the 95 % interval of b_N; on the dotted line measurement and prediction "
         "are equal.",
         "x": _STAR,
-        "y": {"label": "measured b_N (samples)", "short": "b_N", "log": True},
+        "y": axis_json(Axis("measured b_N (samples)", "b_N")),
     },
 }
 
@@ -138,7 +139,7 @@ def render(title: str, found: Mapping[str, Compared], linked: set[str], unread: 
     attempt = Attempts()
     drawn = attempt("The figures", partial(payload, rows)) if len(rows) else None
     drawn = drawn or {"choices": ["Stepsizes"], "start": [], "figures": []}
-    shown = [figure(one["name"], one["title"], one["caption"], _STILL) for one in drawn["figures"]]
+    shown = [figure(one["name"], one["title"], one["caption"], _FALLBACK) for one in drawn["figures"]]
     makes = {
         "Answers": lambda: Section("answers", "Answers", _answers(found, linked) + listing(unread)),
         "Measured and predicted": lambda: Section(
@@ -152,7 +153,7 @@ def render(title: str, found: Mapping[str, Compared], linked: set[str], unread: 
     return page(title, lead, parts(makes), {"file": title, **drawn})
 
 
-_STILL = "<p>This figure is drawn by a script; its numbers are in the table above.</p>"
+_FALLBACK = "<p>This figure is drawn by a script; its numbers are in the table above.</p>"
 
 
 def payload(rows: pd.DataFrame) -> Json:
@@ -168,10 +169,9 @@ def payload(rows: pd.DataFrame) -> Json:
     for name, about in FIGURES.items():
         views = []
         for label, group in by_method.items():
-            series = list(_series(name, group, names))
-            if any(value is not None for one in series if not one.get("quiet") for value in one["y"]):
-                said = f"{label}: {len(group)} critical batch sizes of {group['sweep'].nunique()} sweeps."
-                views.append({"at": [label], "series": series, "summary": said, "ticks": ticks})
+            said = f"{label}: {len(group)} critical batch sizes of {group['sweep'].nunique()} sweeps."
+            view = View(list(_series(name, group, names)), summary=said, ticks=ticks)
+            views += [] if view.empty else [{"at": [label], **as_json(view)}]
         if views:
             figures.append({"name": name, **about, "views": views})
     # The method with the most evidence is shown first: a grid's stable reading, where there is one.
@@ -179,27 +179,26 @@ def payload(rows: pd.DataFrame) -> Json:
     return {"choices": ["Stepsizes"], "start": [first], "figures": figures}
 
 
-def _series(name: str, group: pd.DataFrame, names: Mapping[tuple, str]) -> Iterator[Json]:
+def _series(name: str, group: pd.DataFrame, names: Mapping[tuple, str]) -> Iterator[Series]:
     x, quantity = ("b_star", "b_N") if name == "b_N-b_star" else ("width", name.split("-")[0])
     rows = group[group[x] > 0].dropna(subset=["b_star"])
     by_setting = rows.groupby(["sweep", *SETTING], dropna=False, sort=False)
     for k, ((_, of_setting), tone) in enumerate(zip(by_setting, cycle(PALETTE), strict=False)):
         one = of_setting.sort_values(x)
         label = f"{one['sweep'].iloc[0]} ({names[_key(one.iloc[0])]})"
-        line = x == "width"
-        common = {"tone": tone, "mark": k, "line": line, "x": {x: one[x].tolist()}}
-        values = {"y": numbers(one[quantity])}
+        extra = {"width": one["width"]} if x != "width" else {}
+        extra |= {"target": one["target"]} if quantity == "b_N" else {}
+        series = Series(f"{label}: {quantity}", {x: one[x]}, one[quantity], tone=tone, mark=k, line=x == "width")
         if one[f"{quantity}_low"].notna().any():
-            values |= {end: numbers(one[f"{quantity}_{end}"]) for end in ("low", "high")} | {"spread": "bars"}
-        extra = {"width": one["width"].tolist()} if x != "width" else {}
-        extra |= {"target": numbers(one["target"])} if quantity == "b_N" else {}
-        yield {"name": f"{label}: {quantity}", **common, **values, "extra": extra}
-        if line:
-            yield {"name": f"{label}: b_star", **common, "y": numbers(one["b_star"]), "hollow": True, "dash": "6 4"}
+            low, high = one[f"{quantity}_low"], one[f"{quantity}_high"]
+            yield replace(series, low=low, high=high, spread="bars", extra=extra)
+        else:
+            yield replace(series, extra=extra)
+        if series.line:
+            yield replace(series, name=f"{label}: b_star", y=one["b_star"], hollow=True, dash="dashed")
     if x == "b_star" and len(rows):
-        ends = numbers((rows["b_star"].min() / 1.5, rows["b_star"].max() * 1.5))
-        look = {"name": "equal", "tone": "soft", "dash": "2 4", "line": True, "quiet": True}
-        yield {**look, "x": {x: ends}, "y": ends}
+        ends = [rows["b_star"].min() / 1.5, rows["b_star"].max() * 1.5]
+        yield Series("equal", {x: ends}, ends, tone="soft", dash="dotted", line=True)
 
 
 def _key(row: Mapping | pd.Series) -> tuple:

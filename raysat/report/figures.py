@@ -1,12 +1,9 @@
-"""A sweep's figures as plain data, which `assets/` draws: series, marks and axes, and nothing about pixels.
+"""A sweep's figures as plain data, which `assets/` draws.
 
-A *figure* has axes and several *views*, one for each combination of what a reader can choose (`at`). A view has
-*series* (points, or a line, each with a name in the legend), *marks* (values on the horizontal axis) and notes. A
-figure of several quantities has a view for each, which says what it is `of`. A view of several targets has their
-losses (`levels`), the place of the headline's (`start`), and what it shows at each (`by`), beside what all of them
-share: notes, marks, and where series have none of their own their `x`, which of curves is `dense`. A value of null is
-not drawn, an infinite end of an interval is drawn to the frame. A *quiet* series is a curve without points to be asked
-for, a *loose* one may leave the frame.
+A figure has axes and several views, one for each combination of what a reader can choose (`at`); a figure of several
+quantities has a view for each, which says what it is `of`. A view (`raysat.plots.description`) of several targets has
+their losses (`levels`), the place of the headline's (`start`), and what it shows at each (`by`), beside what all of
+them share: notes, marks, and where series have none of their own their `x`, which of curves is `dense`.
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
+import numpy as np
 import pandas as pd
 
 from raysat.analysis import (
@@ -26,29 +24,21 @@ from raysat.analysis import (
     best_of,
     by_h,
     comparable,
-    devices,
     key_of,
     method,
-    no_interpolation,
-    number,
     readings,
-    scatter,
     short_settings,
     usable,
 )
-from raysat.analysis.efficiency import RULES
 from raysat.analysis.ladder import Ladder
-from raysat.analysis.words import bounds
 from raysat.plots import CAPTIONS as STATIC_CAPTIONS
 from raysat.plots.attempts import Attempt, plainly
-from raysat.report import iterations
-from raysat.report.series import PALETTE, Json, dense, ends_of, mark_at, measured, numbers, sentence
-from raysat.saturation.formulas import h_interpolated
+from raysat.plots.description import Mark, View, dense
+from raysat.plots.views import AXES, COSTS, at_target, costs, exponents, loss_curves, targets
+from raysat.report.series import Json, as_json, axis_json, mark_json, numbers
 
 CHOICES = ("Data and model", "Width", "Stepsizes")
 """What a reader picks, in the order of a view's `at`."""
-
-LOSS = {"mse": "loss L (½ mean squared residual)", "cross_entropy": "loss L (mean cross-entropy, nats)"}
 
 
 def payload(
@@ -71,26 +61,32 @@ def payload(
     """
     names = short_settings(analysis.fits)
     at = {key: [names[key[: len(SETTING)]], _width(row), method(row)] for key, row in _rows(analysis.fits)}
-    points, fits, costs, choices = map(_by_reading, (analysis.points, analysis.fits, analysis.costs, analysis.choices))
-    steps, rungs = map(_by_reading, (ladder.points, ladder.fits))
+    points, fits, spent, choices = map(_by_reading, (analysis.points, analysis.fits, analysis.costs, analysis.choices))
+    reached, rungs = map(_by_reading, (ladder.points, ladder.fits))
     chosen = _chosen(comparable(trials))
     draw = {
-        "steps": lambda key: [iterations.steps(steps[key], rungs[key])] if key in steps else [],
-        "targets": lambda key: [iterations.targets(rungs[key])] if key in rungs else [],
-        "costs": lambda key: _costs(costs[key], choices[key]) if key in costs else [],
-        "exponents": lambda key: [_exponents(points[key], fits[key])] if key in points else [],
-        "loss-curves": lambda key: [_loss_curves(chosen[key], curves)] if key in chosen else [],
+        "steps": lambda key: [_steps(reached[key], rungs[key])] if key in reached else [],
+        "targets": lambda key: [_targets(rungs[key])] if key in rungs else [],
+        "costs": lambda key: map(_drawn, costs(spent[key], choices[key])) if key in spent else [],
+        "exponents": lambda key: [_drawn(exponents(points[key], fits[key]))] if key in points else [],
+        "loss-curves": lambda key: [_drawn(loss_curves(chosen[key], curves))] if key in chosen else [],
     }
     figures = []
     for name, make in draw.items():
         made = [(key, attempt(f"{TITLES[name]}, {', '.join(at[key])},", partial(_written, make, key))) for key in at]
         views = [{"at": at[key], **view} for key, several in made for view in several or ()]
         if views:
-            figures.append(
-                {"name": name, "title": TITLES[name], "caption": CAPTIONS[name], **AXES[name]} | {"views": views}
-            )
+            figures.append({**about(name, TITLES[name], CAPTIONS[name]), "views": views})
     first = next(iter(at.values()), [])
     return {"choices": CHOICES, "start": at[key_of(start)] if start is not None else first, "figures": figures}
+
+
+def about(name: str, title: str, caption: str) -> Json:
+    """Return what a figure has besides its views: how it is named, and its axes."""
+    across, up = AXES[name]
+    axes = {"x": [axis_json(axis) for axis in across], "y": axis_json(up)}
+    quantities = {"of": [{"key": cost, "label": f"{unit} to the target"} for cost, (_, unit, _) in COSTS.items()]}
+    return {"name": name, "title": title, "caption": caption, **axes} | (quantities if name == "costs" else {})
 
 
 def _written(make: Callable[[tuple], Iterable[Json | None]], key: tuple) -> list[Json]:
@@ -129,39 +125,6 @@ CAPTIONS = STATIC_CAPTIONS | {
     ),
 }
 
-NO_INTERVALS = "No intervals: there is one seed, and no fit about which it could scatter."
-
-COSTS = {
-    "samples": {"label": "samples to the target", "short": "samples"},
-    "seconds": {"label": "seconds in SGD steps to the target", "short": "seconds"},
-    "device_hours": {"label": "device-hours to the target", "short": "device-hours"},
-}
-"""The costs of `raysat.analysis.efficiency`, each a quantity of the last figure."""
-
-_BATCH = [{"key": "b", "label": "batch size b (samples)", "short": "b", "log": True}]
-AXES = {
-    "loss-curves": {
-        "x": [
-            {"key": "iteration", "label": "iteration t", "short": "t", "log": True},
-            {"key": "samples", "label": "samples used, t b", "short": "samples", "log": True},
-            {"key": "seconds", "label": "seconds in SGD steps", "short": "seconds", "log": True},
-            {"key": "device_seconds", "label": "device-seconds in SGD steps", "short": "device-seconds", "log": True},
-        ],
-        "y": {"label": "loss L", "short": "L", "log": True},
-    },
-    "exponents": {"x": _BATCH, "y": {"label": "exponent h (1/iterations)", "short": "h", "log": False}},
-    "steps": {"x": _BATCH, "y": {"label": "iterations N to the target loss", "short": "N", "log": True}},
-    "targets": {
-        "x": [{"key": "target", "label": "target loss L", "short": "L ≤", "log": True}],
-        "y": {"label": "critical batch size b_N (samples)", "short": "b_N", "log": True},
-    },
-    "costs": {
-        "x": _BATCH,
-        "y": {"label": "cost to the target", "short": "cost", "log": True},
-        "of": [{"key": cost, "label": axis["label"]} for cost, axis in COSTS.items()],
-    },
-}
-
 
 def _rows(table: pd.DataFrame) -> Iterator[tuple[tuple, dict]]:
     for row in table[list(READING)].drop_duplicates().to_dict("records"):
@@ -186,92 +149,48 @@ def _width(row: Mapping) -> str:
     return str(row["width"]) if row["width"] else "none"
 
 
-def _loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame) -> Json | None:
-    paths = chosen[["cell_id", "batch_size"]].assign(devices=devices(chosen)).merge(curves, on="cell_id")
-    paths = paths.assign(device_seconds=paths["devices"] * paths["seconds"])
-    measured = paths.groupby(["batch_size", "iteration"]).agg(
-        samples=("samples", "median"),
-        seconds=("seconds", "median"),
-        device_seconds=("device_seconds", "median"),
-        median=("train_loss", "median"),
-        low=("train_loss", "min"),
-        high=("train_loss", "max"),
-        count=("train_loss", "count"),
-    )
-    by_size = list(measured.groupby(level="batch_size"))
-    if not by_size:  # rows without their curves
-        return None
-    series, ends = [], []
-    for k, (b, losses) in enumerate(by_size):
-        losses = losses.droplevel("batch_size")
-        losses = losses[losses["count"] == losses["count"].max()]
-        several = losses["count"].max() > 1
-        ends.append(next(iter(losses["median"].dropna().iloc[::-1]), math.nan))
-        series.append(
-            {"name": f"b = {b}", "shade": k / max(1, len(by_size) - 1), "mark": k, "line": True}
-            | {
-                "x": {"iteration": losses.index.tolist()}
-                | {key: numbers(losses[key]) for key in ("samples", "seconds", "device_seconds")}
-            }
-            | {"y": numbers(losses["median"])}
-            | ({"low": numbers(losses["low"]), "high": numbers(losses["high"]), "spread": "band"} if several else {})
-        )
-    first, last = by_size[0][0], by_size[-1][0]
-    said = (
-        f"{len(series)} batch sizes, b = {first} to {last}; the loss ends at {number(ends[0])} for b = {first} and at "
-        f"{number(ends[-1])} for b = {last}."
-    )
-    return {"series": series, "summary": said, "y": {"label": LOSS.get(chosen["loss"].iloc[0], "loss L")}}
+def _drawn(view: View) -> Json | None:
+    return None if view.empty else as_json(view)
 
 
-def _exponents(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
-    points, fit = points[points["quantity"] == "h"], fits[fits["quantity"] == "b_h"].iloc[0]
+def _steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
+    """N(b) at each target; what all of them share stands once."""
     if points["value"].isna().all():
         return None
-    name = "measured h, 95 % interval" if points["low"].notna().any() else "measured h"
-    series = [measured(points, name, "ink", 0, extra=("h_interp",))]
-    notes = [] if math.isnan(fit["range"]) else [f"h varies by a factor of {number(fit['range'])}."]
-    if points["h_interp"].notna().any():
-        b, stands_in = dense(points["batch_size"]), int(points["h_interp_n"].iloc[0])
-        one, full = points["value"].iloc[0], points["value"].iloc[-1]
-        curve = {"x": {"b": numbers(b)}, "y": numbers(h_interpolated(size, one, full) for size in b)}
-        name = f"predicted: interpolated from h(1) and h({stands_in})"
-        series.append({"name": name, "tone": "blue", "dash": "7 4", "line": True, "quiet": True, **curve})
-        if stands_in < points["n"].iloc[0]:
-            notes.append(f"h({stands_in}) stands in for h(n), n = {points['n'].iloc[0]:,}.")
-    else:
-        notes.append(sentence(no_interpolation(points.iloc[0])))
-    if not math.isnan(fit["value"]):
-        notes.append(f"Fit: b_h = {number(fit['value'])} samples, {scatter(fit['rms_log_residual'])}.")
-    notes += [sentence(fit["reason"])] * bool(fit["reason"])
-    said = ends_of(points, "h", "per iteration")
-    return {"series": series, "notes": notes, "summary": said, "ticks": {"b": points["batch_size"].tolist()}}
+    sizes = sorted(points["batch_size"].unique().tolist())
+    ranked = fits.dropna(subset="target").sort_values("target", ascending=False)
+    by = [
+        as_json(at_target(points[points["target"] == fit["target"]], fit, sizes)) for fit in ranked.to_dict("records")
+    ]
+    x: Json = {"b": sizes}
+    shared: Json = {"x": x, "dense": {"b": numbers(dense(sizes))}, "ticks": x}
+    for name in ("marks", "notes"):
+        shared[name] = []
+        while by and all(view[name] and view[name][-1] == by[0][name][-1] for view in by):
+            shared[name] = [[view[name].pop() for view in by][-1], *shared[name]]
+    for view in by:
+        del view["ticks"]
+        for series in view["series"]:
+            del series["x"]
+            series.get("fit", {}).pop("x", None)
+    return {**_levels(ranked), "by": by, **shared}
 
 
-def _costs(costs: pd.DataFrame, choices: pd.DataFrame) -> Iterator[Json]:
-    """A view for each cost that was measured."""
-    sizes = sorted(costs["batch_size"].unique().tolist())
-    for cost, axis in COSTS.items():
-        own = costs[costs["cost"] == cost].sort_values(
-            ["headline", "target", "batch_size"], ascending=[False, True, True]
-        )
-        if own.empty:
-            continue
-        chosen = choices[choices["headline"].astype(bool) & choices["choice"].isin(RULES[cost])]
-        tones = iter(("blue", *(tone for tone in PALETTE if tone not in ("blue", "orange"))))
-        series = [
-            measured(rows, f"to L ≤ {target:g}", next(tones, "ink"), k) | {"line": True}
-            for k, (target, rows) in enumerate(own.groupby("target", sort=False))
-        ]
-        marks, notes = [], [NO_INTERVALS] * bool(own["low"].isna().all())
-        for choice in chosen.to_dict("records"):
-            name, tone, dash = ("b_20", "orange", "6 4") if choice["choice"] == "b_20" else ("least", "ink", "8 3 2 3")
-            said = f"{name} at b = {number(choice['batch_size'])} {bounds(choice['low'], choice['high'])}".strip()
-            if math.isfinite(choice["batch_size"]):
-                marks.append(mark_at(said, tone, dash, (choice["batch_size"], choice["low"], choice["high"])))
-            notes += [f"{name}: {choice['reason']}."] * bool(choice["reason"])
-        first = own[own["headline"].astype(bool)]
-        said = [ends_of(first if len(first) else own, axis["short"].capitalize(), axis["label"])]
-        said += [f"Marked: {mark['name']}." for mark in marks]
-        about = {"of": cost, "y": axis, "ticks": {"b": sizes}, "summary": " ".join(said)}
-        yield {**about, "series": series, "marks": marks, "notes": notes}
+def _targets(fits: pd.DataFrame) -> Json | None:
+    """b_N against the target, the one that is picked marked."""
+    view = targets(fits)
+    if view.empty:
+        return None
+    ranked = fits.dropna(subset="target").sort_values("target", ascending=False)
+    picked = (
+        Mark(f"L ≤ {level:g}, the target shown above", "soft", "dashdot", level, math.nan, math.nan)
+        for level in ranked["target"]
+    )
+    shared = {name: part for name, part in as_json(view).items() if part}
+    return {**_levels(ranked), "by": [{"marks": [mark_json(mark)]} for mark in picked], **shared}
+
+
+def _levels(ranked: pd.DataFrame) -> Json:
+    """The targets of a reading, the place of the headline's, and those of the sweep's own."""
+    start, own = (np.flatnonzero(ranked[name].to_numpy(dtype=bool)).tolist() for name in ("headline", "own"))
+    return {"levels": numbers(ranked["target"]), "start": min(start, default=0), "own": own}

@@ -11,15 +11,13 @@ from html import escape
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
 from matplotlib import rc_context, rc_file_defaults
 
+from raysat.plots import figures, views
 from raysat.plots.drawing import draw
-from raysat.plots.foreseen import CAPTION, foreseen_steps
-from raysat.report.figures import AXES
+from raysat.report.figures import about
 from raysat.report.html import Section, figure, listing, page, paragraphs, table
-from raysat.report.series import SMOOTH, Json, numbers
-from raysat.saturation.fits import law
+from raysat.report.series import as_json
 from raysat.saturation.forecast import Forecast
 from raysat.storage.files import Location, write_aside, written
 from raysat.text import number
@@ -52,6 +50,13 @@ HOW = (
 )
 
 TITLE = "Iterations to the target loss, forecast"
+
+CAPTION = (
+    "Iterations N(b) to the target loss against batch size b, forecast from the network at initialization, each b with "
+    "its best stable stepsize: of a typical run and of the mean loss. The law N_inf (1 + (b_N/b)^q)^(1/q) fitted to "
+    "the typical run, perfect scaling N(1)/b, the forecast critical batch size b_N, where perfect scaling meets the "
+    "plateau (grey: of the mean loss), and b_star = gamma/k_op."
+)
 
 
 def sentence(made: Forecast) -> str:
@@ -116,23 +121,23 @@ def save(made: Mapping[str, Forecast], name: str, notes: Sequence[str], folder: 
             rc_file_defaults()  # and not what a user's code may have set in this process
             labels = [f"forecast-{k}" if len(made) > 1 else "forecast" for k in range(1, len(made) + 1)]
             named = zip(labels, made.items(), strict=True)
-            draw({label: foreseen_steps(one, title) for label, (title, one) in named}, Path(drawn))
+            draw({label: figures.forecast(one, title) for label, (title, one) in named}, Path(drawn))
         for file in sorted(Path(drawn).iterdir()):
             write_aside(folder / file.name, partial(shutil.copyfile, file))
-        stills = [(Path(drawn) / f"{label}.png").read_bytes() for label in labels]
-        text, path = render(made, name, notes, stills), folder / "forecast.html"
+        pictures = [(Path(drawn) / f"{label}.png").read_bytes() for label in labels]
+        text, path = render(made, name, notes, pictures), folder / "forecast.html"
         write_aside(path, lambda aside: aside.write_text(text, encoding="utf-8", errors="backslashreplace"))
     return path
 
 
-def render(made: Mapping[str, Forecast], name: str, notes: Sequence[str], stills: Sequence[bytes]) -> str:
+def render(made: Mapping[str, Forecast], name: str, notes: Sequence[str], pictures: Sequence[bytes]) -> str:
     """The page.
 
     Args:
         made: Forecasts by the name of their network.
         name: The sweep's.
         notes: What holds for all of them.
-        stills: A PNG of each, for readers without scripts.
+        pictures: A PNG of each, for readers without scripts.
     """
     answers = [
         f'<p class="setting">{escape(title)}</p>'
@@ -143,7 +148,7 @@ def render(made: Mapping[str, Forecast], name: str, notes: Sequence[str], stills
     ]
     images = "".join(
         f'<img alt="{escape(title)}" src="data:image/png;base64,{b64encode(png).decode()}">'
-        for title, png in zip(made, stills, strict=True)
+        for title, png in zip(made, pictures, strict=True)
     )
     heads = [head for head, *_ in MORE.values()]
     tables = [
@@ -156,41 +161,11 @@ def render(made: Mapping[str, Forecast], name: str, notes: Sequence[str], stills
         Section("table", "By batch size", "\n".join([*tables, listing(explained(MORE))])),
         Section("how", "How it was made", paragraphs([HOW])),
     ]
-    drawn = {"name": "foreseen", "title": TITLE, "caption": CAPTION, **AXES["steps"]}
-    drawn["views"] = [{"at": [title], **_view(one)} for title, one in made.items()]
+    drawn = {**about("steps", TITLE, CAPTION), "name": "foreseen"}
+    drawn["views"] = [
+        {"at": [title], **as_json(views.forecast(one)), "summary": f"{sentence(one)} {details(one)}"}
+        for title, one in made.items()
+    ]
     payload = {"file": f"{name}-forecast", "choices": ["Network"], "start": [next(iter(made))], "figures": [drawn]}
     lead = "A forecast from the network at initialization: nothing was trained."
     return page(f"{name}: forecast", lead, sections, payload)
-
-
-def _view(made: Forecast) -> Json:
-    """The interactive figure of a forecast."""
-    rows, fit = made.by_batch, made.typical
-    b = np.geomspace(rows["batch_size"].min(), rows["batch_size"].max(), SMOOTH)
-    sizes, first = rows["batch_size"].tolist(), rows.iloc[0]
-    typical = {"name": "N, typical run", "tone": "blue", "mark": 0, "x": {"b": sizes}, "y": numbers(rows["N"])}
-    marks = [{"name": f"b_star = {number(made.b_star)}", "tone": "orange", "dash": "6 4", **_at(made.b_star)}]
-    if not math.isnan(fit.value):
-        typical["fit"] = {"x": {"b": numbers(b)}, "y": numbers(law(b, fit.asymptote, fit.value, fit.q))}
-        marks.insert(
-            0, {"name": f"b_N = {number(fit.value)}, forecast", "tone": "blue", "dash": "8 3 2 3", **_at(fit.value)}
-        )
-    if not math.isnan(made.mean.value):
-        name = f"b_N = {number(made.mean.value)}, of the mean loss"
-        marks.append({"name": name, "tone": "soft", "dash": "8 3 2 3", **_at(made.mean.value)})
-    mean = {"name": "N, mean loss", "tone": "ink", "mark": 1, "x": {"b": sizes}, "y": numbers(rows["N_mean"])}
-    perfect = {"name": f"perfect scaling N({sizes[0]})/b", "tone": "soft", "dash": "2 4", "line": True}
-    perfect |= {"x": {"b": numbers(b)}, "y": numbers(first["N"] * sizes[0] / b), "quiet": True, "loose": True}
-    for series, column in ((typical, "eta"), (mean, "eta_mean")):
-        series["extra"] = {"eta": numbers(rows[column])}
-    return {
-        "series": [typical, mean, perfect],
-        "marks": marks,
-        "notes": list(made.remarks),
-        "summary": f"{sentence(made)} {details(made)}",
-        "ticks": {"b": sizes},
-    }
-
-
-def _at(value: float) -> Json:
-    return dict.fromkeys(("at", "low", "high"), numbers([value])[0])

@@ -71,19 +71,19 @@ def asset(name: str) -> str:
     return (files("raysat.report") / "assets" / name).read_text(encoding="utf-8")
 
 
-def figure(name: str, title: str, caption: str, still: str = "") -> str:
+def figure(name: str, title: str, caption: str, fallback: str = "") -> str:
     """The place of an interactive figure of the payload.
 
     Args:
         name: Its name in the payload.
         title: Its heading.
         caption: What the symbols mean.
-        still: HTML of the same as pictures, for readers without scripts.
+        fallback: HTML of the same as pictures, for readers without scripts.
     """
     return (
         f'<figure id="figure-{name}" data-figure="{name}" aria-labelledby="figure-{name}-title">'
         f'<h3 id="figure-{name}-title">{escape(title)}</h3><div class="drawn"></div>'
-        f"<noscript>{still}</noscript><figcaption>{escape(caption)}</figcaption></figure>"
+        f"<noscript>{fallback}</noscript><figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 

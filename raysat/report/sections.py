@@ -227,7 +227,7 @@ def figures(payload: Mapping, images: Sequence[tuple[StaticFigure, bytes]], atte
     parts = []
     for one in payload["figures"]:
         name = one["name"]
-        pictures = "".join(_picture(plate, png) for plate, png in images if plate.kind == name)
+        pictures = "".join(_picture(static, png) for static, png in images if static.kind == name)
         parts.append(figure(name, one["title"], one["caption"], pictures or paragraphs([DRAWN])))
     if parts:
         kept = (
@@ -362,9 +362,9 @@ def provenance(record: Mapping) -> Section:
     return Section("configuration", "Configuration, versions, machine", "\n".join(parts))
 
 
-def _picture(plate: StaticFigure, png: bytes) -> str:
+def _picture(static: StaticFigure, png: bytes) -> str:
     source = base64.b64encode(png).decode()
-    return f'<img src="data:image/png;base64,{source}" alt="{escape(f"{plate.name}: {plate.title}")}">'
+    return f'<img src="data:image/png;base64,{source}" alt="{escape(f"{static.name}: {static.title}")}">'
 
 
 def _plain(value: Any) -> str:

@@ -1,73 +1,69 @@
-"""The words in which figures are written for a page: numbers, points with intervals, values on an axis, sentences."""
+"""Views of `raysat.plots.views` as JSON, which `assets/` draws.
+
+A value of null is not drawn, an infinite end of an interval is drawn to the frame. What is as by default is left out.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from jaxtyping import Float
 
-from raysat.analysis import number
+from raysat.plots.description import Axis, Mark, Numbers, Series, View
 
 Json = dict[str, Any]
 
 DIGITS = 5
 """Significant digits of the numbers in a page."""
 
-SMOOTH = 48
-"""Points of a curve that is known at every b. Default: 48, at which no corner is seen on either kind of axis."""
-
-PALETTE = ("blue", "orange", "green", "purple", "ink")
-"""Colours of series without an order, named in `assets/page.css`, which says how far apart they are."""
-
 INFINITE = "Infinity"
 """How an infinite number stands in a page, for JSON has none."""
 
+DASHES = {"dashed": "6 4", "dotted": "2 4", "dashdot": "8 3 2 3"}
+"""Dashes of lines as SVG has them."""
 
-def numbers(values: Iterable[float]) -> list[float | str | None]:
+
+def numbers(values: Numbers) -> list[float | str | None]:
     """The values as JSON has them: a few digits, `INFINITE` for infinity, null for what is no number."""
+    if (known := np.asarray(values)).dtype.kind in "iu":
+        return known.tolist()
     return [
         INFINITE if value == math.inf else float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
         for value in map(float, values)
     ]
 
 
-def measured(rows: pd.DataFrame, name: str, tone: str, mark: int, extra: Sequence[str] = ()) -> Json:
-    """Points with intervals, and what else a reader may want to know of each."""
-    shown = {"seeds": rows["seeds"].tolist()}
-    shown |= {
-        column: numbers(rows[column])
-        for column in (*extra, "eta", "eta_beta", "eta_k_op")
-        if column in rows and rows[column].notna().any()
-    }
-    values = {end: numbers(rows[end]) for end in ("low", "high")} if rows["low"].notna().any() else {}
-    spread = {"spread": "bars"} if values else {}
-    about = {"name": name, "tone": tone, "mark": mark, "x": {"b": rows["batch_size"].tolist()}}
-    return about | {"y": numbers(rows["value"]), **values, **spread, "extra": shown}
+def as_json(view: View) -> Json:
+    """Return a view without its place among a figure's."""
+    made: Json = {"series": [_series(one) for one in view.series], "marks": [mark_json(one) for one in view.marks]}
+    made |= {"notes": list(view.notes), "summary": view.summary, "ticks": view.ticks}
+    return made | ({"of": view.of} if view.of else {}) | ({"y": axis_json(view.y)} if view.y else {})
 
 
-def mark_at(name: str, tone: str, dash: str, values: tuple[float, float, float]) -> Json:
+def axis_json(axis: Axis) -> Json:
+    """An axis."""
+    return ({"key": axis.key} if axis.key else {}) | {"label": axis.label, "short": axis.short, "log": axis.log}
+
+
+def mark_json(mark: Mark) -> Json:
     """A value on the horizontal axis, and the ends of its interval."""
-    return {"name": name, "tone": tone, "dash": dash} | dict(zip(("at", "low", "high"), numbers(values), strict=True))
+    places = dict(zip(("at", "low", "high"), numbers([mark.at, mark.low, mark.high]), strict=True))
+    return {"name": mark.name, "tone": mark.tone, "dash": DASHES[mark.dash], **places}
 
 
-def dense(sizes: pd.Series) -> Float[np.ndarray, " b"]:
-    """Batch sizes from the smallest to the largest, at which a curve is drawn."""
-    return np.geomspace(sizes.min(), sizes.max(), SMOOTH)
+def _series(one: Series) -> Json:
+    made: Json = {"name": one.name, "x": _by_key(one.x), "y": numbers(one.y)}
+    made |= {"tone": one.tone} if one.shade is None else {"shade": one.shade}
+    made |= {end: numbers(values) for end in ("low", "high") if (values := getattr(one, end)) is not None}
+    plain = ("mark", "line", "hollow", "spread", "clip")
+    made |= {name: value for name in plain if (value := getattr(one, name)) != getattr(Series, name)}
+    made |= {"interactive": False} if one.mark is None else {}
+    made |= {"dash": DASHES[one.dash]} if one.dash != "solid" else {}
+    made |= {"fit": {"x": _by_key(one.fit[0]), "y": numbers(one.fit[1])}} if one.fit else {}
+    return made | ({"extra": _by_key(one.extra)} if one.extra else {})
 
 
-def ends_of(rows: pd.DataFrame, quantity: str, unit: str) -> str:
-    """Return what a figure shows, for those who do not see it: the values at the ends."""
-    rows = rows.dropna(subset="value")
-    if rows.empty:
-        return f"{quantity} has no value."
-    ends = (f"{number(row['value'])} at b = {row['batch_size']}" for row in (rows.iloc[0], rows.iloc[-1]))
-    return f"{quantity} goes from {' to '.join(ends)}, {unit}."
-
-
-def sentence(text: str) -> str:
-    """A remark with a capital letter and a full stop."""
-    return text[:1].upper() + text[1:] + "."
+def _by_key(values: Mapping[str, Numbers]) -> Json:
+    return {key: numbers(of) for key, of in values.items()}

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from raysat.analysis import analyze
 from raysat.plots import CAPTIONS, costs, exponents, loss_curves, render_figures, save, steps
+from raysat.plots.description import PALETTE, SMOOTH
 from raysat.plots.panels import FIT, INK, SOFT, STAR
-from raysat.report.figures import PALETTE
 from raysat.report.html import asset
 
 MADE = full() + full("fixed(0.1)", b_c=0.07)
@@ -27,7 +27,7 @@ def texts(panel):
 
 
 def lines(panel, style):
-    return [line for line in panel.lines if line.get_linestyle() == style and len(line.get_xdata()) == 200]
+    return [line for line in panel.lines if line.get_linestyle() == style and len(line.get_xdata()) == SMOOTH]
 
 
 @pytest.fixture(scope="module")

@@ -25,10 +25,11 @@ from rich.console import Console
 from raysat.analysis import THEORY_CAVEAT, number, setting, summary, what_to_use
 from raysat.analysis.ladder import Ladder
 from raysat.errors import InputError
+from raysat.plots.views import NO_INTERVALS
 from raysat.report import compare, finish
 from raysat.report.__main__ import main
 from raysat.report.answer import answers
-from raysat.report.figures import CHOICES, NO_INTERVALS, payload
+from raysat.report.figures import CHOICES, payload
 from raysat.report.prediction import LATER, predictions
 from raysat.report.sections import LISTED, SYMBOLS, advice, progress
 from raysat.report.series import INFINITE, numbers

@@ -63,7 +63,7 @@ function drawChart(figure, view, state) {
   const marked = (view.marks || []).filter((mark) => !state.hidden.has(mark.name));
   const height = Math.round(Math.min(430, Math.max(280, 0.58 * state.width)));
   const xs = shown.flatMap((series) => series.x[state.x]);
-  const bound = shown.filter((series) => !series.loose);
+  const bound = shown.filter((series) => !series.clip);
   const ys = (bound.length ? bound : shown).flatMap((series) => [
     ...series.y,
     ...(series.low || []),
@@ -121,7 +121,7 @@ function drawChart(figure, view, state) {
       group.append(...chosen.map((place) => markOf(series, place.x, place.y)));
     }
     plane.append(group);
-    if (!series.quiet) points.push(...places);
+    if (series.interactive !== false) points.push(...places);
   }
   if (!shown.length) {
     root.append(svg("text", { x: (left + right) / 2, y: height / 2, "text-anchor": "middle" }, "All curves are hidden."));

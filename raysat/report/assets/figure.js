@@ -312,7 +312,7 @@ class Figure {
 
   /** The values of the view as rows, the heads first. */
   rows() {
-    const measured = this.view.series.filter((series) => !series.quiet);
+    const measured = this.view.series.filter((series) => series.interactive !== false);
     const extra = [...new Set(measured.flatMap((series) => Object.keys(series.extra || {})))];
     const interval = measured.some((series) => series.low);
     const heads = ["curve", ...this.data.x.map((axis) => axis.label), (this.view.y || this.data.y).label];

@@ -32,7 +32,7 @@ function viewAt(view, k) {
   const own = view.by[k];
   const series = (own.series || view.series).map((one) => ({
     ...one,
-    x: one.x || (one.quiet ? view.dense : view.x),
+    x: one.x || (one.interactive === false ? view.dense : view.x),
     ...(one.fit ? { fit: { x: view.dense, ...one.fit } } : {}),
   }));
   const both = (name) => [...(own[name] || []), ...(view[name] || [])];
