@@ -89,9 +89,13 @@ def _stepsizes(stepsizes: Sequence[Mapping], used: set[str]) -> Iterator[str]:
 
 
 def _training(training: Mapping, used: set[str]) -> str:
+    """`Training("adamw", options={"weight_decay": 0.1})`, without the fields that are at their default."""
     used.add("Training")
     defaults = asdict(Training())
-    return f"Training({_arguments({name: value for name, value in training.items() if value != defaults.get(name)})})"
+    own = {name: value for name, value in training.items() if value and value != defaults.get(name)}
+    if "options" in own:
+        own["options"] = dict(own["options"])
+    return f"Training({_arguments(own)})"
 
 
 def _arguments(options: Mapping[str, object]) -> str:
@@ -109,6 +113,8 @@ def _plain(value: object) -> str:
     """A value as Python, in double quotes; the square root of 2, which is the gain of a ReLU, as such."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_plain(name)}: {_plain(one)}' for name, one in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_plain, value))}]"
     return "2**0.5" if value == 2**0.5 else repr(value)

@@ -15,6 +15,13 @@ PLAIN = {"name": "own", "dataset": "my_case:load", "models": ["my_case:build"], 
 OWN = {
     "grids": {"stepsizes": [theory(0.5), *grid([0.1, 0.2]), *grid([1.0, 2.0], relative=True), fixed(0.3)]},
     "trainings": {"trainings": [Training("momentum", schedule="step"), asynchronous(4)], "stepsizes": [theory()]},
+    "recipes": {
+        "trainings": [
+            Training("adamw", options={"weight_decay": 0.1, "betas": (0.9, 0.95)}, clip=1.0, warmup_samples=256),
+            Training("adam", scaling="adam_sqrt", base_batch=8),
+        ],
+        "stepsizes": [*grid([0.1])],
+    },
     "seeds": {"seeds": [3, 5], "stepsizes": [theory()], "widths": powers_of_two(64)},
     "words": {"dataset": 'it\'s:"load"', "stepsizes": [theory()]},
 }
