@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from raysat.analysis.measure import FITS, POINTS, Paths, measure
 from raysat.analysis.predictors import COMPARISON, compare
 from raysat.analysis.reading import GROUP, comparable, readings
 from raysat.analysis.targets import shared
+from raysat.spec.training import is_of_theory
 from raysat.storage.files import Location, write_aside
 from raysat.storage.schema import FAILED, REFUSED, arrow_schema
 from raysat.storage.store import Store
@@ -98,6 +100,10 @@ def analyze(
     )
 
 
+OF_THEORY = ("b_star", "b_star_thm33")
+"""Statistics that predict the critical batch size of fixed-stepsize SGD, and of no other training."""
+
+
 def prepared(trials: pd.DataFrame, curves: pd.DataFrame, ntk: pd.DataFrame | None) -> tuple[pd.DataFrame, Paths]:
     """Select the trials that count, with a column `unpredicted` (why there are no statistics), and their losses.
 
@@ -116,7 +122,11 @@ def prepared(trials: pd.DataFrame, curves: pd.DataFrame, ntk: pd.DataFrame | Non
     # Python strings: every column of Arrow strings is a block of its own, and a selection of rows takes time for each.
     texts = {name: object for name, kind in trials.dtypes.items() if isinstance(kind, pd.StringDtype)}
     reasons, kept = refused(ntk), trials[~outdated].astype(texts)
-    return kept.assign(unpredicted=[reasons.get(init_id, "") for init_id in kept["init_id"]]).copy(), paths
+    kept = kept.assign(unpredicted=[reasons.get(init_id, "") for init_id in kept["init_id"]]).copy()
+    other = ~kept["training"].map(is_of_theory).astype(bool)
+    kept.loc[other, "unpredicted"] = "the theory is of fixed-stepsize SGD"
+    kept.loc[other, [*OF_THEORY, "eta_limit"]] = math.nan
+    return kept, paths
 
 
 def refused(ntk: pd.DataFrame | None) -> dict[str, str]:

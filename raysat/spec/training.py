@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -230,6 +231,14 @@ class Training:
         return math.sqrt(max(b / self.base_batch - 1, 0.0)) if self.noise else 0.0
 
 
+_PLAIN = re.compile(r"sgd|(linear|sqrt) scaling from \d+|regime of \d+")
+
+
+def is_of_theory(label: str) -> bool:
+    """Return whether a `Training.label` is of fixed-stepsize SGD, for which alone the theory makes a prediction."""
+    return all(_PLAIN.fullmatch(part) for part in label.split(", "))
+
+
 def asynchronous(learners: int, staleness: Staleness = ROUND_ROBIN, **others: Any) -> Training:
     """Asynchronous SGD with p learners, simulated exactly (see `raysat.sgd.asynchronous`).
 
@@ -284,15 +293,19 @@ def _as_options(value: Any) -> tuple[tuple[str, Option], ...]:
             raise InputError(f"options has {shown(name)}: give names of the optimizer's arguments.")
         if name in ("lr", "params"):
             raise InputError(f"options has {name}: the sweep's stepsizes are the learning rates; leave it out.")
-        if not all(
-            isinstance(part, bool | int | float | str | None) for part in (one if isinstance(one, tuple) else (one,))
-        ):
+        if not all(map(_is_plain, one if isinstance(one, tuple) else (one,))):
             raise InputError(f"options has {name}={shown(one)}: give a number, a bool, a text or a list of numbers.")
-    return tuple(sorted(made))
+    return tuple(sorted(dict(made).items()))
 
 
 def _as_option(value: Any) -> Any:
-    return tuple(map(plain, value)) if isinstance(value, Iterable) and not isinstance(value, str) else plain(value)
+    several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+    return tuple(map(plain, value)) if several else plain(value)
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether an option is a value that has an identity: nan equals nothing, not even itself."""
+    return isinstance(value, bool | int | str | None) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _as_staleness(value: object) -> Staleness:

@@ -192,7 +192,7 @@ TRIALS = (
         "eta",
         "Stepsize up to which SGD on the linearized network is stable at this b "
         "(`raysat.saturation.recursion.stable_below`); without spectral measures 2/k_op, which is necessary at every "
-        "b and exact at b = n.",
+        "b and exact at b = n. Null for other trainings than fixed-stepsize SGD.",
     ),
     Column("budget", _TEXT, "", "What ends a trial: `4000 iterations`, `60000 samples` or `10 epochs`."),
     Column("iterations", _INT, "iterations", "T as set; under a budget of samples, samples / b, rounded, at least 1."),

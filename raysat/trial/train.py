@@ -80,7 +80,8 @@ class _Trial:
         _check_weights(job, network)
         cell, init, device = self.cell, self.cell.init, str(dataset.x.device)
         self.eta, self.beta = stepsize_and_beta(cell, job.statistics)
-        stable = self.beta > 0  # else there are no statistics, or K = 0 and every stepsize is stable
+        # else the theory is silent, there are no statistics, or K = 0 and every stepsize is stable
+        stable = self.beta > 0 and cell.training.is_plain
         self.eta_limit = stable_below(job.statistics, cell.batch_size, cell.sampling) if stable else math.nan
         self.limit = job.limits.of(self.eta / self.eta_limit if self.eta_limit > 0 else math.nan)
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, device)

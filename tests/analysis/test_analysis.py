@@ -390,6 +390,24 @@ class TestSummary:
         row = analyzed(full(training="momentum 0.9")).fits.iloc[0].to_dict()
         assert setting(row) == f"{plain}, momentum 0.9 (the prediction is for plain SGD)"
 
+    @pytest.mark.parametrize("way", ["momentum 0.9", "adamw weight_decay=0.1, clipped to 1", "3 learners random"])
+    def test_of_another_training_the_theory_says_nothing(self, way):
+        """What is measured is the same; no b_star, and no stepsizes that are stable in theory."""
+        plain = analyzed(grid_of())
+        other = analyzed([({**row, "training": way}, curve) for row, curve in grid_of()])
+        assert set(plain.fits["tuning"]) == {"free", "stable"}
+        assert plain.fits["b_star"].notna().all()
+        assert set(other.fits["tuning"]) == {"free"}
+        for name in ("b_star", "b_star_min", "b_star_thm33"):
+            assert other.fits[name].isna().all()
+        assert set(other.fits["unpredicted"]) == {"the theory is of fixed-stepsize SGD"}
+        measured = [
+            one.fits.query("tuning == 'free' and quantity == 'b_N'")["value"].tolist() for one in (plain, other)
+        ]
+        assert measured[0] == measured[1]
+        assert "stable" not in printed(other)
+        assert "No prediction: the theory is of fixed-stepsize SGD." in flat(printed(other))
+
     def test_has_the_scatter_of_each_fit(self):
         rng = np.random.default_rng(0)
         made = [trial(b, rate=0.02 / (1 + 12 / b) * math.exp(rng.normal(0, 0.05))) for b in SIZES]

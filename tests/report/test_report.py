@@ -190,6 +190,8 @@ def test_a_training_that_is_not_plain_sgd_is_said_to_be_beyond_the_prediction(tm
     _html, page, printed = finished(results(tmp_path / "toy", made))
     for text in (page.text, " ".join(printed.split())):
         assert "momentum 0.9 (the prediction is for plain SGD)" in text
+        assert "Theory predicted" not in text
+        assert "stable in theory" not in text
 
 
 def test_why_an_adaptive_sweep_stopped_is_said(tmp_path):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from raysat import InputError
 from raysat.spec.cells import identity
-from raysat.spec.training import SCHEDULES, Training, asynchronous, factor, iterations_of
+from raysat.spec.training import SCHEDULES, Training, asynchronous, factor, is_of_theory, iterations_of
 
 
 def test_the_default_is_plain_sgd():
@@ -88,8 +88,16 @@ def test_labels_tell_trainings_apart():
         Training("momentum", momentum=0.9000001),
         *(asynchronous(p, staleness) for p in (2, 3) for staleness in ("round_robin", "random", [1, 2])),
         *(asynchronous(2, [count, 1]) for count in (10**6, 10**6 + 1)),
+        *(Training("adamw", options={"weight_decay": decay, "betas": (0.9, 0.95)}) for decay in (0, 0.1)),
+        *(Training(options={"weight_decay": decay}) for decay in (0.1, 0.2)),
+        *(Training("adam", scaling=scaling, base_batch=8) for scaling in ("adam_sqrt", "half_life")),
+        *(Training(clip=clip) for clip in (1.0, 2.0)),
+        *(Training(warmup=8), Training(warmup=16), Training(warmup_samples=8)),
+        Training(schedule="linear"),
     ]
     assert len({training.label for training in trainings}) == len(trainings)
+    for training in trainings:
+        assert is_of_theory(training.label) == training.is_plain, training
     assert Training("momentum", schedule="step", scaling="sqrt", base_batch=8).label == (
         "momentum 0.9, step schedule, sqrt scaling from 8"
     )
@@ -111,6 +119,18 @@ def test_labels_tell_trainings_apart():
         (lambda: asynchronous(2, [0, 0]), "use 'round_robin'"),
         (lambda: asynchronous(2, optimizer="adam"), "plain SGD: leave out its optimizer"),
         (lambda: asynchronous(2, speed=3), "no such field"),
+        (lambda: asynchronous(2, clip=1.0), "plain SGD: leave out its optimizer"),
+        (lambda: Training("adamw", options=[0.1]), "options=.*give a dictionary"),
+        (lambda: Training("adamw", options={"lr": 0.1}), "the sweep's stepsizes are the learning rates"),
+        (lambda: Training("adamw", options={"weight decay": 0.1}), "give names of the optimizer's arguments"),
+        (lambda: Training("adamw", options={"betas": {"a": [1]}}), "options has betas"),
+        (lambda: Training("adamw", options={"betas": [[0.9], [0.95]]}), "options has betas"),
+        (lambda: Training("adamw", options={"weight_decay": len}), "options has weight_decay"),
+        (lambda: Training("adamw", options={"weight_decay": math.nan}), "options has weight_decay"),
+        (lambda: Training(clip=-1.0), "clip has -1.0"),
+        (lambda: Training(warmup=-1), "warmup has -1"),
+        (lambda: Training(warmup=1, warmup_samples=1), "give one of them"),
+        (lambda: Training("muon", scaling="adam_sqrt", base_batch=8), "is of adam, adamw"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_a_sentence(build, words):

@@ -174,6 +174,8 @@ def test_the_loss_may_be_evaluated_over_the_first_samples(make_cell):
     [
         Training("momentum", schedule="cosine", noise=True, base_batch=4),
         Training("adam"),
+        Training("adamw", options={"weight_decay": 0.1}, clip=1.0, warmup_samples=16, schedule="linear"),
+        Training("muon"),
         asynchronous(3),
         asynchronous(2, [1, 5, 2]),
     ],
@@ -203,6 +205,7 @@ def test_other_trainings_too_end_in_the_same_bits(make_cell, tmp_path, monkeypat
     assert row["staleness"] == whole["staleness"]
     assert (row["attempts"], row["training"]) == (2, training.label)
     assert (row["staleness"] > 0) == training.is_asynchronous
+    assert row["eta_limit"] is None, "the theory is of fixed-stepsize SGD"
 
 
 def test_the_stepsize_is_scaled_to_the_batch(make_cell):
