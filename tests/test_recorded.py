@@ -69,7 +69,9 @@ def test_new_trials_have_the_recorded_bits(tmp_path, recorded):
     before, now = (store.read("trials").set_index("cell_id").sort_index() for store in (old, new))
     assert now.index.tolist() == before.index.tolist()
     assert now["engine"].tolist() == before["engine"].tolist()
-    tolerance = 0 if _machine(old) == _machine(new) else 1e-4
+    # The library of the products tells processors of one name apart that have AVX-512 or lack it.
+    same = _machine(old) == _machine(new) and now["matmul"].tolist() == before["matmul"].tolist()
+    tolerance = 0 if same else 1e-4
     for cell_id in now.index:
         first, second = (_curve(store, cell_id) for store in (old, new))
         np.testing.assert_allclose(second, first, rtol=tolerance, atol=0)
