@@ -107,5 +107,5 @@ def _against(fit: Mapping, run: Float[np.ndarray, " b"]) -> str:
         return f"b_N = {number(fit['value'])} {known} may be any of the batch sizes run: more seeds would tell."
     edges = [part for part in fit["reason"].split("; ") if part.endswith("widen the grid")]
     if edges:
-        return f"{'; '.join(edges)}, as stepsizes=[grid(auto=True)] does by itself."
+        return f"{'; '.join(edges)}, as stepsizes=[grid(auto=True)] does by itself for its target_loss."
     return ""
