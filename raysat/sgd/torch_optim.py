@@ -67,12 +67,12 @@ def check(training: Training, network: nn.Module, sizes: Sequence[int]) -> None:
     tried = copy.deepcopy(network)
     for one in tried.parameters():
         one.grad = torch.zeros_like(one) if one.requires_grad else None
-    for b in sizes:
-        for optimizer in optimizers_of(training, tried, 1e-3, b):
-            try:
-                optimizer.step()
-            except Exception as error:
-                raise _refused(training, error) from error
+    made = [optimizers_of(training, tried, 1e-3, b) for b in sizes]  # state is allocated by the first step
+    try:
+        for optimizer in made[0]:
+            optimizer.step()
+    except Exception as error:
+        raise _refused(training, error) from error
 
 
 def _kind(training: Training) -> type[torch.optim.Optimizer]:
