@@ -125,12 +125,10 @@ def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Fl
     """Return the operations of a network, after trying all that a trial asks of it."""
     network = network_of(init, dataset)
     maker(sweep.engine).check(network)
-    for training in sweep.trainings:
-        torch_optim.check(training, network, sweep.batch_sizes)
     _check_batch_of_one(sweep, network, dataset)
     _check_statistics(sweep, network, dataset)
     try:
-        return cost.count(network, dataset.x, dataset.y, resolve(sweep.loss))
+        flops = cost.count(network, dataset.x, dataset.y, resolve(sweep.loss))
     except (InputError, KeyboardInterrupt):
         raise
     except BaseException as error:  # also the SystemExit of a user's sys.exit
@@ -138,6 +136,9 @@ def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Fl
             f"model {init.model.label} at width {init.width} has no gradient on {init.dataset} ({named(error)}): "
             "fix the model or the loss."
         ) from error
+    for training in sweep.trainings:
+        torch_optim.check(training, network, sweep.batch_sizes)
+    return flops
 
 
 def _dataset_of(sweep: Sweep) -> data.Dataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -61,13 +60,15 @@ def optimizers_of(training: Training, network: nn.Module, eta: float, b: int) ->
 
 
 def check(training: Training, network: nn.Module, sizes: Sequence[int]) -> None:
-    """Raise `InputError` if a training's optimizer cannot be made for a network at some batch size, or take a step."""
+    """Raise `InputError` if a training's optimizer cannot be made for a network at some batch size, or take a step.
+
+    The step changes the network.
+    """
     if training.is_plain or training.is_asynchronous:
         return
-    tried = copy.deepcopy(network)
-    for one in tried.parameters():
+    for one in network.parameters():
         one.grad = torch.zeros_like(one) if one.requires_grad else None
-    made = [optimizers_of(training, tried, 1e-3, b) for b in sizes]  # state is allocated by the first step
+    made = [optimizers_of(training, network, 1e-3, b) for b in sizes]  # state is allocated by the first step
     try:
         for optimizer in made[0]:
             optimizer.step()
