@@ -19,7 +19,7 @@ from raysat.compute.memory import saved_per_sample
 from raysat.data.fields import Inputs
 from raysat.models.functional import call
 from raysat.ntk.plain import trained
-from raysat.ntk.rules import Outer
+from raysat.ntk.rules import Outer, formed
 from raysat.ntk.survey import Survey
 from raysat.ntk.uses import Use, record, shares_of
 
@@ -58,7 +58,7 @@ def grams(
         outputs, uses, gradient = _passes(network, x, parts.survey)
         gram = outputs.new_zeros(len(x), outputs.shape[1], outputs.shape[1])
         for _, share in shares_of(uses, parts.survey.notes, gradient, parts.survey.covered):
-            gram += share.grams() if isinstance(share, Outer) else share @ share.mT
+            gram += share.grams() if isinstance(share, Outer) else (rows := formed(share)) @ rows.mT
     if parts.rest:
         rows = parts.rows(network, x, parts.rest)
         gram = gram + rows @ rows.mT
@@ -76,7 +76,7 @@ def kernel(network: nn.Module, x: Inputs, parts: Parts) -> Float[Tensor, "size s
             if isinstance(share, Outer):
                 total += share.kernel().reshape(size, size)
             else:
-                rows = share.reshape(size, -1)
+                rows = formed(share).reshape(size, -1)
                 total += rows @ rows.T
     if parts.rest:
         rows = parts.rows(network, x, parts.rest).flatten(0, 1)
@@ -123,7 +123,9 @@ def bytes_per_sample(network: nn.Module, few: Inputs, parts: Parts) -> int:
         produced = [use.output.numel() for use in uses]
         total += (outputs * sum(produced) + 2 * outputs * max(produced, default=0)) * size
         shares = shares_of(uses, parts.survey.notes, gradient, parts.survey.covered)
-        total += 2 * size * max((share.numel() for _, share in shares if not isinstance(share, Outer)), default=0)
+        total += (
+            2 * size * max((formed(share).numel() for _, share in shares if not isinstance(share, Outer)), default=0)
+        )
     if parts.rest:
         columns = sum(weights[name].numel() for name in parts.rest)
         total += 2 * outputs * columns * size + outputs * saved_per_sample(network, few)

@@ -193,7 +193,8 @@ def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
 
     if surveyed.covered and not surveyed.rest:
         largest = max(p.numel() for p in weights.values()) * next(iter(weights.values())).element_size()
-        yield Way(Method.ITERATION, rules, lambda: 8 * saved + 3 * largest, rehearse=False)
+        # What is between the positions of a layer's input is no larger than the input.
+        yield Way(Method.ITERATION, rules, lambda: 9 * saved + 3 * largest, rehearse=False)
     # A gradient and a direction of each sample, both formed, and values at every layer, forward and tangent.
     yield Way(Method.ITERATION, vmap, lambda: 3 * size + 10 * saved)
     yield Way(Method.PLAIN, alone, lambda: 4 * saved, rehearse=False)

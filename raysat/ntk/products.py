@@ -21,7 +21,7 @@ from raysat.ntk import plain
 from raysat.ntk.kernel import KernelOperator, Products
 from raysat.ntk.plain import trained
 from raysat.ntk.refusal import NoStatistics
-from raysat.ntk.rules import Outer
+from raysat.ntk.rules import Outer, OuterSum, Share, formed
 from raysat.ntk.survey import Survey
 from raysat.ntk.uses import Use, record, rows_of
 
@@ -33,7 +33,9 @@ class ByRules:
 
     With G the gradients by the layers' outputs, linear in u, and R(G) the rows that the rules make of them, the
     product is `G^T R^T R G u`: the graph of G is recorded once, and R^T R is the derivative of `||R(G)||^2 / 2`, which
-    is taken layer by layer. The p numbers of a sample's gradient are formed of one layer at a time.
+    is taken layer by layer. The p numbers of a sample's gradient are formed of one layer at a time, and of a linear
+    layer at no more positions than it has inputs not at all: with A its inputs and g the gradients at the positions,
+    R^T R takes g to `A A^T g`, where `A A^T` is computed once.
 
     Args:
         network: The network.
@@ -48,6 +50,7 @@ class ByRules:
         self.outputs, self.uses = record(network, x, survey.notes)
         self.produced = [use.output for use in self.uses]
         self.groups = _groups(self.uses)
+        self.between: dict[str, Tensor] = {}
         self.u = torch.zeros_like(self.outputs, requires_grad=True)
         rows = loss.factor(self.outputs.detach(), y, self.u)
         self.graph = torch.autograd.grad(
@@ -63,8 +66,7 @@ class ByRules:
         for group in self.groups:
             leaves = [gradients[k].requires_grad_() for k in group]
             with torch.enable_grad():
-                energy = summed(square.sum() for square in self._squares(group, leaves)) / 2
-                found = torch.autograd.grad(energy, leaves)
+                found = torch.autograd.grad(self._energy(group, leaves), leaves)
             for k, image in zip(group, found, strict=True):
                 images[k] = image
         pairs = [(g, image) for g, image in zip(self.graph, images, strict=True) if g.requires_grad]
@@ -76,8 +78,8 @@ class ByRules:
         """`||J_i^T u_i||^2` of each sample."""
         gradients = self._by_outputs(u)
         with torch.no_grad():
-            squares = (self._squares(group, [gradients[k] for k in group]) for group in self.groups)
-            return summed(square.double() for group in squares for square in group)
+            rows = (self._rows(group, [gradients[k] for k in group]) for group in self.groups)
+            return summed(_square(shares).double() for group in rows for shares in group.values())
 
     def _by_outputs(self, u: Tensor) -> list[Tensor]:
         found = torch.autograd.grad(
@@ -85,20 +87,35 @@ class ByRules:
         )
         return [gradient.detach() for gradient in found]
 
-    def _squares(self, group: Sequence[int], gradients: Sequence[Tensor]) -> list[Float[Tensor, " n"]]:
-        """The squared norms of the rows of the parameters that a group of uses shares, for each sample."""
-        rows: dict[str, list] = {}
+    def _energy(self, group: Sequence[int], gradients: Sequence[Tensor]) -> Tensor:
+        """A number of which the derivative by the gradients is that of `||R(G)||^2 / 2`, of a group of uses."""
+        parts = []
+        for name, shares in self._rows(group, gradients).items():
+            (share, *others) = shares
+            if isinstance(share, OuterSum) and share.is_short and not others:
+                if name not in self.between:
+                    self.between[name] = share.between()
+                # Linear in the gradients, with the derivative for a constant.
+                image = torch.bmm(self.between[name], share.gradients.detach().squeeze(1))
+                parts.append((share.gradients.squeeze(1) * image).sum())
+            else:
+                parts.append(_square(shares).sum() / 2)
+        return summed(parts)
+
+    def _rows(self, group: Sequence[int], gradients: Sequence[Tensor]) -> dict[str, list[Share]]:
+        """What the uses of a group add to the rows of each parameter."""
+        rows: dict[str, list[Share]] = {}
         for k, gradient in zip(group, gradients, strict=True):
             for name, share in rows_of(self.uses[k], self.notes[k], gradient[None]).items():
                 rows.setdefault(name, []).append(share)
-        squares = []
-        for shares in rows.values():
-            if len(shares) == 1 and isinstance(shares[0], Outer):
-                squares.append(shares[0].grams().flatten())
-            else:
-                total = summed(share.rows() if isinstance(share, Outer) else share for share in shares)
-                squares.append(total.square().sum((1, 2)))
-        return squares
+        return rows
+
+
+def _square(shares: Sequence[Share]) -> Float[Tensor, " n"]:
+    """The squared norm of a parameter's rows, to which several uses add, for each sample."""
+    if len(shares) == 1 and isinstance(shares[0], Outer):
+        return shares[0].grams().flatten()
+    return summed(formed(share) for share in shares).square().sum((1, 2))
 
 
 def _groups(uses: Sequence[Use]) -> list[list[int]]:

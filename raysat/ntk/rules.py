@@ -2,8 +2,9 @@
 
 A rule makes the rows `d f_c / d parameter` of each sample from what went into the layer and the gradients
 `d f_c / d output` that came back. Where the layer is applied once a sample, the rows of its weight are outer products
-of gradient and input, which an `Outer` keeps unformed. Uses of one parameter add up, whether in one module that is
-called twice or in two modules that share it.
+of gradient and input, which an `Outer` keeps unformed; where it is applied at several positions, they are sums of
+these, which an `OuterSum` keeps. Uses of one parameter add up, whether in one module that is called twice or in two
+modules that share it.
 """
 
 from __future__ import annotations
@@ -53,9 +54,44 @@ class Outer:
         return products * (self.scale**2 * self.inputs @ self.inputs.T)[:, None, :, None]
 
 
-Share = Outer | Tensor
+@dataclass(frozen=True)
+class OuterSum:
+    """Rows `scale sum_t g_ct a_t^T` of a weight in `z_t = scale W a_t`, at several positions t of a sample, unformed.
+
+    Attributes:
+        inputs: a. Shape: [n, positions, inputs].
+        gradients: g. Shape: [n, C, positions, units].
+        scale: The factor.
+    """
+
+    inputs: Float[Tensor, "n positions inputs"]
+    gradients: Float[Tensor, "n outputs positions units"]
+    scale: float = 1.0
+
+    @property
+    def is_short(self) -> bool:
+        """Whether products with `between` cost at most half of what rows cost, which take two of their size."""
+        return self.inputs.shape[1] <= self.inputs.shape[2]
+
+    def rows(self) -> Float[Tensor, "n outputs size"]:
+        """The rows themselves."""
+        return self.scale * torch.einsum("nti,nctu->ncui", self.inputs, self.gradients).flatten(2)
+
+    def between(self) -> Float[Tensor, "n positions positions"]:
+        """`scale^2 a_t . a_s`, which takes `g_s` to the gradient by `g_t` of half the rows' square: `sum_s (.) g_s`."""
+        return self.scale**2 * self.inputs @ self.inputs.mT
+
+
+Share = Outer | OuterSum | Tensor
+
+
+def formed(share: Share) -> Float[Tensor, "n outputs size"]:
+    """The rows of a share."""
+    return share if isinstance(share, Tensor) else share.rows()
+
+
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Share]]
-"""`(module, inputs [n, ...], gradients [n, C, ...]) -> {parameter name: Outer or rows [n, C, size]}`, of a layer."""
+"""`(module, inputs [n, ...], gradients [n, C, ...]) -> {parameter name: unformed or rows [n, C, size]}`, of a layer."""
 
 
 def linear_rule(
@@ -69,8 +105,7 @@ def linear_rule(
     if inputs.ndim == 2:
         shares["weight"] = Outer(inputs, gradients, scale)
     else:
-        along = inputs.flatten(1, -2), gradients.flatten(2, -2)
-        shares["weight"] = scale * torch.einsum("nti,nctu->ncui", *along).flatten(2)
+        shares["weight"] = OuterSum(inputs.flatten(1, -2), gradients.flatten(2, -2), scale)
     if getattr(module, "bias", None) is not None:
         shares["bias"] = gradients.flatten(2, -2).sum(2) if gradients.ndim > 3 else gradients
     return shares

@@ -17,7 +17,7 @@ from raysat.data.fields import Inputs
 from raysat.messages.failures import first_sentence
 from raysat.ntk.look import ROUNDING
 from raysat.ntk.plain import gradients, sample_gradient, trained
-from raysat.ntk.rules import Outer, rule_for
+from raysat.ntk.rules import Outer, formed, rule_for
 from raysat.ntk.uses import Axis, Mismatch, Note, Recorder, record, rows_of, shares_of
 
 
@@ -137,8 +137,7 @@ def _believed(network: nn.Module, few: Inputs, notes: list[Note]) -> set[str]:
             found = {}
         for name in use.names.values():
             share = found.get(name)
-            if isinstance(share, Outer):
-                share = share.rows()
+            share = None if share is None else formed(share)
             before = rows.get(name, 0)
             if share is None or before is None or share.shape[:2] != (len(few), 1):
                 rows[name] = None  # lost
@@ -173,7 +172,7 @@ def _believed_of_all(network: nn.Module, x: Inputs, notes: Sequence[Note], belie
         if isinstance(share, Outer):
             found = share.scale * torch.einsum("ncu,ni->ui", share.gradients, share.inputs)
         else:
-            found = share.sum((0, 1))
+            found = formed(share).sum((0, 1))
         off = (found.flatten().double() - exact[name].flatten().double()).norm()
         if not off <= allowed * max(exact[name].double().norm(), 1e-3 * size):
             agreed.discard(name)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from raysat.compute.sums import summed
 from raysat.data.fields import Inputs
 from raysat.ntk.plain import trained
-from raysat.ntk.rules import Outer, Rule, Share, linear_rule, rule_for
+from raysat.ntk.rules import Rule, Share, formed, linear_rule, rule_for
 
 
 @dataclass(frozen=True)
@@ -210,8 +210,7 @@ def rows_of(use: Use, note: Note, gradients: Float[Tensor, "..."]) -> dict[str, 
 
 def _unfolded(share: Share, fold: int) -> Tensor:
     """Add up the rows of the positions that are folded into the axis of the samples."""
-    rows = share.rows() if isinstance(share, Outer) else share
-    return rows.unflatten(0, (-1, fold)).sum(1)
+    return formed(share).unflatten(0, (-1, fold)).sum(1)
 
 
 def record(network: nn.Module, x: Inputs, notes: Sequence[Note]) -> tuple[Tensor, list[Use]]:
@@ -254,4 +253,4 @@ def shares_of(
         if len(found) == 1:
             yield name, found[0]
         else:
-            yield name, summed(share.rows() if isinstance(share, Outer) else share for share in found)
+            yield name, summed(formed(share) for share in found)

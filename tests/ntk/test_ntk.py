@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from raysat import InputError, data, gpt, linear, mlp, models, ntk_statistics, resnet
+from raysat.losses import LOSSES
 from raysat.ntk import KernelOperator, certificate, dense_kernel, grams, largest_eigenpairs, plain, top, tridiagonalize
 from raysat.ntk import statistics as statistics_module
 from raysat.ntk.lanczos import refined
+from raysat.ntk.products import ByRules
 from raysat.ntk.survey import survey
 from raysat.saturation.recursion import Spectrum, largest_stable, noise_factor
 
@@ -423,6 +425,33 @@ def test_cross_entropy_of_sequences_by_iteration(tied, dtype, rtol):
     for quantity in ("loss_init", "gamma", "gamma_mean", "noise_scale"):
         assert getattr(found, quantity) == pytest.approx(expected[quantity], rel=rtol), quantity
     assert found.k_op == pytest.approx(expected["k_op"], rel=1e-4)
+
+
+@pytest.mark.parametrize("short", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_products_by_rules_are_those_of_the_dense_jacobian(tied, short):
+    """With fewer positions than inputs and with more; two samples are the same."""
+    length, width = (4, 8) if short else (40, 8)
+    network = models.build(gpt(1, 2, tied=tied), width, (length,), 5, 0).double()
+    x = torch.randint(5, (4, length), generator=torch.Generator().manual_seed(0))
+    x[3] = x[1]
+    y = x.roll(1, 1)
+    loss = LOSSES["cross_entropy"]
+    j = oracles.jacobians(network, x)  # [n, L V, p]; before the graphs, for it writes to the weights
+    surveyed = survey(network, x[:3])
+    assert not surveyed.rest
+    products = ByRules(network, x, loss, y, surveyed)
+    u = torch.randn(4, length, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    u[3] = u[1]
+    outputs = network(x).detach()
+    pulled = torch.einsum("nop,no->np", j, loss.factor(outputs, y, u).flatten(1))
+    expected = loss.factor_transposed(outputs, y, torch.einsum("nop,np->no", j, pulled).view_as(u))
+    for _ in range(2):  # what is between the positions is kept from the first
+        torch.testing.assert_close(products(u), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(products(u)[3], products(u)[1], rtol=1e-10, atol=1e-12)
+    assert bool(products.between) == short
+    squares = torch.einsum("nop,no->np", j, u.flatten(1)).square().sum(1)
+    torch.testing.assert_close(products.gradient_squares(u), squares, rtol=1e-10, atol=0)
 
 
 def test_many_outputs_are_iterated_and_few_are_not():
