@@ -304,6 +304,18 @@ def test_a_run_that_was_stopped_goes_on_in_the_same_bits(problem, optimizer, tmp
     assert torch.equal(flat(second.network.parameters()), whole)
 
 
+def test_a_checkpoint_from_when_there_was_one_optimizer_is_taken_up(problem):
+    training = Training("adam")
+    first, second = (OptimizerEngine(Problem(network(), *problem, LOSS), ETA, training, T, B) for _ in range(2))
+    first.run(batches(0, 0, 10, B, N))
+    (stored,) = first.state_dict()["optimizers"]
+    second.network.load_state_dict(first.network.state_dict())
+    second.load_state_dict({"step": 10, "optimizer": stored})
+    for engine in (first, second):
+        engine.run(batches(0, 10, T - 10, B, N))
+    assert torch.equal(flat(first.network.parameters()), flat(second.network.parameters()))
+
+
 def test_a_batch_in_parts_has_the_same_gradient_and_noise(problem):
     training = Training("momentum", noise=True, base_batch=2)
     engine = OptimizerEngine(Problem(network(), *problem, LOSS), ETA, training, T, B, micro_batch=3)

@@ -142,6 +142,14 @@ def test_a_checkpoint_of_another_cell_is_none_and_one_of_an_earlier_raysat_is(tm
     assert Checkpoint(path).load().iteration == 5
 
 
+def test_a_field_under_its_former_name_is_read(tmp_path):
+    path, stored = tmp_path / "a.pt", vars(progress(5))
+    stored["at_once"] = 3
+    del stored["micro_batch"]
+    torch.save(stored, path)
+    assert (Checkpoint(path).load().iteration, Checkpoint(path).load().micro_batch) == (5, 3)
+
+
 @pytest.mark.parametrize(
     "changes", [{"iteration": "7"}, {"curve": None}, {"weights": [1]}, {"seconds": [2.0]}, {"at": 1}]
 )
