@@ -1,3 +1,4 @@
+import copy
 import math
 from itertools import accumulate
 
@@ -310,7 +311,7 @@ def test_a_checkpoint_from_when_there_was_one_optimizer_is_taken_up(problem):
     first.run(batches(0, 0, 10, B, N))
     (stored,) = first.state_dict()["optimizers"]
     second.network.load_state_dict(first.network.state_dict())
-    second.load_state_dict({"step": 10, "optimizer": stored})
+    second.load_state_dict({"step": 10, "optimizer": copy.deepcopy(stored)})
     for engine in (first, second):
         engine.run(batches(0, 10, T - 10, B, N))
     assert torch.equal(flat(first.network.parameters()), flat(second.network.parameters()))
