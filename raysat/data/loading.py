@@ -18,7 +18,8 @@ from raysat.data.builtin import BUILTIN, fixed_subset
 from raysat.data.dataset import Dataset
 from raysat.data.preprocessing import preprocess
 from raysat.errors import InputError
-from raysat.spec.cells import DTYPES, is_reference
+from raysat.spec.cells import DTYPES
+from raysat.spec.references import is_reference
 from raysat.user_code import identity, plugins, process
 from raysat.user_code.plugins import explained, resolve
 from raysat.user_code.seeding import seeded

@@ -25,7 +25,7 @@ from raysat.data.dataset import Dataset
 from raysat.data.loading import load
 from raysat.data.sources import user
 from raysat.spec import catalogue
-from raysat.spec.cells import is_reference
+from raysat.spec.references import is_reference
 
 try:
     import fcntl

@@ -88,7 +88,8 @@ def plan(sweep: Sweep, folder: Path, code: object = None) -> Plan:
 
 
 def _plan(sweep: Sweep, folder: Path, before: object) -> Plan:
-    references = references_of(sweep.dataset, sweep.loss, *(model.builder for model in sweep.models))
+    own = (*(model.builder for model in sweep.models), *(training.optimizer for training in sweep.trainings))
+    references = references_of(sweep.dataset, sweep.loss, *own)
     sources = plugins.gather(folder, references)
     earlier = plugins.earlier_digest(folder, references) if before and isinstance(before, str) else ""
     if not references:
@@ -105,9 +106,12 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
     dataset = _dataset_of(sweep)
     _check_targets(sweep, dataset)
     groups = {model: references_of(sweep.dataset, sweep.loss, model.builder) for model in sweep.models}
-    code = Code.of(sources, groups.values(), before, earlier)
+    optimizers = {training: references_of(training.optimizer) for training in sweep.trainings}
+    code = Code.of(sources, [*groups.values(), *optimizers.values()], before, earlier)
     codes = {model: code.ids[" ".join(group)] for model, group in groups.items()}
+    trainings = {one: replace(one, code=code.ids[" ".join(group)]) for one, group in optimizers.items()}
     cells = sweep.cells(dataset.n, dataset.n_test, codes.__getitem__)
+    cells = [replace(cell, training=trainings[cell.training]) for cell in cells]
     flops = {}
     for cell in cells:
         key = cell.init.model, cell.init.width

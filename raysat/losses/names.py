@@ -9,7 +9,7 @@ from torch import Tensor
 from raysat.errors import InputError
 from raysat.losses.builtin import CrossEntropy, SquaredError
 from raysat.losses.custom import Custom
-from raysat.spec.cells import is_reference
+from raysat.spec.references import is_reference
 from raysat.user_code import plugins
 
 Loss = SquaredError | CrossEntropy | Custom

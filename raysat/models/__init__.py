@@ -13,7 +13,8 @@ from raysat.errors import InputError
 from raysat.models.architectures import ARCHITECTURES
 from raysat.models.linearized import Linearized
 from raysat.models.unpacked import Unpacked, adapt
-from raysat.spec.cells import Model, is_reference
+from raysat.spec.cells import Model
+from raysat.spec.references import is_reference
 from raysat.user_code.plugins import explained, resolve
 from raysat.user_code.process import LASTING, undisturbed
 from raysat.user_code.seeding import seeded

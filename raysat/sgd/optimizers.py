@@ -43,6 +43,7 @@ class OptimizerEngine(OverAutograd):
         self.network, self.inner = problem.network, AutogradEngine(problem, eta, micro_batch)
         self.eta, self.training, self.iterations, self.b, self.seed = eta, training, iterations, b, seed
         self.optimizers = optimizers_of(training, problem.network, eta, b)
+        self.rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
         self.step = 0
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
@@ -56,9 +57,10 @@ class OptimizerEngine(OverAutograd):
                 parameter.grad = value
             if self.training.clip:
                 nn.utils.clip_grad_norm_(self.inner.parameters, self.training.clip)
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = self.eta * self.training.factor(self.step, self.iterations, self.b)
+            factor = self.training.factor(self.step, self.iterations, self.b)
+            for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+                for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                    group["lr"] = rate * factor
                 optimizer.step()
             self.step += 1
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from raysat.errors import InputError
-from raysat.messages.failures import named
+from raysat.messages.failures import named as worded
+from raysat.spec.references import is_reference
 from raysat.spec.training import MOMENTUM, OF_ADAM, Training
+from raysat.user_code import plugins
 
 _CLASSES = {
     name.lower(): made
@@ -31,7 +33,8 @@ def optimizers_of(training: Training, network: nn.Module, eta: float, b: int) ->
     embedding, and AdamW the others, with the same learning rate and weight decay (Jordan et al. 2024; Liu et al. 2025).
 
     Args:
-        training: Names the optimizer and its options.
+        training: Names the optimizer and its options. A class takes the parameters, a function pairs of name and
+            parameter.
         network: Its parameters that require a gradient are taken.
         eta: Learning rate, before the schedule.
         b: Batch size, which Adam's settings may follow.
@@ -39,10 +42,11 @@ def optimizers_of(training: Training, network: nn.Module, eta: float, b: int) ->
     Raises:
         InputError: The optimizer does not take these options, or these parameters.
     """
-    parameters = [one for one in network.parameters() if one.requires_grad]
+    named = [(name, one) for name, one in network.named_parameters() if one.requires_grad]
+    parameters = [one for _, one in named]
     kind, options = _kind(training), _options(training, b)
     if training.optimizer != "muon":
-        return [_made(kind, training, parameters, eta, options)]
+        return [_made(kind, training, parameters if isinstance(kind, type) else named, eta, options)]
     embedded = {
         id(one) for module in network.modules() if isinstance(module, nn.Embedding) for one in module.parameters()
     }
@@ -76,7 +80,9 @@ def check(training: Training, network: nn.Module, sizes: Sequence[int]) -> None:
         raise _refused(training, error) from error
 
 
-def _kind(training: Training) -> type[torch.optim.Optimizer]:
+def _kind(training: Training) -> Callable[..., torch.optim.Optimizer]:
+    if is_reference(training.optimizer):
+        return plugins.resolve(training.optimizer)
     name = "sgd" if training.optimizer in MOMENTUM else training.optimizer
     if name not in _CLASSES:
         raise InputError(f"optimizer={name!r} is not in torch.optim of PyTorch {torch.__version__}: use another.")
@@ -87,7 +93,8 @@ def _options(training: Training, b: int) -> dict[str, Any]:
     """The arguments of the optimizer's class at a batch size."""
     kind, options = _kind(training), dict[str, Any](training.options)
     known = inspect.signature(kind).parameters
-    if unknown := [name for name in options if name not in known]:
+    takes_any = any(one.kind is one.VAR_KEYWORD for one in known.values())
+    if unknown := [name for name in options if name not in known and not takes_any]:
         names = ", ".join(name for name in known if name not in ("params", "lr"))
         raise InputError(f"optimizer={training.optimizer!r} has no option {unknown[0]}: use {names}.")
     if training.optimizer in MOMENTUM:
@@ -115,17 +122,22 @@ def restore(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
 
 
 def _made(
-    kind: type[torch.optim.Optimizer],
+    kind: Callable[..., torch.optim.Optimizer],
     training: Training,
-    parameters: Sequence[Tensor],
+    parameters: Sequence[Tensor] | Sequence[tuple[str, Tensor]],
     eta: float,
     options: dict[str, Any],
 ) -> torch.optim.Optimizer:
     try:
-        return kind(parameters, lr=eta, **options)  # pyright: ignore[reportCallIssue]
+        made = kind(parameters, lr=eta, **options)
     except Exception as error:
         raise _refused(training, error) from error
+    if not isinstance(made, torch.optim.Optimizer):
+        raise InputError(
+            f"optimizer={training.optimizer!r} makes a {type(made).__name__}: return a torch.optim.Optimizer."
+        )
+    return made
 
 
 def _refused(training: Training, error: Exception) -> InputError:
-    return InputError(f"optimizer={training.optimizer!r} does not work ({named(error)}): fix its options.")
+    return InputError(f"optimizer={training.optimizer!r} does not work ({worded(error)}): fix its options.")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 
@@ -24,13 +23,6 @@ SAMPLINGS = ("without_replacement", "with_replacement", "epochs")
 DTYPES = ("float32", "float64")
 LOSS_NAMES = ("mse", "cross_entropy")
 PRECISIONS = ("full", "tf32", "bfloat16")
-
-_REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-
-
-def is_reference(name: str) -> bool:
-    """Return whether `name` is an import path, `module:function`, rather than a built-in name."""
-    return _REFERENCE.fullmatch(name) is not None
 
 
 def identity(*parts: object) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from raysat.errors import InputError, among, listed, positive, whole
-from raysat.spec.cells import LOSS_NAMES, Model, is_reference
+from raysat.spec.cells import LOSS_NAMES, Model
 from raysat.spec.engines import AUTO, ENGINES
+from raysat.spec.references import is_reference
 from raysat.spec.stepsizes import Stepsize
 from raysat.spec.training import Training
 

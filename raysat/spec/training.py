@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from raysat.errors import InputError, among, listed, plain, positive, whole
+from raysat.spec.references import is_reference
 from raysat.text import shown
 
 MOMENTUM = ("momentum", "nesterov")
@@ -56,7 +57,10 @@ class Training:
 
     Attributes:
         optimizer: `sgd`, `momentum` (Polyak's), `nesterov`, or an optimizer of `torch.optim` such as `adamw` or `muon`
-            (`TORCH`), with its defaults. The sweep's stepsize is its learning rate.
+            (`TORCH`), with its defaults; or the import path `module:name` of one's own, a subclass of
+            `torch.optim.Optimizer`, or a function `(named parameters, lr, **options)` that returns an optimizer, such
+            as one with parameter groups. The sweep's stepsize is its learning rate `lr`; groups with other rates keep
+            their ratio to it.
         momentum: Coefficient of `momentum` and `nesterov`. Default: 0.9, as in He et al. 2016a and Hoffer et al. 2017.
         options: Further arguments of the optimizer's class, such as `{"weight_decay": 0.1, "betas": (0.9, 0.95)}`; kept
             as sorted pairs. Default: none.
@@ -83,6 +87,7 @@ class Training:
         learners: Number of learners p of asynchronous SGD; 1 is SGD.
         staleness: Of asynchronous SGD: `round_robin`, `random`, or the frequencies with which 0, 1, 2, ... was
             measured (see `raysat.sgd.asynchronous`), which are kept relative to the largest one.
+        code: Digest of the user's own code that `optimizer` reaches; set when a sweep is laid out.
     """
 
     optimizer: str = "sgd"
@@ -98,11 +103,13 @@ class Training:
     adapt_regime: bool = False
     learners: int = 1
     staleness: Staleness = ROUND_ROBIN
+    code: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
-        among("optimizer", self.optimizer, OPTIMIZERS)
+        if not (isinstance(self.optimizer, str) and is_reference(self.optimizer)):
+            among("optimizer", self.optimizer, (*OPTIMIZERS, "module:name"))
         among("schedule", self.schedule, SCHEDULES)
         among("scaling", self.scaling, SCALINGS)
         if positive("momentum", self.momentum) >= 1:
@@ -237,6 +244,11 @@ _PLAIN = re.compile(r"sgd|(linear|sqrt) scaling from \d+|regime of \d+")
 def is_of_theory(label: str) -> bool:
     """Return whether a `Training.label` is of fixed-stepsize SGD, for which alone the theory makes a prediction."""
     return all(_PLAIN.fullmatch(part) for part in label.split(", "))
+
+
+def optimizer_of(label: object) -> str:
+    """Return the optimizer that a `Training.label` begins with, if it names one."""
+    return re.split(r"[ ,]", label)[0] if isinstance(label, str) else ""
 
 
 def asynchronous(learners: int, staleness: Staleness = ROUND_ROBIN, **others: Any) -> Training:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from raysat.spec.cells import Cell, Initialization
+from raysat.spec.training import PLAIN, Training
 from raysat.storage.initial import ASKED, INHERITED
 from raysat.user_code.identity import user_files
 
@@ -58,14 +59,14 @@ def _fields(of: Initialization | Cell, columns: Collection[str]) -> Row:
     return {field.name: getattr(of, field.name) for field in fields(of) if field.name in columns}
 
 
-def provenance(device: torch.device, init: Initialization | None = None) -> Row:
+def provenance(device: torch.device, init: Initialization | None = None, training: Training = PLAIN) -> Row:
     """Return where and when a row was computed and, given an initialization, with which of the user's files."""
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "hostname": platform.node(),
         "threads": torch.get_num_threads(),
         "raysat_version": installed(),
-        "user_files": user_files(init) if init else None,
+        "user_files": user_files(init, training) if init else None,
         "finished_at": datetime.now(UTC),
     }
 

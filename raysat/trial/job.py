@@ -16,6 +16,7 @@ from raysat.losses import resolve
 from raysat.sgd import engine as engines
 from raysat.spec.cells import Cell, Initialization
 from raysat.spec.race import UNLIMITED, Limits
+from raysat.spec.training import PLAIN
 from raysat.storage.files import Location
 from raysat.user_code import identity, plugins, process
 from raysat.user_code.seeding import seeded
@@ -97,9 +98,8 @@ def begun(job: Job) -> Iterator[None]:
     """
     init = job.init
     with ExitStack() as stack:
-        if job.sources or identity.references_of(
-            init.dataset, init.loss, init.model.builder
-        ):  # installed packages included
+        training = job.cell.training if job.cell else PLAIN
+        if job.sources or identity.references_in(init, training):  # installed packages included
             stack.enter_context(process.undisturbed())
             stack.enter_context(plugins.anew(job.sources))
             stack.enter_context(identity.recorded())

@@ -102,8 +102,9 @@ class _Trial:
 
     def _from_here(self, stored: Progress) -> Progress:
         """Return the stored progress, or an empty one if the stepsize or the user's code has changed since."""
-        made = {**init_columns(self.job.sweep, self.cell.init), "user_files": stored.user_files}
-        if stored.user_files and identity.Present.here(self.cell.init).changed(made):
+        made = {**init_columns(self.job.sweep, self.cell.init), "training": self.cell.training.label}
+        made["user_files"] = stored.user_files
+        if stored.user_files and identity.Present.here(self.cell.init, self.cell.training).changed(made):
             return Progress(attempts=stored.attempts, eta=self.eta)
         if stored.weights is None or stored.eta == self.eta or (stored.eta is None and self._is_named):
             return replace(stored, eta=self.eta)
@@ -158,7 +159,7 @@ class _Trial:
         self.progress.weights = {name: _of_its_own(value) for name, value in self.network.state_dict().items()}
         self.progress.engine = engine.state_dict() if isinstance(engine, engines.Stateful) else None
         self.progress.micro_batch = engine.micro_batch
-        self.progress.user_files = identity.user_files(self.cell.init)
+        self.progress.user_files = identity.user_files(self.cell.init, self.cell.training)
         return self.checkpoint.save(self.progress)
 
     def rows(self, engine: engines.StepEngine, machine: Row) -> Rows:
@@ -282,7 +283,7 @@ def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[st
 
 def _rows(trials: Sequence[_Trial], engine: engines.StepEngine, device: torch.device) -> dict[str, Rows]:
     """Return the rows of trials that end together, by cell_id."""
-    machine = provenance(device, trials[0].job.init)
+    machine = provenance(device, trials[0].job.init, trials[0].cell.training)
     return {trial.cell.cell_id: trial.rows(engine, machine) for trial in trials}
 
 

@@ -33,7 +33,9 @@ from pathlib import Path, PurePath
 from types import FrameType, ModuleType
 from typing import NamedTuple
 
-from raysat.spec.cells import Initialization, identity, is_reference
+from raysat.spec.cells import Initialization, identity
+from raysat.spec.references import is_reference
+from raysat.spec.training import PLAIN, Training, optimizer_of
 from raysat.user_code import plugins
 from raysat.user_code.syntax import digest, digests
 
@@ -112,6 +114,11 @@ def differences(before: object, now: object) -> list[str]:
         here = now["files"].get(reference, there)
         changed |= {file for file in {*here, *there} if here.get(file, _NOTHING) != there.get(file, _NOTHING)}
     return sorted(changed)
+
+
+def references_in(init: Initialization, training: Training = PLAIN) -> tuple[str, ...]:
+    """Return the import paths that an initialization and a training name, sorted."""
+    return references_of(init.dataset, init.loss, init.model.builder, training.optimizer)
 
 
 def references_of(*names: object) -> tuple[str, ...]:
@@ -199,12 +206,12 @@ def _text(path: str) -> str | None:
         return None
 
 
-def user_files(init: Initialization) -> str | None:
+def user_files(init: Initialization, training: Training = PLAIN) -> str | None:
     """The user's files that have been imported, as JSON for a row; None if none was recorded."""
     if not _recordings:
         return None
     sources, found = plugins.installed(), {}
-    own = reached(references_of(init.dataset, init.loss, init.model.builder), sources, deep=True)
+    own = reached(references_in(init, training), sources, deep=True)
     here = folders(sources)
     travelled = {plugins.file_of(name, source.path) for name, source in sources.items() if source.travels}
     modules = {str(path): name for name, path in plugins.imported()}
@@ -237,14 +244,14 @@ class Present:
     references: tuple[str, ...]
 
     @classmethod
-    def here(cls, init: Initialization) -> Present:
+    def here(cls, init: Initialization, training: Training = PLAIN) -> Present:
         """Read the files as a job has them."""
-        sources, own = plugins.installed(), references_of(init.dataset, init.loss, init.model.builder)
+        sources, own = plugins.installed(), references_in(init, training)
         return cls(sources, folders(sources) if own else (), own)
 
     def changed(self, row: Mapping) -> list[str]:
         """The files that have changed or disappeared since a row of `trials` or `ntk` was made."""
-        own = references_of(row["dataset"], row["loss"], row["model"])
+        own = references_of(row["dataset"], row["loss"], row["model"], optimizer_of(row.get("training")))
         if not isinstance(row.get("user_files"), str) or not set(own) <= set(self.references):
             return []
         return [file for file, one in json.loads(row["user_files"]).items() if self._digest(own, file) != one]

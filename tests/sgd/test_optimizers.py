@@ -1,5 +1,8 @@
 import copy
+import dataclasses
 import math
+import sys
+import types
 from itertools import accumulate
 
 import pytest
@@ -190,6 +193,89 @@ def test_every_optimizer_of_torch_lowers_the_loss_and_goes_on_in_the_same_bits(p
     second.load_state_dict(state)
     second.run(batches(0, 10, T - 10, B, N))
     assert torch.equal(flat(second.network.parameters()), flat(whole.network.parameters()))
+
+
+class Signs(torch.optim.Optimizer):
+    """Sign descent with a decay of its own, and a state."""
+
+    def __init__(self, params, lr, decay=0.0):
+        super().__init__(params, {"lr": lr, "decay": decay})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for w in group["params"]:
+                state = self.state[w]
+                state["mean"] = 0.9 * state.get("mean", torch.zeros_like(w)) + w.grad
+                w -= group["lr"] * (state["mean"].sign() + group["decay"] * w)
+
+
+def by_name(named_parameters, lr, slow=0.1):
+    """Biases learn at a tenth of the rate."""
+    groups = {True: [], False: []}
+    for name, w in named_parameters:
+        groups[name.endswith("bias")].append(w)
+    return torch.optim.SGD([{"params": groups[False]}, {"params": groups[True], "lr": slow * lr}], lr=lr)
+
+
+@pytest.fixture
+def own(monkeypatch):
+    module = types.ModuleType("my_optimizers")
+    module.Signs, module.by_name, module.nothing = Signs, by_name, lambda params, lr: None
+    monkeypatch.setitem(sys.modules, "my_optimizers", module)
+
+
+@pytest.mark.parametrize(
+    ("training", "made"),
+    [
+        (Training("my_optimizers:Signs", options={"decay": 0.01}), lambda net: Signs(net.parameters(), ETA, 0.01)),
+        (
+            Training("my_optimizers:by_name", options={"slow": 0.2}),
+            lambda net: torch.optim.SGD(
+                [
+                    {"params": [net[0].weight, net[2].weight], "lr": ETA},
+                    {"params": [net[0].bias, net[2].bias], "lr": 0.2 * ETA},
+                ]
+            ),
+        ),
+    ],
+    ids=["class", "function"],
+)
+def test_an_optimizer_of_ones_own_is_a_loop_of_plain_pytorch_and_goes_on_in_the_same_bits(own, problem, training, made):
+    training = dataclasses.replace(training, schedule="linear")
+    x, y = problem
+    engine, net = OptimizerEngine(Problem(small(), *problem, LOSS), ETA, training, T, B), small()
+    optimizer = made(net)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for t, batch in enumerate(batches(0, 0, T, B, N)):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (T - t) / T
+        optimizer.zero_grad()
+        ((net(x[batch]) - y[batch]).square().sum() / (2 * B)).backward()
+        optimizer.step()
+        engine.run(batch[None])
+        if t == 20:
+            stored = copy.deepcopy((engine.network.state_dict(), engine.state_dict()))
+    torch.testing.assert_close(flat(engine.network.parameters()), flat(net.parameters()), rtol=1e-9, atol=1e-12)
+    again = OptimizerEngine(Problem(small(), *problem, LOSS), ETA, training, T, B)
+    again.network.load_state_dict(stored[0])
+    again.load_state_dict(stored[1])
+    again.run(batches(0, 21, T - 21, B, N))
+    assert torch.equal(flat(again.network.parameters()), flat(engine.network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        (Training("my_optimizers:Signs", options={"slow": 1.0}), "has no option slow: use decay"),
+        (Training("my_optimizers:nothing"), "makes a NoneType: return a torch.optim.Optimizer"),
+        (Training("my_optimizers:absent"), "has no function absent"),
+        (Training("no_such_module_here:Signs"), "put no_such_module_here.py next to the sweep file"),
+    ],
+)
+def test_an_optimizer_of_ones_own_that_cannot_be_is_refused(own, training, words):
+    with pytest.raises(InputError, match=words):
+        check(training, small(), [4])
 
 
 def test_muon_leaves_embeddings_and_vectors_to_adamw():

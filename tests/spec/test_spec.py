@@ -24,7 +24,8 @@ from raysat import (
     resnet,
     theory,
 )
-from raysat.spec.cells import Model, is_reference
+from raysat.spec.cells import Model
+from raysat.spec.references import is_reference
 from raysat.spec.settings import AXIS, EXECUTION, SHARED, named
 
 VALID = {

@@ -339,6 +339,81 @@ def test_what_is_known_to_differ_before_the_run_is_another_sweep_and_its_file_is
     assert run("--fresh")[0] == 0
 
 
+OPTIMIZER = """
+import torch
+
+class Steps(torch.optim.SGD):
+    def step(self, closure=None):
+        import my_size
+        for group in self.param_groups:
+            group["lr"] *= my_size.SIZE
+        return super().step(closure)
+"""
+
+
+@pytest.fixture
+def with_optimizer(project):
+    """A project whose own code is an optimizer, and what that imports as it steps."""
+    (project / "my_optimizer.py").write_text(OPTIMIZER)
+    (project / "my_size.py").write_text("SIZE = 0.5\n")
+    fields = 'trainings=[Training("my_optimizer:Steps"), Training()], preprocessing="none"'
+    replace(project / "sweep.py", 'preprocessing="none"', fields)
+    replace(project / "sweep.py", '"my_data:load"', '"digits", n_train=8')
+    replace(project / "sweep.py", '["my_model:build", mlp(1)]', "[mlp(1)]")
+    replace(project / "sweep.py", "import Sweep", "import Sweep, Training")
+    return project
+
+
+def test_an_optimizer_of_ones_own_counts_for_the_trials_that_name_it(with_optimizer, run):
+    assert run()[0] == 0
+    files = trials(with_optimizer).groupby("training")["user_files"].unique()
+    assert {name for text in files["my_optimizer:Steps"] for name in json.loads(text)} == {
+        "my_optimizer.py",
+        "my_size.py",
+    }
+    assert pd.isna(files["sgd"]).all()
+    replace(with_optimizer / "my_optimizer.py", "class Steps", "# halves\nclass Steps")
+    assert "all 4 cells are finished" in run()[1]
+    replace(with_optimizer / "my_size.py", "0.5", "0.25")
+    said = run()[1]
+    assert "my_size.py changed since 2 cells had ended" in " ".join(said.split())
+    replace(with_optimizer / "my_optimizer.py", "*=", "/=")
+    code, said = run()
+    assert code == 2
+    assert "holds another sweep (my_optimizer.py changed since)" in said
+
+
+@pytest.mark.parametrize("changes", [False, True])
+def test_a_trial_with_an_optimizer_of_ones_own_goes_on_where_it_was_unless_that_has_changed(
+    with_optimizer, run, monkeypatch, changes
+):
+    from raysat.trial import train as trial
+
+    seen = []
+
+    def interrupted(*arguments, advance=trial._advance):
+        _, (one,), *_ = arguments
+        seen.append((one.cell.training.label, one.progress.iteration))
+        advance(*arguments)
+        if one.progress.iteration >= 2 and one.cell.training.label != "sgd" and not resumed:
+            one.save(arguments[0])
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(trial, "_advance", interrupted)
+    resumed = False
+    assert run()[0] == 130
+    seen.clear()
+    resumed = True
+    if changes:
+        replace(with_optimizer / "my_size.py", "0.5", "0.25")
+    assert run()[0] == 0
+    starts = sum(iteration == 0 for label, iteration in seen if label != "sgd")
+    assert starts == (2 if changes else 1)  # of two trials, one of which had begun
+    losses = trials(with_optimizer)["loss_final"]
+    assert run("--fresh")[0] == 0
+    pd.testing.assert_series_equal(losses, trials(with_optimizer)["loss_final"], check_exact=True)
+
+
 def test_other_axes_and_models_grow_beside_what_is_finished(project, run):
     assert run()[0] == 0
     before = trials(project)
