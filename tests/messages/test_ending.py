@@ -234,7 +234,7 @@ def test_memory_that_is_out_in_the_driver(small, monkeypatch, capsys):
     def out_of_memory(*_, **__):
         raise MemoryError("cannot allocate 8 GiB")
 
-    monkeypatch.setattr("raysat.sweep.findings", out_of_memory)
+    monkeypatch.setattr("raysat.sweep.earlier_results", out_of_memory)
     assert main([*small, "--inline"]) == 0  # nothing to find yet
     assert main([*small, "--inline"]) == ending.BROKEN
     last = capsys.readouterr().err.splitlines()[-1]
