@@ -109,7 +109,9 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
     optimizers = {training: references_of(training.optimizer) for training in sweep.trainings}
     code = Code.of(sources, [*groups.values(), *optimizers.values()], before, earlier)
     codes = {model: code.ids[" ".join(group)] for model, group in groups.items()}
-    trainings = {one: replace(one, code=code.ids[" ".join(group)]) for one, group in optimizers.items()}
+    trainings = {
+        one: replace(one, code=code.ids[" ".join(group)]) if group else one for one, group in optimizers.items()
+    }
     cells = sweep.cells(dataset.n, dataset.n_test, codes.__getitem__)
     cells = [replace(cell, training=trainings[cell.training]) for cell in cells]
     flops = {}

@@ -446,8 +446,8 @@ def test_results_of_an_earlier_raysat_stay_where_their_text_does(project, run, m
     store.clear()
     store.root.mkdir(parents=True)
     store.sweep_file.write_text(json.dumps(old))
-    monkeypatch.setattr("raysat.trial.train.where", lambda device, _: _unnamed(device))
-    monkeypatch.setattr("raysat.trial.initial.where", lambda device, _: _unnamed(device))
+    monkeypatch.setattr("raysat.trial.train.provenance", lambda device, *_: _unnamed(device))
+    monkeypatch.setattr("raysat.trial.initial.provenance", lambda device, *_: _unnamed(device))
     assert run()[0] == 0  # with the ids that it gave
     before = trials(project)
     assert before["user_files"].isna().all()
