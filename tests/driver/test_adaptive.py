@@ -49,7 +49,7 @@ DIVERGED = TrialResult("diverged", (0, 1), (1.0, math.inf), 9.0)
 
 
 def explore(sweep, truth, at_once=1, found=(), most=10_000):
-    """Run an agenda to its end, so many cells at a time; `truth` says what a cell finds."""
+    """Run a queue to its end, so many cells at a time; `truth` says what a cell finds."""
     queue = CellQueue(groups(sweep, sweep.cells(2048, 0), WEIGHT), WEIGHT, dict(found))
     running = []
     for _ in range(most):

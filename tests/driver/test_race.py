@@ -56,7 +56,7 @@ class World:
 
 
 def run(sweep, world, at_once=1, found=(), random=None, most=math.inf):
-    """Run a sweep, so many cells at a time, which end in any order. Returns the agenda, and who was started."""
+    """Run a sweep, so many cells at a time, which end in any order. Returns the queue, and who was started."""
     queue = CellQueue(groups(sweep, sweep.cells(2048, 0), WEIGHT), WEIGHT, dict(found))
     running, started = [], []
     while True:

@@ -333,21 +333,21 @@ class Scripted:
     def slots(self):
         return self.count
 
-    def run(self, source, function, listener):
+    def run(self, source, function, callbacks):
         for job in iter(source.next, None):
             if job.cell:
                 self.jobs.append(job)
-            listener.started(job)
+            callbacks.on_start(job)
             fails = job.cell and job.cell.batch_size in self.fail
-            listener.ended(Outcome(job, error="ValueError: no") if fails else Outcome(job, *attempt(function, job)))
+            callbacks.on_end(Outcome(job, error="ValueError: no") if fails else Outcome(job, *attempt(function, job)))
 
 
 def drive(tmp_path, sweep, executor):
     laid_out = plan(sweep, tmp_path)
-    agenda = CellQueue(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, {})
+    queue = CellQueue(groups(sweep, laid_out.cells, laid_out.weight), laid_out.weight, {})
     store = Store(tmp_path / "small")
     store.open(sweep, {}, laid_out.data)
-    failed = run(laid_out, agenda, store, executor, Console(file=io.StringIO(), width=200))
+    failed = run(laid_out, queue, store, executor, Console(file=io.StringIO(), width=200))
     return failed, store.read("trials")
 
 
