@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from raysat.errors import InputError
-from raysat.messages.failures import named as worded
+from raysat.messages.failures import named
 from raysat.spec.references import is_reference
 from raysat.spec.training import MOMENTUM, OF_ADAM, Training
 from raysat.user_code import plugins
@@ -42,11 +42,12 @@ def optimizers_of(training: Training, network: nn.Module, eta: float, b: int) ->
     Raises:
         InputError: The optimizer does not take these options, or these parameters.
     """
-    named = [(name, one) for name, one in network.named_parameters() if one.requires_grad]
-    parameters = [one for _, one in named]
-    kind, options = _kind(training), _options(training, b)
+    trained = [(name, one) for name, one in network.named_parameters() if one.requires_grad]
+    parameters = [one for _, one in trained]
+    kind = _kind(training)
+    options = _options(training, kind, b)
     if training.optimizer != "muon":
-        return [_made(kind, training, parameters if isinstance(kind, type) else named, eta, options)]
+        return [_made(kind, training, parameters if isinstance(kind, type) else trained, eta, options)]
     embedded = {
         id(one) for module in network.modules() if isinstance(module, nn.Embedding) for one in module.parameters()
     }
@@ -89,10 +90,9 @@ def _kind(training: Training) -> Callable[..., torch.optim.Optimizer]:
     return _CLASSES[name]
 
 
-def _options(training: Training, b: int) -> dict[str, Any]:
+def _options(training: Training, kind: Callable[..., torch.optim.Optimizer], b: int) -> dict[str, Any]:
     """The arguments of the optimizer's class at a batch size."""
-    kind, options = _kind(training), dict[str, Any](training.options)
-    known = inspect.signature(kind).parameters
+    options, known = dict[str, Any](training.options), inspect.signature(kind).parameters
     takes_any = any(one.kind is one.VAR_KEYWORD for one in known.values())
     if unknown := [name for name in options if name not in known and not takes_any]:
         names = ", ".join(name for name in known if name not in ("params", "lr"))
@@ -140,4 +140,4 @@ def _made(
 
 
 def _refused(training: Training, error: Exception) -> InputError:
-    return InputError(f"optimizer={training.optimizer!r} does not work ({worded(error)}): fix its options.")
+    return InputError(f"optimizer={training.optimizer!r} does not work ({named(error)}): fix its options.")

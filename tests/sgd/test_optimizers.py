@@ -41,6 +41,18 @@ def trained(problem, training, steps=T, loss=LOSS):
     return flat(engine.network.parameters())
 
 
+def resumed(make, tmp_path):
+    """The weights after T steps of a run that is stopped after 10, and goes on in another engine from a checkpoint."""
+    first, second = make(), make()
+    first.run(batches(0, 0, 10, B, N))
+    torch.save((first.network.state_dict(), first.state_dict()), tmp_path / "a.pt")
+    weights, state = torch.load(tmp_path / "a.pt", weights_only=True)
+    second.network.load_state_dict(weights)
+    second.load_state_dict(state)
+    second.run(batches(0, 10, T - 10, B, N))
+    return flat(second.network.parameters())
+
+
 def by_formula(problem, rule, schedule=lambda t: 1.0):
     """`w <- w - eta_t u_t`, u_t what a rule makes of the gradients so far."""
     x, y = problem
@@ -185,14 +197,8 @@ def test_every_optimizer_of_torch_lowers_the_loss_and_goes_on_in_the_same_bits(p
     before = LOSS.total(whole.network(x), y).item()
     whole.run(batches(0, 0, T, B, N))
     assert LOSS.total(whole.network(x), y).item() < before
-    first, second = (OptimizerEngine(Problem(small(), *problem, LOSS), 0.01, training, T, B) for _ in range(2))
-    first.run(batches(0, 0, 10, B, N))
-    torch.save((first.network.state_dict(), first.state_dict()), tmp_path / "a.pt")
-    weights, state = torch.load(tmp_path / "a.pt", weights_only=True)
-    second.network.load_state_dict(weights)
-    second.load_state_dict(state)
-    second.run(batches(0, 10, T - 10, B, N))
-    assert torch.equal(flat(second.network.parameters()), flat(whole.network.parameters()))
+    again = resumed(lambda: OptimizerEngine(Problem(small(), *problem, LOSS), 0.01, training, T, B), tmp_path)
+    assert torch.equal(again, flat(whole.network.parameters()))
 
 
 class Signs(torch.optim.Optimizer):
@@ -241,7 +247,9 @@ def own(monkeypatch):
     ],
     ids=["class", "function"],
 )
-def test_an_optimizer_of_ones_own_is_a_loop_of_plain_pytorch_and_goes_on_in_the_same_bits(own, problem, training, made):
+def test_an_optimizer_of_ones_own_is_a_loop_of_plain_pytorch_and_goes_on_in_the_same_bits(
+    own, problem, training, made, tmp_path
+):
     training = dataclasses.replace(training, schedule="linear")
     x, y = problem
     engine, net = OptimizerEngine(Problem(small(), *problem, LOSS), ETA, training, T, B), small()
@@ -254,14 +262,9 @@ def test_an_optimizer_of_ones_own_is_a_loop_of_plain_pytorch_and_goes_on_in_the_
         ((net(x[batch]) - y[batch]).square().sum() / (2 * B)).backward()
         optimizer.step()
         engine.run(batch[None])
-        if t == 20:
-            stored = copy.deepcopy((engine.network.state_dict(), engine.state_dict()))
     torch.testing.assert_close(flat(engine.network.parameters()), flat(net.parameters()), rtol=1e-9, atol=1e-12)
-    again = OptimizerEngine(Problem(small(), *problem, LOSS), ETA, training, T, B)
-    again.network.load_state_dict(stored[0])
-    again.load_state_dict(stored[1])
-    again.run(batches(0, 21, T - 21, B, N))
-    assert torch.equal(flat(again.network.parameters()), flat(engine.network.parameters()))
+    again = resumed(lambda: OptimizerEngine(Problem(small(), *problem, LOSS), ETA, training, T, B), tmp_path)
+    assert torch.equal(again, flat(engine.network.parameters()))
 
 
 @pytest.mark.parametrize(
@@ -381,14 +384,8 @@ def test_noise_is_standard_normal_and_depends_on_seed_and_step_alone():
 def test_a_run_that_was_stopped_goes_on_in_the_same_bits(problem, optimizer, tmp_path):
     training = Training(optimizer, schedule="cosine", noise=True, base_batch=2)
     whole = trained(problem, training)
-    first, second = (OptimizerEngine(Problem(network(), *problem, LOSS), ETA, training, T, B) for _ in range(2))
-    first.run(batches(0, 0, 10, B, N))
-    torch.save((first.network.state_dict(), first.state_dict()), tmp_path / "a.pt")
-    weights, state = torch.load(tmp_path / "a.pt", weights_only=True)
-    second.network.load_state_dict(weights)
-    second.load_state_dict(state)
-    second.run(batches(0, 10, T - 10, B, N))
-    assert torch.equal(flat(second.network.parameters()), whole)
+    again = resumed(lambda: OptimizerEngine(Problem(network(), *problem, LOSS), ETA, training, T, B), tmp_path)
+    assert torch.equal(again, whole)
 
 
 def test_a_checkpoint_from_when_there_was_one_optimizer_is_taken_up(problem):
