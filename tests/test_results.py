@@ -130,8 +130,8 @@ def test_one_number_for_one_quantity_wherever_it_is_shown(tmp_path):
     views = {name["name"]: name["views"][0] for name in drawn["figures"]}
     at = views["targets"]["series"][0]["x"]["target"].index(0.7)
     ends = [views["targets"]["series"][0][name][at] for name in ("y", "low", "high")]
-    shown = views["steps"], views["steps"]["by"][slider["start"]]  # what all targets share, and what this one adds
-    (mark,) = [mark for one in shown for mark in one.get("marks", ()) if "measured" in mark["name"]]
+    marks = views["steps"]["by"][slider["start"]]["marks"]
+    (mark,) = [mark for mark in marks if "measured" in mark["name"]]
     assert [mark[name] for name in ("at", "low", "high")] == ends
     assert ends == [float(f"{fit[name]:.5g}") for name in ("value", "low", "high")]
     figures = [text for plot in loaded.plot_steps() for axes in plot.axes for text in axes.texts]

@@ -154,7 +154,7 @@ def _drawn(view: View) -> Json | None:
 
 
 def _steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
-    """N(b) at each target; what all of them share stands once."""
+    """N(b) at each target; the batch sizes, which all of them share, stand once."""
     if points["value"].isna().all():
         return None
     sizes = sorted(points["batch_size"].unique().tolist())
@@ -164,10 +164,6 @@ def _steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
     ]
     x: Json = {"b": sizes}
     shared: Json = {"x": x, "dense": {"b": numbers(dense(sizes))}, "ticks": x}
-    for name in ("marks", "notes"):
-        shared[name] = []
-        while by and all(view[name] and view[name][-1] == by[0][name][-1] for view in by):
-            shared[name] = [[view[name].pop() for view in by][-1], *shared[name]]
     for view in by:
         del view["ticks"]
         for series in view["series"]:
