@@ -143,7 +143,8 @@ def test_a_driver_that_dies_after_the_rows_were_set_aside_does_not_lose_the_stat
 
 
 ROW = {"dataset": "d", "model": "m", "width": 8, "seed": 0, "k_op": 1.0, "k_op_residual": 1e-3}
-TRIAL = {"batch_size": 4, "n": 64, "sampling": "without_replacement", "eta": 0.5, "status": "completed"}
+TRIAL = {"batch_size": 4, "n": 64, "sampling": "without_replacement", "training": "sgd"}
+TRIAL |= {"eta": 0.5, "status": "completed"}
 
 
 def consequences(before, now, tolerance=1e-3):
