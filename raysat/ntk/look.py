@@ -40,7 +40,8 @@ MANY = 64
 
 PASS = 10
 """Memory of a pass in forward mode, as a multiple of what autograd keeps of a forward pass. Measured: 8.5 for
-attention, whose softmax takes several tensors of the size of the one that is kept; 2 to 4 for convolutions and linear layers."""
+attention, whose softmax takes several tensors of the size of the one that is kept; 2 to 4 for convolutions and linear
+layers."""
 
 
 @dataclass(frozen=True)
