@@ -119,7 +119,7 @@ class KernelOperator:
                 outputs,
                 list(self.weights.values()),
                 self.loss.factor(outputs.detach(), y, rows),
-                retain_graph=bool(self.graphs),  # recorded graphs serve all products
+                retain_graph=bool(self.graphs),  # a recorded graph is reused for every product
                 allow_unused=True,
                 materialize_grads=True,
             )

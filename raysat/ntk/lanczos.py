@@ -54,7 +54,7 @@ def tridiagonalize(
 
     q = start.flatten(1).double()
     q = q / q.norm(dim=1, keepdim=True)
-    basis, images, diagonal, beside = [q], [], [], []
+    basis, images, diagonal, off_diagonal = [q], [], [], []
     while True:
         w = apply(basis[-1])
         images.append(w)
@@ -64,8 +64,8 @@ def tridiagonalize(
             w = w - ((stacked @ w[:, :, None]).mT @ stacked).squeeze(1)
         last = w.norm(dim=1)
         matrix = torch.diag_embed(torch.stack(diagonal, 1))
-        if beside:
-            off = torch.stack(beside, 1)
+        if off_diagonal:
+            off = torch.stack(off_diagonal, 1)
             matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
         values, vectors = torch.linalg.eigh(matrix)
         exhausted = last <= 1e-13 * values[:, -1].abs().clamp_min(torch.finfo(torch.float64).tiny)
@@ -75,7 +75,7 @@ def tridiagonalize(
         if result.products >= min(most, size) or exhausted.all() or done(result):
             return result
         # An exhausted operator continues with zero vectors, which add eigenvalues 0 and change nothing else.
-        beside.append(result.last)
+        off_diagonal.append(result.last)
         basis.append(torch.where(exhausted[:, None], 0.0, w / last.clamp_min(torch.finfo(torch.float64).tiny)[:, None]))
 
 

@@ -166,10 +166,10 @@ def weighed_gram(outputs: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) ->
     """Return `S^T G S` of each sample, for symmetric G. Shape: [n, C, C]."""
 
     def times_s(rows: Tensor) -> Tensor:
-        """Apply `S^T` to each row of a sample's matrix, with the rows' axis in front of the batch axis."""
+        """Multiply each sample's matrix by S: `S^T` applied to its rows, whose axis comes before the batch axis."""
         return loss.factor_transposed(outputs, y, rows.transpose(0, 1)).transpose(0, 1)
 
-    return times_s(times_s(gram).mT)  # G S, as G is symmetric; transposed and multiplied again, S^T G S
+    return times_s(times_s(gram).mT)  # G S, whose transpose is S^T G, times S
 
 
 def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:

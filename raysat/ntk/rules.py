@@ -70,7 +70,7 @@ class OuterSum:
 
     @property
     def is_short(self) -> bool:
-        """Whether a product with `between` costs at most half as much as the two products through the rows."""
+        """True if a product with `between` costs at most half as much as the two products through the rows."""
         return self.inputs.shape[1] <= self.inputs.shape[2]
 
     def rows(self) -> Float[Tensor, "n outputs size"]:

@@ -51,13 +51,13 @@ def survey(network: nn.Module, few: Inputs, more: Inputs | None = None, chunk: i
     names = tuple(trained(network))
     try:
         notes = _notes(network, few)
-        believed = _believed(network, few, notes)
+        confirmed = _confirmed(network, few, notes)
         for part in () if more is None else more.split(chunk):
-            believed &= _believed_of_all(network, part, notes, believed)
+            confirmed &= _confirmed_by_batch(network, part, notes, confirmed)
     except Exception as error:  # of any kind: the implementations without rules do not depend on it
         return Survey((), frozenset(), names, f"layer rules do not serve ({first_sentence(error)})")
-    rest = tuple(name for name in names if name not in believed)
-    return Survey(tuple(notes), frozenset(believed), rest, _why(network, rest[0]) if rest else "")
+    rest = tuple(name for name in names if name not in confirmed)
+    return Survey(tuple(notes), frozenset(confirmed), rest, _why(network, rest[0]) if rest else "")
 
 
 def _why(network: nn.Module, name: str) -> str:
@@ -93,7 +93,7 @@ def _notes(network: nn.Module, few: Inputs) -> list[Note]:
 
 
 def _axis(two: Tensor, three: Tensor) -> Axis | None:
-    """Return the batch axis of a tensor, from its values for two samples and for a third in addition; None if absent."""
+    """Return the batch axis of a tensor, from its values for two samples and for these and a third; None if absent."""
     if two.ndim != three.ndim:
         raise Mismatch("a layer's tensors have other axes for other numbers of samples")
     places = [k for k, (a, b) in enumerate(zip(two.shape, three.shape, strict=True)) if a != b]
@@ -112,7 +112,7 @@ def _axis(two: Tensor, three: Tensor) -> Axis | None:
     return Axis(k, fold, inner=not torch.allclose(of_two, of_three, rtol=1e-3, atol=1e-6))
 
 
-def _believed(network: nn.Module, few: Inputs, notes: list[Note]) -> set[str]:
+def _confirmed(network: nn.Module, few: Inputs, notes: list[Note]) -> set[str]:
     """Return the parameters whose rows by the rules are plain autograd's gradients. Corrects the notes if necessary."""
     expected = network(few).detach()
     allowed = ROUNDING[torch.float64 if expected.dtype == torch.float64 else torch.float32]
@@ -150,7 +150,7 @@ def _believed(network: nn.Module, few: Inputs, notes: list[Note]) -> set[str]:
     # Each sample alone by plain autograd, and the norm of its whole gradient.
     plain = [sample_gradient(network, few[k : k + 1], u[k : k + 1]) for k in range(len(few))]
     size = torch.stack([torch.stack([g.double().square().sum() for g in one.values()]).sum() for one in plain]).sqrt()
-    believed = set()
+    confirmed = set()
     for name in trained(network):
         exact = torch.stack([one[name].flatten().double() for one in plain])
         found = rows.get(name, torch.zeros_like(exact))
@@ -158,17 +158,17 @@ def _believed(network: nn.Module, few: Inputs, notes: list[Note]) -> set[str]:
             # A gradient below a thousandth of the whole one may be rounding alone, and is compared on that scale.
             scale = torch.maximum(exact.norm(dim=1), 1e-3 * size)
             if bool(((found - exact).norm(dim=1) <= allowed * scale).all()):
-                believed.add(name)
-    return believed
+                confirmed.add(name)
+    return confirmed
 
 
-def _believed_of_all(network: nn.Module, x: Inputs, notes: Sequence[Note], believed: set[str]) -> set[str]:
+def _confirmed_by_batch(network: nn.Module, x: Inputs, notes: Sequence[Note], confirmed: set[str]) -> set[str]:
     """Return those of some parameters whose rows, summed over the samples, are the gradient of the batch."""
     outputs, uses = record(network, x, notes)
     generator = torch.Generator().manual_seed(2)
     u = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     by_output = torch.autograd.grad(outputs, [use.output for use in uses], u, allow_unused=True, materialize_grads=True)
-    weights = {name: p for name, p in trained(network).items() if name in believed}
+    weights = {name: p for name, p in trained(network).items() if name in confirmed}
     exact = dict(zip(weights, gradients(network(x), list(weights.values()), u), strict=True))
     size = summed(gradient.double().square().sum() for gradient in exact.values()).sqrt()
     allowed = ROUNDING[torch.float64 if outputs.dtype == torch.float64 else torch.float32]
