@@ -118,7 +118,7 @@ def check_products(
     """Return the relative difference of `(v + g)^T K (v + g)` from plain autograd.
 
     v is the eigenvector found and g the second start. From the products the number is `v^T K v + 2 g^T K v + g^T K g`,
-    whose terms are all known; plain autograd takes one backward pass. An error of K in any direction shows in which
+    whose terms are all known; plain autograd takes one backward pass. An error of K shows in any direction in which
     the random g has a component.
 
     Args:

@@ -1,7 +1,7 @@
 """The empirical NTK `K = (1/n) J J^T in R^{nC x nC}` as an operator: products with K, never its entries.
 
 For a loss other than the squared error, it is the kernel of the generalized Gauss-Newton matrix, `(1/n) S^T J J^T S`
-(see `raysat.losses`). The factor `1/n` of the operator is applied in this module only.
+(see `raysat.losses`). `KernelOperator.__call__` applies the operator's factor `1/n`.
 """
 
 from __future__ import annotations

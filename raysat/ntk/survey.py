@@ -29,7 +29,7 @@ class Survey:
         notes: A note for each use of parameters, in the order of the forward pass.
         covered: Names of the parameters whose rows the rules give.
         rest: Names of the other parameters.
-        reason: Why the rules do not cover all, naming a parameter; empty if they do.
+        reason: Why the rules do not cover all parameters; empty if they do.
     """
 
     notes: tuple[Note, ...]
