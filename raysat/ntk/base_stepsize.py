@@ -1,20 +1,20 @@
-"""What stands for 1/beta(b) where a network has no statistics: the inverse curvature of the loss along its gradient.
+"""The base stepsize of a network without statistics, in place of 1/beta(b): an inverse curvature along the gradient.
 
-With `g = grad L(w_0)` let `c(t)` be the curvature that makes the loss at `w_0 - t g` a parabola,
+With `g = grad L(w_0)`, let `c(t)` be the curvature of the parabola through the loss at `w_0 - t g`,
 
     L(w_0 - t g) = L(w_0) - t ||g||^2 + c(t) t^2 ||g||^2 / 2.
 
-The base stepsize is the t at which `t c(t) = 1`: for t -> 0, c is the Rayleigh quotient `g^T H g / g^T g`, and t its
-inverse, Cauchy's step. With the parabola put in, `t c(t) <= 1` says
+The base stepsize is the t at which `t c(t) = 1`. As t -> 0, c tends to the Rayleigh quotient `g^T H g / g^T g`, whose
+inverse is Cauchy's step. With the parabola inserted, `t c(t) <= 1` reads
 
     L(w_0 - t g) <= L(w_0) - t ||g||^2 / 2,
 
-Armijo's condition with the constant 1/2, so that losses and one gradient are all it takes: it serves whatever can be
-trained, be it without second derivatives, mixing the samples of a batch, or under a loss that is not convex. By the
-Gauss-Newton matrix c is k_op at most, so that the base stepsize is of the order of 1/k_op = 1/beta(n), and above it.
+Armijo's condition with the constant 1/2. It needs losses and one gradient only, so it applies to any network that can
+be trained: without second derivatives, mixing the samples of a batch, or under a loss that is not convex. With the
+Gauss-Newton matrix for H, c is at most k_op, so the base stepsize is of the order of 1/k_op = 1/beta(n), and above it.
 
-It is deterministic: the network is in the mode in which it is trained, and each loss is taken with the random
-generators seeded alike.
+The search is deterministic: the network stays in the mode in which it is trained, and every loss is evaluated from the
+same random seed.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from raysat.losses import Loss
 from raysat.user_code.seeding import seeded
 
 DOUBLINGS = 60
-"""How often t is doubled or halved before the search ends: over 18 orders of magnitude either way."""
+"""Largest number of doublings or halvings of t: 18 orders of magnitude in either direction."""
 
 HALVINGS = 5
-"""Bisections of the last factor of two: t is then known to 2 %, far below the factor sqrt 2 of the grid."""
+"""Bisections of the last factor of two. They determine t to 2 %, far below the factor sqrt 2 of the grid."""
 
 
 def base_stepsize(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, chunk: int) -> float:
-    """The largest stepsize found at which the loss along its gradient falls by half of what the gradient promises.
+    """Return the largest stepsize found at which the loss falls by at least half of its first-order prediction.
 
     Args:
-        network: At w_0. Its weights are moved and put back; buffers that a forward pass changes stay changed.
+        network: At w_0. Its weights are moved and restored; buffers that a forward pass changes stay changed.
         x: Inputs.
         y: Targets.
         loss: The loss of a sample.
-        chunk: Samples at a time, at most, of each of which a network that mixes samples makes its own batch.
+        chunk: Largest number of samples per pass; a network that mixes samples treats each chunk as one batch.
 
     Returns:
-        It; nan where the loss is not finite, has no gradient, or falls at no stepsize.
+        The stepsize; nan if the loss is not finite, its gradient is zero or not finite, or no stepsize is found.
     """
     weights = [p for p in network.parameters() if p.requires_grad]
     start = [p.detach().clone() for p in weights]
@@ -65,7 +65,7 @@ def base_stepsize(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, chunk: i
         return found <= initial - t * square / 2
 
     try:
-        # A residual that lies in one eigenvector, of eigenvalue c, has L = ||g||^2 / 2c.
+        # Start from 1/c: a residual along one eigenvector, of eigenvalue c, has L = ||g||^2 / (2 c).
         return _largest(falls, 2 * abs(initial) / square or 1.0)
     finally:
         with torch.no_grad():
@@ -74,7 +74,7 @@ def base_stepsize(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, chunk: i
 
 
 def _largest(holds: Callable[[float], bool], t: float) -> float:
-    """The t up to which a condition holds: the first one found going up or down by factors of two, then bisected."""
+    """Return the t up to which a condition holds: bracketed by factors of two from the given t, then bisected."""
     up = holds(t)
     for _ in range(DOUBLINGS):
         further = 2 * t if up else t / 2
@@ -85,7 +85,7 @@ def _largest(holds: Callable[[float], bool], t: float) -> float:
         return math.nan
     low, high = (t, 2 * t) if up else (t / 2, t)
     for _ in range(HALVINGS):
-        middle = math.sqrt(low * high)
+        middle = math.sqrt(low * high)  # bisects on a logarithmic scale: what matters is the relative error of t
         low, high = (middle, high) if holds(middle) else (low, middle)
     return low
 
@@ -93,9 +93,10 @@ def _largest(holds: Callable[[float], bool], t: float) -> float:
 def _loss_and_gradient(
     network: nn.Module, x: Inputs, y: Tensor, loss: Loss, chunk: int, *, only: bool = False
 ) -> tuple[float, list[Tensor]]:
-    """The mean loss, and its gradient unless the loss `only` is asked for."""
+    """Return the mean loss and its gradient, or zeros for the gradient if `only` the loss is requested."""
     weights = [p for p in network.parameters() if p.requires_grad]
     total, gradient = 0.0, [torch.zeros_like(p) for p in weights]
+    # One seed for every evaluation: random layers draw the same masks at every t, so the losses are comparable.
     with seeded(0), torch.set_grad_enabled(not only):
         for samples, targets in zip(x.split(chunk), y.split(chunk), strict=True):
             value = loss.total(network(samples), targets)

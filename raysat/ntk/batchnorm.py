@@ -1,20 +1,20 @@
-"""Batch normalization in training mode, with its batch statistics held constant at those of the whole training set.
+"""Batch normalization in training mode, with its batch statistics frozen at those of the whole training set.
 
-In training mode a layer normalizes by mean and variance of the batch, so that a sample's output depends on all others
-and no sample has a Jacobian of its own. Held constant at the values they have where the batch is the training set, the
-statistics of a batch become numbers, and the layer an affine map of each sample. The network's outputs, at its weights
-and on the training set, are then exactly those of a full batch in training mode. Its gradients are not: those of
-training also go through mean and variance, and batches of b samples have statistics that scatter about the training
-set's. How far gradients of real batches lie from what the frozen network predicts is measured by
-`benchmarks/batch_norm.py`; see `docs/definitions.md`.
+In training mode a layer normalizes by the mean and variance of the batch, so a sample's output depends on all others
+and no sample has a Jacobian of its own. Frozen at their values over the whole training set, the batch statistics
+become constants and the layer an affine map of each sample. On the training set, at the current weights, the network's
+outputs are then exactly those of a full batch in training mode. Its gradients are not: training also differentiates
+through mean and variance, and the statistics of batches of b samples scatter about those of the training set.
+`benchmarks/batch_norm.py` measures how far gradients of real batches lie from what the frozen network predicts; see
+`docs/definitions.md`.
 
-Two variants are treated alike, on purpose:
+Two variants are deliberately treated alike:
 
-- `SyncBatchNorm` has the statistics of the global batch over all ranks, which is the batch whose critical size is
-  sought. As it grows they tend to the training set's, as without ranks.
-- Ghost batch normalization has those of g consecutive samples, whatever the batch size. What they tend to is no full
-  batch, but they are averages of g samples of the same training set, and scatter about its mean and variance: the same
-  constants are the natural ones. They do not get better with b, only with g.
+- `SyncBatchNorm` uses the statistics of the global batch over all ranks, the batch whose critical size is sought. As
+  it grows, they tend to those of the training set, as they do without ranks.
+- Ghost batch normalization uses those of g consecutive samples at any batch size. They do not tend to those of a full
+  batch, but as averages over g samples of the same training set they scatter about its mean and variance, so the same
+  constants are the natural choice. The approximation improves with g, not with b.
 """
 
 from __future__ import annotations
@@ -39,46 +39,47 @@ from raysat.models.ghost import GhostBatchNorm
 from raysat.ntk.refusal import NoStatistics
 
 PART = 1 << 20
-"""Numbers that are cast to float64 at a time. Default: 2^20, 8 MiB, beside which activations are large."""
+"""Numbers cast to float64 at a time. Default: 2^20, or 8 MiB, small compared with the activations."""
 
 LIBRARIES = 2
-"""Times the tensors' bytes that a pass takes. Default: 2. oneDNN's convolutions take copies of theirs: the peak of
-ResNet-10 was 1.7 times that of its tensors."""
+"""Peak memory of a pass, as a multiple of the bytes of its tensors. Default: 2. oneDNN's convolutions copy theirs: the
+peak of ResNet-10 was 1.7 times that of its tensors."""
 
 KNOWN = (_BatchNorm.forward, nn.SyncBatchNorm.forward, GhostBatchNorm.forward)
-"""Forward functions that are known to normalize by the batch in training mode and by their buffers in evaluation."""
+"""Forward functions known to normalize by the batch in training mode and by the buffers in evaluation mode."""
 
 REMEDY = "call network.eval(), or use GroupNorm"
 
 
 @contextmanager
 def frozen_batch_norm(network: nn.Module, x: Inputs, memory: int = 1 << 30) -> Iterator[tuple[str, ...]]:
-    """Hold the batch statistics of batch normalization constant at those of the training set, while the context lasts.
+    """Freeze the batch statistics of batch normalization at those of the training set, within the context.
 
-    Each layer that normalizes by its batch gets mean and biased variance of each channel over all of x as running
-    averages, and is turned to evaluation, alone. Where all samples pass at once it is one pass, each layer frozen as it
-    is reached; else one for each layer, all before it frozen, cut off where it is reached, and a last one which sees
-    that none was missed. Afterwards modes, buffers (identity and values) and hooks are as found.
+    Each layer that normalizes by its batch receives the mean and biased variance of each channel over all of x as its
+    running averages, and it alone is switched to evaluation mode. If all samples fit in one pass, one pass suffices and
+    freezes each layer as it is reached. Otherwise there is one pass per layer, with all layers before it frozen and the
+    pass cut off at it, and a last one that verifies that no layer was missed. On exit, modes, buffers (identity and
+    values) and hooks are restored.
 
-    Random layers before a normalization must have been turned off by the caller, and compiled parts must run eagerly
-    (`torch.compiler.set_stance("force_eager")`), for they do not call hooks. A layer that no sample reaches is left
-    alone. So is a subclass whose training mode does not normalize by the batch. Where a subclass mixes samples in
-    evaluation too it does so within the context.
+    The caller must have turned off random layers that precede a normalization, and compiled parts must run eagerly
+    (`torch.compiler.set_stance("force_eager")`), because they do not call hooks. A layer that no sample reaches is left
+    unchanged, and so is a subclass whose training mode does not normalize by the batch. A subclass that mixes samples
+    in evaluation mode too still does so within the context.
 
     Args:
         network: The network, in the mode in which it trains.
         x: The inputs of the whole training set.
-        memory: Bytes that the values of a forward pass may take, measured on four samples; where memory runs out all
-            the same, half as many samples pass at a time. Default: 1 GiB, that of `ntk_statistics`.
+        memory: Bytes that the activations of a forward pass may take, as measured on four samples. If memory runs out
+            nevertheless, the number of samples per pass is halved. Default: 1 GiB, that of `ntk_statistics`.
 
     Yields:
-        The names of the layers whose statistics are held constant, in the network's order; none where no layer
-        normalizes by its batch, at no cost.
+        The names of the frozen layers, in the network's order. If no layer normalizes by its batch, the tuple is empty
+        and nothing is computed.
 
     Raises:
-        NoStatistics: A layer is applied more than once in a forward pass, saw one number a channel, is a subclass that
-            in evaluation does not normalize by `running_mean` and `running_var`, or its turn depends on the samples
-            where they do not fit into memory at once.
+        NoStatistics: A layer is applied more than once in a forward pass, receives only one number per channel, is a
+            subclass that does not normalize by `running_mean` and `running_var` in evaluation mode, or is reached in
+            an order that depends on the samples while these do not fit in memory at once.
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
@@ -94,7 +95,7 @@ def frozen_batch_norm(network: nn.Module, x: Inputs, memory: int = 1 << 30) -> I
         return
     freezer = _Freezer(network, layers)
     try:
-        # Buffers made in inference mode could not be saved for a backward pass.
+        # Buffers created in inference mode could not be saved for a backward pass.
         with torch.inference_mode(False), torch.no_grad():
             freezer.freeze(x, memory)
         yield tuple(name for module, name in layers.items() if module in freezer.frozen)
@@ -103,20 +104,20 @@ def frozen_batch_norm(network: nn.Module, x: Inputs, memory: int = 1 << 30) -> I
 
 
 def by_batch(module: nn.Module) -> TypeGuard[_BatchNorm]:
-    """Whether a layer normalizes by the statistics of the batch: in training mode, or without running averages."""
+    """Return whether a layer normalizes by batch statistics: in training mode, or without running averages."""
     return isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
 
 
 class Moments:
-    """Count, mean and squared deviations of the numbers of each channel, part by part, in float64.
+    """Count, mean and squared deviations of each channel, accumulated over parts in float64.
 
-    Two parts' deviations from their own means are joined by `M = M_1 + M_2 + d^2 n_1 n_2 / (n_1 + n_2)`, d the
-    difference of the means (Chan, Golub and LeVeque 1979, eq. 2.1), which cancels nothing.
+    The squared deviations of two parts from their own means combine as `M = M_1 + M_2 + d^2 n_1 n_2 / (n_1 + n_2)`, d
+    the difference of the means (Chan, Golub and LeVeque 1979, eq. 2.1), a sum without cancellation.
 
     Attributes:
-        count: Numbers a channel.
-        mean: Shape: [channels].
-        dtype: Of the numbers, or float32 where they have half precision.
+        count: Numbers per channel.
+        mean: Mean of each channel. Shape: [channels].
+        dtype: Dtype of the numbers; float32 if they have half precision.
     """
 
     def __init__(self) -> None:
@@ -124,8 +125,9 @@ class Moments:
         self.mean = self._deviations = torch.zeros(0, dtype=torch.float64)
 
     def add(self, x: Tensor) -> None:
-        """Take in a batch of shape [n, channels, ...]."""
+        """Add a batch of shape [n, channels, ...]."""
         self.dtype = torch.promote_types(x.dtype, torch.float32)
+        # In parts of whole samples: a float64 copy of all activations would take twice their memory.
         for part in x.split(max(1, PART // max(1, x[:1].numel()))):
             over = [axis for axis in range(x.ndim) if axis != 1]
             self._join(part.numel() // part.shape[1], *torch.var_mean(part.double(), over, correction=0))
@@ -141,35 +143,36 @@ class Moments:
 
     @property
     def variance(self) -> Float64[Tensor, " channels"]:
-        """The mean square deviation from the mean: biased, as batch normalization has it. Shape: [channels]."""
+        """The biased variance, by which batch normalization normalizes. Shape: [channels]."""
         return self._deviations / self.count
 
 
 class _Reached(BaseException):
-    """Ends a forward pass where nothing beyond is needed; no `except Exception` of a network's own catches it."""
+    """Ends a forward pass early. A BaseException, so that no `except Exception` inside the network catches it."""
 
 
 class _Freezer:
-    """The layers of a network that normalize by their batch, and which of them are frozen.
+    """The layers of a network that normalize by their batch, and the set of those already frozen.
 
     Args:
         network: The network.
-        layers: Their names.
+        layers: The layers, with their names.
     """
 
     def __init__(self, network: nn.Module, layers: dict[_BatchNorm, str]) -> None:
         self.network, self.layers = network, layers
         self.frozen: set[nn.Module] = set()
         self._found = {m: (m.training, m.track_running_stats, dict(m._buffers)) for m in layers}
-        self._judged: dict[nn.Module, bool] = {}  # whether a layer is one to freeze
+        self._judged: dict[nn.Module, bool] = {}  # cache of `_is_to_freeze`
 
     def freeze(self, x: Inputs, memory: int) -> None:
         """Freeze every layer that x reaches."""
+        # Up to four samples are not worth a measurement, which itself passes two and four.
         at_once = len(x) if len(x) <= 4 else max(1, min(len(x), self._fitting(x, memory)))
         retry_on_oom(lambda size: self._freeze_in_parts(x, size), at_once)
 
     def thaw(self) -> None:
-        """Put back what was found."""
+        """Restore modes and buffers of all layers."""
         for module, (training, track, buffers) in self._found.items():
             module.training, module.track_running_stats = training, track
             module._buffers.update(buffers)
@@ -180,6 +183,8 @@ class _Freezer:
         if size >= len(x):
             self._assert_variances(self._pass([x], cut=False))
             return
+        # Each pass freezes the next layer in the order of the forward pass: its inputs are final once all layers before
+        # it are frozen. The last pass reaches no unfrozen layer and ends the loop.
         while reached := self._pass(x.split(size), cut=True):
             self._assert_variances(reached)
             if len(reached) > 1:
@@ -200,14 +205,15 @@ class _Freezer:
                 )
 
     def _pass(self, parts: Iterable[Inputs], *, cut: bool) -> dict[_BatchNorm, Moments]:
-        """Pass parts through the network, each of them up to the first layer that is not frozen.
+        """Pass the parts through the network and collect the moments of the inputs of layers not yet frozen.
 
         Args:
-            parts: The samples.
-            cut: End a part's pass there. Otherwise freeze the layer by this part alone, and go on.
+            parts: The samples, in parts.
+            cut: Whether a part's pass ends at the first layer that is not frozen. Otherwise the layer is frozen by the
+                moments of this part alone, and the pass continues.
 
         Returns:
-            Where parts met a layer that was not frozen, and the moments of what they brought.
+            The layers reached that were not frozen, each with the moments of its inputs.
         """
         moments: dict[_BatchNorm, Moments] = {}
         calls: Counter[nn.Module] = Counter()
@@ -232,7 +238,7 @@ class _Freezer:
         handles = [module.register_forward_pre_hook(reach, with_kwargs=True) for module in self.layers]
         try:
             for part in parts:
-                calls.clear()
+                calls.clear()  # calls are counted within one forward pass, not over the parts
                 with self._borrowed_buffers(), suppress(_Reached):
                     self.network(part)
         finally:
@@ -248,10 +254,10 @@ class _Freezer:
         return f"{self.layers[module] or 'the network'} ({type(module).__name__})"
 
     def _is_to_freeze(self, module: _BatchNorm, x: Tensor) -> bool:
-        """Whether a layer is one to freeze: a subclass with a forward of its own is tried on a few samples, once.
+        """Return whether a layer is to be frozen; a subclass with its own forward is tested once, on a few samples.
 
         Raises:
-            NoStatistics: It normalizes by the batch, but in evaluation not by running_mean and running_var.
+            NoStatistics: It normalizes by the batch, but not by running_mean and running_var in evaluation mode.
         """
         if module not in self._judged:
             if getattr(module.forward, "__func__", None) in KNOWN:
@@ -268,9 +274,9 @@ class _Freezer:
 
     @contextmanager
     def _borrowed_buffers(self) -> Iterator[None]:
-        """Copies stand in for the buffers of layers that are not frozen, so that a forward pass changes none."""
+        """Replace the buffers of modules that are not frozen by copies, so that a forward pass changes no original."""
         found = [(m, dict(m._buffers)) for m in self.network.modules() if m._buffers and m not in self.frozen]
-        copies: dict[int, Tensor] = {}  # a buffer that two modules share stays one
+        copies: dict[int, Tensor] = {}  # by identity: a buffer shared by two modules stays shared
         for module, buffers in found:
             for name, buffer in buffers.items():
                 if buffer is not None:
@@ -279,11 +285,11 @@ class _Freezer:
             yield
         finally:
             for module, buffers in found:
-                if module not in self.frozen:  # not even in this pass
+                if module not in self.frozen:  # a layer frozen in this very pass keeps its new buffers
                     module._buffers.update(buffers)
 
     def _fitting(self, x: Inputs, memory: int) -> int:
-        """How many samples may pass at a time: after each operation the live bytes are an affine function of them."""
+        """Return how many samples fit in one pass: the live bytes after each operation are affine in their number."""
         memory, timelines = memory // LIBRARIES, []
         there = (*self.network.parameters(), *self.network.buffers(), *tree_leaves(x))
         for count in (2, 4):
@@ -292,21 +298,23 @@ class _Freezer:
             timelines.append(live.timeline)
             self.thaw()
         two, four = timelines
-        if len(two) != len(four):  # what is done depends on the samples
+        if len(two) != len(four):  # the operations depend on the samples: take the peak as proportional to their number
             return memory * 4 // max(1, *four)
+        # With a bytes for two samples and b for four, 2 a - b are fixed and b - a come with every two samples. The
+        # smallest number that some operation admits counts.
         growing = [(2 * a - b, b - a) for a, b in zip(two, four, strict=True) if b > a]
         return min((2 * (memory - fixed) // per_two for fixed, per_two in growing), default=len(x))
 
 
 def _evaluate_by(module: _BatchNorm, mean: Tensor, variance: Tensor, dtype: torch.dtype = torch.float64) -> None:
-    """Turn a layer alone to evaluation, by given statistics, in the dtype of its tensors, else in a given one."""
+    """Switch one layer to evaluation mode with the given statistics, in its tensors' dtype or, without any, `dtype`."""
     dtype = next((t.dtype for t in (module.weight, module.running_mean) if t is not None), dtype)
     module.training, module.track_running_stats = False, True
     module._buffers |= {"running_mean": mean.to(dtype), "running_var": variance.to(dtype)}
 
 
 def _standardizing_copy(module: _BatchNorm) -> _BatchNorm:
-    """A copy in float64 with weight 1 and bias 0, to be tried without hooks by its `forward`."""
+    """Return a float64 copy with weight 1 and bias 0, to be tested through `forward`, which calls no hooks."""
     alone = copy.copy(module)
     values = {"weight": torch.ones_like, "bias": torch.zeros_like}
     for registry in ("_parameters", "_buffers"):
@@ -319,18 +327,18 @@ def _standardizing_copy(module: _BatchNorm) -> _BatchNorm:
 
 
 def _ignores_shifts(alone: _BatchNorm, x: Tensor) -> bool:
-    """Whether the output in training mode is the same for `x + c`: what takes the batch's own mean away has it so."""
-    with suppress(RuntimeError, ValueError):  # such as one that synchronizes between GPUs: it cannot be tried here
+    """Return whether the output in training mode is the same for `x + c`, as it is if the batch mean is subtracted."""
+    with suppress(RuntimeError, ValueError):  # not testable here, e.g. a layer that synchronizes GPUs: assume True
         shift = 1 + x.abs().max()
         return _close(alone.forward(x.clone()), alone.forward(x + shift))
     return True
 
 
 def _evaluates_by_buffers(alone: _BatchNorm, x: Tensor) -> bool:
-    """Return whether mean m and variance v do to x what 0 and 1 do to `(x - m) sqrt((1 + eps) / (v + eps))`."""
+    """Return whether buffers m and v act on x as buffers 0 and 1 act on `(x - m) sqrt((1 + eps) / (v + eps))`."""
     moments = Moments()
     moments.add(x)
-    mean, variance = moments.mean, moments.variance + 1
+    mean, variance = moments.mean, moments.variance + 1  # + 1: at 1, ignoring running_var would show no difference
     _evaluate_by(alone, mean, variance)
     by_buffers = alone.forward(x.clone())
     _evaluate_by(alone, torch.zeros_like(mean), torch.ones_like(mean))
@@ -344,31 +352,31 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 class _Live(TorchDispatchMode):
-    """Bytes that tensors take which were not there before, after each operation.
+    """Record of the bytes held by new tensors after each operation.
 
     Args:
-        there: What was there before.
+        there: Tensors that exist already and do not count.
 
     Attributes:
-        timeline: The bytes.
+        timeline: Bytes of the live new tensors, one entry per operation.
     """
 
     def __init__(self, there: Iterable[Tensor]) -> None:
         super().__init__()
         self.timeline: list[int] = []
         self._old = {tensor.untyped_storage()._cdata for tensor in there if tensor.layout is torch.strided}
-        self._sizes = WeakIdKeyDictionary()  # of storages, whose Python object lives as long as they do
+        self._sizes = WeakIdKeyDictionary()  # by storage, whose Python object lives until the memory is freed
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled within. PyTorch's own True imports its compiler, 70 MB and two seconds, to say so."""
+        """Return False: nothing is compiled within. PyTorch's default True imports its compiler, 70 MB and 2 s."""
         return False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
-                storage = tensor.untyped_storage()
+                storage = tensor.untyped_storage()  # views share it, and count once
                 if storage._cdata not in self._old:
                     self._sizes[storage] = storage.nbytes()
         self.timeline.append(sum(self._sizes.values()))

@@ -1,7 +1,7 @@
-"""Checks of every statistic by a path that shares nothing with the one that computed it: plain reverse-mode autograd.
+"""Verification of every statistic by plain reverse-mode autograd, a path that shares nothing with its computation.
 
-A check is a relative difference. It is a column beside the statistic, and where it is larger than rounding explains the
-next way is taken.
+A check is a relative difference, stored in a column next to its statistic. If it is larger than rounding explains, the
+next implementation is tried.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from raysat.ntk.lanczos import Eigenpairs, Tridiagonal, tridiagonalize
 from raysat.ntk.per_sample import PerSample, weighed_gram
 
 TOLERANCE = {torch.float32: 5e-4, torch.float64: 1e-6}
-"""Up to which difference a statistic is believed. In float32, networks of a hundred layers differ by 1e-4 where nothing
-but the order of sums does."""
+"""Largest check at which a statistic is accepted. In float32, a change of the order of summation alone changes the
+results of networks of a hundred layers by 1e-4."""
 
 SECOND_START = 4
-"""Products from the random start of k_op that comes first, and that k_op must not fall short of, at a tolerance of
-1e-3. Default: 4, and one more for each digit beyond; see `raysat.ntk.lanczos.excess` for what they can miss."""
+"""Products from a random start, run before the search for k_op; k_op must reach their Ritz value. Default: 4 at a
+tolerance of 1e-3, and one more per further digit; `raysat.ntk.lanczos.excess` bounds what they can miss."""
 
 
 def check_samples(
@@ -36,31 +36,31 @@ def check_samples(
     found: PerSample,
     which: list[int],
 ) -> tuple[float, float]:
-    """Largest relative differences of operator norms, and of gradient squares, of some samples from plain autograd.
+    """Return the largest relative differences of some samples' operator norms and gradient squares from plain autograd.
 
-    Of few outputs all rows of the Jacobian are made; of many, the Rayleigh quotient of the vector that was found.
+    With few outputs, all rows of the Jacobian are formed; with many, the Rayleigh quotient of the vector found.
 
     Args:
         network: The network.
         x: All samples.
         y: All targets, or None.
         loss: The loss.
-        found: What was found of all samples.
-        which: The samples to check.
+        found: The quantities of all samples, to be checked.
+        which: Indices of the samples to check.
 
     Returns:
         The differences, relative to the operator norm and to the mean gradient square; the second is NaN without
         targets.
     """
     of_norms, of_squares = [], []
-    # Residuals of rounding alone have gradients of rounding alone.
+    # Lower bound of the scale of gradient squares: residuals that are rounding errors have such gradients, too.
     rounding = torch.finfo(next(iter(plain.trained(network).values())).dtype).eps
     least = rounding * found.operator_norms.max().item()
     mean_square = max(found.gradient_squares.mean().item(), least)
     for k in which:
         sample, target = x[k : k + 1], None if y is None else y[k : k + 1]
         norm = found.operator_norms[k].item()
-        if k in found.vectors:
+        if k in found.vectors:  # ||J^T S v||^2, the Rayleigh quotient of the unit vector v
             v = found.vectors[k][None]
             exact = _square(plain.sample_gradient(network, sample, lambda f: loss.factor(f, target, v.to(f))))  # noqa: B023
         else:
@@ -78,14 +78,14 @@ TINY = torch.finfo(torch.float64).tiny
 
 
 def difference(value: float, exact: float) -> float:
-    """`|value - exact| / max(|value|, |exact|)`; infinite where one is not finite."""
+    """Return `|value - exact| / max(|value|, |exact|)`; infinity if either is not finite."""
     if not (math.isfinite(value) and math.isfinite(exact)):
         return math.inf
     return abs(value - exact) / max(abs(value), abs(exact), TINY)
 
 
 def _largest(values: list[float]) -> float:
-    """The maximum, in which a NaN is not lost."""
+    """Return the maximum; infinity if a value is NaN, which `max` could lose."""
     return math.inf if any(math.isnan(value) for value in values) else max(values)
 
 
@@ -96,8 +96,10 @@ def _square(gradient: dict[str, Tensor]) -> float:
 def second_start(
     operator: KernelOperator, like: Float[Tensor, "n *outputs"], tolerance: float = 1e-3
 ) -> tuple[Tensor, Tridiagonal]:
-    """A few products with K from a random start of its own: the unit start, and what Lanczos made of them."""
+    """Return a random unit vector, and the result of a few Lanczos steps from it."""
+    # One more product per digit of the tolerance beyond 1e-3; 1e-9 absorbs the rounding of log10.
     most = SECOND_START + max(0, math.ceil(-math.log10(tolerance) - 3 - 1e-9))
+    # Drawn on the CPU in float64, so that every device and dtype starts from the same vector.
     start = torch.randn(like.shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64, device="cpu")
     start = (start / start.norm()).to(like.device)
     return start, tridiagonalize(lambda u: operator(u[0])[None], start[None].to(like), most)
@@ -113,24 +115,25 @@ def check_products(
     second: Tridiagonal,
     chunk: int,
 ) -> float:
-    """Relative difference of `(v + g)^T K (v + g)` from plain autograd, v the eigenvector found, g the second start.
+    """Return the relative difference of `(v + g)^T K (v + g)` from plain autograd.
 
-    By products it is `v^T K v + 2 g^T K v + g^T K g`, each known already; by plain autograd one backward pass. A fault
-    in any direction that a random vector sees shows.
+    v is the eigenvector found and g the second start. From the products the number is `v^T K v + 2 g^T K v + g^T K g`,
+    whose terms are all known; plain autograd takes one backward pass. An error of K shows in any direction in which
+    the random g has a component.
 
     Args:
         network: The network.
         x: The samples of K.
         y: Their targets, or None.
         loss: The loss.
-        found: k_op's eigenpair.
+        found: The eigenpair of k_op.
         start: g, a unit vector.
-        second: What Lanczos made of it.
-        chunk: Samples at a time.
+        second: Result of the Lanczos steps from g.
+        chunk: Samples per chunk in the computation to be checked.
     """
     v, image = found.vectors[0], found.images[0]
     own = (second.vectors[0, 0].square() * second.values[0]).sum()  # g^T K g, the first entry of the tridiagonal matrix
-    other = max(1, 2 * chunk // 3)  # what depends on how samples are put together shows
+    other = max(1, 2 * chunk // 3)  # another chunk size, so that any dependence on the chunks shows
     by_products = (v * image).sum() + 2 * (start * image).sum() + own
     return difference(by_products.item(), plain.quadratic_form(network, x, loss, y, v + start, other))
 
@@ -138,9 +141,10 @@ def check_products(
 def check_kernel(
     network: nn.Module, x: Inputs, loss: Loss, kernel: Float[Tensor, "size size"], shape: tuple[int, ...]
 ) -> float:
-    """Largest relative difference of `u^T K u` by a dense K from plain autograd, over two random vectors.
+    """Return the largest relative difference of `u^T K u` for a dense K from plain autograd, over two random vectors.
 
-    One vector is random in all entries, one in those of three samples, which are a larger part of it.
+    The first vector is random in all entries. The second is zero beyond the first three samples, so that an error in
+    these is a larger part of the value.
     """
     generator = torch.Generator().manual_seed(11)
     u = torch.randn((2, len(x), *shape), generator=generator, dtype=torch.float64, device="cpu")
@@ -148,6 +152,6 @@ def check_kernel(
     differences = []
     for vector in u.to(kernel.device):
         flat = vector.flatten().to(kernel)
-        exact = plain.quadratic_form(network, x, loss, None, vector, 1)
+        exact = plain.quadratic_form(network, x, loss, None, vector, 1)  # no chunk mixes two samples
         differences.append(difference((flat @ kernel @ flat).item(), exact))
     return _largest(differences)

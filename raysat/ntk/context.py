@@ -1,4 +1,4 @@
-"""How the statistics leave a network: as it was found, whatever they did with it and wherever they were called from."""
+"""Context managers in which the statistics run: the network is restored on exit, in any context of the caller."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from raysat.ntk.recurrent import unrolled
 from raysat.user_code.process import generators_kept
 
 HALVES = (torch.bfloat16, torch.float16)
-"""The dtypes in which no statistic is computed: their rounding, 1 in 256 and 1 in 2048, is larger than tolerances."""
+"""Dtypes in which no statistic is computed: their rounding, 1 in 256 and 1 in 2048, exceeds the tolerances."""
 
 
 @contextmanager
 def undisturbed(network: nn.Module) -> Iterator[None]:
-    """Restore a network and the process's random generators after the context.
+    """Restore a network and the process's random generators on exit.
 
-    Restored are training flags, hooks' registries, attributes, buffers and weights (identity and values) and gradients.
-    Within the context gradients are recorded in full precision, also where the caller is in `no_grad`,
-    `inference_mode` or `autocast`, and compiled parts run eagerly. A copy stands in for a parameter that was made in
-    inference mode.
+    This covers training flags, hook registries, attributes, buffers and weights (identity and values), and gradients.
+    Within the context, gradients are recorded in full precision, even if the caller is in `no_grad`, `inference_mode`
+    or `autocast`, and compiled parts run eagerly. Parameters and buffers created in inference mode are
+    replaced by copies.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -32,10 +32,11 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
         for kind in {"cpu", *(p.device.type for p in network.parameters())} - {"meta"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(_full_precision())
-        # Compiled code calls no hooks and has no second derivatives. Loading the compiler takes a second.
+        # Compiled code calls no hooks and has no second derivatives. Only if needed: loading the compiler takes 1 s.
         if any(_is_compiled(module) for module in network.modules()):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(generators_kept())
+        # The snapshot comes before the changes below, so that they are undone, too.
         stack.callback(_snapshot(network).restore)
         for module in network.modules():
             for registries in (module._parameters, module._buffers):
@@ -47,14 +48,15 @@ def undisturbed(network: nn.Module) -> Iterator[None]:
                         registry[name] = nn.Parameter(copy, tensor.requires_grad) if trained else copy
         for parameter in network.parameters():
             parameter.grad = None
-        for module in network.modules():  # the same gradients, in a layout that has second derivatives
+        # Sparse gradients of embeddings have no second derivatives; the dense ones are equal.
+        for module in network.modules():
             if getattr(module, "sparse", False) is True:
                 vars(module)["sparse"] = False
         yield
 
 
 class _snapshot:
-    """All that a forward or backward pass may change of a network, to be put back."""
+    """Copy of all state of a network that a forward or backward pass may change."""
 
     def __init__(self, network: nn.Module) -> None:
         names = ("_parameters", "_buffers", "_modules")
@@ -67,6 +69,7 @@ class _snapshot:
         self.gradients = [(p, p.grad) for p in network.parameters()]
 
     def restore(self) -> None:
+        # In place: the dictionaries, too, stay the same objects.
         for module, attributes, registries in self.modules:
             module.__dict__.clear()
             module.__dict__.update(attributes)
@@ -76,7 +79,7 @@ class _snapshot:
                 registry.update(entries)
         with torch.no_grad():
             for tensor, value in self.values:
-                if not torch.equal(tensor, value):  # `.data` changes values and counts no version
+                if not torch.equal(tensor, value):  # by value: a write through `.data` does not count in `_version`
                     tensor.copy_(value)
         for parameter, gradient in self.gradients:
             parameter.grad = gradient
@@ -84,9 +87,9 @@ class _snapshot:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """No TF32 or bfloat16 inside float32 products and convolutions."""
-    backends: Any = torch.backends  # of which some settings are attributes since PyTorch 2.9, undeclared
-    if hasattr(backends, "fp32_precision"):  # PyTorch 2.9 and newer: reading the older settings may raise
+    """Disable TF32 and bfloat16 inside float32 matrix products and convolutions."""
+    backends: Any = torch.backends  # Any: the attributes new in PyTorch 2.9 are undeclared
+    if hasattr(backends, "fp32_precision"):  # PyTorch 2.9 and newer, where reading the older settings may raise
         places = [(backends.cuda.matmul, "ieee"), (backends.cudnn.conv, "ieee"), (backends.cudnn.rnn, "ieee")]
         places += [(backends.mkldnn.matmul, "ieee"), (backends.mkldnn.conv, "ieee"), (backends.mkldnn.rnn, "ieee")]
         name = "fp32_precision"
@@ -104,13 +107,13 @@ def _full_precision() -> Iterator[None]:
 
 @contextmanager
 def cast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """The same weights in another floating-point dtype, while the context lasts; complex and integer tensors stay."""
+    """Convert a network's floating-point tensors to a dtype within the context; complex and integer ones are kept."""
     parameters = [(p, p.data) for p in network.parameters() if p.is_floating_point()]
     snapshot = _snapshot(network)
     try:
         for parameter, value in parameters:
-            parameter.grad = None  # one of another dtype could not be put back meanwhile
-            parameter.data = value.to(dtype)
+            parameter.grad = None  # a gradient must have its parameter's dtype
+            parameter.data = value.to(dtype)  # the parameter stays the same object, wherever it is referenced
         for module in network.modules():
             for registry in (module._buffers, module.__dict__):
                 for name, value in list(registry.items()):
@@ -120,16 +123,16 @@ def cast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     finally:
         for parameter, value in parameters:
             parameter.data = value
-        snapshot.values = []  # no value has changed, only which tensor holds it
+        snapshot.values = []  # the original tensors are back, with their values
         snapshot.restore()
 
 
 @contextmanager
 def differentiable(network: nn.Module) -> Iterator[None]:
-    """Fused kernels that lack second derivatives or forward mode give way to their differentiable equals.
+    """Replace fused kernels that lack second derivatives or forward mode by differentiable equivalents.
 
-    These are the fused kernels of `scaled_dot_product_attention`, the fast paths of attention and encoder layers, and
-    the recurrent kernels of oneDNN and cuDNN.
+    These kernels are the fused ones of `scaled_dot_product_attention`, the fast paths of attention and encoder layers,
+    and the recurrent kernels of oneDNN and cuDNN.
     """
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -1,4 +1,4 @@
-"""K of a few samples as a matrix, in float64 where the network runs in it, and checked on random vectors."""
+"""K of a few samples as a matrix, in float64 if the network runs in it, and checked on random vectors."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from raysat.ntk.survey import Survey, survey
 
 @dataclass(frozen=True)
 class DenseKernel:
-    """K, and how far it is from plain autograd.
+    """K as a matrix, with its check against plain autograd.
 
     Attributes:
-        matrix: K, of size nC, for the squared error.
-        check: Relative difference of `u^T K u` on random vectors.
+        matrix: K for the squared error. Shape: [n C, n C].
+        check: Largest relative difference of `u^T K u` from plain autograd, over random vectors u.
     """
 
     matrix: Float[Tensor, "size size"]
@@ -38,19 +38,19 @@ class DenseKernel:
 
 
 def dense_kernel(network: nn.Module, x: Inputs | Mapping | Sequence) -> Float[Tensor, "size size"]:
-    """K of a few samples as a matrix of size nC, for the squared error, without a bound on memory.
+    """Return K of a few samples as a matrix of size nC, for the squared error, without a bound on memory.
 
-    It is computed in float64, in which its small eigenvalues are above rounding, from the same weights; where the
-    network does not run in it, in its own dtype.
+    It is computed in float64, so that small eigenvalues stand out from rounding, from the same weights; if the network
+    does not run in float64, in its own dtype.
 
     Raises:
-        NoStatistics: There is none, or no way agrees with plain autograd.
+        NoStatistics: The network has no statistics, or no implementation agrees with plain autograd.
     """
     return checked_kernel(network, x).matrix
 
 
 def checked_kernel(network: nn.Module, x: Inputs | Mapping | Sequence) -> DenseKernel:
-    """The same, with its check."""
+    """Return the matrix of `dense_kernel` with its check."""
     network, x = adapt(network, x)
     try:
         return _in(torch.float64, network, x)
@@ -59,6 +59,7 @@ def checked_kernel(network: nn.Module, x: Inputs | Mapping | Sequence) -> DenseK
 
 
 def _in(dtype: torch.dtype | None, network: nn.Module, x: Inputs) -> DenseKernel:
+    """Return the kernel computed in a dtype; None for the network's own."""
     check_weights(network)
     with cast(network, dtype) if dtype else nullcontext():
         x = floating_to(x, dtype) if dtype else x
@@ -73,9 +74,9 @@ def _in(dtype: torch.dtype | None, network: nn.Module, x: Inputs) -> DenseKernel
                     check = check_kernel(look.network, look.x, LOSSES["mse"], matrix, look.shape)
                 except InputError:
                     raise
-                except Exception as error:  # the next way does not depend on what failed here
+                except Exception as error:  # the next implementation does not depend on the one that failed
                     errors.append(first_sentence(error))
-                    look.state.repair()
+                    look.state.repair()  # a transform that failed midway may have left its tensors as parameters
                     continue
                 if check <= TOLERANCE[matrix.dtype]:
                     return DenseKernel(matrix, check)
@@ -86,6 +87,7 @@ def _in(dtype: torch.dtype | None, network: nn.Module, x: Inputs) -> DenseKernel
 
 
 def _ways(network: nn.Module, surveyed: Survey) -> Iterator[Parts]:
+    """Yield the implementations, the fastest first; the last uses nothing but plain autograd."""
     if surveyed.covered:
         yield Parts(surveyed, surveyed.rest, grams.jacobians)
         yield Parts(surveyed, surveyed.rest, plain.rows)

@@ -1,8 +1,8 @@
-"""Per-sample Grams `J_i J_i^T in R^{C x C}` of the Jacobian, and the kernel between all samples.
+"""Per-sample Gram matrices `J_i J_i^T in R^{C x C}` of the Jacobian, and the kernel between all samples.
 
-By the layers' rules they take one forward pass, C backward passes down to the layers' outputs, and no gradient of a
-parameter is formed where a layer is applied once a sample. Parameters that the rules do not serve (`raysat.ntk.uses`)
-add the rows of their own columns of the Jacobian, and they alone.
+With layer rules they take one forward pass and C backward passes down to the outputs of the layers, and no parameter
+gradient is formed if a layer is applied once per sample. Only parameters that the rules do not cover
+(`raysat.ntk.survey`) contribute explicit rows, of their own columns of the Jacobian.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from raysat.ntk.survey import Survey
 from raysat.ntk.uses import Use, record, shares_of
 
 Rows = Callable[[nn.Module, Inputs, tuple[str, ...]], Float[Tensor, "n outputs p"]]
-"""Rows of some parameters' Jacobian: `jacobians`, or `plain.rows`."""
+"""Function that forms the Jacobian of some parameters: `jacobians` or `plain.rows`."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """Which parameters are served by rules, and how the others are.
+    """Split of the parameters into those covered by layer rules and the rest.
 
     Attributes:
-        survey: What the rules serve.
-        rest: The other parameters.
-        rows: What computes their rows.
+        survey: The parameters that the rules cover.
+        rest: Names of the other parameters.
+        rows: Function that forms the Jacobian of `rest`.
     """
 
     survey: Survey
@@ -43,7 +43,7 @@ class Parts:
 
 
 def without_rules(network: nn.Module, rows: Rows) -> Parts:
-    """All parameters by rows."""
+    """Return the split in which no rule is used and `rows` forms the Jacobian of all parameters."""
     names = tuple(trained(network))
     return Parts(Survey((), frozenset(), names, ""), names, rows)
 
@@ -51,7 +51,8 @@ def without_rules(network: nn.Module, rows: Rows) -> Parts:
 def grams(
     network: nn.Module, x: Inputs, parts: Parts
 ) -> tuple[Float[Tensor, "n outputs"], Float[Tensor, "n outputs outputs"]]:
-    """Outputs `f(w, x_i)`, with their graph, and Grams `J_i J_i^T` of as many samples as memory allows."""
+    """Return outputs `f(w, x_i)`, with their graph, and Gram matrices `J_i J_i^T` of samples that fit in memory."""
+    # The columns of J_i are grouped by parameter, so its Gram matrix is the sum of those of the parameters.
     outputs = network(x) if not parts.survey.covered else None
     gram: Tensor | float = 0.0
     if outputs is None:
@@ -66,7 +67,7 @@ def grams(
 
 
 def kernel(network: nn.Module, x: Inputs, parts: Parts) -> Float[Tensor, "size size"]:
-    """The dense `K = (1/n) J J^T`, of size nC, of a few samples: (nC)^2 numbers, and one parameter's rows at a time."""
+    """Return the dense `K = (1/n) J J^T` of a few samples: (nC)^2 numbers, plus the rows of one parameter at a time."""
     total: Tensor | float = 0.0
     if parts.survey.covered:
         outputs, uses, gradient = _passes(network, x, parts.survey)
@@ -74,7 +75,7 @@ def kernel(network: nn.Module, x: Inputs, parts: Parts) -> Float[Tensor, "size s
         total = outputs.new_zeros(size, size)
         for _, share in shares_of(uses, parts.survey.notes, gradient, parts.survey.covered):
             if isinstance(share, Outer):
-                total += share.kernel().reshape(size, size)
+                total += share.kernel().reshape(size, size)  # sample and output become one axis, samples first
             else:
                 rows = formed(share).reshape(size, -1)
                 total += rows @ rows.T
@@ -85,12 +86,14 @@ def kernel(network: nn.Module, x: Inputs, parts: Parts) -> Float[Tensor, "size s
 
 
 def _passes(network: nn.Module, x: Inputs, survey: Survey) -> tuple[Tensor, list[Use], Callable[[int], Tensor]]:
-    """Outputs, uses, and by the k-th use's output the gradients of each of the C outputs. Shape of these: [C, *output].
+    """Return outputs, uses, and a function from k to the gradients of all C outputs by the k-th use's output.
 
-    Those of one use are stacked when asked for, so that never all of them are there twice.
+    Shape of the gradients: [C, *output]. They are stacked on demand, so that only one use's exist twice at a time.
     """
     outputs, uses = record(network, x, survey.notes)
     produced = [use.output for use in uses]
+    # One backward pass per output: summing over samples loses nothing, since output c of a sample depends on its own
+    # activations only.
     passes = [
         torch.autograd.grad(outputs[:, c].sum(), produced, retain_graph=True, materialize_grads=True, allow_unused=True)
         for c in range(outputs.shape[1])
@@ -99,10 +102,10 @@ def _passes(network: nn.Module, x: Inputs, survey: Survey) -> tuple[Tensor, list
 
 
 def jacobians(network: nn.Module, x: Inputs, names: tuple[str, ...]) -> Float[Tensor, "n outputs p"]:
-    """The rows of some parameters by `torch.func.vmap(jacrev)`."""
+    """Return the Jacobian of some parameters by `torch.func.vmap(jacrev)`."""
     weights = trained(network)
     chosen = {name: weights[name].detach() for name in names}
-    # The others as constants, too: a graph of theirs would be kept for nothing.
+    # The other parameters are detached, too: otherwise their graph would be recorded for nothing.
     others = {name: weight.detach() for name, weight in weights.items() if name not in chosen}
 
     def output(weights: dict[str, Tensor], sample: Inputs) -> Tensor:
@@ -113,20 +116,22 @@ def jacobians(network: nn.Module, x: Inputs, names: tuple[str, ...]) -> Float[Te
 
 
 def bytes_per_sample(network: nn.Module, few: Inputs, parts: Parts) -> int:
-    """About how much memory the Grams of one sample take while they are made."""
+    """Return an estimate of the memory that computing the Gram matrix of one sample takes."""
     outputs = network(few[:1]).shape[1]
     weights = trained(network)
     size = next(iter(weights.values())).element_size()
-    total = 6 * saved_per_sample(network, few)  # values, their copies in the backward pass, and what is being made
+    total = 6 * saved_per_sample(network, few)  # activations, their copies in the backward pass, and temporaries
     if parts.survey.covered:
         _, uses, gradient = _passes(network, few[:1], parts.survey)
         produced = [use.output.numel() for use in uses]
+        # Gradients of all outputs by every use's output, and the stack of the largest use with its copy.
         total += (outputs * sum(produced) + 2 * outputs * max(produced, default=0)) * size
         shares = shares_of(uses, parts.survey.notes, gradient, parts.survey.covered)
         total += (
             2 * size * max((formed(share).numel() for _, share in shares if not isinstance(share, Outer)), default=0)
         )
     if parts.rest:
+        # The rows and their concatenation, and the backward pass that `jacrev` batches over the C outputs.
         columns = sum(weights[name].numel() for name in parts.rest)
         total += 2 * outputs * columns * size + outputs * saved_per_sample(network, few)
     return total

@@ -1,9 +1,9 @@
-"""A look at a network before anything is computed of it: a few passes over two or three samples, on borrowed state.
+"""Inspection of a network before any statistic: a few passes over a few samples, on state that is restored afterwards.
 
-It tells apart what a Jacobian of each sample needs: that the same input gives the same output (*random* layers are
-turned off one by one), that buffers are those that were given (*stateful* networks begin every pass with them), and
-that a sample's output and gradient are its own (*mixing* networks are refused, but for batch normalization, whose
-statistics are held constant). Whatever cannot be served is refused in one sentence that names the module.
+It establishes the conditions under which each sample has a Jacobian: the same input gives the same output (*random*
+layers are turned off one by one), every pass starts from the given buffers (they are reset in *stateful* networks), and
+a sample's output and gradient depend on that sample alone (*mixing* networks are rejected, except for batch
+normalization, whose statistics are frozen). A rejection is one sentence that names the module.
 """
 
 from __future__ import annotations
@@ -30,34 +30,35 @@ from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.stateful import State, restarted
 
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-7}
-"""Relative differences of outputs and gradients that rounding explains when a sample is computed among others or alone:
-10^4 units of rounding in float32, through networks of some hundred layers; in float64 as much as networks need that
-compute a part in float32, as those of Hugging Face do in their norms."""
+"""Relative differences of outputs and gradients that rounding explains if a sample is computed in a batch and alone: in
+float32 10^4 units of rounding, through networks of some hundred layers; in float64 as much as networks need that
+compute a part in float32, as those of Hugging Face do in their normalization layers."""
 
 
 MANY = 64
-"""Samples of a larger batch, in two halves and whole, for what mixes only from some number of samples on."""
+"""Size of a larger batch, passed whole and in two parts, to detect layers that mix above some batch size only."""
 
 PASS = 10
-"""Memory of a pass in forward mode, in units of what autograd keeps of a forward pass. Measured: 8.5 for attention,
-whose softmax takes several tensors of the size of the one that is kept; 2 to 4 for convolutions and linear layers."""
+"""Memory of a pass in forward mode, as a multiple of what autograd keeps of a forward pass. Measured: 8.5 for
+attention, whose softmax takes several tensors of the size of the one that is kept; 2 to 4 for convolutions and linear
+layers."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen.
+    """Result of `looked_at`: the network as the statistics can use it.
 
     Attributes:
         network: The network to compute with.
-        x: The inputs, in the dtype of its weights.
-        few: Three of them, which were looked at.
-        chosen: Which they are.
-        y: The targets; None without.
-        shape: Of one sample's output.
-        off: Random layers that are turned off meanwhile.
-        frozen: Batch normalization layers whose statistics are held constant meanwhile.
-        state: What every pass begins with.
-        saved: Bytes that the forward pass of a sample keeps for the backward pass, fused kernels replaced.
+        x: The inputs; those of a network in half precision in float32.
+        few: The three samples of x that were inspected.
+        chosen: Indices of `few` in x.
+        y: The targets; None if absent.
+        shape: Shape of one sample's output.
+        off: Names of the random layers that are turned off within the context.
+        frozen: Names of the batch normalization layers whose statistics are frozen within the context.
+        state: Buffers and attributes with which every pass starts.
+        saved: Bytes that the forward pass of a sample keeps for the backward pass, with fused kernels replaced.
     """
 
     network: nn.Module
@@ -73,28 +74,28 @@ class Look:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it is computed."""
+        """Dtype of the computation: that of the first trained parameter."""
         return next(iter(trained(self.network).values())).dtype
 
     def chunk(self, memory: int) -> int:
-        """Return how many samples a forward and a backward pass may take at a time within the memory."""
+        """Return the number of samples whose forward and backward passes fit in the memory."""
         return max(1, min(len(self.x), memory // (PASS * self.saved)))
 
 
 @contextmanager
 def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memory: int = 1 << 30) -> Iterator[Look]:
-    """Look at a network; while the context lasts it is as the statistics need it, and afterwards as it was found.
+    """Inspect a network and prepare it for the statistics within the context; it is restored on exit.
 
     Args:
         network: The network.
-        x: All samples of which statistics are wanted.
+        x: All samples of the statistics.
         y: Their targets, if any.
         loss: The loss.
         memory: Bytes that a pass may take.
 
     Raises:
-        NoStatistics: The network has none.
-        InputError: What was given does not go together.
+        NoStatistics: The network has no statistics.
+        InputError: Inputs, targets and loss do not match.
     """
     check_weights(network)
     _check_kinds(x, y)
@@ -107,16 +108,18 @@ def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memor
             stack.enter_context(cast(network, torch.float32))
             x = floating_to(x, torch.float32)
         _check_finite(network, x, y)
-        given = State(network)
+        given = State(network)  # before the first pass, which may already change it
         chosen = some_samples(x)
         few = x[chosen]
         stack.enter_context(_inputs_kept(network, few))
+        # Random layers are found with batch normalization frozen at the few samples, and turned off before it is frozen
+        # at all of them: their draws would enter its statistics.
         with _in_words(network, few), frozen_batch_norm(network, few):
             outputs = _run(network, few)
             off = turn_off_random_layers(network, few)
         shape = _shape_of(outputs, len(few), loss)
         frozen = tuple(stack.enter_context(frozen_batch_norm(network, x, memory=memory)))
-        given.leave_out(frozen)
+        given.leave_out(frozen)  # otherwise every pass would reset the frozen statistics
         stack.enter_context(restarted(network, few, given))
         most = torch.randperm(len(x), generator=torch.Generator().manual_seed(4), device="cpu")[:MANY].to(x.device)
         _refuse_mixing(network, few, x[most])
@@ -131,7 +134,7 @@ def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memor
 
 
 def some_samples(x: Inputs, count: int = 3) -> Tensor:
-    """Indices of a few samples for a look: spread over the set, and of numbers the largest, for zeros show nothing."""
+    """Return indices of a few samples to inspect: spread over x, with the largest in norm, since zeros show nothing."""
     spread = torch.linspace(0, len(x) - 1, count, device="cpu").round().long()
     if isinstance(x, Tensor) and x.is_floating_point():
         spread[1] = x.flatten(1).square().sum(1).argmax() if x.ndim > 1 else x.abs().argmax()
@@ -142,17 +145,17 @@ def some_samples(x: Inputs, count: int = 3) -> Tensor:
 
 
 def _of_normal_mode(tensor: Tensor) -> Tensor:
-    """A copy of a tensor that was made in inference mode, which autograd cannot take."""
+    """Return a tensor that autograd can use: a copy, if the tensor was created in inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def floating_to(values: Inputs, dtype: torch.dtype) -> Inputs:
-    """The inputs in a floating-point dtype; whole numbers, such as tokens and masks, stay."""
+    """Return the inputs with floating-point tensors in a dtype; integers, such as tokens and masks, are unchanged."""
     return each(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, values)
 
 
 def check_weights(network: nn.Module) -> None:
-    """Refuse weights of which there are no statistics, before anything is run."""
+    """Reject weights for which there are no statistics, before the network is run."""
     for name, module in network.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             raise NoStatistics(
@@ -186,7 +189,7 @@ def check_weights(network: nn.Module) -> None:
 
 
 def _check_kinds(x: Inputs, y: Tensor | None) -> None:
-    """Refuse what is no ordinary tensor of samples."""
+    """Reject inputs and targets that are not plain dense tensors of samples."""
     tensors = {f"x[{k!r}]": t for k, t in x.tensors.items()} if isinstance(x, Fields) else {"x": x}
     tensors |= {"y": y} if y is not None else {}
     for name, tensor in tensors.items():
@@ -206,12 +209,12 @@ def _check_finite(network: nn.Module, x: Inputs, y: Tensor | None) -> None:
 
 @contextmanager
 def _in_words(network: nn.Module, few: Inputs) -> Iterator[None]:
-    """Say in a sentence that the network does not run on some samples."""
+    """Turn a failure of the network on some samples into a NoStatistics of one sentence."""
     try:
         yield
     except (InputError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # also the SystemExit of a user's sys.exit
+    except BaseException as error:  # including SystemExit, from a user's sys.exit
         many = "samples" if len(few) > 1 else "sample"
         raise NoStatistics(
             f"the network does not run on {len(few)} {many} ({named(error)})"
@@ -221,7 +224,7 @@ def _in_words(network: nn.Module, few: Inputs) -> Iterator[None]:
 
 @contextmanager
 def _inputs_kept(network: nn.Module, few: Inputs) -> Iterator[None]:
-    """Give every pass a copy of its inputs, for the network may change them in place."""
+    """Pass the network copies of its inputs within the context, because it may change them in place."""
 
     def copied(_: nn.Module, args: tuple) -> tuple:
         return tuple(arg.clone() if isinstance(arg, Tensor) else arg.map(torch.clone) for arg in args)
@@ -235,12 +238,12 @@ def _inputs_kept(network: nn.Module, few: Inputs) -> Iterator[None]:
 
 @contextmanager
 def _of_loss(loss: Loss) -> Iterator[None]:
-    """Say in a sentence that a loss of the user's own fails."""
+    """Turn a failure of a user-defined loss into an InputError of one sentence."""
     try:
         yield
     except (InputError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # also the SystemExit of a user's sys.exit
+    except BaseException as error:  # including SystemExit, from a user's sys.exit
         raise InputError(f"loss={loss.name!r} fails on three samples ({named(error)}): fix it.") from error
 
 
@@ -250,7 +253,7 @@ def _run(network: nn.Module, few: Inputs) -> Any:
 
 
 def _shape_of(outputs: object, n: int, loss: Loss) -> tuple[int, ...]:
-    """The shape of one sample's output."""
+    """Return the shape of one sample's output, or reject the network's outputs."""
     wanted = "[n, C]" if loss.name == "mse" else "[n, C] or [n, L, V]"
     if not isinstance(outputs, Tensor):
         raise NoStatistics(
@@ -277,12 +280,12 @@ def _dtype_hint(network: nn.Module, few: Inputs) -> str:
 
 
 def _refuse_mixing(network: nn.Module, few: Inputs, many: Inputs) -> None:
-    """Refuse a network of which a sample's output depends on what else is in its batch.
+    """Reject a network in which a sample's output depends on the other samples of its batch.
 
-    Two tests. Among *other* samples of the same number, a sample's output has the same rounding in most kernels, so
-    that little is allowed for it; *alone*, it has another.
+    There are two tests. With *other* samples in a batch of the same size, most kernels round a sample's output in the
+    same way, so the tolerance is small. *Alone*, or in a batch of another size, rounding differs.
     """
-    others = few[torch.tensor([0, 2, 0], device=few.device)]
+    others = few[torch.tensor([0, 2, 0], device=few.device)]  # the first sample stays in its place
     outputs, among_others = network(few).detach(), network(others).detach()
     allowed = ROUNDING[torch.float64 if outputs.dtype == torch.float64 else torch.float32]
     scale = outputs.abs().max().clamp_min(torch.finfo(outputs.dtype).tiny)
@@ -295,7 +298,8 @@ def _refuse_mixing(network: nn.Module, few: Inputs, many: Inputs) -> None:
                 f"the network's output has shape {list(by_itself[0].shape)} for one sample and {list(outputs.shape)} "
                 "for three: return [n, C] for any n."
             )
-        with _in_words(network, many):  # what begins at a number of samples, as experts' capacities do
+        # Some layers mix only from a certain batch size on, such as mixtures of experts with a capacity.
+        with _in_words(network, many):
             whole, half = network(many).detach(), len(many) // 2 + 1
             split = [many[:half], many[half:]] if half < len(many) else [many]
             parts = torch.cat([network(part).detach() for part in split])
@@ -309,7 +313,7 @@ def _refuse_mixing(network: nn.Module, few: Inputs, many: Inputs) -> None:
 
 
 def _where_mixed(network: nn.Module, few: Inputs, others: Inputs) -> str:
-    """The first module whose input of the first sample is the same in two batches, and its output not."""
+    """Return the first module whose output for the first sample differs between two batches, at equal input."""
 
     def run(x: Inputs) -> list[tuple[str, Tensor | None, Tensor]]:
         calls: list[tuple[str, Tensor | None, Tensor]] = []
@@ -332,7 +336,7 @@ def _where_mixed(network: nn.Module, few: Inputs, others: Inputs) -> str:
 
     def same(a: Tensor | None, b: Tensor | None) -> bool:
         if a is None or b is None or len(a) != len(few) or a.shape != b.shape:
-            return True  # nothing can be said of it
+            return True  # not comparable: counts neither as changed input nor as changed output
         a, b = a[0].double(), b[0].double()
         return bool((a - b).abs().max() <= 1e-4 * a.abs().max())
 
@@ -343,9 +347,9 @@ def _where_mixed(network: nn.Module, few: Inputs, others: Inputs) -> str:
 
 
 def _refuse_mixed_gradients(network: nn.Module, few: Inputs) -> None:
-    """Refuse a network of which the gradient over a batch is another than the sum of its samples' gradients.
+    """Reject a network whose gradient over a batch differs from the sum of its samples' gradients.
 
-    It shows what outputs of zero hide, and what a backward function of its own does.
+    This detects mixing that outputs of zero hide, and mixing in a custom backward function.
     """
     weights = trained(network)
     generator = torch.Generator().manual_seed(0)
@@ -353,7 +357,7 @@ def _refuse_mixed_gradients(network: nn.Module, few: Inputs) -> None:
         outputs = network(few)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # also the SystemExit of a user's sys.exit
+    except BaseException as error:  # including SystemExit, from a user's sys.exit
         raise NoStatistics(f"the network cannot be differentiated ({named(error)}).") from error
     if not outputs.requires_grad:
         raise NoStatistics(
@@ -364,13 +368,14 @@ def _refuse_mixed_gradients(network: nn.Module, few: Inputs) -> None:
         alone = [sample_gradient(network, few[k : k + 1], u[k : k + 1]) for k in range(len(few))]
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # also the SystemExit of a user's sys.exit
+    except BaseException as error:  # including SystemExit, from a user's sys.exit
         raise NoStatistics(
             f"the network's backward pass fails ({named(error)}): it must serve loss.backward()."
         ) from error
     if not all(g.isfinite().all() for one in alone for g in one.values()):
         raise NoStatistics("a gradient of the network's output is not finite: scale the inputs or the weights.")
     total = [summed(one[name].double() for one in alone) for name in weights]
+    # One norm over all parameters: the gradient of a single one may be rounding alone.
     norm = summed(t.square().sum() for t in total).sqrt()
     together = gradients(outputs, list(weights.values()), u)
     off = summed((a.double() - b).square().sum() for a, b in zip(together, total, strict=True)).sqrt()

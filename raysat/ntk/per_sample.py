@@ -1,7 +1,7 @@
-"""What is a maximum or a mean over single samples: operator norms, Frobenius norms, gradient norms; streamed in chunks.
+"""Per-sample quantities, streamed in chunks: operator norms, Frobenius norms and gradient norms.
 
-There is a list of ways (`ways`), the fastest first; which one is right for a network is found out by trying
-(`raysat.ntk.certificate`).
+There are several implementations (`ways`), tried in order of speed; `raysat.ntk.certificate` verifies that the result
+is right for the network.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from raysat.ntk.refusal import NoStatistics
 from raysat.ntk.survey import Survey
 
 MOST_OUTPUTS = 128
-"""Above this many numbers a sample, its Gram is not formed: it takes a backward pass for each of them."""
+"""Largest number of outputs per sample for which its Gram matrix is formed, at one backward pass per output."""
 
 
 AT_ONCE = 64
-"""Samples of a chunk where one follows the other, which gains nothing from more, so that progress shows."""
+"""Samples per chunk if they are processed one by one: larger chunks are no faster and report progress less often."""
 
 
 class Method(enum.StrEnum):
     """How per-sample quantities are computed.
 
-    GRAM wins where layers have rules and a sample has few outputs: C backward passes, and no gradient of a parameter is
-    formed but for those that no rule serves. JACOBIAN serves any module that `torch.func.vmap(jacrev)` does, with few
-    outputs, at C p numbers a sample. ITERATION wins when a sample has many outputs, such as a sequence of logits: some
-    ten products each, and no matrix of outputs by outputs; the Frobenius norm is then not to be had. PLAIN takes one
-    sample at a time, by reverse mode alone, and serves whatever `loss.backward()` serves.
+    GRAM wins if layers have rules and a sample has few outputs: it takes C backward passes and forms gradients only of
+    the parameters that no rule covers. JACOBIAN works for any module that `torch.func.vmap(jacrev)` supports, with few
+    outputs, at C p numbers per sample. ITERATION wins if a sample has many outputs, such as a sequence of logits: it
+    takes about ten products per sample and no matrix of outputs by outputs, but gives no Frobenius norm. PLAIN takes
+    one sample at a time, in reverse mode only, and works for any network that `loss.backward()` works for.
     """
 
     GRAM = "gram"
@@ -60,11 +60,12 @@ class PerSample:
 
     Attributes:
         operator_norms: `lambda_max(J_i J_i^T)`, weighted by the loss's Hessian. Shape: [n].
-        frobenius: `||J_i||_F^2`, likewise; NaN by iteration. Shape: [n].
+        frobenius: `||J_i||_F^2`, weighted likewise; NaN by iteration. Shape: [n].
         gradient_squares: `||J_i^T r_i||^2`; NaN without targets. Shape: [n].
-        loss: The sum of the samples' losses; NaN without targets.
-        gradient: `sum_i J_i^T r_i`, the gradient of that sum, by parameter; empty without targets.
-        vectors: Of some samples, the unit vector v with `||J_i^T S_i v||^2` their operator norm; by iteration only.
+        loss: Sum of the samples' losses; NaN without targets.
+        gradient: `sum_i J_i^T r_i`, the gradient of `loss`, by parameter; empty without targets.
+        vectors: By index of some samples, the unit vector v whose `||J_i^T S_i v||^2` is the operator norm; by
+            iteration only.
     """
 
     operator_norms: Float64[Tensor, " n"]
@@ -76,7 +77,7 @@ class PerSample:
 
 
 class Chunk(NamedTuple):
-    """The quantities of some samples, as in `PerSample`; `vectors` are those of all of them, or None."""
+    """Quantities of the samples of a chunk, as in `PerSample`; `vectors` has one row per sample, or is None."""
 
     operator_norms: Tensor
     frobenius: Tensor
@@ -88,13 +89,14 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class Way:
-    """A way to compute the quantities of single samples.
+    """An implementation of the per-sample quantities.
 
     Attributes:
-        method: What it is called.
-        compute: `(network, x, y, loss, tolerance) -> Chunk`, of samples that fit in memory.
-        bytes_per_sample: What it takes, measured when asked.
-        rehearse: Whether a few samples are tried first, for nothing has been seen of it yet.
+        method: The method that it implements.
+        compute: Function `(network, x, y, loss, tolerance) -> Chunk` of samples that fit in memory.
+        bytes_per_sample: Function that measures the bytes that a sample takes.
+        rehearse: Whether it is first verified on a few samples. Not needed for rules, which the survey verifies, and
+            for plain autograd.
     """
 
     method: Method
@@ -104,18 +106,18 @@ class Way:
 
 
 def many_outputs(shape: tuple[int, ...]) -> bool:
-    """Return whether a sample's outputs are too many for its Gram."""
+    """Return whether a sample has too many outputs for its Gram matrix."""
     return len(shape) > 1 or math.prod(shape) > MOST_OUTPUTS
 
 
 def ways(look: Look, surveyed: Survey, method: str | None, memory: int) -> Iterator[Way]:
-    """The ways that may serve a network, the fastest first.
+    """Yield the implementations that may work for a network, the fastest first.
 
     Args:
-        look: What was seen of it.
-        surveyed: What the layers' rules serve.
-        method: One of `Method`, to have that one alone.
-        memory: Bytes for what is formed of one sample.
+        look: The inspected network.
+        surveyed: The parameters that the layer rules cover.
+        method: One of `Method`, to use this one only.
+        memory: Bytes that the Jacobian of one sample may take.
     """
     for way in _many(look, surveyed, memory) if _iterates(look, method) else _few(look, surveyed):
         if method in (None, way.method):
@@ -123,12 +125,15 @@ def ways(look: Look, surveyed: Survey, method: str | None, memory: int) -> Itera
 
 
 def _iterates(look: Look, method: str | None) -> bool:
+    """Return whether the quantities come from products, without Gram matrices."""
     if method in (Method.GRAM, Method.JACOBIAN) and len(look.shape) > 1:
         raise NoStatistics(f"method={method!r} needs outputs [n, C]: use method='iteration' for sequences.")
     return method == Method.ITERATION or (method not in (Method.GRAM, Method.JACOBIAN) and many_outputs(look.shape))
 
 
 def _few(look: Look, surveyed: Survey) -> Iterator[Way]:
+    """Yield the implementations by Gram matrices, for few outputs per sample."""
+
     def by_grams(method: Method, parts: Parts, rehearse: bool = True) -> Way:
         def compute(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, tolerance: float) -> Chunk:
             return _of_grams(network, *grams.grams(network, x, parts), y, loss)
@@ -136,6 +141,7 @@ def _few(look: Look, surveyed: Survey) -> Iterator[Way]:
         return Way(method, compute, lambda: grams.bytes_per_sample(look.network, look.few, parts), rehearse)
 
     if surveyed.covered:
+        # Rules alone were verified by the survey; the rows of the other parameters were not.
         yield by_grams(Method.GRAM, Parts(surveyed, surveyed.rest, grams.jacobians), bool(surveyed.rest))
         if surveyed.rest:
             yield by_grams(Method.GRAM, Parts(surveyed, surveyed.rest, plain.rows))
@@ -144,11 +150,12 @@ def _few(look: Look, surveyed: Survey) -> Iterator[Way]:
 
 
 def _of_grams(network: nn.Module, graph: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) -> Chunk:
+    """Return the quantities from Gram matrices, and the outputs with their graph."""
     outputs = graph.detach()
     squares, total, pulled = torch.full([len(outputs)], math.nan, device=outputs.device), math.nan, []
     if y is not None:
         residual = loss.residual(outputs, y)
-        squares = (residual[:, None] @ gram @ residual[:, :, None]).flatten()
+        squares = (residual[:, None] @ gram @ residual[:, :, None]).flatten()  # r_i^T J_i J_i^T r_i
         total, pulled = _summed(network, graph, residual, y, loss)
     weighed = weighed_gram(outputs, gram, y, loss)
     frobenius = weighed.diagonal(dim1=1, dim2=2).sum(1)
@@ -156,15 +163,17 @@ def _of_grams(network: nn.Module, graph: Tensor, gram: Tensor, y: Tensor | None,
 
 
 def weighed_gram(outputs: Tensor, gram: Tensor, y: Tensor | None, loss: Loss) -> Tensor:
-    """`S^T G S` of each sample, G and the result being symmetric. Shape: [n, C, C]."""
+    """Return `S^T G S` of each sample, for symmetric G. Shape: [n, C, C]."""
 
-    def times_s(rows: Tensor) -> Tensor:  # each row of a sample's Gram is a vector of its outputs
+    def times_s(rows: Tensor) -> Tensor:
+        """Multiply each sample's matrix by S: `S^T` applied to its rows, whose axis comes before the batch axis."""
         return loss.factor_transposed(outputs, y, rows.transpose(0, 1)).transpose(0, 1)
 
-    return times_s(times_s(gram).mT)
+    return times_s(times_s(gram).mT)  # G S, whose transpose is S^T G, times S
 
 
 def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
+    """Yield the implementations by products with each sample's own kernel, for many outputs per sample."""
     saved = look.saved
     weights = trained(look.network)
     size = sum(p.numel() for p in weights.values()) * next(iter(weights.values())).element_size()
@@ -193,15 +202,15 @@ def _many(look: Look, surveyed: Survey, memory: int) -> Iterator[Way]:
 
     if surveyed.covered and not surveyed.rest:
         largest = max(p.numel() for p in weights.values()) * next(iter(weights.values())).element_size()
-        # What is between the positions of a layer's input is no larger than the input.
+        # `OuterSum.between` is no larger than the layer's input, wherever it is formed.
         yield Way(Method.ITERATION, rules, lambda: 9 * saved + 3 * largest, rehearse=False)
-    # A gradient and a direction of each sample, both formed, and values at every layer, forward and tangent.
+    # The gradient and the direction of each sample are formed, and activations at every layer with their tangents.
     yield Way(Method.ITERATION, vmap, lambda: 3 * size + 10 * saved)
     yield Way(Method.PLAIN, alone, lambda: 4 * saved, rehearse=False)
 
 
 def _joined(parts: Sequence[Chunk]) -> tuple[Tensor, Tensor, Tensor]:
-    """Operator norms, Frobenius norms and gradient squares of all samples."""
+    """Return the operator norms, Frobenius norms and gradient squares of all samples."""
     norms = torch.cat([part.operator_norms for part in parts])
     frobenius = torch.cat([part.frobenius for part in parts])
     return norms, frobenius, torch.cat([part.gradient_squares for part in parts])
@@ -216,9 +225,10 @@ def _of_products(
     loss: Loss,
     tolerance: float,
 ) -> Chunk:
-    """The quantities from products with each sample's own kernel, and the outputs with their graph.
+    """Return the quantities from products with each sample's own kernel, and the outputs with their graph.
 
-    What `squares` makes of the residual is, of one sample, the square of the sum of gradients: there it is None.
+    `squares` maps the residual to the gradient squares. It is None for a single sample, whose gradient square is that
+    of the summed gradient.
     """
     outputs = graph.detach()
     generator = torch.Generator().manual_seed(0)
@@ -228,7 +238,7 @@ def _of_products(
     if y is None:
         return Chunk(found.values, nothing, nothing, math.nan, [], found.vectors)
     residual = loss.residual(outputs, y)
-    square = squares(residual) if squares else None  # while the graph is there
+    square = squares(residual) if squares else None  # before `_summed` frees the graph
     total, pulled = _summed(network, graph, residual, y, loss)
     if square is None:
         square = summed(g.double().square().sum() for g in pulled)[None]
@@ -236,7 +246,7 @@ def _of_products(
 
 
 def _summed(network: nn.Module, graph: Tensor, residual: Tensor, y: Tensor, loss: Loss) -> tuple[float, list[Tensor]]:
-    """The sum of the samples' losses, and its gradient: the last use of the graph."""
+    """Return the sum of the samples' losses, and its gradient by the last backward pass of the graph."""
     gradient = plain.gradients(graph, list(trained(network).values()), residual)
     return loss.total(graph.detach().double(), y).item(), gradient
 
@@ -252,7 +262,7 @@ def per_sample(
     watched: tuple[int, ...] = (),
     progress: Callable[[int], object] | None = None,
 ) -> PerSample:
-    """Compute the quantities of every sample, some at a time.
+    """Compute the quantities of every sample, in chunks.
 
     Args:
         network: The network.
@@ -260,10 +270,10 @@ def per_sample(
         y: Targets, or None.
         loss: The loss.
         way: One of `ways`.
-        memory: Bytes that the intermediate values of a chunk may take; where there is less, chunks are halved.
+        memory: Bytes that the intermediate values of a chunk may take. If memory runs out, chunks are halved.
         tolerance: Relative residual of each operator norm by iteration.
-        watched: Samples whose vectors are kept, beside that of the largest.
-        progress: Is called with the number of samples that have passed.
+        watched: Indices of samples whose vectors are kept, besides the one with the largest operator norm.
+        progress: Callback with the number of samples that are done.
     """
     most = AT_ONCE if way.method is Method.PLAIN else len(x)
     chunk = max(1, min(most, memory // max(1, way.bytes_per_sample())))
@@ -278,20 +288,20 @@ def per_sample(
         except RuntimeError as error:
             if chunk == 1 or not out_of_memory(error):
                 raise
-            chunk = -(-chunk // 2)
+            chunk = -(-chunk // 2)  # halved, rounded up, and the same samples again
             continue
         norms, kept = part.operator_norms, part.vectors
         for total, addend in zip(gradient, part.gradient, strict=True):
             total += addend
         if kept is not None:
             vectors |= {k: kept[k - first] for k in watched if first <= k < first + len(norms)}
-            if norms.max() > largest:  # the vector of the largest so far takes the place of the one before
+            if norms.max() > largest:  # the vector of the new largest norm replaces the previous one
                 top = int(norms.argmax())
                 vectors = {k: v for k, v in vectors.items() if k in watched} | {first + top: kept[top]}
         largest = max(largest, norms.max().item())
-        parts.append(part._replace(gradient=(), vectors=None))
+        parts.append(part._replace(gradient=(), vectors=None))  # already accumulated, and large
         first += len(norms)
-        if way.rehearse:  # rows of the Jacobian, in large blocks
+        if way.rehearse:  # these implementations form rows of the Jacobian, in large blocks
             give_back()
         if progress:
             progress(first)

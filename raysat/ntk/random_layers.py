@@ -1,4 +1,4 @@
-"""Layers that draw in their forward pass, such as dropout: found by what they draw, and turned off one by one."""
+"""Random layers, such as dropout: found by the random numbers that they draw, and turned off one by one."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from raysat.ntk.refusal import NoStatistics
 
 
 def turn_off_random_layers(network: nn.Module, few: Inputs) -> tuple[str, ...]:
-    """Put each module that draws into evaluation mode, itself alone; its children and all others stay as they are.
+    """Switch each module that draws random numbers to evaluation mode, without its children.
 
-    `network.eval()` would do more: it would change batch normalization, too. A module draws if a generator's state
-    changes while its own forward runs, outside of its children's.
+    All other modules are unchanged: `network.eval()` would change batch normalization, too. A module draws if the state
+    of a random generator changes while the module's own forward runs, outside of its children's.
 
     Args:
-        network: Changed in place; the caller restores it.
+        network: The network. It is changed in place, and the caller restores it.
         few: Some samples.
 
     Returns:
         The names of the modules that were turned off.
 
     Raises:
-        NoStatistics: A module draws in evaluation mode, and its output depends on it.
+        NoStatistics: A module draws in evaluation mode, too, and the output depends on what it draws.
     """
     off: list[str] = []
     modules = dict(network.named_modules())
+    # Repeated, because with one module turned off the network may reach others that draw.
     while True:
         drawing = _drawing(network, few)
         new = [name for name in drawing if modules[name].training]
@@ -50,7 +51,9 @@ def turn_off_random_layers(network: nn.Module, few: Inputs) -> tuple[str, ...]:
 
 
 def _drawing(network: nn.Module, few: Inputs) -> list[str]:
-    """The names of the modules that draw by themselves, in the order in which they first do."""
+    """Return the names of the modules whose own forward draws, in the order of their first draws."""
+    # The generators are compared at each entry to and exit from a module: a change since the last comparison is due to
+    # the module on top of the stack.
     stack, found, last = [""], [], _generators(few.device)
 
     def account() -> None:
@@ -85,8 +88,8 @@ def _drawing(network: nn.Module, few: Inputs) -> list[str]:
 
 
 def _generators(device: torch.device) -> tuple[Any, ...]:
-    """The states of the global generators."""
-    legacy: Any = np.random.get_state()  # a tuple, or on request a dictionary
+    """Return the states of the global random generators of PyTorch, NumPy and Python."""
+    legacy: Any = np.random.get_state()  # Any: declared as a tuple or a dictionary
     _, keys, position, *_ = legacy
     states: list[Any] = [torch.get_rng_state(), (keys.tobytes(), position), random.getstate()]
     if device.type == "cuda":
@@ -95,6 +98,6 @@ def _generators(device: torch.device) -> tuple[Any, ...]:
 
 
 def _differs(network: nn.Module, few: Inputs, times: int = 8) -> bool:
-    """Return whether the outputs depend on what is drawn."""
+    """Return whether the outputs depend on the random numbers drawn."""
     first = network(few)
     return isinstance(first, Tensor) and any(not torch.equal(first, network(few)) for _ in range(times))

@@ -1,4 +1,4 @@
-"""What a network is told for which there are no statistics."""
+"""The error for a network without statistics."""
 
 from __future__ import annotations
 

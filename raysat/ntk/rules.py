@@ -1,9 +1,9 @@
-"""What each kind of layer adds to the Jacobian.
+"""Rules: the contribution of each kind of layer to the Jacobian.
 
-A rule makes the rows `d f_c / d parameter` of each sample from what went into the layer and the gradients
-`d f_c / d output` that came back. Where the layer is applied once a sample, the rows of its weight are outer products
-of gradient and input, which an `Outer` keeps unformed; where it is applied at several positions, they are sums of
-these, which an `OuterSum` keeps. Uses of one parameter add up, whether in one module that is called twice or in two
+A rule computes the rows `d f_c / d parameter` of each sample from the layer's inputs and the gradients
+`d f_c / d output`. If the layer is applied once per sample, the rows of its weight are outer products of gradient and
+input, kept in factored form by `Outer`; if it is applied at several positions, they are sums of outer products, kept by
+`OuterSum`. The contributions of all uses of a parameter add up, be it in one module that is called twice or in two
 modules that share it.
 """
 
@@ -25,11 +25,11 @@ from raysat.models.layers import NTKConv2d, NTKEmbedding, NTKLinear, NTKUnembedd
 
 @dataclass(frozen=True)
 class Outer:
-    """Rows `scale g_c a^T` of a weight in `z = scale W a`, unformed.
+    """Rows `scale g_c a^T` of a weight in `z = scale W a`, in factored form.
 
     Attributes:
-        inputs: a. Shape: [n, inputs].
-        gradients: g. Shape: [n, C, units].
+        inputs: Inputs a. Shape: [n, inputs].
+        gradients: Gradients g. Shape: [n, C, units].
         scale: The factor.
     """
 
@@ -38,16 +38,16 @@ class Outer:
     scale: float = 1.0
 
     def rows(self) -> Float[Tensor, "n outputs size"]:
-        """The rows themselves."""
+        """Return the rows, explicitly."""
         return self.scale * torch.einsum("ncu,ni->ncui", self.gradients, self.inputs).flatten(2)
 
     def grams(self) -> Float[Tensor, "n outputs outputs"]:
-        """`J_i J_i^T` of each sample: `(g_c . g_c') (a . a)`."""
+        """Return `J_i J_i^T` of each sample: `(g_c . g_c') (a . a)`."""
         norms = self.inputs.square().sum(1) * self.scale**2
         return self.gradients @ self.gradients.mT * norms[:, None, None]
 
     def kernel(self) -> Float[Tensor, "n outputs n outputs"]:
-        """`J J^T` between all samples: `(g_ic . g_jc') (a_i . a_j)`."""
+        """Return `J J^T` between all samples: `(g_ic . g_jc') (a_i . a_j)`."""
         gradients = self.gradients.flatten(0, 1)
         n, outputs, _ = self.gradients.shape
         products = (gradients @ gradients.T).view(n, outputs, n, outputs)
@@ -56,11 +56,11 @@ class Outer:
 
 @dataclass(frozen=True)
 class OuterSum:
-    """Rows `scale sum_t g_ct a_t^T` of a weight in `z_t = scale W a_t`, at several positions t of a sample, unformed.
+    """Rows `scale sum_t g_ct a_t^T` of a weight in `z_t = scale W a_t`, summed over positions t, in factored form.
 
     Attributes:
-        inputs: a. Shape: [n, positions, inputs].
-        gradients: g. Shape: [n, C, positions, units].
+        inputs: Inputs a. Shape: [n, positions, inputs].
+        gradients: Gradients g. Shape: [n, C, positions, units].
         scale: The factor.
     """
 
@@ -70,28 +70,29 @@ class OuterSum:
 
     @property
     def is_short(self) -> bool:
-        """Whether products with `between` cost at most half of what rows cost, which take two of their size."""
+        """True if a product with `between` costs at most half as much as the two products through the rows."""
         return self.inputs.shape[1] <= self.inputs.shape[2]
 
     def rows(self) -> Float[Tensor, "n outputs size"]:
-        """The rows themselves."""
+        """Return the rows, explicitly."""
         return self.scale * torch.einsum("nti,nctu->ncui", self.inputs, self.gradients).flatten(2)
 
     def between(self) -> Float[Tensor, "n positions positions"]:
-        """`scale^2 a_t . a_s`, which takes `g_s` to the gradient by `g_t` of half the rows' square: `sum_s (.) g_s`."""
+        """Return `scale^2 a_t . a_s`. Its product with g is the derivative of `||rows||^2 / 2` by g."""
         return self.scale**2 * self.inputs @ self.inputs.mT
 
 
 Share = Outer | OuterSum | Tensor
+"""Contribution to the rows of a parameter: in factored form, or the rows of shape [n, C, size]."""
 
 
 def formed(share: Share) -> Float[Tensor, "n outputs size"]:
-    """The rows of a share."""
+    """Return the rows of a contribution, explicitly."""
     return share if isinstance(share, Tensor) else share.rows()
 
 
 Rule = Callable[[Any, Tensor, Tensor], dict[str, Share]]
-"""`(module, inputs [n, ...], gradients [n, C, ...]) -> {parameter name: unformed or rows [n, C, size]}`, of a layer."""
+"""Rule of a layer, `(module, inputs [n, ...], gradients [n, C, ...]) -> {parameter name: contribution}`."""
 
 
 def linear_rule(
@@ -99,7 +100,7 @@ def linear_rule(
     inputs: Float[Tensor, "n *at inputs"],
     gradients: Float[Tensor, "n outputs *at units"],
 ) -> dict[str, Share]:
-    """`z = scale W a + d`, at one or several positions of a sample."""
+    """Rule of `z = scale W a + d`, at one or several positions of a sample."""
     scale = getattr(module, "scale", 1.0)
     shares: dict[str, Share] = {}
     if inputs.ndim == 2:
@@ -116,7 +117,7 @@ def _convolution(
     inputs: Float[Tensor, "n channels *space"],
     gradients: Float[Tensor, "n outputs units *space_out"],
 ) -> dict[str, Share]:
-    """A convolution is a linear layer applied to patches; in one dimension, of height 1."""
+    """Rule of a convolution, a linear layer applied to patches; in one dimension they have height 1."""
     axes = inputs.ndim - 2
 
     def along(value: Any) -> tuple[int, ...]:
@@ -128,7 +129,7 @@ def _convolution(
         sides = [(each // 2, each - each // 2) for each in total]
     else:
         sides = [(each, each) for each in along(0 if module.padding == "valid" else module.padding)]
-    inputs = F.pad(inputs, [side for pair in reversed(sides) for side in pair])
+    inputs = F.pad(inputs, [side for pair in reversed(sides) for side in pair])  # `F.pad` takes the last axis first
     if axes == 1:
         inputs, kernel, stride, dilation = inputs.unsqueeze(2), (1, *kernel), (1, *stride), (1, *dilation)
     patches = F.unfold(inputs, kernel, dilation, 0, stride)  # [n, channels * k, positions]
@@ -144,10 +145,10 @@ def _convolution(
 def _embedding(
     module: nn.Embedding | NTKEmbedding, inputs: Tensor, gradients: Float[Tensor, "n outputs *at units"]
 ) -> dict[str, Share]:
-    """`z_t = scale E[token_t]`: the gradients of all positions that hold a token add up in its row."""
+    """Rule of `z_t = scale E[token_t]`: the gradients of all positions with the same token add up in its row."""
     entries, units = module.weight.shape
     rows = gradients.flatten(2, -2)  # [n, C, positions, units]
-    if (padding := getattr(module, "padding_idx", None)) is not None:
+    if (padding := getattr(module, "padding_idx", None)) is not None:  # its row receives no gradient in PyTorch
         rows = rows * (inputs != padding).flatten(1)[:, None, :, None]
     index = inputs.flatten(1)[:, None, :, None].expand_as(rows)
     summed = rows.new_zeros(*rows.shape[:2], entries, units).scatter_add_(2, index, rows)
@@ -159,12 +160,13 @@ def _convolution_3d(
     inputs: Float[Tensor, "n channels depth height width"],
     gradients: Float[Tensor, "n outputs units *space_out"],
 ) -> dict[str, Share]:
-    """As `_convolution`, with the patches as a view, for `F.unfold` knows two dimensions only."""
+    """Rule like `_convolution`, with the patches as a view, because `F.unfold` supports two dimensions only."""
     if isinstance(module.padding, str):
         sides = [side for pair in reversed(_same_padding(module)) for side in pair] if module.padding == "same" else []
     else:
         sides = [size for size in reversed(module.padding) for _ in range(2)]
     inputs = F.pad(inputs, sides)
+    # Per axis, windows of the dilated extent at every stride; every gap-th entry of them is under the kernel.
     for axis, (size, step, gap) in enumerate(zip(module.kernel_size, module.stride, module.dilation, strict=True)):
         inputs = inputs.unfold(2 + axis, gap * (size - 1) + 1, step)[..., ::gap]  # [n, channels, o1, .., k1, ..]
     patches = inputs.unflatten(1, (module.groups, -1)).flatten(3, 5).flatten(4)  # [n, g, channels / g, positions, k]
@@ -176,7 +178,7 @@ def _convolution_3d(
 
 
 def _same_padding(module: nn.Conv3d) -> list[tuple[int, int]]:
-    """Return what `padding="same"` adds before and behind each axis; the odd one behind."""
+    """Return the padding of `padding="same"` before and after each axis; an odd one is after."""
     total = [gap * (size - 1) for gap, size in zip(module.dilation, module.kernel_size, strict=True)]
     return [(each // 2, each - each // 2) for each in total]
 
@@ -186,14 +188,14 @@ def _transposed_convolution(
     inputs: Float[Tensor, "n channels *space"],
     gradients: Float[Tensor, "n outputs units *space_out"],
 ) -> dict[str, Share]:
-    """The adjoint of a convolution: the weight's row at an input position takes the patch of the gradient there."""
+    """Rule of the adjoint of a convolution: an input position multiplies the patch of the gradient that it reaches."""
     n, outputs = gradients.shape[:2]
     space = inputs.shape[2:]
-    assert not isinstance(module.padding, str)  # which only a convolution has that is not transposed
+    assert not isinstance(module.padding, str)  # a string is an option of ordinary convolutions only
     patches = F.pad(gradients.flatten(0, 1), [size for size in reversed(module.padding) for _ in range(2)])
     sizes = zip(module.kernel_size, module.stride, module.dilation, space, strict=True)
     for axis, (size, step, gap, length) in enumerate(sizes):
-        # Output padding may leave room for one position more than there are.
+        # With output padding there may be more windows than input positions.
         patches = patches.unfold(2 + axis, gap * (size - 1) + 1, step)[..., ::gap].narrow(2 + axis, 0, length)
     axes = len(space)
     patches = patches.flatten(2, 1 + axes).flatten(3).unflatten(0, (n, outputs))  # [n, C, units, positions, k]
@@ -206,7 +208,7 @@ def _transposed_convolution(
 
 
 def _transposed_linear(module: nn.Module, inputs: Tensor, gradients: Tensor) -> dict[str, Share]:
-    """`z = W^T a + d`, as in Hugging Face's `Conv1D`, whose weight is [inputs, units]."""
+    """Rule of `z = W^T a + d`, as in Hugging Face's `Conv1D`, whose weight has shape [inputs, units]."""
     inputs = inputs.flatten(1, -2) if inputs.ndim > 2 else inputs[:, None]  # [n, positions, inputs]
     gradients = gradients.flatten(2, -2) if gradients.ndim > 3 else gradients[:, :, None]
     return {
@@ -216,11 +218,11 @@ def _transposed_linear(module: nn.Module, inputs: Tensor, gradients: Tensor) -> 
 
 
 def _affine(module: nn.Module, normalized: Tensor, gradients: Tensor, dims: tuple[int, ...]) -> dict[str, Share]:
-    """`z = w x_hat + d`, summed over the positions `dims` (of gradients) that share w and d."""
+    """Rule of `z = w x_hat + d`, with rows summed over the axes `dims` of the gradients that share w and d."""
     shares: dict[str, Share] = {}
 
     def total(rows: Tensor) -> Tensor:
-        return (rows.sum(dims) if dims else rows).flatten(2)
+        return (rows.sum(dims) if dims else rows).flatten(2)  # `sum(())` would sum over all axes
 
     if module.weight is not None:
         shares["weight"] = total(gradients * normalized[:, None])
@@ -252,13 +254,13 @@ def _instance_norm(module: _NormBase, inputs: Tensor, gradients: Tensor) -> dict
 
 
 def _batch_norm(module: _NormBase, inputs: Tensor, gradients: Tensor) -> dict[str, Share]:
-    """In evaluation mode only: the running statistics are constants."""
+    """Rule of batch normalization in evaluation mode, in which the running statistics are constants."""
     normalized = F.batch_norm(inputs, module.running_mean, module.running_var, eps=module.eps)
     return _affine(module, normalized, gradients, tuple(range(3, gradients.ndim)))
 
 
 def _prelu(module: nn.PReLU, inputs: Tensor, gradients: Tensor) -> dict[str, Share]:
-    """`z = max(0, a) + w min(0, a)`, w one number, or one for each channel (axis 1)."""
+    """Rule of `z = max(0, a) + w min(0, a)`, with one w, or one for each channel (axis 1)."""
     rows = gradients * inputs.clamp_max(0)[:, None]
     if module.num_parameters == 1:
         return {"weight": rows.flatten(2).sum(2, keepdim=True)}
@@ -290,20 +292,20 @@ RULES: dict[type[nn.Module] | str, Rule] = {
     nn.PReLU: _prelu,
     "transformers.pytorch_utils.Conv1D": _transposed_linear,
 }
-"""The layers with a rule, by exact type, or by its full name: a subclass may compute something else."""
+"""Rules by the exact type of a layer, or by its full name: a subclass may compute something else."""
 
 
 def register_rule(layer: type[nn.Module] | str, rule: Rule) -> None:
-    """Give a layer of your own a rule, so that its rows are as fast as those of PyTorch's layers.
+    """Register a rule for a layer of your own, so that its rows are as fast as those of PyTorch's layers.
 
-    The rule is held against plain autograd in every network, and where they disagree the layer is served by a slower
-    way: a wrong rule costs time, and no number.
+    The rule is verified against plain autograd in every network. If they disagree, a slower implementation is used for
+    the layer: a wrong rule costs time, but changes no result.
 
     Args:
-        layer: The exact type, or its full name, `package.module.Class`, which need not be imported then.
-        rule: `(module, inputs, gradients) -> {parameter's name in the module: rows}`. `inputs` is the module's first
-            tensor argument, [n, ...], of n samples; `gradients` are by its output, for each of C functions of it,
-            [n, C, ...]; rows are [n, C, size of the parameter], or an `Outer`.
+        layer: The exact type, or its full name, `package.module.Class`, which then need not be imported.
+        rule: Function `(module, inputs, gradients) -> {parameter's name in the module: rows}`. `inputs` is the module's
+            first tensor argument for n samples, of shape [n, ...]. `gradients` are those of C functions by the module's
+            output, of shape [n, C, ...]. Rows have shape [n, C, size of the parameter], or are an `Outer`.
 
     Example:
         >>> class Scale(nn.Module):
@@ -319,7 +321,7 @@ def register_rule(layer: type[nn.Module] | str, rule: Rule) -> None:
 
 
 def rule_for(module: nn.Module) -> Rule | None:
-    """The rule of a layer; None where there is none, or where an option of the layer changes what it computes."""
+    """Return the rule of a layer; None if it has none, or if an option of the layer changes what it computes."""
     kind = type(module)
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return None

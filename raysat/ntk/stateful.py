@@ -1,4 +1,4 @@
-"""Networks that change in their forward pass: every pass begins with the state that was given."""
+"""Stateful networks, which change in their forward pass: every pass starts from the state given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raysat.ntk.refusal import NoStatistics
 
 
 class State:
-    """Buffers and attributes of a network, to begin each pass with."""
+    """Buffers and attributes of a network, with which each pass starts."""
 
     def __init__(self, network: nn.Module) -> None:
         self.modules = [
@@ -24,14 +24,15 @@ class State:
         self.weights_move = False
         self.weights = [(p, p.detach().clone()) for p in network.parameters()]
         self.names = {module: name for name, module in network.named_modules()}
+        # By identity, so that a buffer shared by several modules is copied once.
         self.values = {id(b): b.clone() for _, buffers, _ in self.modules for b in buffers.values() if b is not None}
 
     def leave_out(self, names: Iterable[str]) -> None:
-        """Say nothing of some modules, such as those whose buffers were changed on purpose."""
+        """Exclude some modules, such as those whose buffers were changed on purpose."""
         self.modules = [entry for entry in self.modules if self.names[entry[0]] not in set(names)]
 
     def changed(self) -> bool:
-        """Return whether a weight or a buffer has another value, or a plain attribute is another one."""
+        """Return whether the value of a weight, of a buffer or of a plain attribute has changed."""
         self.weights_move = any(not torch.equal(p, value) for p, value in self.weights)
         if self.weights_move:
             return True
@@ -45,8 +46,8 @@ class State:
         return False
 
     def put_back(self) -> None:
-        """Fresh copies of the buffers, for a recorded graph may hold those of the pass before."""
-        if self.weights_move:  # a forward pass changes them through `.data`
+        """Restore the state; buffers become new copies, because a recorded graph may hold those of the last pass."""
+        if self.weights_move:  # changed by a forward pass, through `.data`
             for p, value in self.weights:
                 p.data.copy_(value)
         for module, buffers, attributes in self.modules:
@@ -55,7 +56,7 @@ class State:
             vars(module).update(attributes)
 
     def repair(self) -> None:
-        """Parameters where they were, also after a transform that was torn out of its course."""
+        """Restore the state and the parameters themselves, which a transform that failed midway may have replaced."""
         for module, parameters in self.parameters:
             module._parameters.clear()
             module._parameters.update(parameters)
@@ -63,6 +64,7 @@ class State:
 
 
 _REGISTRIES = frozenset(vars(nn.Module()))
+"""Attributes that every module has, such as the registries of parameters and hooks; the others are plain attributes."""
 
 
 def _equal(a: object, b: object) -> bool:
@@ -70,21 +72,22 @@ def _equal(a: object, b: object) -> bool:
         return a is b or (a.shape == b.shape and a.dtype == b.dtype and bool((a == b).all()))
     if isinstance(a, int | float | str | bool | None) and isinstance(b, int | float | str | bool | None):
         return a == b
-    return True  # what cannot be compared shows in the outputs
+    return True  # not comparable: a change that matters shows in the outputs
 
 
 @contextmanager
 def restarted(network: nn.Module, few: Inputs, state: State) -> Iterator[bool]:
-    """Let every forward pass begin with a state, if passes change it. Yields whether they do.
+    """Start every forward pass from a state within the context, if passes change it. Yield whether they do.
 
     Args:
         network: The network.
         few: Some samples.
-        state: As it was given.
+        state: State of the network as it was given.
 
     Raises:
-        NoStatistics: The same input, weights and buffers give different outputs even so.
+        NoStatistics: The same input and state give different outputs nevertheless.
     """
+    # Earlier passes may have changed the state; the next one shows whether a single pass does.
     if state.changed():
         state.put_back()
     first = network(few).detach()
@@ -93,7 +96,7 @@ def restarted(network: nn.Module, few: Inputs, state: State) -> Iterator[bool]:
         handle = network.register_forward_pre_hook(lambda *_: state.put_back(), prepend=True)
     try:
         first, second = network(few).detach() if stateful else first, network(few).detach()
-        # Atomic additions of a GPU make the last digits differ.
+        # Not equality: atomic additions on a GPU change the last digits.
         allowed = (1e-10 if first.dtype == torch.float64 else 1e-4) * first.abs().max()
         if not (first - second).abs().max() <= allowed:
             raise NoStatistics(

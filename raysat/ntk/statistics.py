@@ -1,8 +1,8 @@
 """The statistics of a network's NTK at a point: gamma, k_op, the critical batch size they predict, the noise scale.
 
-Look, compute, certify: the network is looked at (`raysat.ntk.look`), each statistic is computed by the first of an
-ordered list of ways (`raysat.ntk.per_sample`, `raysat.ntk.kernel`) that its certificate (`raysat.ntk.certificate`)
-confirms. Where the last way's certificate fails there is no number.
+Inspect, compute, verify: the network is inspected (`raysat.ntk.look`), then each statistic is computed by the first of
+an ordered list of implementations (`raysat.ntk.per_sample`, `raysat.ntk.kernel`) that its check
+(`raysat.ntk.certificate`) confirms. If the check of the last one fails, an error is raised and no number returned.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from raysat.ntk.values import NTKStatistics
 from raysat.saturation.formulas import b_star, b_star_thm33
 
 DENSITY_SHARE = 4
-"""A probe of the density takes one in so many of the residual's products with K. Default: 4. The density says how noise
-spreads, a sum over many eigenvalues: against 64 products a probe, 16 change no forecast b_N on MNIST by 0.1 %. The
-measure of the residual needs its 64 for the last part of a loss curve."""
+"""Ratio of the products with K for the residual's measure to those for a probe of the density. Default: 4. The density
+describes how noise spreads, a sum over many eigenvalues: 16 products per probe instead of 64 change no forecast b_N on
+MNIST by 0.1 %. The measure of the residual needs its 64 for the last part of a loss curve."""
 
 
 log = logging.getLogger(__name__)
 _warned: set[str] = set()
+"""Warnings already logged by this process: each is logged once, not for every network of a sweep."""
 
 
 def ntk_statistics(
@@ -58,33 +59,34 @@ def ntk_statistics(
     method: str | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> NTKStatistics:
-    """The NTK statistics of a network at its present parameters, each confirmed by plain reverse-mode autograd.
+    """Compute the NTK statistics of a network at its current parameters, each verified by plain reverse-mode autograd.
 
-    gamma is a maximum and is taken over every sample, streamed in chunks; k_op is an average that settles quickly, and
-    may be taken over a fixed random subset. The network is left as it was found, whatever the caller's context.
+    gamma is a maximum and is taken over every sample, streamed in chunks; k_op is an average that converges quickly,
+    and may be taken over a fixed random subset. The network is restored, whatever the caller's context.
 
     Args:
         network: Any module that maps `[n, *input]` to `[n, C]`; under the cross-entropy also to `[n, L, V]`. Parameters
-            that do not require a gradient count as constants. Random layers are turned off meanwhile, and batch
-            normalization in training mode has its statistics held constant at those of x.
+            that do not require a gradient count as constants. Random layers are turned off within the call, and the
+            statistics of batch normalization in training mode are frozen at those of x.
         x: Inputs; several tensors as a mapping of keyword arguments or a tuple.
         y: Targets (see `raysat.losses`); without them, loss and noise scale are NaN.
-        loss: `mse` (eq. 2.1), `cross_entropy`, or a loss of one's own (see `raysat.losses.resolve`).
-        k_samples: Samples for k_op and the spectrum; all where there are fewer. Default: 4096. Fewer are taken where
-            the Jacobian has to be formed.
+        loss: `mse` (eq. 2.1), `cross_entropy`, or a loss of your own (see `raysat.losses.resolve`).
+        k_samples: Samples for k_op and the spectrum; all if there are fewer. Default: 4096. Fewer are used if the
+            Jacobian must be formed.
         k_tolerance: Relative residual of k_op. Default: 1e-3.
-        spectrum: Products with K for the residual's spectral measure; a quarter of them for each probe of the
-            density, which needs fewer. Default: 0, none.
+        spectrum: Products with K for the residual's spectral measure; a quarter as many for each probe of the density,
+            which needs fewer. Default: 0, no spectrum.
         probes: Random vectors of the density. Default: 4.
-        dense_samples: Samples for the dense kernel, of which lambda_min and gamma_tight are; squared error only.
-            Default: 0, none.
+        dense_samples: Samples of the dense kernel, from which lambda_min and gamma_tight follow; squared error only.
+            Default: 0, no dense kernel.
         memory: Bytes that the intermediate values of a chunk may take. Default: 1 GiB.
         method: One of `raysat.ntk.per_sample.Method`. Default: the fastest that is right for the network.
-        progress: Is called with the number of samples that have passed in the pass over all of them, the longest part.
+        progress: Callback with the number of samples done in the pass over all samples, the longest part.
 
     Raises:
-        NoStatistics: The network has none: its samples have no gradients of their own, or no way is confirmed.
-        InputError: Inputs and targets do not go together.
+        NoStatistics: The network has no statistics: its samples have no gradients of their own, or no implementation
+            is confirmed.
+        InputError: Inputs and targets do not match.
 
     Example:
         >>> from raysat.models.mlp import MLP
@@ -128,7 +130,7 @@ def _compute(
     method: str | None,
     progress: Callable[[int], object] | None,
 ) -> NTKStatistics:
-    """The statistics of a network that was looked at."""
+    """Compute the statistics of an inspected network."""
     surveyed = _surveyed(look, memory)
     samples, way, checks, reasons = _certified(look, surveyed, loss, method, memory, k_tolerance, progress)
     if reasons and reasons not in _warned:
@@ -176,7 +178,8 @@ def _compute(
 
 
 def _surveyed(look: Look, memory: int) -> Survey:
-    """Return what the layers' rules serve."""
+    """Return which parameters the layer rules cover."""
+    # Beyond the three samples inspected, because some samples may use a weight in another way.
     count = max(WATCHED_BY_RULES, len(look.x) // 50)
     more = look.x[_subset(len(look.x), count).to(look.x.device)]
     with differentiable(look.network):
@@ -190,9 +193,9 @@ def reason_against(
     *,
     loss: str | Callable[[Tensor, Tensor], Tensor] = "mse",
 ) -> str:
-    """Why a network has no statistics on some data, in one sentence with the remedy; empty where it may have.
+    """Return why a network has no statistics on some data, in one sentence with the remedy; empty if it may have them.
 
-    It looks at the network only, at the cost of a few passes: give a few samples.
+    The network is inspected only, at the cost of a few passes: give a few samples.
     """
     try:
         with looked_at(*adapt(network, x), y, resolve(loss)):
@@ -202,10 +205,10 @@ def reason_against(
 
 
 WATCHED_BY_RULES = 64
-"""Samples at least on which rules are held against the gradient of a batch; a fiftieth of all where that is more."""
+"""Smallest number of samples on which rules are verified by the gradient of a batch; 2 % of all samples if more."""
 
 WATCHED = 2
-"""Random samples whose quantities are checked, beside the largest's."""
+"""Number of random samples whose quantities are checked, besides the sample with the largest operator norm."""
 
 
 def _certified(
@@ -217,7 +220,7 @@ def _certified(
     tolerance: float,
     progress: Callable[[int], object] | None,
 ) -> tuple[PerSample, Way, tuple[float, float], str]:
-    """The quantities of all samples by the first way that is confirmed, its differences, and why not by others."""
+    """Return the quantities of all samples, the first implementation confirmed, its checks, and why others were not."""
     network, n = look.network, len(look.x)
     generator = torch.Generator().manual_seed(3)
     watched = tuple(torch.randint(n, (WATCHED,), generator=generator, device="cpu").tolist())
@@ -225,10 +228,10 @@ def _certified(
     wanted = method in (None, Method.GRAM)
     reasons = [surveyed.reason] if surveyed.reason and wanted else []
     for way in ways(look, surveyed, method, memory):
-        # The reference against itself: what is left is the network's own rounding, as of float32 inside of float64.
+        # PLAIN is the reference itself: what differs is the network's own rounding, e.g. of float32 inside float64.
         allowed = TOLERANCE[torch.float32 if way.method is Method.PLAIN else look.dtype]
         try:
-            if way.rehearse:
+            if way.rehearse:  # on three samples first: a wrong or failing implementation is not run on all
                 with differentiable(network):
                     found = per_sample(network, look.few, few_y, loss, way, memory, tolerance, (0, 1, 2))
                 look.state.repair()
@@ -239,13 +242,13 @@ def _certified(
             with differentiable(network):
                 found = per_sample(network, look.x, look.y, loss, way, memory, tolerance, watched, progress)
             look.state.repair()
-            largest = int(found.operator_norms.argmax())
+            largest = int(found.operator_norms.argmax())  # the sample that determines gamma is always checked
             checks = check_samples(network, look.x, look.y, loss, found, [largest, *watched])
         except InputError:
             raise
-        except Exception as error:  # the next way does not depend on what failed here
+        except Exception as error:  # the next implementation does not depend on the one that failed
             reasons.append(f"{way.method} fails ({first_sentence(error)})")
-            look.state.repair()  # what was torn out of its course may have left parameters of its own
+            look.state.repair()  # a transform that failed midway may have left its tensors as parameters
             continue
         if _passes(checks, allowed):
             return found, way, checks, "; ".join(dict.fromkeys(reasons))
@@ -261,9 +264,10 @@ def _passes(checks: tuple[float, float], allowed: float) -> bool:
 
 
 def _noise(look: Look, y: Tensor, loss: Loss, samples: PerSample, memory: int) -> tuple[float, float]:
-    """The noise scale, and how far ||grad L||^2 of some samples is from what the loss's own gradient says.
+    """Return the noise scale, and the check of ||grad L||^2 on some samples.
 
-    The signal is made of residuals; its check differentiates the loss itself, over other chunks.
+    ||grad L||^2 is computed from residuals; its check differentiates the loss itself, in other chunks. The difference
+    is relative to the mean gradient square.
     """
     mean_square = samples.gradient_squares.mean().item()
     signal = sum(part.square().sum().item() for part in samples.gradient) / len(look.x) ** 2
@@ -284,12 +288,13 @@ def _noise(look: Look, y: Tensor, loss: Loss, samples: PerSample, memory: int) -
             f"the gradient of the loss is off by {check:.1e} of the mean gradient square from plain autograd: "
             "leave y out, or report the network."
         )
-    # Of one sample, or of equal ones, rounding decides the sign of what is 0.
+    # tr(Sigma) is the mean of ||grad l_i||^2 minus ||grad L||^2. For one sample or equal ones it is 0, and rounding
+    # decides its sign.
     return max(mean_square - signal, 0.0) / signal if signal > 0 else math.inf, check
 
 
 def _dense(look: Look, loss: Loss, count: int) -> dict[str, float]:
-    """Return what a dense kernel tells, under the names of `NTKStatistics`."""
+    """Return the statistics of a dense kernel, by their names in `NTKStatistics`."""
     count = min(count, len(look.x)) if loss.name == "mse" else 0
     if not count:
         return {"gamma_tight": math.nan, "lambda_min": math.nan, "dense_samples": 0, "kernel_check": math.nan}
@@ -305,7 +310,7 @@ def _dense(look: Look, loss: Loss, count: int) -> dict[str, float]:
 def _spectra(
     look: Look, top: TopEigenvalue, loss: Loss, samples: PerSample, steps: int, probes: int, tolerance: float
 ) -> dict[str, tuple[float, ...]]:
-    """The spectral measures, as tuples; empty where none were asked for.
+    """Return the spectral measures, as tuples; empty if none are requested.
 
     The largest eigenvalues are the converged Ritz values of the Lanczos run from the residual, at no extra cost; those
     whose eigenvectors are orthogonal to it are missed.
@@ -315,17 +320,21 @@ def _spectra(
         return dict.fromkeys(names, ())
     operator, outputs = top.operator, top.outputs
     y = None if look.y is None else look.y[top.subset]
+    # trace(K) = (1/n) sum_i ||J_i||_F^2 over the samples of K.
     trace = samples.frobenius[top.subset.to(samples.frobenius.device)].mean().item()
     generator = torch.Generator().manual_seed(1)
     start = torch.randn(outputs.shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     has_residual = y is not None and loss.name == "mse" and bool((outputs != y).any())
     with differentiable(look.network):
+        # Without a residual, the random start still gives the largest eigenvalues and the known part of the density.
         start = start if y is None or not has_residual else loss.residual(outputs, y)
         measure, ritz = spectral_measure(operator, start, steps)
         density = spectral_density(operator, outputs, -(-steps // DENSITY_SHARE), probes, ritz, trace, tolerance)
     found = {"density_nodes": density.nodes, "density_weights": density.weights}
     if has_residual:
         found |= {"residual_nodes": measure.nodes, "residual_weights": measure.weights}
+    # Descending, up to the first one that has not converged: below it, eigenvalues may be missing. Values within
+    # rounding of 0 are left out.
     known = converged(ritz, tolerance)
     below = int((~known.flip(0)).float().argmax()) if not known.all() else len(known)
     largest = ritz.values[0].flip(0)[:below]
@@ -334,12 +343,12 @@ def _spectra(
 
 
 def _subset(n: int, count: int) -> Tensor:
-    """A fixed random subset of 0..n-1, in rising order."""
+    """Return a fixed random subset of 0..n-1, in ascending order."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(0), device="cpu")[:count].sort().values
 
 
 def gradient_square(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, chunk: int) -> float:
-    """`||grad L(w)||^2`, L the mean loss over all samples, `chunk` of which pass through the network at a time."""
+    """Return `||grad L(w)||^2` of the mean loss L over all samples, computed in chunks of `chunk` samples."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     total = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
     for samples, targets in zip(x.split(chunk), y.split(chunk), strict=True):

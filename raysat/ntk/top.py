@@ -1,4 +1,4 @@
-"""k_op, the largest eigenvalue of K: by an ordered list of ways to its products, certified by a start of its own."""
+"""k_op, the largest eigenvalue of K, by the first implementation of products that is confirmed, from two starts."""
 
 from __future__ import annotations
 
@@ -21,32 +21,32 @@ from raysat.ntk.plain import trained
 from raysat.ntk.refusal import NoStatistics
 
 HEAD_START = 512
-"""Samples from which on Lanczos begins near the eigenvector of an eighth of them."""
+"""Smallest number of samples for which Lanczos starts near the eigenvector of the kernel of an eighth of them."""
 
 RANDOM_SHARE = 1e-6
-"""Random part of the squared norm of a start that begins near an eigenvector: without one, Lanczos may never leave an
-invariant subspace. Default: 1e-6, in amplitude the tolerance of k_op, beyond which it would cost products."""
+"""Random part of the squared norm of a start near an eigenvector: without it, Lanczos might never leave an invariant
+subspace. Default: 1e-6, whose root is the tolerance of k_op; a larger part would cost products."""
 
 MISSED = 0.01
-"""Probability that an eigenvalue is above `TopEigenvalue.upper`."""
+"""Probability that an eigenvalue is larger than `TopEigenvalue.upper`."""
 
 MOST_ROWS = 20_000
-"""Backward passes for the Jacobian, where it has to be formed: some minutes."""
+"""Largest number of backward passes if the Jacobian must be formed: some minutes."""
 
 
 @dataclass(frozen=True)
 class TopEigenvalue:
-    """k_op, and what confirms it.
+    """Largest eigenvalue k_op, with its checks.
 
     Attributes:
         operator: K.
-        outputs: The network's outputs for its samples.
-        subset: Which samples of the whole set they are.
-        value: k_op.
+        outputs: The network's outputs for the samples of K.
+        subset: Indices of the samples of K in the whole set.
+        value: The eigenvalue k_op.
         residual: `||K v - k_op v|| / k_op`.
-        products: Products with K that were used for it.
+        products: Products with K of the last run.
         check: Relative difference from plain autograd; see `raysat.ntk.certificate.check_products`.
-        upper: Above this K has no eigenvalue, but for a probability of `MISSED`.
+        upper: Upper bound of the eigenvalues of K, which fails with probability `MISSED`.
     """
 
     operator: KernelOperator
@@ -60,17 +60,17 @@ class TopEigenvalue:
 
 
 def top_eigenvalue(look: Look, loss: Loss, subset: Tensor, tolerance: float, memory: int) -> TopEigenvalue:
-    """The largest eigenvalue of K, by the first way to products with it that is confirmed.
+    """Return the largest eigenvalue of K, by the first implementation of its products that is confirmed.
 
     Args:
-        look: The network, looked at.
+        look: The inspected network.
         loss: The loss.
-        subset: The samples of K; fewer of them are taken where the Jacobian has to be formed.
+        subset: Indices of the samples of K; fewer of them are used if the Jacobian must be formed.
         tolerance: Relative residual.
         memory: Bytes for chunks, recorded graphs, or the Jacobian.
 
     Raises:
-        NoStatistics: No way is confirmed.
+        NoStatistics: No implementation is confirmed.
     """
     reasons = []
     for way in _ways(look, len(subset), memory):
@@ -79,11 +79,11 @@ def top_eigenvalue(look: Look, loss: Loss, subset: Tensor, tolerance: float, mem
             found = _by(way, look, loss, samples, tolerance, memory)
         except InputError:
             raise
-        except Exception as error:  # the next way does not depend on what failed here
+        except Exception as error:  # the next implementation does not depend on the one that failed
             reasons.append(f"{way} fails ({first_sentence(error)})")
             look.state.repair()
             continue
-        # Rows are plain autograd's own: what they are off by is the network's rounding, as of float32 inside float64.
+        # Rows come from plain autograd itself: what differs is the network's rounding, e.g. of float32 inside float64.
         if found.check <= TOLERANCE[torch.float32 if way is Products.ROWS else look.dtype]:
             return found
         reasons.append(f"{way} is off by {found.check:.1e}")
@@ -94,6 +94,7 @@ def top_eigenvalue(look: Look, loss: Loss, subset: Tensor, tolerance: float, mem
 
 
 def _ways(look: Look, n: int, memory: int) -> Iterator[Products]:
+    """Yield the implementations that may work, the fastest first."""
     if GRAPHS * look.saved * n <= memory:
         yield Products.RECORDED
     yield Products.FORWARD
@@ -102,7 +103,7 @@ def _ways(look: Look, n: int, memory: int) -> Iterator[Products]:
 
 
 def _that_fit(look: Look, subset: Tensor, memory: int) -> Tensor:
-    """As many of the samples as memory holds the Jacobian of, and `MOST_ROWS` allows."""
+    """Return as many of the samples as the memory for the Jacobian and `MOST_ROWS` admit."""
     outputs = torch.Size(look.shape).numel()
     parameters = list(trained(look.network).values())
     row = sum(p.numel() for p in parameters) * parameters[0].element_size()
@@ -114,6 +115,7 @@ def _that_fit(look: Look, subset: Tensor, memory: int) -> Tensor:
 
 
 def _by(way: Products, look: Look, loss: Loss, subset: Tensor, tolerance: float, memory: int) -> TopEigenvalue:
+    """Return the largest eigenvalue by one implementation of the products, with its check."""
     network = look.network
     x, y = look.x[subset], None if look.y is None else look.y[subset]
     chunk = min(len(x), look.chunk(memory))
@@ -122,14 +124,14 @@ def _by(way: Products, look: Look, loss: Loss, subset: Tensor, tolerance: float,
         outputs = operator.outputs()
         g, second = second_start(operator, outputs, tolerance)
         start = _start(operator, second, outputs)
-        runs = [(second.products, 1.0)]
+        runs = [(second.products, 1.0)]  # for `excess`: the second start is random as a whole
         if _has_head_start(operator):
             found = refined(lambda u: operator(u[0])[None], second, start[None], tolerance=tolerance)
         else:
             found = largest_eigenpairs(lambda u: operator(u[0])[None], start[None], tolerance=tolerance)
             runs.append((found.products, RANDOM_SHARE))
             if second.values[0, -1] > found.values[0] * (1 + max(tolerance, TOLERANCE[look.dtype])):
-                # The random start saw a larger one: go on from what both have found.
+                # The random start has found a larger eigenvalue: continue from both subspaces.
                 found = refined(lambda u: operator(u[0])[None], second, found.vectors, tolerance=tolerance)
     check = check_products(network, x, y, loss, found, g, second, chunk)
     return TopEigenvalue(
@@ -145,16 +147,17 @@ def _by(way: Products, look: Look, loss: Loss, subset: Tensor, tolerance: float,
 
 
 def _has_head_start(operator: KernelOperator) -> bool:
-    """Return whether there are so many samples that the kernel of a part of them is worth a look first."""
+    """Return whether there are enough samples that a start from the kernel of some of them saves products."""
     return len(operator.x) >= HEAD_START and operator.rows is None
 
 
 def _start(operator: KernelOperator, second: Tridiagonal, outputs: Tensor) -> Tensor:
-    """A vector near the top eigenvector of K, to start from, and a random part of its own.
+    """Return a start vector near the top eigenvector of K.
 
-    Of few samples it is what another random start has found. Of many, the eigenvector v of the kernel of an eighth of
-    them, carried to all: `J_all J_some^T v`, its Nystroem extension, which costs little beside products with the whole
-    K. The samples are drawn, for their order may mean something. It joins what the random start has found.
+    With few samples it is the Ritz vector found from the second start, with a random part of its own. With many, it is
+    the top eigenvector v of the kernel of an eighth of them, extended to all as `J_all J_some^T v` (its Nystroem
+    extension), at a small cost compared with products with the whole K. These samples are drawn at random, because
+    their order may have a meaning. This vector joins the subspace of the second start.
     """
     n = len(operator.x)
     if not _has_head_start(operator):
@@ -173,19 +176,21 @@ def _start(operator: KernelOperator, second: Tridiagonal, outputs: Tensor) -> Te
     shape = outputs[drawn].shape
     start = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     found = largest_eigenpairs(lambda u: coarse(u[0])[None], start[None], tolerance=1e-2)
+    # Both products apply the loss's factor: S_all^T J_all J_some^T S_some v.
     carried = operator.pushforward(coarse.pullback(found.vectors[0].to(outputs)))
-    return carried / carried.norm().clamp_min(torch.finfo(carried.dtype).tiny)  # random parts come of the other start
+    return carried / carried.norm().clamp_min(torch.finfo(carried.dtype).tiny)  # the second start adds random parts
 
 
 def _ritz_vector(found: Tridiagonal, like: Tensor) -> Tensor:
-    """The unit Ritz vector of the largest value."""
+    """Return the unit Ritz vector of the largest Ritz value."""
     vector = (found.vectors[0, :, -1] @ found.basis[0]).view(like.shape)
     return vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
 
 
 def _with_noise(vector: Tensor, like: Tensor) -> Tensor:
-    """A vector with a random part of `RANDOM_SHARE`, as a unit vector of a tensor's type."""
+    """Return a vector with a random part of `RANDOM_SHARE`, as a unit vector of the dtype of `like`."""
     generator = torch.Generator().manual_seed(5)
     noise = torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu").to(like.device)
     vector = vector / vector.norm().clamp_min(torch.finfo(vector.dtype).tiny)
+    # Unit norm up to the small overlap of the two vectors; Lanczos normalizes again.
     return ((1 - RANDOM_SHARE) ** 0.5 * vector + RANDOM_SHARE**0.5 * noise / noise.norm()).to(like.dtype)

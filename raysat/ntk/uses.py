@@ -1,11 +1,11 @@
-"""Where a network uses its parameters: each call of a layer that has a rule, as it is seen while the network runs.
+"""Uses of a network's parameters: each call of a layer that has a rule, recorded while the network runs.
 
-A rule (`raysat.ntk.rules`) makes the rows of a layer's Jacobian from what went into it and the gradients that come
-back. That is right only if both belong to single samples, and are those that the layer saw. So it is looked, with two
-samples and with three, which axis of each input and output is that of the samples: the one whose size changes. A layer
-that is applied once for the whole batch, such as a table of positions, has none: its output is then repeated for each
-sample, which changes nothing downstream but gives each sample a gradient of its own. Tensors that are changed in place
-afterwards are copied first.
+A rule (`raysat.ntk.rules`) computes the rows of a layer's Jacobian from its inputs and the gradients by its outputs.
+This is correct only if both belong to single samples and have the values that the layer saw. Therefore passes with two
+and with three samples determine the batch axis of each input and output: the axis whose size changes. A layer that is
+applied once for the whole batch, such as a table of positions, has none. Its output is then repeated for each sample,
+which changes nothing downstream but gives each sample its own gradient. Tensors that are later changed in place are
+copied first.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from raysat.ntk.rules import Rule, Share, formed, linear_rule, rule_for
 
 @dataclass(frozen=True)
 class Axis:
-    """The axis of the samples in a tensor.
+    """The batch axis of a tensor.
 
     Attributes:
-        place: Its number.
-        fold: How many entries of the axis belong to one sample: 1, or the positions that are folded into it.
-        inner: Whether samples vary faster than positions in a folded axis, as where the sequence comes first.
+        place: Index of the axis.
+        fold: Number of entries of the axis per sample: 1, or the number of positions that are folded into it.
+        inner: Whether samples vary faster than positions in a folded axis, as in [length * n, ...].
     """
 
     place: int
@@ -40,23 +40,23 @@ class Axis:
     inner: bool = False
 
     def to_front(self, tensor: Tensor, before: int = 0) -> Tensor:
-        """The tensor with this axis first, a sample's positions next to each other; `before` axes are not counted."""
+        """Return the tensor with this axis first, a sample's positions adjacent; `before` further axes precede it."""
         moved = tensor.movedim(self.place + before, 0)
         return moved.unflatten(0, (self.fold, -1)).transpose(0, 1).flatten(0, 1) if self.inner else moved
 
 
 @dataclass(frozen=True)
 class Note:
-    """What is known ahead of one use.
+    """Properties of one use, known from earlier passes.
 
     Attributes:
-        key: Which parameters it is of.
-        inputs: The axis of the samples in the input.
-        output: And in the output.
+        key: Names of the parameters, in the layer and in the network.
+        inputs: Batch axis of the input.
+        output: Batch axis of the output.
         copy_inputs: Whether the input is changed in place later.
-        copy_output: Whether the output is.
-        once: Whether the layer is applied once for all samples.
-        serves: Whether input and output are of samples, so that a rule can be applied.
+        copy_output: Whether the output is changed in place later.
+        once: Whether the layer is applied once for the whole batch.
+        serves: Whether a rule can be applied: input and output both have a batch axis, or the layer is applied once.
     """
 
     key: object
@@ -74,13 +74,13 @@ class Use:
 
     Attributes:
         key: As in `Note`.
-        rule: What makes its rows.
-        layer: The module, or what stands for one, as the rule wants it.
+        rule: The rule that computes its rows.
+        layer: The module, or for `F.linear` a stand-in with its attributes, as the rule's first argument.
         names: Names of the network's parameters, by their names in the layer.
-        inputs: What went in.
-        output: What came out; the gradients wanted are those by it.
-        seen: Input and output as the layer had them.
-        versions: Of these two when they were seen: changes in place count them up.
+        inputs: Input, detached, for the rule.
+        output: Output, by which the gradients are taken.
+        seen: Input and output as the layer had them, before any copy or repetition.
+        versions: Version counters of `seen` at that time; changes in place increase them.
     """
 
     key: object
@@ -94,23 +94,23 @@ class Use:
 
 
 class Mismatch(RuntimeError):
-    """The network uses its layers otherwise than when it was looked at."""
+    """The network uses its layers in another way than in earlier passes."""
 
 
 class Recorder:
-    """Records the uses of parameters by layers with rules, and by `F.linear`, while the context lasts.
+    """Records the uses of parameters by layers with rules, and by `F.linear`, within the context.
 
     Args:
         network: The network.
-        notes: What is known ahead of each use, in their order; None to find out.
-        n: Samples that pass.
+        notes: A note for each use, in order; None in the first passes, which yield the notes.
+        n: Number of samples of the pass.
     """
 
     def __init__(self, network: nn.Module, notes: Sequence[Note] | None = None, n: int = 0) -> None:
         self.network, self.notes, self.n = network, notes, n
         self.names = {id(p): name for name, p in trained(network).items()}
         self.uses: list[Use] = []
-        self._inside = 0
+        self._inside = 0  # depth of layers with rules: only the outermost one is recorded
         self._stack = ExitStack()
 
     def __enter__(self) -> Recorder:
@@ -122,8 +122,8 @@ class Recorder:
             leave = module.register_forward_hook(self._leaver(rule), with_kwargs=True)
             self._stack.callback(enter.remove)
             self._stack.callback(leave.remove)
-        # Attention layers, tied outputs and the like call the function with their parameters themselves. It is looked
-        # up by its name in this one place, also by PyTorch's own functions.
+        # Attention layers, tied outputs and the like call `F.linear` with their parameters directly. Replacing this one
+        # attribute is enough, because PyTorch's own functions look it up there, too.
         self._stack.callback(setattr, F, "linear", F.linear)
         F.linear = self._linear_of(F.linear)
         return self
@@ -135,6 +135,8 @@ class Recorder:
         self._inside += 1
 
     def _leaver(self, rule: Rule) -> Callable:
+        """Return the forward hook of a layer with a rule; a tensor that it returns replaces the layer's output."""
+
         def leave(module: nn.Module, args: tuple, kwargs: dict, output: object) -> Tensor | None:
             self._inside -= 1
             inputs = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
@@ -146,6 +148,8 @@ class Recorder:
         return leave
 
     def _linear_of(self, linear: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """Return `F.linear` with its uses recorded, unless a layer with a rule calls it."""
+
         def recorded(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             output = linear(input, weight, bias)
             layer = SimpleNamespace(weight=weight, bias=bias)
@@ -160,7 +164,7 @@ class Recorder:
     def _record(
         self, rule: Rule, layer: object, own: Mapping[str, Tensor], inputs: Tensor, output: Tensor
     ) -> Tensor | None:
-        """Take down a use; returns what is to go on in the place of the output, if anything else."""
+        """Record a use; return the tensor that replaces the layer's output, or None."""
         names = {name: self.names[id(p)] for name, p in own.items()}
         key, changed, seen = tuple(sorted(names.items())), None, (inputs, output)
         if self.notes is not None:
@@ -170,9 +174,10 @@ class Recorder:
             note = self.notes[k]
             if note.copy_inputs:
                 inputs = inputs.detach().clone()
-            if note.once:  # each sample gets the output as its own
+            if note.once:  # repeat input and output for each sample
                 inputs, output = (_for_each(tensor, self.n) for tensor in seen)
                 changed = output
+            # The copy continues in the network, so that the recorded output keeps its place in the graph.
             if note.copy_output:
                 changed = output.clone()
         versions = seen[0]._version, seen[1]._version
@@ -181,23 +186,23 @@ class Recorder:
 
 
 def _for_each(tensor: Tensor, n: int) -> Tensor:
-    """The tensor once for each sample: [1, ...] or [...] as [n, ...]."""
+    """Return a tensor repeated for each sample, without a copy: [1, ...] or [...] as [n, ...]."""
     leading = tensor.ndim > 0 and len(tensor) == 1
     return tensor.expand(n, *tensor.shape[leading:])
 
 
 def rows_of(use: Use, note: Note, gradients: Float[Tensor, "..."]) -> dict[str, Share]:
-    """Return what a use adds to the rows of its parameters, by the network's names of them.
+    """Return the contributions of a use to the rows of its parameters, by their names in the network.
 
     Args:
         use: The use.
-        note: What is known of it.
-        gradients: By the output, of each of C cotangents. Shape: [C, *output].
+        note: Its note.
+        gradients: Gradients by the output, for each of C cotangents. Shape: [C, *output].
     """
     fold = note.output.fold
     inputs = note.inputs.to_front(use.inputs)  # [n, ...]
     gradients = note.output.to_front(gradients, 1)  # [n, C, ...]
-    if fold > 1 and use.rule is linear_rule:  # takes positions itself, and forms fewer rows
+    if fold > 1 and use.rule is linear_rule:  # it accepts positions as an axis, and then forms fewer rows
         inputs = inputs.unflatten(0, (-1, fold))
         gradients, fold = gradients.unflatten(0, (-1, fold)).movedim(1, 2), 1
     found = use.rule(use.layer, inputs, gradients)
@@ -209,15 +214,15 @@ def rows_of(use: Use, note: Note, gradients: Float[Tensor, "..."]) -> dict[str, 
 
 
 def _unfolded(share: Share, fold: int) -> Tensor:
-    """Add up the rows of the positions that are folded into the axis of the samples."""
+    """Return the rows summed over the positions that are folded into the batch axis."""
     return formed(share).unflatten(0, (-1, fold)).sum(1)
 
 
 def record(network: nn.Module, x: Inputs, notes: Sequence[Note]) -> tuple[Tensor, list[Use]]:
-    """The outputs for some samples, with their graph, and the uses on the way.
+    """Return the outputs for some samples, with their graph, and the uses recorded in the pass.
 
     Raises:
-        Mismatch: The network uses its layers otherwise than the notes say.
+        Mismatch: The network uses its layers in another way than the notes say.
     """
     with Recorder(network, notes, len(x)) as recorder:
         outputs = network(x)
@@ -229,20 +234,22 @@ def record(network: nn.Module, x: Inputs, notes: Sequence[Note]) -> tuple[Tensor
 def shares_of(
     uses: Sequence[Use], notes: Sequence[Note], gradient: Callable[[int], Tensor], names: frozenset[str]
 ) -> Iterator[tuple[str, Share]]:
-    """Yield what each parameter of some adds to the Jacobian, one after the other; uses of one parameter add up.
+    """Yield for each of some parameters its name and its contribution to the Jacobian, summed over its uses.
 
     Args:
         uses: All uses.
-        notes: What is known of each.
-        gradient: By the output of the k-th, made when asked for. Shape: [C, *output].
-        names: The parameters that are wanted.
+        notes: The note of each use.
+        gradient: Function from k to the gradients by the k-th use's output, called on demand. Shape: [C, *output].
+        names: Names of these parameters.
     """
     places: dict[str, list[int]] = {}
     for k, use in enumerate(uses):
         for name in use.names.values():
             if name in names:
                 places.setdefault(name, []).append(k)
-    waiting: dict[tuple[int, str], Share] = {}  # made with another parameter of the same layer
+    # Contributions computed along with another parameter of the same use, such as a bias with its weight. One parameter
+    # at a time is yielded and then freed, since its explicit rows may be large.
+    waiting: dict[tuple[int, str], Share] = {}
     for name, at in places.items():
         found = []
         for k in at:

@@ -1,4 +1,4 @@
-"""How the statistics of a network were computed, and of what, in words for a person."""
+"""Human-readable text on how the statistics of a network were computed, and to what network they apply."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ WAYS = {
     "iteration": "products with each sample's own kernel",
     "plain": "one sample at a time, in reverse mode",
 }
-"""How per-sample quantities were computed, the column `method` of `ntk`, in words."""
+"""Text for each value of the column `method` of `ntk`, how per-sample quantities were computed."""
 
 
 def approximations(row: Mapping) -> list[str]:
-    """Return what must be said of statistics that are not those of the network as it trains, from their columns.
+    """Return a note on each way in which the statistics, by their columns, are not those of the network as it trains.
 
     Example:
         >>> approximations({"off": "drop", "frozen_norms": "", "dtype": "float32"})
@@ -32,11 +32,12 @@ def approximations(row: Mapping) -> list[str]:
 
 
 def _text(value: object) -> str:
+    # A missing value is None, or NaN in a table read by pandas.
     return value if isinstance(value, str) else ""
 
 
 def _few(names: str, most: int = 3) -> str:
-    """Some of many names: `a, b, c and 27 more`."""
+    """Return the first of many names: `a, b, c and 27 more`."""
     several = [name.strip() for name in names.split(",")]
     more = len(several) - most
     return ", ".join(several[:most]) + (f" and {more} more" if more > 0 else "")

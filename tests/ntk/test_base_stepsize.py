@@ -1,4 +1,4 @@
-"""The stepsize that stands for 1/beta(b), against the curvature along the gradient by plain autograd."""
+"""The base stepsize in place of 1/beta(b), against the curvature along the gradient by plain autograd."""
 
 import math
 
@@ -23,7 +23,7 @@ def problem(seed, n=12, inputs=5, outputs=2, scale=1.0):
 
 
 def curvature(network, x, y):
-    """`g^T H g / g^T g`, H by double backward through the mean loss."""
+    """Return `g^T H g / g^T g`, by double backward through the mean loss."""
     parameters = list(network.parameters())
     value = (network(x) - y).square().sum() / (2 * len(x))
     gradient = torch.autograd.grad(value, parameters, create_graph=True)
@@ -60,7 +60,7 @@ class Backward(torch.autograd.Function):
 
 
 class Odd(nn.Module):
-    """Mixes the samples of its batch, draws at random, holds state and has no second derivative."""
+    """Network that mixes the samples of its batch, draws random numbers, holds state and has no second derivatives."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Batch normalization held constant, against networks whose running averages are set by hand, layer by layer."""
+"""Frozen batch normalization, against networks whose running averages are set by hand, layer by layer."""
 
 import copy
 import math
@@ -28,7 +28,7 @@ def normal(*shape, seed=0, dtype=torch.float64):
 
 
 def scattered(network, seed=1):
-    """The network with weights of no special value, and its running averages far from any truth."""
+    """Return the network with arbitrary weights, and running averages far from the statistics of any data."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.is_floating_point():
@@ -40,7 +40,7 @@ def scattered(network, seed=1):
 
 
 def by_hand(network, x):
-    """A copy in evaluation mode: layer after layer, plain sums over a full pass become its running averages."""
+    """Return a copy in evaluation mode, its running averages computed layer by layer from full passes."""
     network = copy.deepcopy(network)
     layers = [module for module in network.modules() if isinstance(module, NORMS)]
     for layer in layers:
@@ -74,7 +74,7 @@ class Keyword(nn.Module):
 
 
 def state(network):
-    """All that must be as found: modes, hooks, buffers by identity and by bits."""
+    """Return all that must be restored: modes, hooks, buffers by identity and by value."""
     return [
         (
             module.training,
@@ -106,7 +106,7 @@ class Residual(nn.Module):
 
 
 class Vectors(nn.BatchNorm1d):
-    """A synchronized norm as users write it: its own training code, PyTorch's in evaluation."""
+    """Synchronized norm as users write it: its own training code, PyTorch's in evaluation mode."""
 
     def forward(self, input):
         if not self.training:
@@ -118,14 +118,14 @@ class Vectors(nn.BatchNorm1d):
 
 
 class Resting(nn.BatchNorm1d):
-    """In training mode by its buffers all the same."""
+    """Norm that uses its buffers in training mode, too."""
 
     def forward(self, input):
         return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
 
 class Otherwise(nn.BatchNorm1d):
-    """Evaluates by a buffer of its own."""
+    """Norm that uses a buffer of its own in evaluation mode."""
 
     def __init__(self, channels):
         super().__init__(channels)
@@ -138,7 +138,7 @@ class Otherwise(nn.BatchNorm1d):
 
 
 class Splits(nn.BatchNorm1d):
-    """Ghost batches as users write them, with averages of each."""
+    """Ghost batch normalization as users write it, with running averages for each ghost batch."""
 
     def __init__(self, channels, splits):
         super().__init__(channels)
@@ -207,7 +207,7 @@ def case(request):
 
 
 def retry_on_oom(monkeypatch, size):
-    """Let so many samples pass at a time."""
+    """Set the number of samples per pass."""
     monkeypatch.setattr(batchnorm._Freezer, "_fitting", lambda *_: size)
 
 
@@ -362,7 +362,7 @@ def test_a_norm_that_is_never_reached_is_left_alone(size, monkeypatch):
 
 
 class Routed(nn.Module):
-    """Two experts, each of which sees the samples of one sign."""
+    """Two experts, each applied to the samples of one sign."""
 
     def __init__(self):
         super().__init__()
@@ -399,7 +399,7 @@ class Twice(nn.Module):
 
 
 class InTurn(nn.Module):
-    """Which of two norms comes first depends on a sample."""
+    """Two norms whose order depends on the first sample."""
 
     def __init__(self):
         super().__init__()
@@ -410,7 +410,7 @@ class InTurn(nn.Module):
 
 
 class Virtual(nn.Module):
-    """Ghost batches by a norm that is called for each (Arik and Pfister 2020)."""
+    """Ghost batch normalization by one norm that is called for each ghost batch (Arik and Pfister 2020)."""
 
     def __init__(self):
         super().__init__()
@@ -505,7 +505,7 @@ def test_all_is_as_found_after_an_error_in_the_context_or_in_the_network():
 
 
 class Counting(nn.Module):
-    """Changes its buffers whenever it is called, in place and by another tensor; swallows errors."""
+    """Network that changes its buffers at every call, in place and by assignment, and swallows errors."""
 
     def __init__(self):
         super().__init__()
@@ -555,7 +555,7 @@ def test_under_checkpointing_and_in_inference_mode(reentrant, size, monkeypatch)
             assert stack.enter_context(frozen_batch_norm(network, x)) == ("inner.1", "inner.3")
             assert not network.inner[1].running_mean.is_inference()
         gradients = []
-        for each in (network, reference):  # by `backward`: to `autograd.grad` reentrant checkpoints look unused
+        for each in (network, reference):  # `autograd.grad` does not support reentrant checkpoints
             each(x[:1])[0, 0].backward()
             gradients.append([p.grad for p in each.parameters()])
     assert all(gradient.abs().max() > 1e-6 for gradient in gradients[1][:4])
@@ -611,7 +611,7 @@ def test_compiled_parts_that_run_eagerly():
 
 
 def test_the_memory_bound_decides_how_many_pass_at_once():
-    """By measured storage: in a network as wide as its weight is large, only what grows with the samples counts."""
+    """The estimate comes from measured storage: large weights do not count, only what grows with the samples."""
     network = nn.Sequential(nn.Linear(256, 256), nn.ReLU(), nn.BatchNorm1d(256), nn.Linear(256, 2))
     x = torch.randn(1000, 256)
     sizes = []

@@ -1,4 +1,4 @@
-"""Valid uses that once gave a wrong number, a traceback or no answer; each after public reports about other tools."""
+"""Valid uses that once gave a wrong number, a traceback or no answer, from public reports on other tools."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ QUANTITIES = ("gamma", "gamma_mean", "k_op", "b_star", "noise_scale")
 
 
 def assert_right(network, x, y, loss="mse", **options):
-    """In float64 to 1e-6, in float32 to 2e-4, of the same weights."""
+    """Compare the statistics with the oracle, to 1e-6 in float64 and to 2e-4 in float32, at the same weights."""
     double = x.double() if x.is_floating_point() else x
     target = y.double() if y.is_floating_point() else y
     expected = oracles.statistics(
@@ -49,7 +49,7 @@ def test_positions_looked_up_once_for_all_samples(place):
 
 @pytest.mark.parametrize("n", [4, 8])
 def test_b_star_with_positions_is_not_n_times_too_large(n):
-    """The layer's gradient is shared: a gamma that adds the samples' would grow with n."""
+    """The layer is applied once for all samples: a gamma that added their gradients would grow with n."""
     torch.manual_seed(0)
     network, token = Placed("[1, t]").double(), torch.randint(0, 7, (1, 4))
     found = ntk_statistics(network, token.expand(n, -1), k_tolerance=1e-9)
@@ -87,7 +87,7 @@ def test_a_shortcut_added_in_place():
 
 
 def test_relu_in_place_takes_no_other_way_than_relu():
-    """Many samples: what is changed in place is copied, and not every sample's Jacobian formed."""
+    """Tensors changed in place are copied, and no per-sample Jacobian is formed, even for many samples."""
     found = []
     for inplace in (False, True):
         torch.manual_seed(0)
@@ -142,7 +142,7 @@ def test_the_dense_kernel_and_what_is_read_from_it(build, dtype):
 
 @pytest.mark.parametrize("groups", [16, 8, 7, 4, 2])
 def test_samples_that_come_in_turns_of_groups(groups):
-    """Sensors that report in turn, with features of their own: a start made of one group never leaves it."""
+    """Sensors that report in turn, with disjoint features: a start within one group of samples never leaves it."""
     torch.manual_seed(0)
     n, x = 1024, torch.zeros(1024, 8 * groups)
     for i in range(n):
@@ -157,7 +157,7 @@ def test_samples_that_come_in_turns_of_groups(groups):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_the_tight_gamma_of_a_kernel_without_full_rank(dtype):
-    """Rounding noise in float32 is not range of K."""
+    """Rounding errors in float32 do not count as the range of K."""
     torch.manual_seed(0)
     n, d = 200, 20
     x = torch.randn(n, d, dtype=torch.float64) * torch.logspace(0, -1, d, dtype=torch.float64)
@@ -272,7 +272,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
     ids=["SDPA", "written out"],
 )
 def test_attention_keeps_within_the_memory(attend):
-    """The weights of attention, [n, heads, t, t], belong to no layer: a bound that counts layers alone misses them."""
+    """The attention weights, [n, heads, t, t], are no layer's output: an estimate from layers alone would miss them."""
     code = ATTENTION.format(attend=attend, n=1024)
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -387,7 +387,7 @@ sweep = Sweep(name="position", dataset="digits", models=["my_nets:shared", "my_n
 
 
 def test_a_sweep_with_positions_looked_up_once(tmp_path):
-    """Both networks are one function, so that all that is predicted and measured is the same."""
+    """Both networks compute the same function, so their predictions and measurements agree."""
     trials, ntk = swept(tmp_path, "position", my_nets=POSITIONS, my_sweep=POSITION_SWEEP)
     assert len(trials) == 6
     for name in ("gamma", "k_op", "b_star", "noise_scale"):

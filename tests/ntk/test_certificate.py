@@ -1,4 +1,4 @@
-"""What the certificates see: faults planted in the ways, each in a place that the others would not show."""
+"""Faults that the certificates detect, each planted where the other checks would not show it."""
 
 from itertools import pairwise
 
@@ -42,7 +42,7 @@ def right(found, network, x, y):
 
 
 def test_a_fault_in_the_grams_of_the_largest_sample_is_seen(monkeypatch):
-    """The rules are right for the three samples that are looked at first, and wrong afterwards."""
+    """The rules are right for the three samples inspected first, and wrong afterwards."""
     made = grams.grams
 
     def faulty(network, x, parts):
@@ -59,7 +59,7 @@ def test_a_fault_in_the_grams_of_the_largest_sample_is_seen(monkeypatch):
 
 @pytest.mark.parametrize("way", ["recorded", "forward"])
 def test_a_fault_in_products_with_the_kernel_is_seen(monkeypatch, way):
-    """A sample's share is lost, as where the last chunk is left out: the vector found hardly shows it."""
+    """The last sample's product is lost, as if a chunk were left out: the eigenvector alone would hardly show it."""
     multiply = KernelOperator.__call__
 
     def faulty(self, u):
@@ -94,7 +94,7 @@ def test_where_no_way_is_confirmed_there_is_no_number(monkeypatch):
 
 
 def test_a_start_in_an_invariant_subspace_is_left():
-    """Groups of features that never meet: from one group's start, Lanczos sees that group alone."""
+    """Samples in groups with disjoint features: from a start in one group, Lanczos sees that group alone."""
     generator = torch.Generator().manual_seed(0)
     x = torch.zeros(640, 24, dtype=torch.float64)
     for k in range(len(x)):
@@ -111,7 +111,7 @@ def test_a_second_start_that_finds_more_moves_the_first(monkeypatch):
     x[:20, :4] = torch.randn(20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x[20:, 4:] = 9 * torch.randn(20, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
-    def blind(operator, second, like):  # sees the first half of the samples only
+    def blind(operator, second, like):  # nonzero for the first half of the samples only
         start = torch.zeros_like(like)
         start[:20] = 1
         return start
@@ -124,7 +124,7 @@ def test_a_second_start_that_finds_more_moves_the_first(monkeypatch):
 @settings(max_examples=25)
 @given(st.integers(2, 60), st.integers(2, 12), st.sampled_from([1.0, 0.2]), st.integers(0, 2**31))
 def test_no_eigenvalue_exceeds_the_bound_but_seldom(size, steps, share, seed):
-    """One eigenvalue far above a bulk, the hardest case, and starts whose fixed part is orthogonal to its vector."""
+    """The hardest case: one eigenvalue far above the rest, and a fixed part of the start orthogonal to its vector."""
     generator = np.random.default_rng(seed)
     values = torch.tensor(np.append(generator.uniform(0, 1, size - 1), 1 + generator.exponential(3)))
     trials = 400
@@ -146,7 +146,7 @@ def test_the_bound_tightens_with_products_and_with_the_random_part():
 
 
 class Scale(nn.Module):
-    """A layer of one's own: `y = w x`."""
+    """A user's own layer, `y = w x`."""
 
     def __init__(self, size):
         super().__init__()

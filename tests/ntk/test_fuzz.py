@@ -1,4 +1,4 @@
-"""Networks drawn from a grammar: no number is wrong, and few are refused; wrong rules are found out."""
+"""Random networks from a grammar: no number is wrong, and few networks are rejected; wrong rules are detected."""
 
 from collections import Counter
 
@@ -35,7 +35,7 @@ def test_no_number_is_wrong_and_few_networks_are_refused():
 
 
 class OfPositions(nn.Module):
-    """Without biases, so that samples of zeros have no gradient at all; as many positions as features."""
+    """Network without biases, so that samples of zeros have no gradient; as many positions as features."""
 
     def __init__(self):
         super().__init__()
@@ -57,7 +57,7 @@ class OfPixels(nn.Module):
 
 
 def dropped_term(rule):
-    """One position is forgotten."""
+    """Return the rule with one position left out."""
 
     def wrong(module, inputs, gradients):
         along = 1 if inputs.ndim == 3 else inputs.ndim - 1
@@ -69,7 +69,7 @@ def dropped_term(rule):
 
 
 def wrong_dimension(rule):
-    """Positions are taken for features, of which there are as many."""
+    """Return the rule with positions and features swapped; there are equally many."""
 
     def wrong(module, inputs, gradients):
         return rule(module, inputs.mT, gradients)
@@ -78,7 +78,7 @@ def wrong_dimension(rule):
 
 
 def stale_input(rule):
-    """The input is seen as a later ReLU in place left it."""
+    """Return the rule with the input as a later in-place ReLU leaves it."""
 
     def wrong(module, inputs, gradients):
         return rule(module, inputs.relu(), gradients)
@@ -87,7 +87,7 @@ def stale_input(rule):
 
 
 def for_few_only(defect):
-    """Right where few samples pass at a time, as in a look: wrong only where more do."""
+    """Return the defect in passes of more than three samples only, so that comparing single samples misses it."""
 
     def planted(rule):
         wrong = defect(rule)
@@ -104,7 +104,7 @@ HIDDEN = {f"{name}, of many samples": for_few_only(defect) for name, defect in D
 @pytest.mark.parametrize("defect", DEFECTS | HIDDEN)
 @pytest.mark.parametrize("layer", [nn.Linear, nn.Conv2d], ids=lambda layer: layer.__name__)
 def test_a_wrong_rule_is_not_believed_and_no_number_is_wrong(layer, defect, loss, monkeypatch):
-    """The first, the middle and the last sample are zeros, of which no rule's defect shows."""
+    """The first, the middle and the last sample are zeros, for which no defect of a rule shows."""
     torch.manual_seed(0)
     network = (OfPositions() if layer is nn.Linear else OfPixels()).double()
     x = torch.randn(11, 4, 4).double() if layer is nn.Linear else torch.randn(11, 2, 5, 5).double()
@@ -122,7 +122,7 @@ def test_a_wrong_rule_is_not_believed_and_no_number_is_wrong(layer, defect, loss
 
 
 def test_a_defect_is_one():
-    """That each defect changes the rows, or nothing would be tested."""
+    """Each defect changes the rows; otherwise the tests above would test nothing."""
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(5, 4, 4, generator=generator)
     gradients = torch.randn(5, 3, 4, 4, generator=generator)

@@ -1,4 +1,4 @@
-"""Networks and inputs that came out wrong: one test for each, against rows by plain backward passes in float64."""
+"""Networks and inputs that once gave wrong results, each against rows by plain backward passes in float64."""
 
 import copy
 
@@ -77,7 +77,7 @@ def test_a_token_that_few_samples_have_uses_weights_of_its_own():
 
 
 class Experts(nn.Module):
-    """Of each expert a batch has at most max(4, n / 4) samples; the others pass it by."""
+    """Experts with a capacity of max(4, n / 4) samples per batch; further samples bypass them."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a look at a network tells apart, and the sentence where there is nothing to compute."""
+"""Inspection of a network: what it distinguishes, and the sentence with which it rejects a network."""
 
 import random
 
@@ -12,7 +12,7 @@ from raysat.ntk import NoStatistics, ntk_statistics, reason_against
 
 
 class Around(nn.Module):
-    """Two layers, and something between them."""
+    """Two layers with a module between them."""
 
     def __init__(self, between):
         super().__init__()
@@ -24,7 +24,7 @@ class Around(nn.Module):
 
 
 class Calls(nn.Module):
-    """A function as a module, with a buffer that counts its calls."""
+    """Module that calls a function, with a buffer that counts the calls."""
 
     def __init__(self, function):
         super().__init__()
@@ -75,7 +75,7 @@ def test_a_network_that_draws_where_it_changes_nothing_is_served():
 
 
 def test_a_state_that_changes_is_that_which_was_given():
-    """The second pass would see another factor: each begins with the one that was given."""
+    """Every pass starts from the given state; otherwise the factor would change from pass to pass."""
     changing = Around(Calls(lambda h, m: h * (1 + m.count)))
     expected = ntk_statistics(Around(Calls(lambda h, m: 2 * h)), X, k_tolerance=1e-6)
     found = ntk_statistics(changing, X, k_tolerance=1e-6)
@@ -101,7 +101,7 @@ def test_zeros_do_not_hide_what_is_mixed():
 
 
 class CountsBatch(torch.autograd.Function):
-    """The identity, with a gradient that depends on the batch."""
+    """Identity with a gradient that depends on the batch size."""
 
     @staticmethod
     def forward(ctx, h):

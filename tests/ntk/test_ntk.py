@@ -45,7 +45,7 @@ class Shared(nn.Module):
 
 
 class Outside(nn.Module):
-    """A weight used outside its own module's forward: no look at the modules can see it."""
+    """A weight used outside its own module's forward, which hooks on modules do not see."""
 
     def __init__(self):
         super().__init__()
@@ -67,7 +67,7 @@ class Positions(nn.Module):
 
 
 class Scale(nn.Module):
-    """A layer that no rule knows."""
+    """A layer without a rule."""
 
     def __init__(self, size):
         super().__init__()
@@ -78,7 +78,7 @@ class Scale(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Embedding, attention and a head, on tokens made of the numbers; tied, the head holds the embedding's weight."""
+    """Embedding, attention and a head, on tokens made from the inputs; if tied, embedding and head share a weight."""
 
     def __init__(self, tied):
         super().__init__()
@@ -285,7 +285,7 @@ def test_every_way_to_the_grams_agrees():
 
 
 class Functional(nn.Module):
-    """Holds a weight of its own, and calls the function with it."""
+    """Network with a weight of its own, which it passes to `F.linear`."""
 
     def __init__(self):
         super().__init__()
@@ -437,7 +437,7 @@ def test_products_by_rules_are_those_of_the_dense_jacobian(tied, short):
     x[3] = x[1]
     y = x.roll(1, 1)
     loss = LOSSES["cross_entropy"]
-    j = oracles.jacobians(network, x)  # [n, L V, p]; before the graphs, for it writes to the weights
+    j = oracles.jacobians(network, x)  # [n, L V, p]; before the graphs, because it writes to the weights
     surveyed = survey(network, x[:3])
     assert not surveyed.rest
     products = ByRules(network, x, loss, y, surveyed)
@@ -446,7 +446,7 @@ def test_products_by_rules_are_those_of_the_dense_jacobian(tied, short):
     outputs = network(x).detach()
     pulled = torch.einsum("nop,no->np", j, loss.factor(outputs, y, u).flatten(1))
     expected = loss.factor_transposed(outputs, y, torch.einsum("nop,np->no", j, pulled).view_as(u))
-    for _ in range(2):  # what is between the positions is kept from the first
+    for _ in range(2):  # the second product reuses A A^T from the first
         torch.testing.assert_close(products(u), expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(products(u)[3], products(u)[1], rtol=1e-10, atol=1e-12)
     assert bool(products.between) == short
@@ -594,7 +594,7 @@ def test_refining_ends_where_a_tolerance_cannot_be_reached():
     values = torch.linspace(1, 2, 300)
     noise = torch.Generator().manual_seed(0)
 
-    def rough(v):  # an operator whose products are off by 1e-3
+    def rough(v):  # an operator with products of relative error 1e-3
         return v * values + 1e-3 * torch.randn(v.shape, generator=noise)
 
     known = tridiagonalize(rough, torch.ones(1, 300), 3)

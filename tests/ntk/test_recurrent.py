@@ -1,4 +1,4 @@
-"""Recurrent layers as loops compute what PyTorch's own kernels do."""
+"""Recurrent layers as loops give the results of PyTorch's own kernels."""
 
 import pytest
 import torch

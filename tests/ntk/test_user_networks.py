@@ -1,7 +1,7 @@
-"""The networks that users bring, each with a sweep file and a module of its own, by the command as its user types it.
+"""Networks of users, each with a sweep file and a module of its own, run by the command as the user types it.
 
-Where RAYSAT_DATA names a folder with the original data sets the data are those: tiny Shakespeare by windows of eight
-characters, MNIST and CIFAR-10. Else they are made, or scikit-learn's digits.
+If RAYSAT_DATA names a folder with the original data sets, these are used: tiny Shakespeare in windows of eight
+characters, MNIST and CIFAR-10. Otherwise the data are synthetic, or scikit-learn's digits.
 """
 
 import importlib
@@ -156,7 +156,7 @@ def written(folder, module, **fields):
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory):
-    """What a sweep of a case printed and where its results lie; each sweep is run once."""
+    """Return a function from a case to the finished sweep command and its results folder; each sweep runs once."""
 
     @cache
     def run(case):
@@ -204,7 +204,7 @@ def test_its_statistics_are_certified_and_what_approximates_is_said(swept, case)
 
 @pytest.mark.parametrize("case", ["lstm", "encoder", "dropout"])
 def test_its_statistics_are_those_of_plain_autograd(swept, case, monkeypatch):
-    """Of the network without its random layers, at the weights that its builder draws with the seed of the sweep."""
+    """They are those of the network in evaluation mode, at the weights that its builder draws with the sweep's seed."""
     _, root = swept(case)
     _, dataset, _, loss, *_ = CASES[case]
     (row,) = pd.read_parquet(root / "ntk").to_dict("records")
@@ -214,7 +214,7 @@ def test_its_statistics_are_those_of_plain_autograd(swept, case, monkeypatch):
     told = {"vocabulary": samples.vocabulary} if samples.vocabulary else {}
     torch.manual_seed(0)
     network = nets.build(4, samples.input_shape, samples.outputs, **told).double().eval()
-    monkeypatch.setattr(torch.backends.mha, "get_fastpath_enabled", bool)  # which has no derivative
+    monkeypatch.setattr(torch.backends.mha, "get_fastpath_enabled", bool)  # the fast path has no derivative
     right = oracles.statistics(network, samples.x, samples.y, loss)
     for name in ("gamma", "k_op", "gamma_mean", "noise_scale"):
         assert row[name] == pytest.approx(right[name], rel=1e-4), name

@@ -1,4 +1,4 @@
-"""Statistics of every kind of network that users bring are right, or refused for a reason that is allowed."""
+"""Statistics of every kind of network that users bring are right, or rejected for an admissible reason."""
 
 import inspect
 import pkgutil
@@ -29,7 +29,7 @@ SLACK = {torch.float64: 1e-6, torch.float32: 2e-4}
 
 @cache
 def expected(name):
-    """The statistics of a case by the oracle, in float64, and its targets."""
+    """Return the statistics of a case by the oracle, in float64, and its targets."""
     case = CASES[name]
     network, x = case.made()
     case.meant(network, x)
@@ -47,7 +47,7 @@ def made(case, dtype):
 
 @contextmanager
 def left_as_found(network, *tensors):
-    """All that a caller can see of a network, of tensors and of the process is the same afterwards."""
+    """Check that all that a caller can see of a network, of tensors and of the process is unchanged afterwards."""
     before = everything(network, tensors)
     yield
     after = everything(network, tensors)
@@ -74,7 +74,7 @@ def everything(network, tensors):
         found[name] = id(b), bits(b)
     for name, module in network.named_modules():
         hooks = [len(value) for key, value in sorted(vars(module).items()) if key.endswith("_hooks")]
-        own = sorted(key for key in vars(module) if key != "last")  # a network may keep what it last gave
+        own = sorted(key for key in vars(module) if key != "last")  # a network may keep its last output
         found[f"module {name}"] = type(module), module.training, hooks, own, vars(module).get("forward")
     return found
 
@@ -91,7 +91,7 @@ def agree(found, values, slack, names=QUANTITIES):
 
 
 def refusal_of_mixing(case, network, x, y):
-    """What may mix gives no wrong numbers: it is refused for that reason, or not at all."""
+    """Return whether a case that may mix samples is rejected, which must be for this reason."""
     reason = reason_against(network, x, y, loss=case.loss)
     assert not reason or re.search("mix|cannot be held constant", reason), reason
     return bool(reason)
@@ -133,7 +133,7 @@ def test_random_layers_that_were_turned_off_are_named(case):
 @pytest.mark.parametrize("case", [c for c in CASES.values() if c.kind == "BatchNorm in training"], ids=str)
 def test_norms_whose_statistics_were_held_are_named(case):
     _, network, x, y = made(case, torch.float32)
-    if case.may_mix and refusal_of_mixing(case, network, x, y):  # each call has statistics of its own
+    if case.may_mix and refusal_of_mixing(case, network, x, y):  # a norm called twice has statistics for each call
         return
     found = ntk_statistics(network, x, y, loss=case.loss)
     held = {
@@ -163,7 +163,7 @@ def test_what_is_refused_is_told_why_and_what_to_do(case):
 
 
 def public_classes():
-    """Every subclass of Module that torch.nn and the modules below torch.nn.modules have under a public name."""
+    """Return every subclass of Module with a public name in torch.nn or a module below torch.nn.modules."""
     modules = [
         nn,
         *(import_module(found.name) for found in pkgutil.iter_modules(nn.modules.__path__, "torch.nn.modules.")),
@@ -177,7 +177,7 @@ def public_classes():
 
 
 def covered():
-    """The classes of which some case has an instance."""
+    """Return the classes of which some case has an instance."""
     cases = [case for case in CASES.values() if not case.needs]
     return {type(module) for case in cases for module in case.made()[0].modules()}
 
@@ -294,7 +294,7 @@ def test_networks_of_half_precision_have_the_statistics_of_their_weights_in_floa
 
 
 def test_the_state_of_random_is_left_alone():
-    """In a process of its own: the checks of types in the tests draw from it."""
+    """Run in a separate process, because the type checks of the tests draw from `random`."""
     code = """
 import random, torch
 from torch import nn
