@@ -75,7 +75,7 @@ def few_rungs():
 
 
 def pytest_collection_modifyitems(items):
-    """Mark tests by what they need; those of clusters take longest and come first: nothing waits for them in the end."""
+    """Mark tests by what they need; those of clusters take longest and come first, so that nothing waits for them."""
     folder = Path(__file__).parent
     for item in items:
         path = item.path.relative_to(folder).as_posix()

@@ -58,10 +58,11 @@ def base_stepsize(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, chunk: i
         return math.nan
 
     def falls(t: float) -> bool:
+        nonlocal chunk  # what fits once is what the next pass begins with
         with torch.no_grad():
             for weight, before, part in zip(weights, start, gradient, strict=True):
                 weight.copy_(before - t * part)
-        (found, _), _ = retry_on_oom(lambda count: _loss_and_gradient(network, x, y, loss, count, only=True), chunk)
+        (found, _), chunk = retry_on_oom(lambda count: _loss_and_gradient(network, x, y, loss, count, only=True), chunk)
         return found <= initial - t * square / 2
 
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -24,8 +25,8 @@ class State:
         self.weights_move = False
         self.weights = [(p, p.detach().clone()) for p in network.parameters()]
         self.names = {module: name for name, module in network.named_modules()}
-        # By identity, so that a buffer shared by several modules is copied once.
-        self.values = {id(b): b.clone() for _, buffers, _ in self.modules for b in buffers.values() if b is not None}
+        held = {id(b): b for _, buffers, _ in self.modules for b in buffers.values() if b is not None}
+        self.values = _copies(held)
 
     def leave_out(self, names: Iterable[str]) -> None:
         """Exclude some modules, such as those whose buffers were changed on purpose."""
@@ -50,9 +51,10 @@ class State:
         if self.weights_move:  # changed by a forward pass, through `.data`
             for p, value in self.weights:
                 p.data.copy_(value)
+        fresh = _copies(self.values)
         for module, buffers, attributes in self.modules:
             for name, buffer in buffers.items():
-                module._buffers[name] = None if buffer is None else self.values[id(buffer)].clone()
+                module._buffers[name] = None if buffer is None else fresh[id(buffer)]
             vars(module).update(attributes)
 
     def repair(self) -> None:
@@ -65,6 +67,11 @@ class State:
 
 _REGISTRIES = frozenset(vars(nn.Module()))
 """Attributes that every module has, such as the registries of parameters and hooks; the others are plain attributes."""
+
+
+def _copies(buffers: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Copies of buffers by identity, which share memory where the buffers do: one module may read another's changes."""
+    return copy.deepcopy({key: buffer.detach() for key, buffer in buffers.items()})
 
 
 def _equal(a: object, b: object) -> bool:

@@ -142,7 +142,12 @@ NTK = (
     Column("device_bytes", _INT, "bytes", "Memory of the GPU; null on a CPU."),
     Column("launch_seconds", _REAL, "s", "Time of an SGD step on the GPU apart from its samples; null on a CPU."),
     Column("sample_seconds", _REAL, "s", "Time that each sample of a batch adds to a step on the GPU; null on a CPU."),
-    Column("k_iterations", _INT, "products", "Products with K that Lanczos used."),
+    Column(
+        "k_iterations",
+        _INT,
+        "products",
+        "Products with K of the Lanczos run that found k_op; those for its start and certificate are not counted.",
+    ),
     Column("seconds", _REAL, "s", "Wall time of the statistics."),
     *_WHERE,
 )

@@ -206,7 +206,7 @@ def case(request):
     return request.param, scattered(network.double()), 1 + 2 * normal(*shape)
 
 
-def retry_on_oom(monkeypatch, size):
+def samples_per_pass(monkeypatch, size):
     """Set the number of samples per pass."""
     monkeypatch.setattr(batchnorm._Freezer, "_fitting", lambda *_: size)
 
@@ -215,7 +215,7 @@ def retry_on_oom(monkeypatch, size):
 def test_every_sample_has_the_jacobian_of_the_network_by_hand(case, size, monkeypatch):
     name, network, x = case
     if size:
-        retry_on_oom(monkeypatch, size)
+        samples_per_pass(monkeypatch, size)
     reference = by_hand(network, x)
     expected = oracles.jacobians(reference, x)
     assert expected.abs().max() > 1e-3
@@ -277,14 +277,14 @@ def test_random_networks_in_random_parts(data):
     x = normal(data.draw(st.integers(2, 9), "n"), width, seed=data.draw(st.integers(0, 99), "seed"))
     reference, before = by_hand(network, x), state(network)
     with pytest.MonkeyPatch.context() as patch, frozen_batch_norm(network, x) as whole:
-        retry_on_oom(patch, data.draw(st.integers(1, 9), "part"))
+        samples_per_pass(patch, data.draw(st.integers(1, 9), "part"))
         expected = oracles.jacobians(reference, x)
         torch.testing.assert_close(oracles.jacobians(network, x), expected, rtol=1e-8, atol=1e-8)
         with frozen_batch_norm(copy.deepcopy(network), x) as again:
             assert again == ()
     assert_same(before, state(network))
     with pytest.MonkeyPatch.context() as patch:
-        retry_on_oom(patch, data.draw(st.integers(1, 9), "part"))
+        samples_per_pass(patch, data.draw(st.integers(1, 9), "part"))
         with frozen_batch_norm(network, x) as parts:
             torch.testing.assert_close(oracles.jacobians(network, x), expected, rtol=1e-8, atol=1e-8)
     assert parts == whole
@@ -345,7 +345,7 @@ def test_other_layers_keep_their_mode_and_evaluated_norms_their_averages():
 @pytest.mark.parametrize("size", [None, 2])
 def test_a_norm_that_is_never_reached_is_left_alone(size, monkeypatch):
     if size:
-        retry_on_oom(monkeypatch, size)
+        samples_per_pass(monkeypatch, size)
 
     class Unused(nn.Module):
         def __init__(self):
@@ -379,7 +379,7 @@ class Routed(nn.Module):
 @pytest.mark.parametrize("size", [None, 6])
 def test_experts_are_frozen_at_what_is_sent_to_them(size, monkeypatch):
     if size:
-        retry_on_oom(monkeypatch, size)
+        samples_per_pass(monkeypatch, size)
     network, x = scattered(Routed().double()), normal(24, 4)
     x[:, 0] = torch.tensor([1.0, -1, 1, 1, -1, 1]).repeat(4) + 0.1 * x[:, 0]
     with frozen_batch_norm(network, x) as names:
@@ -435,7 +435,7 @@ REFUSED = {
 def test_what_cannot_be_held_constant_is_refused_and_left_as_found(name, monkeypatch):
     make, size, said = REFUSED[name]
     if size:
-        retry_on_oom(monkeypatch, size)
+        samples_per_pass(monkeypatch, size)
     network = scattered(make().double())
     x = normal(12, 4)
     x[:2, 0], x[2:, 0] = 1, -1
@@ -525,7 +525,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("size", [None, 2])
 def test_each_pass_starts_from_the_state_as_given(size, monkeypatch):
     if size:
-        retry_on_oom(monkeypatch, size)
+        samples_per_pass(monkeypatch, size)
     network, x = Counting().double(), normal(6, 4)
     before = state(network)
     with frozen_batch_norm(network, x):
@@ -538,7 +538,7 @@ def test_each_pass_starts_from_the_state_as_given(size, monkeypatch):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_under_checkpointing_and_in_inference_mode(reentrant, size, monkeypatch):
     if size:
-        retry_on_oom(monkeypatch, size)
+        samples_per_pass(monkeypatch, size)
 
     class Checkpointed(nn.Module):
         def __init__(self):
@@ -565,7 +565,7 @@ def test_under_checkpointing_and_in_inference_mode(reentrant, size, monkeypatch)
 @pytest.mark.parametrize("size", [None, 2])
 def test_inputs_of_several_tensors(size, monkeypatch):
     if size:
-        retry_on_oom(monkeypatch, size)
+        samples_per_pass(monkeypatch, size)
 
     class Masked(nn.Module):
         def __init__(self):

@@ -254,3 +254,37 @@ def test_a_sample_without_gradients_sends_no_network_to_the_slowest_way():
     x = samples(7, 4)
     x[:6] = 0
     assert ntk_statistics(network, x).method == "iteration"
+
+
+class Counts(nn.Module):
+    """Adds one to its buffer, in place."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.register_buffer("count", count)
+
+    def forward(self, x):
+        self.count += 1
+        return x
+
+
+class Scales(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, x):
+        return x * self.scale
+
+
+@pytest.mark.parametrize("view", [lambda count: count, lambda count: count[0], lambda count: count.view(1, 1)])
+def test_modules_that_share_a_buffer_still_share_it_in_every_pass(view):
+    count = torch.ones(1, dtype=torch.float64)
+    network, x = nn.Sequential(Counts(count), two_layers(), Scales(view(count))), samples(6, 4)
+    layers = copy.deepcopy(network[1])
+    # The scale of each pass is 1 + 1, so that the Jacobian is twice that of the layers alone.
+    found = ntk_statistics(network, x, k_tolerance=1e-9)
+    assert found.gamma == pytest.approx(4 * gammas(layers, x).max().item(), rel=1e-6)
+    assert found.k_op == pytest.approx(4 * torch.linalg.eigvalsh(kernel(layers, x))[-1].item(), rel=1e-6)
+    assert count.item() == 1
+    assert network[2].scale.untyped_storage().data_ptr() == count.untyped_storage().data_ptr()
