@@ -2,8 +2,8 @@
 
 python -m raysat.sweep sweeps/digits.py
 
-What one should see: under `theory` b_N close to b_star, which checks the code (the stepsize is made from beta(b));
-under `fixed_fraction` an h that hardly varies with b: one stepsize for every batch size hides saturation.
+Expected result: under `theory` b_N close to b_star, which checks the code (the stepsize is made from beta(b)); under
+`fixed_fraction` an h that hardly varies with b: one stepsize for every batch size hides saturation.
 """
 
 from raysat import Sweep, fixed_fraction, mlp, powers_of_two, theory
@@ -11,7 +11,7 @@ from raysat import Sweep, fixed_fraction, mlp, powers_of_two, theory
 sweep = Sweep(
     name="digits",
     dataset="digits",
-    n_train=512,  # so that b = n is a matter of seconds
+    n_train=512,  # so that b = n takes seconds
     models=[mlp(depth=3, hidden_gain=2**0.5)],  # three hidden layers as in the paper; sqrt 2 keeps the ReLU's signal
     widths=[128, 256],
     batch_sizes=powers_of_two(512),

@@ -2,9 +2,9 @@
 
     python -m raysat.sweep sweeps/linear.py
 
-It takes half a minute on two cores. What one should see: gamma and k_op as in `raysat.data.linear_problem` (k_op = 1
+It takes half a minute on two cores. Expected result: gamma and k_op as in `raysat.data.linear_problem` (k_op = 1
 exactly); under `theory` N(b) follows beta(b), b_N near b_star; under `fixed_fraction` next to no saturation. Nothing
-here is an approximation: the mean loss over seeds obeys an exact recursion, which the tests hold it to.
+here is an approximation: the mean loss over seeds obeys an exact recursion, against which the tests check it.
 """
 
 from raysat import Sweep, fixed_fraction, linear, powers_of_two, theory

@@ -3,21 +3,22 @@
     python -m raysat.sweep sweeps/shakespeare.py
 
 From the paper (section 5): 6 layers, 6 heads, 384 channels, context 256, samples of 256 characters, cross-entropy.
-Ours, for it does not say: 5,000 iterations, nanoGPT's own for characters; NTK parametrization; an untied output layer
-(tied networks have no limit of infinite width, see `raysat.models.gpt`); the stepsizes. The theorem is about the
-squared loss: under cross-entropy gamma and k_op are those of the generalized Gauss-Newton kernel, an analogy.
+Chosen here, since the paper does not say: 5,000 iterations, nanoGPT's own for characters; NTK parametrization; an
+untied output layer (tied networks have no limit of infinite width, see `raysat.models.gpt`); the stepsizes. The theorem
+is about the squared loss: under cross-entropy gamma and k_op are those of the generalized Gauss-Newton kernel, an
+analogy.
 
-Cost at full size, by the dry run: 1.9e+17 operations in steps and 1.9e+16 in evaluations, about 2.3 hours of one
-H100-class GPU; thirteen days on two cores.
+Cost at full size (dry run): 1.9e+17 operations in steps and 1.9e+16 in evaluations, about 2.3 hours of one H100-class
+GPU; thirteen days on two cores.
 
-On two cores in some three minutes:
+On two cores, in about three minutes:
 
     python -m raysat.sweep sweeps/shakespeare.py --set name=shakespeare-small --set n_train=32 --set n_test=8 \
         --set 'models=[gpt(layers=2, heads=2)]' --set widths=[32] --set batch_sizes=[1,2,4,8,32] --set iterations=100 \
         --set seeds=2
 
-What one should see there: losses from about 4.6 (log 65 is 4.17) to 3.1, curves that all but coincide, as in the
-paper's figure, and the reason beside it: b_star is 1.1, for every sequence of 256 characters is like every other.
+Expected result: losses from about 4.6 (log 65 is 4.17) to 3.1, curves that almost coincide, as in the paper's figure,
+and the reason for it: b_star is 1.1, because all sequences of 256 characters are alike.
 """
 
 from raysat import Sweep, fixed_fraction, gpt, theory

@@ -3,19 +3,19 @@
     python -m raysat.sweep sweeps/svhn.py                                                   # 2g, 2h: 20,000 iterations
     python -m raysat.sweep sweeps/svhn.py --set name=svhn-100k --set iterations=100_000     # 1
 
-From the paper: data, network, loss, iterations, one stepsize for all batch sizes. Ours, for it does not say: the
-stepsize's size, preprocessing and initialization (as in mnist.py), the batch sizes, and the `theory` stepsize.
+From the paper: data, network, loss, iterations, one stepsize for all batch sizes. Chosen here, since the paper does not
+say: the stepsize's size, preprocessing and initialization (as in mnist.py), the batch sizes, and the `theory` stepsize.
 
-Cost at full size, by the dry run: 1.8e+18 operations in steps and 9e+15 in evaluations at 20,000 iterations, about 21
-hours of one H100-class GPU.
+Cost at full size (dry run): 1.8e+18 operations in steps and 9e+15 in evaluations at 20,000 iterations, about 21 hours
+of one H100-class GPU.
 
-On two cores in some three minutes (SVHN is downloaded, 246 MB):
+On two cores, in about three minutes (SVHN is downloaded, 246 MB):
 
     python -m raysat.sweep sweeps/svhn.py --set name=svhn-small --set n_train=500 --set widths=[256] \
         --set batch_sizes=[1,2,4,8,16,32,64,256] --set iterations=1000 --set seeds=2
 
-What one should see there: under `theory` b_N near b_star (which checks the code), under `fixed_fraction` an h that
-hardly varies with b.
+Expected result: under `theory` b_N near b_star (which checks the code), under `fixed_fraction` an h that hardly varies
+with b.
 """
 
 from raysat import Sweep, fixed_fraction, mlp, powers_of_two, theory

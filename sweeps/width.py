@@ -2,22 +2,22 @@
 
     python -m raysat.sweep sweeps/width.py
 
-Beside the fits it prints, for each width, b_star and its spread over seeds, the drift of the kernel
+Besides the fits it prints, for each width, b_star and its spread over seeds, the drift of the kernel
 `||K(w_T) - K(w_0)|| / ||K(w_0)||`, and how far the convergence exponent of the network is from that of its
 linearization (a network in its own right: `linearized(mlp())`, the same weights, the same batches).
 
-All values are ours; the paper has no such experiment.
+The paper has no such experiment: all values are chosen here.
 
-Cost at full size, by the dry run: 2.4e+14 operations in steps and 3.3e+14 in evaluations, two minutes of one H100-class
-GPU, or two hours on two cores; the statistics at width 4096 take a few minutes more each.
+Cost at full size (dry run): 2.4e+14 operations in steps and 3.3e+14 in evaluations, two minutes of one H100-class GPU,
+or two hours on two cores; the statistics at width 4096 take a few minutes more each.
 
-On two cores in some five minutes:
+On two cores, in about five minutes:
 
     python -m raysat.sweep sweeps/width.py --set name=width-small --set n_train=250 --set widths=[256,1024,4096] \
         --set batch_sizes=[1,4,16] --set iterations=100 --set ntk_at=[100] --set seeds=2
 
-What one should see there: a drift of about 24 %, 10 % and 3 %, an error of the linearization of about 6 %, 3 % and
-1 %, and a b_star near 9 at every width.
+Expected result: a drift of about 24 %, 10 % and 3 %, an error of the linearization of about 6 %, 3 % and 1 %, and a
+b_star near 9 at every width.
 """
 
 from raysat import Sweep, linearized, mlp, theory
