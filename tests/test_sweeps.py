@@ -43,10 +43,10 @@ def test_every_sweep_file_is_tested():
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_first_lines_say_how_to_run_it_and_what_one_should_see(path):
+def test_the_first_lines_say_how_to_run_it_and_what_to_expect(path):
     text = ast.get_docstring(ast.parse(path.read_text()))
     assert commands(path)[0][0] == f"sweeps/{path.name}"
-    assert "should see" in text
+    assert "Expected result" in text
     assert re.search(r"two cores", text)
     if path.stem not in WITHOUT_FILES or path.stem == "svhn":
         assert "Cost at full size" in text
