@@ -9,7 +9,8 @@ values are chosen here.
 
 Cost at full size (dry run): 2.1e+14 operations in steps and 4.3e+13 in evaluations for the stepsizes it starts with.
 Without races (`--set race=False`) it adds as many again: some 490 trials, six minutes of one H100-class GPU, or 44
-minutes on two busy cores. benchmarks/README.md says what racing saves. Width 512 alone, in some minutes:
+minutes on two cores (busy with other work). benchmarks/README.md says what racing saves. Width 512 alone, in some
+minutes:
 
     python -m raysat.sweep sweeps/critical_batch.py --set name=critical_batch-small --set widths=[512]
 
