@@ -168,8 +168,8 @@ def _set_axes(panel: Axes, y: Axis, views: Iterable[View], sizes: Sequence[float
     if ends.size:
         low, high = min(low, max(ends.min(), low / 3)), max(high, min(ends.max(), 3 * high))
     if y.log:
-        # A range of at least 0.3, a factor of 2, lets values that hardly differ look alike. Each line of words takes 11 %
-        # of it, above the values. Powers of 10 are kept within float64.
+        # A range of at least 0.3, a factor of 2, lets values that hardly differ look alike. Each line of words takes 11
+        # percent of it, above the values. Powers of 10 are kept within float64.
         words = max(len(view.words) for view in views)
         bottom, top = np.log10([low, high])
         span = max(top - bottom, 0.3)
