@@ -37,6 +37,7 @@ def summary(fits: pd.DataFrame) -> pd.DataFrame:
     of sentences: refused fits with reasons, and reservations about the numbers next to them.
     """
     rows = []
+    # the headline rows of a reading are its b_h, which has no target, and then its b_N, whose target is kept
     for _, group in fits[fits["headline"].astype(bool)].groupby(list(READING), dropna=False, sort=False):
         row = group.iloc[0][[*READING, "n_diverged", "n_failed", "unpredicted", "approximated", *STATISTICS]].to_dict()
         row["seeds"] = int(group["seeds"].max())
@@ -84,6 +85,7 @@ def print_summary(analysis: Analysis, console: Console) -> None:
         shown.add_column("notes")
         for row in records:
             marks = " ".join(str(notes.index(note) + 1) for note in row["notes"])
+            # long labels take two lines, so that the table fits a terminal
             label = method(row) if len(method(row)) < 15 else method(row).replace("(", "\n(", 1)
             cells = [str(row["width"]), label, *(number(row[name]) for name in ("gamma", "k_op", "b_star"))]
             cells += [

@@ -40,6 +40,7 @@ def deepest(reading: pd.DataFrame, paths: Paths, *, decided: bool = False) -> pd
     found = trials.groupby(["seed", "batch_size"], as_index=False).agg(
         deepest=("deepest", "min"), loss_init=("loss_init", "first")
     )
+    # below the loss at which the first of a (seed, batch size) was stopped, no trial is certain to be the first
     if decided and len(first := first_ended(trials)):
         found["deepest"] = found["deepest"].clip(lower=first["deepest"].max())
     return found
@@ -78,6 +79,7 @@ def shared(trials: pd.DataFrame, paths: Paths) -> pd.Series:
             ends += best.values()
             leading += list(best.values())[:1]
         levels = _levels(ends, leading)
+        # a list of one tuple for each row: pandas would take a tuple alone for the values of the rows
         found[compared.index] = [levels] * len(compared)
     return found
 

@@ -51,6 +51,7 @@ def short_settings(table: pd.DataFrame) -> dict[tuple, str]:
             options = {}
         hidden = {"model_options", "depth", "activation", "iterations_least"}  # depth and activation are in the options
         facts.append({name: value for name, value in row.items() if name not in hidden} | options)
+    # compared as text, since options may be lists, which have no hash
     every = list(dict.fromkeys(name for fact in facts for name in fact))
     varied = [name for name in every if len({str(fact.get(name)) for fact in facts}) > 1]
     return {
@@ -82,6 +83,7 @@ def bounds(low: float, high: float) -> str:
     """An interval: `[8.2, 10.3]`; empty if there is none."""
 
     def short(end: float) -> str:
+        # the ends of an interval are known to fewer digits than the estimate
         return number(end, 2 if end < 10 else 3)
 
     return "" if math.isnan(low) or math.isnan(high) else f"[{short(low)}, {short(high)}]"

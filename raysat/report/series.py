@@ -26,7 +26,7 @@ DASHES = {"dashed": "6 4", "dotted": "2 4", "dashdot": "8 3 2 3"}
 
 
 def numbers(values: Numbers) -> list[float | str | None]:
-    """Return values for JSON: integers unchanged, other numbers rounded, infinity as `INFINITE`, None for nan."""
+    """Return values for JSON: integers as they are, other numbers rounded, infinity as `INFINITE`, else None."""
     if (known := np.asarray(values)).dtype.kind in "iu":
         return known.tolist()
     return [
