@@ -129,7 +129,7 @@ def within_by_law(least: float, b_c: float, q: float, waste: float = WASTE) -> f
     if not 0 < b_c < math.inf:  # samples rise in proportion to b at b_c = 0, and not at all at b_c = inf
         return math.inf if b_c else (1 + waste) * least
     ratio = q * math.log(least / b_c)  # (b/b_c)^q + 1 = (1 + waste)^q ((least/b_c)^q + 1)
-    # in logs, in which no power overflows: (1 + waste)^q ((least/b_c)^q + 1) is exp of the argument of `expm1`
+    # solved in logs, in which (least/b_c)^q cannot overflow
     return b_c * math.expm1(q * math.log1p(waste) + float(np.logaddexp(0, ratio))) ** (1 / q)
 
 

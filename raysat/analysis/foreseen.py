@@ -126,7 +126,7 @@ def predict_curves(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> Pred
     for init_id, own in trials.groupby("init_id"):
         spectrum = Spectrum.of(spectra.loc[init_id].to_dict())
         phi = np.array([noise_factor(int(b), spectrum.n, replacement=replacement) for b in own["batch_size"]])
-        # the trials of an initialization side by side: a recursion over arrays takes little longer for many than for one
+        # all trials of an initialization in one call: their recursions run side by side, as rows of arrays
         curves = loss_curves(spectrum, own["eta"].to_numpy(dtype=float), phi, horizon)
         made.spectra[str(init_id)] = spectrum
         for cell_id, noise, curve in zip(own["cell_id"], phi, curves, strict=True):

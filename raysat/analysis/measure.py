@@ -297,7 +297,7 @@ def _remarks(
             yield f"at b = {', '.join(map(str, sizes))} a seed has {what} is not in the fit"
     if quantity == "h" and (best["status"] == TARGET_REACHED).any():
         yield "trials ended at the target loss, so that T, on which h depends, differs between batch sizes"
-    # 1 %: eta and beta(b), of which eta beta(b) is the product, are rounded
+    # 1 %: the multiples of a grid are further apart, and rounding does not reach it
     if about["stepsize"] == "grid_relative" and best["eta_beta"].max() < 1.01 * best["eta_beta"].min():
         yield f"at every b the same multiple of 1/beta(b) is best: {quantity} follows beta(b) nearly by construction"
     if about["tuning"] == "free" and (largest := (best["eta"] / best["eta_limit"]).max()) >= 1:
