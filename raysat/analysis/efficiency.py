@@ -105,7 +105,7 @@ def largest_within(
     flat = samples.reshape(-1, len(b))
     limit = (1 + waste) * flat.min(axis=1, keepdims=True)
     beyond = (flat > limit) & (np.arange(len(b)) > flat.argmin(axis=1, keepdims=True))
-    # the first b that costs more; any k where there is none, for which infinity is returned
+    # the first b that costs more; any k if there is none, for which infinity is returned
     k, rows = np.clip(beyond.argmax(axis=1), 1, len(b) - 1), np.arange(len(flat))
     below, above = flat[rows, k - 1], flat[rows, k]
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -33,8 +33,8 @@ def summary(fits: pd.DataFrame) -> pd.DataFrame:
     """Make one row for each reading: predictions, headline b_h and b_N with intervals, the target of b_N, `notes`.
 
     `b_h_scatter` and `b_N_scatter` are the fits' `rms_log_residual`, `b_h_q` and `b_N_q` their q. `unpredicted` says
-    why there are no predictions, `approximated` in which way the network that was predicted differs. `notes` is a tuple
-    of sentences: refused fits with reasons, and reservations about the numbers next to them.
+    why there are no predictions, `approximated` how the predicted network differs from the trained one. `notes` is a
+    tuple of sentences: refused fits with reasons, and reservations about the numbers next to them.
     """
     rows = []
     # the headline rows of a reading are its b_h, which has no target, and then its b_N, whose target is kept

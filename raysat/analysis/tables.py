@@ -39,8 +39,8 @@ class Analysis:
             `eta_beta_min` to `eta_beta_max` the range of the stepsizes that counted in units of 1/beta(b),
             `eta_k_op_max` the largest in units of 1/k_op, `reason` the reservations in words; the predictions at
             initialization are means over seeds, with `_min` and `_max`, `unpredicted` says why there are none,
-            `approximated` in which way the network that was predicted differs. `headline` marks one b_h and one b_N of
-            each reading.
+            `approximated` how the predicted network differs from the trained one. `headline` marks one b_h and one b_N
+            of each reading.
         comparison: One row for each fit and predictor (`raysat.analysis.predictors`): the prediction with its extremes
             over seeds, the measured value, and their ratio. `analysis.parquet` contains this table; docs/columns.md has
             its columns.

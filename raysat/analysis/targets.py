@@ -95,6 +95,6 @@ def _levels(ends: list[pd.DataFrame], leading: list[pd.DataFrame]) -> tuple[floa
 
 
 def _way(end: pd.DataFrame) -> float:
-    """Return by how much the loss of a reading falls, in log L; 0 if that is not known."""
+    """The fall of a reading's loss, in log L; 0 if it is not known."""
     first, last = float(end["loss_init"].min()), attained(end)
     return math.log(first / last) if 0 < last < first < math.inf else 0.0

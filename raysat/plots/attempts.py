@@ -73,7 +73,7 @@ class once(Generic[T]):
         if self.name not in vars(instance):
             try:
                 made = self.make(instance), None
-            except Exception as error:
+            except Exception as error:  # an interruption, which is no Exception, is not kept
                 made = None, error
             vars(instance)[self.name] = made
         value, error = vars(instance)[self.name]

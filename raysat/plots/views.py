@@ -73,7 +73,7 @@ def loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame, sizes: Sequence[int]
         return View(())
     places, series, ends = sorted({*sizes, *by_size}), [], []
     for b, losses in by_size.items():
-        # only iterations at which all seeds have a loss: the median jumps where one of them ends
+        # only iterations at which all seeds have a loss: the median jumps when one of them ends
         losses = losses[losses["count"] == losses["count"].max()]
         ends.append(next(iter(losses["median"].dropna().iloc[::-1]), math.nan))
         k = places.index(b)
@@ -173,6 +173,7 @@ def steps(points: pd.DataFrame, fits: pd.DataFrame) -> View:
     sizes = sorted(points["batch_size"].unique().tolist())
     ranked = fits.sort_values(["headline", "target"], ascending=[False, True]).to_dict("records")
     views = [at_target(points[points["target"] == fit["target"]], fit, sizes) for fit in ranked]
+    # the shared legend explains the headline alone (`kind`); labels at the right edge name the other targets
     others = [replace(view.series[0], kind="", mark=k, hollow=True) for k, view in enumerate(views[1:], 1)]
     return replace(views[0], series=[*views[0].series, *others])
 
@@ -264,6 +265,7 @@ def forecast(made: Forecast) -> View:
     marks, words = [], [f"L ≤ {number(made.target)}", "no b_N: see the remarks"]
     if not math.isnan(fit.value):
         typical = replace(typical, fit=({"b": b}, law(b, fit.asymptote, fit.value, fit.q)))
+        # in place of the words for a refused fit
         words[1:] = [f"b_N = {number(fit.value)}", f"(mean loss {number(made.mean.value)})"]
         marks.append(_at(f"b_N = {number(fit.value)}, forecast", "blue", "dashdot", fit.value, "b_N"))
     star = f"b_star = {number(made.b_star)}"

@@ -97,6 +97,7 @@ def _where(row: Mapping) -> str:
 
 
 def _reasons(row: Mapping) -> list[str]:
+    # in `summary` a note about a fit begins with its quantity
     return [note for note in row["notes"] if note.startswith("b_N")]
 
 

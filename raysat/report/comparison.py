@@ -164,6 +164,7 @@ def payload(rows: pd.DataFrame) -> Json:
     Args:
         rows: The rows of `raysat.analysis.summary`, with the column `sweep`.
     """
+    # critical batch sizes are comparable only under the same stepsizes, which are therefore the choice of a reader
     by_method = dict(list(rows.groupby(rows.apply(method, axis=1), sort=False)))
     names = _names(rows)
     ticks = {"width": sorted(rows["width"].unique().tolist())}

@@ -77,6 +77,7 @@ def _model(model: Mapping, used: set[str]) -> str:
 
 def _stepsizes(stepsizes: Sequence[Mapping], used: set[str]) -> Iterator[str]:
     """Yield stepsizes as Python: `theory(1)`; those of one grid are a single call."""
+    # the record has each stepsize of a grid by itself, one after another
     for policy, own in groupby(stepsizes, key=lambda one: one["policy"]):
         values = [one["value"] for one in own]
         name = "grid" if policy.startswith("grid") else policy
@@ -93,6 +94,7 @@ def _training(training: Mapping, used: set[str]) -> str:
     """Return a training as Python: `Training(optimizer="adamw", clip=1.0)`, without fields at their defaults."""
     used.add("Training")
     defaults = asdict(Training())
+    # `value and`: JSON turns an empty tuple into a list, which does not equal the default
     own = {name: value for name, value in training.items() if value and value != defaults.get(name)}
     if "options" in own:
         own["options"] = dict(own["options"])

@@ -144,6 +144,7 @@ def progress(record: Mapping, trials: pd.DataFrame) -> str:
         return f"{ended} cells have ended, of as many as their results call for; {', '.join(counts)}."
     axes = ("batch_sizes", "stepsizes", "seeds", "trainings")
     per_model = math.prod(len(sweep.get(axis, [None])) for axis in axes)
+    # a model without a width is trained once, not at every width
     sizes = [len(sweep.get("widths", ())) if model.get("has_width", True) else 1 for model in sweep.get("models", ())]
     asked = max(ended, per_model * sum(sizes))  # the folder may hold cells of earlier, larger axes
     return f"{ended} of {asked} cells have ended; {', '.join(counts)}."
@@ -255,6 +256,7 @@ def trainings(trials: pd.DataFrame, curves: pd.DataFrame) -> Section:
         curves: The `curves` table.
     """
     title = "Ways of training"
+    # tables of earlier versions lack these values: they are of plain SGD under a budget of iterations
     by_samples = trials["budget"].fillna("").str.endswith(("samples", "epochs"))
     if (trials["training"].fillna("sgd").eq("sgd") & ~by_samples).all() or usable(trials).empty:
         return Section("trainings", title, "")
@@ -372,7 +374,7 @@ def _picture(static: StaticFigure, png: bytes) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, Mapping | list | tuple):
+    if isinstance(value, Mapping | list | tuple):  # before `isna`, which looks at each entry of a list
         return json.dumps(value, default=str)
     if value is None or pd.isna(value):
         return ""

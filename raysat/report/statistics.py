@@ -47,6 +47,7 @@ def _row(own: pd.DataFrame) -> tuple[list[str], list[str]]:
     ways = [" and ".join(dict.fromkeys(own[name].dropna())) for name in ("method", "way", "statistics_dtype")]
     ways[0] = WAYS.get(ways[0], ways[0])
     upper = (own["k_op_upper"] / own["k_op"]).max()
+    # the worst seed: one that fails must not vanish in a mean
     checks = [number(own[column].astype(float).max()) for column in CHECKS.values()]
     cells = [network(first), str(first["width"] or "none"), *ways[:2], *checks, number(upper), ways[2]]
     notes = dict.fromkeys(f"{one}." for row in own.to_dict("records") for one in approximations(row))

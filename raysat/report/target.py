@@ -67,6 +67,7 @@ def _said(record: Mapping, rung: pd.DataFrame, points: pd.DataFrame) -> str:
 
 def _end(record: Mapping, end: Mapping) -> dict[str, str]:
     """Return why a ladder goes no lower, and the command that measures further down."""
+    # a factor of 2 below, rounded to one digit
     lower = float(f"{end['deepest'] / 2:.1g}")
     sweep = record["sweep"]
     name = f"{sweep.get('name', 'sweep')}-{lower:g}"  # a new folder: settings that all cells of one share cannot change
