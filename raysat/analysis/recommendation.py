@@ -83,6 +83,7 @@ def _recommended(best: pd.DataFrame, points: pd.DataFrame) -> Recommendation:
         said += f": {number(saves, 2)} times fewer iterations than b = {run[0]:.0f}"
         said += f" for {number(costs, 2)} times the samples"
     end = b_N / math.expm1(q * math.log1p(GAIN)) ** (1 / q)  # there (1 + (b_N/b)^q)^(1/q) is 1 + GAIN
+    # the first batch size run at which the law is within GAIN of its plateau; none if all are below it
     beyond = next((size for size in run if size >= end), None)
     if beyond is not None:
         said += f"; beyond b = {beyond:.0f} less than {100 * GAIN:.0f} % of the iterations are saved"

@@ -70,6 +70,7 @@ def key_of(row: Row, columns: Sequence[str] = READING) -> tuple:
 
 def iterations(row: Row) -> str:
     """T, or its range under a budget of samples: `300`, `10 to 640`."""
+    # rows that did not pass `comparable` have a single T
     least, most = row.get("iterations_least", row["iterations"]), row["iterations"]
     return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
@@ -83,7 +84,7 @@ def bounds(low: float, high: float) -> str:
     """An interval: `[8.2, 10.3]`; empty if there is none."""
 
     def short(end: float) -> str:
-        # the ends of an interval are known to fewer digits than the estimate
+        # one decimal on either side of 10
         return number(end, 2 if end < 10 else 3)
 
     return "" if math.isnan(low) or math.isnan(high) else f"[{short(low)}, {short(high)}]"

@@ -1,4 +1,4 @@
-"""Static figures: each function takes tables and returns a matplotlib `Figure`, with a panel a width and stepsize.
+"""Static figures: functions from tables to a matplotlib `Figure` with one panel for each width and stepsize.
 
 `views` describes what a panel shows and `panels` draws it; this module makes the figures of a whole sweep and writes
 them. Nothing uses pyplot's global state, so that figures can be made in threads, without a display, and many at a time.

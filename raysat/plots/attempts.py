@@ -19,7 +19,7 @@ class Attempt(Protocol):
 
 
 def plainly(what: str, make: Callable[[], T]) -> T:
-    """Call `make` without catching errors: the `Attempt` that is the default everywhere."""
+    """Call `make` without catching errors: the default `Attempt`."""
     return make()
 
 

@@ -57,8 +57,7 @@ class Series:
         end: The label at its right end in a static panel.
         tone: Its color: one of `PALETTE`, or `soft`.
         shade: Its position, 0 to 1, in an ordered family of series; replaces the tone.
-        mark: Index of its marker; None for a curve, whose single points have no meaning: the page shows no values of
-            them.
+        mark: Index of its marker; None for a curve, whose single points have no values to show on the page.
         dash: The dashes of its line.
         line: Whether a line joins its points.
         hollow: Whether its markers are hollow.

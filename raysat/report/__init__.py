@@ -61,7 +61,8 @@ def finish(
         The path of the page.
 
     Raises:
-        InputError: The folder is not a results folder, has another schema version, or cannot be read or written.
+        InputError: The folder is not a results folder or has another schema version, or a file cannot be read or
+            written.
     """
     root = location(root)
     output = root if output is None else location(output)

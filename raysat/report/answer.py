@@ -54,6 +54,7 @@ def answers(table: pd.DataFrame) -> list[Answer]:
 def _answer(rows: pd.DataFrame) -> Answer:
     known = {name: place for place, name in enumerate(_ORDER)}
     rank = [known.get(policy(label), len(known)) for label in rows["stepsize"]]
+    # columns to sort by, each with the best first; a label's policy that is not in `_ORDER` comes last
     ordered = rows.assign(
         untuned=[place >= len(EVIDENCE) for place in rank],
         missing=rows["b_N"].isna(),

@@ -67,7 +67,7 @@ def compare(root: Location | str, console: Console, output: Location | str | Non
         The path of the page.
 
     Raises:
-        InputError: The folder contains no sweep, or cannot be read or written.
+        InputError: The folder contains no sweep, or a file cannot be read or written.
     """
     root = location(root)
     output = root if output is None else location(output)
@@ -177,7 +177,8 @@ def payload(rows: pd.DataFrame) -> Json:
             views += [] if view.empty else [{"at": [label], **as_json(view)}]
         if views:
             figures.append({"name": name, **about, "views": views})
-    # the method with the best evidence is shown first: a grid's stable reading, if there is one
+    # The method with the best evidence is shown first: a grid's stable reading, if there is one. A method begins with
+    # the label of its stepsize, `grid (stable)`.
     first = min(by_method, key=lambda label: (policy(label.split()[0]) not in EVIDENCE, "stable" not in label))
     return {"choices": ["Stepsizes"], "start": [first], "figures": figures}
 

@@ -1,4 +1,4 @@
-"""The page of a forecast and its figures: the batch size to use, N(b), and a table by batch size with its legend."""
+"""The page of a forecast and its figures: the batch size to use, N(b), and a table with a row for each batch size."""
 
 from __future__ import annotations
 

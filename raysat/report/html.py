@@ -38,7 +38,7 @@ class Section:
 
 
 def page(title: str, lead: str, sections: Iterable[Section], payload: Mapping) -> str:
-    """Assemble a page. It loads nothing from anywhere: its content security policy forbids it.
+    """Assemble a page. It loads nothing: its content security policy forbids it.
 
     Args:
         title: The heading, as text.

@@ -113,6 +113,7 @@ def _row(own: pd.DataFrame, reading: Mapping, notes: list[str]) -> Row:
         reading: The row of the summary.
         notes: The notes on the measurement.
     """
+    # columns in the order of `PREDICTORS`, as the heads are; a missing predictor is an error, not a shift of the others
     fit, by_predictor = own.iloc[0], own.set_index("predictor").loc[list(PREDICTORS)]
     quantity = fit["quantity"] if math.isnan(fit["target"]) else f"{fit['quantity']}, L ≤ {number(fit['target'])}"
     found = [number(fit["value"]), bounds(fit["low"], fit["high"]), scatter(fit["rms_log_residual"])]

@@ -1,6 +1,6 @@
 """Views of `raysat.plots.views` as JSON, which `assets/` draws.
 
-A null is not drawn, and an infinite end of an interval is drawn at the frame. Fields at their defaults are left out.
+Null is not drawn, and an infinite end of an interval is drawn at the frame. Fields at their defaults are left out.
 """
 
 from __future__ import annotations
