@@ -1,8 +1,8 @@
 """Default targets to which N counts, if a sweep names none: loss levels that all compared readings share.
 
-b_N depends on the target, so that widths, stepsize policies and trainings can only be compared at the same target. It
-is as deep as all of them reach: for each width and training, the reading of the best evidence (`by_evidence`) counts,
-unless it stays far behind the leading ones, on which recommendations are based: one reading that fails would otherwise
+b_N depends on the target, so that widths, stepsize policies and trainings can only be compared at a common one: the
+deepest that all of them reach. For each width and training the reading with the best evidence (`by_evidence`) counts,
+unless it falls far behind the leading ones, on which recommendations are based; otherwise one reading that fails would
 make the target shallow for all.
 """
 

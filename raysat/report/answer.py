@@ -133,7 +133,7 @@ def _other_reading(best: Mapping, rows: pd.DataFrame) -> list[str]:
 
 
 def _apart(row: Mapping) -> str:
-    """Return the ratio of prediction to measurement, and whether the interval contains it; empty without prediction."""
+    """Return the prediction over the measurement, and whether the interval contains it; empty without a prediction."""
     if math.isnan(row["b_star"]):
         return ""
     factor = f", {number(row['b_star'] / row['b_N'])} times the measured value"
