@@ -1,4 +1,4 @@
-"""From a sweep's tables to tidy results: measured and predicted critical batch sizes, and which batch size to use.
+"""Tidy results from a sweep's tables: measured and predicted critical batch sizes, and which batch size to use.
 
 `readings` selects the trials that are measured together, `measure` fits the critical batch sizes to them, `predictors`
 compares each with its predictions from the initialization, and `efficiency` computes what a target costs at each batch

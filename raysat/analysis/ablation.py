@@ -41,6 +41,7 @@ def counted(trials: pd.DataFrame) -> pd.DataFrame:
     user's own module changed between two runs: the later trial counts.
     """
     latest = trials.sort_values("finished_at", kind="stable").drop_duplicates([*WAY, "seed", "eta"], keep="last")
+    # by eta as well: of equal losses the smallest stepsize counts, whatever the order of the rows
     return usable(latest).sort_values(["loss_final", "eta"]).drop_duplicates([*WAY, "seed"])
 
 
@@ -65,13 +66,15 @@ def measured(trials: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
 
 def _of_curve(path: pd.DataFrame) -> tuple[float, float, float, float]:
     known = len(path) and "gradient_square_mean" in path
+    # the column is a running mean: its last value is that over the whole run
     mean = float(path["gradient_square_mean"].iloc[-1]) if known else math.nan
-    path = path[path["iteration"] > 0]
+    path = path[path["iteration"] > 0]  # the line is in log t
     x, y = np.log(path["iteration"].to_numpy(float)), path["distance_from_init"].to_numpy(float)
     if len(x) < 3 or not np.isfinite(y).all() or np.ptp(y) == 0:  # r_square divides by the variance of y
         return mean, math.nan, math.nan, math.nan
     slope, intercept = np.polyfit(x, y, 1)
     residual = y - intercept - slope * x
+    # the residuals of a least-squares line with an intercept have mean 0, so that their variance is their mean square
     return mean, float(slope), float(intercept), float(1 - residual.var() / y.var())
 
 
@@ -91,6 +94,7 @@ def ablation(trials: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     kept = measured(trials, curves)
     rows = []
     for key, everything in trials.groupby(list(WAY), dropna=False):
+        # selected by id: a missing value in the key equals nothing, itself included
         of_way, asked = kept[kept["cell_id"].isin(everything["cell_id"])], everything["seed"].nunique()
         row = dict(zip(WAY, key, strict=True)) | {"iterations": int(everything["iterations"].max())}
         row |= {"seeds": len(of_way), "lost": asked - len(of_way), "r_square": of_way["r_square"].min()}
@@ -111,6 +115,7 @@ def mean_and_interval(values: pd.Series) -> tuple[float, float, float]:
     mean = known.mean()
     if len(known) < 2:
         return mean, math.nan, math.nan
+    # (mean - mu)/(s/sqrt(k)) of k normal values has Student's t distribution with k - 1 degrees of freedom
     half = student_t(len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
     return mean, mean - half, mean + half
 

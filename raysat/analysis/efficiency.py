@@ -68,7 +68,7 @@ def costs(
         >>> costs(np.array([1, 8]), np.array([[800.0, 200.0]]), 0.5 * one, one).values["seconds"]
         array([[400., 100.]])
     """
-    kept = (steps > 0).all(axis=0)
+    kept = (steps > 0).all(axis=0)  # false for nan too
     steps, seconds = steps[:, kept], (steps * seconds_per_step)[:, kept]
     with np.errstate(invalid="ignore"):
         hours = devices[:, kept] * seconds / 3600
@@ -105,7 +105,7 @@ def largest_within(
     flat = samples.reshape(-1, len(b))
     limit = (1 + waste) * flat.min(axis=1, keepdims=True)
     beyond = (flat > limit) & (np.arange(len(b)) > flat.argmin(axis=1, keepdims=True))
-    # the first b that costs more; any k where there is none, for which infinity is returned
+    # the first b that costs more; any k if there is none, for which infinity is returned
     k, rows = np.clip(beyond.argmax(axis=1), 1, len(b) - 1), np.arange(len(flat))
     below, above = flat[rows, k - 1], flat[rows, k]
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -126,9 +126,10 @@ def within_by_law(least: float, b_c: float, q: float, waste: float = WASTE) -> f
         >>> round(within_by_law(1, 10.0, 1.0), 6)  # 1.2 (1 + 10) - 10
         3.2
     """
-    if not 0 < b_c < math.inf:
+    if not 0 < b_c < math.inf:  # samples rise in proportion to b at b_c = 0, and not at all at b_c = inf
         return math.inf if b_c else (1 + waste) * least
     ratio = q * math.log(least / b_c)  # (b/b_c)^q + 1 = (1 + waste)^q ((least/b_c)^q + 1)
+    # solved in logs, in which (least/b_c)^q cannot overflow
     return b_c * math.expm1(q * math.log1p(waste) + float(np.logaddexp(0, ratio))) ** (1 / q)
 
 
@@ -164,9 +165,11 @@ def cost_rows(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list
             for k, b in enumerate(made.b)
         ]
         for choice, (rule, above_least) in RULES[name].items():
+            # b_20 rises with b_N, so that the ends of the one's interval give those of the other's
             if choice == "b_20" and math.isfinite(measured.fit["value"]):
                 chosen, low, high = (_by_law(measured.fit, end, made.b) for end in ("value", "low", "high"))
             else:
+                # a choice is no smooth function of the means: its interval is that of the choices on replicates
                 chosen = float(rule(made.b, mean))
                 low, high = percentiles(rule(made.b, known)) if len(known) else (math.nan, math.nan)
             row = {"choice": choice, "batch_size": chosen, "low": float(low), "high": float(high)}
@@ -238,6 +241,7 @@ def what_to_use(choices: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
     tables, sentences = [choices.iloc[:0]], []
     headline = choices[choices["headline"].astype(bool)]
     for _, rows in headline.groupby(list(SETTING), dropna=False, sort=False):
+        # without sorting, the first group is that of the first row: the best evidence
         _, own = next(iter(by_evidence(rows).groupby(["width", "stepsize", "tuning"], sort=False)))
         tables.append(own)
         sentences.append(_sentence(own.set_index("choice")))

@@ -27,8 +27,8 @@ from raysat.saturation.typical import LEAST_RUNS, typical_runs
 from raysat.storage.schema import DIVERGED, FAILED
 
 HORIZON = 2
-"""How far the forecast searches for a target, in multiples of T: so a forecast that is a little slower than a trial
-that reaches its target at T still has a value. Default: 2."""
+"""The multiple of T up to which the forecast searches for a target. Default: 2, so that a forecast that is a little
+slower than a trial that reaches its target at T still has a value."""
 
 RUNS = 48
 """Typical runs drawn for each trial, over all seeds together, but at least `LEAST_RUNS` for a seed. Default: 48; N
@@ -72,6 +72,7 @@ class PredictedCurves:
         # idxmin is a label of `trials`: `best` is the stepsize of the first one of its seed and batch size
         least, best = of_size.transform("min"), trials["eta"][of_size.transform("idxmin")].to_numpy()
         trials = trials[np.isfinite(least) & near(trials["eta"].to_numpy(dtype=float), best)]
+        # runs that were drawn for an earlier call serve this one if they end at a loss at least as low
         known = [self.drawn.get(cell_id, (math.inf,))[0] <= eps for cell_id in trials["cell_id"]]
         missing = trials[~np.array(known, dtype=bool)]  # an array, since pandas takes an empty list for column names
         for _, own in missing.groupby("init_id"):
@@ -125,6 +126,7 @@ def predict_curves(group: pd.DataFrame, ntk: pd.DataFrame, paths: Paths) -> Pred
     for init_id, own in trials.groupby("init_id"):
         spectrum = Spectrum.of(spectra.loc[init_id].to_dict())
         phi = np.array([noise_factor(int(b), spectrum.n, replacement=replacement) for b in own["batch_size"]])
+        # all trials of an initialization in one call: their recursions run side by side, as rows of arrays
         curves = loss_curves(spectrum, own["eta"].to_numpy(dtype=float), phi, horizon)
         made.spectra[str(init_id)] = spectrum
         for cell_id, noise, curve in zip(own["cell_id"], phi, curves, strict=True):
@@ -152,6 +154,7 @@ def forecast(measured: Measurement, reading: pd.DataFrame, foreseen: PredictedCu
     if about["quantity"] == "h" and about["iterations_least"] < about["iterations"]:
         return {**none, "remark": "h depends on T, which differs between batch sizes"}
     trials = reading[reading["cell_id"].isin(foreseen.paths)]
+    # all stepsizes at the measured seeds and batch sizes: the forecast chooses its own best among them
     trials = trials.merge(measured.best[["seed", "batch_size"]], on=["seed", "batch_size"])
     if about["quantity"] == "h":
         best = best_by_h(trials.assign(h=[_exponent(foreseen.paths, row) for row in trials.to_dict("records")]))
@@ -167,6 +170,7 @@ def forecast(measured: Measurement, reading: pd.DataFrame, foreseen: PredictedCu
     fit = critical_batch(b, values, about["quantity"])
     if math.isnan(fit.value):
         return {**none, "remark": fit.reason}
+    # each seed's own b_c, with the q of all seeds together: the extremes show how seeds differ
     seeds = fit_saturation(b, 1 / values if about["quantity"] == "h" else values, fit.q).b_c
     known = seeds[~np.isnan(seeds)]  # nan: a seed has fewer batch sizes than a fit needs
     edges = [f"its best stepsize is the {end} tried at b = {sizes}" for end, sizes in at_edges(best, reading)]

@@ -89,6 +89,7 @@ def ladder(
                 points += measured.points
                 fits.append(measured.fit | {"headline": False, "own": False})
             if k == 0:
+                # below the loss at which the first trial was stopped, another might have been the first
                 early = first_ended(trials)
                 floor = max(low, early["lowest"].max() if len(early) else 0)
                 there = {one.about["target"] for one in made} | {level for level in known if level >= floor}
@@ -123,6 +124,7 @@ def _levels(ends: pd.DataFrame, rungs: int) -> list[float]:
     start, end = ends["loss_init"].min(), attained(ends)
     if not 0 < end < start < math.inf:
         return []
+    # the initial loss itself, which every trial has reached at t = 0, is no target
     levels = map(_rounded_up, np.geomspace(start, end, rungs + 1)[1:].tolist())
     return [level for level in dict.fromkeys(levels) if level < start]
 

@@ -120,6 +120,7 @@ def best_by_h(trials: pd.DataFrame) -> pd.DataFrame:
     """Select the trial with the largest h of each (seed, batch size); h is `value`, with its `resolution`."""
     trials = trials.assign(value=trials["h"], score=by_h(trials))
     with np.errstate(divide="ignore", invalid="ignore"):
+        # log 1/h, which like log N is smallest at the best stepsize
         depth = -np.log(trials["h"].to_numpy(dtype=float))
     return best_of(trials.assign(resolution=stepsize_resolution(trials, depth)), "score")
 
@@ -139,7 +140,7 @@ def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFr
     if (trials["status"] == BEATEN).any():
         least = pd.Series(steps, trials.index).groupby([trials["seed"], trials["batch_size"]]).transform("min")
         told = np.fmin(steps, SLACK * least.to_numpy(dtype=float))  # a nan, of a trial cut before, becomes the limit
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore"):  # N = 0 at a target that w_0 meets
         spaced = stepsize_resolution(trials, np.log(told))
     best = best_of(trials.assign(first=steps, spaced=spaced), "first")
     own = [paths.get(cell_id, _NO_PATH) for cell_id in best["cell_id"]]
@@ -149,12 +150,13 @@ def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFr
     places: Any = best.groupby("batch_size").indices  # arrays, by batch size
     for rows in places.values():
         value[rows] = in_time(first[rows], late[rows], least[rows])
+    # independent errors: their squares add
     error = np.sqrt(best["spaced"] ** 2 + unsure**2 + (UNSURE * late) ** 2)
     return best.assign(value=value, resolution=error).drop(columns="spaced")
 
 
 def stepsize_resolution(trials: pd.DataFrame, depth: Float[np.ndarray, " trials"]) -> Float[np.ndarray, " trials"]:
-    """By how much the smallest log N, or log 1/h, of a (seed, batch size) may exceed that at the optimal stepsize.
+    """Estimate the excess of the smallest log N, or log 1/h, of a (seed, batch size) over that at the optimal stepsize.
 
     It is the depth, below the best trial, of the parabola in log eta through the best trial and its neighbours; 0 for
     all other trials, and if the best does not have neighbours on both sides.
@@ -186,11 +188,13 @@ def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.
     best = best.assign(value=best["value"].mask(best["batch_size"].isin({*lost, *best.loc[missing, "batch_size"]})))
     table = by_seed(best)
     b, values = table.columns.to_numpy(), table.to_numpy()
+    # seeds have the same stepsizes and evaluations: their resolutions are estimates of one error
     shared = by_seed(best, "resolution").mean().to_numpy()
     fit = critical_batch(b, values, about["quantity"], shared)
     gone = best.loc[vanished(best), "batch_size"]
     if refusal := _refusal(about, int(missing.sum()), len(best), lost, gone):
         fit = CriticalBatch(seeds=fit.seeds, batch_sizes=fit.batch_sizes, reason=refusal)
+    # without a logarithm there is no geometric mean
     values = np.where((values > 0) | np.isnan(values), values, math.nan)
     alone = _alone(b, values, about["quantity"], fit)
     row = _fit_row(about, reading, fit)
@@ -229,12 +233,14 @@ def _alone(b: np.ndarray, values: Float[np.ndarray, "seeds b"], quantity: str, f
     """The scatter of a single seed about the fit, if there is a fit."""
     if fit.interval != "residuals":
         return None
+    # the one seed with values; 1/h follows the law, as N does
     y = values[np.isfinite(values).any(axis=1)] ** (-1 if quantity == "h" else 1)
     return about_law(b, y, *fit_law(b, y[0]))
 
 
 def _fit_row(about: dict, reading: pd.DataFrame, fit: CriticalBatch) -> dict:
     lost = {f"n_{status}": int((reading["status"] == status).sum()) for status in (DIVERGED, FAILED)}
+    # all trials of a seed share its initialization, and so its statistics
     by_seed = reading.groupby("seed")[list(STATISTICS)].first().astype(float)
     ends = {"": by_seed.mean(), "_min": by_seed.min(), "_max": by_seed.max()}
     statistics = {name + end: statistic[name] for end, statistic in ends.items() for name in STATISTICS}
@@ -291,6 +297,7 @@ def _remarks(
             yield f"at b = {', '.join(map(str, sizes))} a seed has {what} is not in the fit"
     if quantity == "h" and (best["status"] == TARGET_REACHED).any():
         yield "trials ended at the target loss, so that T, on which h depends, differs between batch sizes"
+    # 1 %: the multiples of a grid are further apart, and rounding does not reach it
     if about["stepsize"] == "grid_relative" and best["eta_beta"].max() < 1.01 * best["eta_beta"].min():
         yield f"at every b the same multiple of 1/beta(b) is best: {quantity} follows beta(b) nearly by construction"
     if about["tuning"] == "free" and (largest := (best["eta"] / best["eta_limit"]).max()) >= 1:
@@ -305,6 +312,7 @@ def _remarks(
 def _less_than_an_epoch(best: pd.DataFrame) -> str:
     """The batch sizes at which N is less than a pass over the training samples."""
     epochs = best["value"] * best["batch_size"] / best["n"]
+    # means over seeds are geometric
     log_mean = pd.Series(np.log(epochs.to_numpy(dtype=float))).groupby(best["batch_size"].to_numpy()).mean()
     return ", ".join(map(str, log_mean.index[log_mean < 0]))
 

@@ -76,5 +76,6 @@ def compare(
     for name, predictor in PREDICTORS.items():
         predicted = predictor.predict(measured, reading, foreseen, deepest)
         remarks = [BY_CONSTRUCTION] * by_construction + [predicted["remark"]] * bool(predicted["remark"])
+        # nan if either is absent
         ratio = predicted["predicted"] / fit["value"]
         yield {**shared, "predictor": name, **predicted, "ratio": ratio, "remark": "; ".join(remarks)}

@@ -104,6 +104,7 @@ def by_evidence(rows: pd.DataFrame) -> pd.DataFrame:
     The largest width comes first because the theory is one of wide networks.
     """
     policies = [policy(label) for label in rows["stepsize"]]
+    # 99: any other policy comes last
     rank = [EVIDENCE.index(one) if one in EVIDENCE else 99 for one in policies]
     # "free" sorts before "stable"
     order = pd.DataFrame({"rank": rank, "narrow": -rows["width"], "tuning": rows["tuning"]})

@@ -24,8 +24,8 @@ from raysat.analysis.words import bounds, number, setting
 from raysat.saturation.fits import law
 
 GAIN = 0.05
-"""How far N is above its plateau at the batch size beyond which nothing is said to be gained. Default: 5 %, about the
-scatter of N."""
+"""The excess of N over its plateau, as a fraction, at the batch size beyond which nothing is said to be gained.
+Default: 0.05, about the scatter of N."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def _recommended(best: pd.DataFrame, points: pd.DataFrame) -> Recommendation:
     if why := _against(fit, run):
         return Recommendation(where, f"No batch size can be recommended yet: {why}", target=target)
     b_N, q = fit["value"], fit["q"]
+    # the nearest in log b, on which the law depends through b/b_N; N is the law's, since its values scatter
     b = float(run[np.abs(np.log(run / b_N)).argmin()])
     at, least = (float(law(np.array([size]), fit["asymptote"], b_N, q)[0]) for size in (b, run[0]))
     saves, costs = least / at, b * at / (run[0] * least)
@@ -82,6 +83,7 @@ def _recommended(best: pd.DataFrame, points: pd.DataFrame) -> Recommendation:
         said += f": {number(saves, 2)} times fewer iterations than b = {run[0]:.0f}"
         said += f" for {number(costs, 2)} times the samples"
     end = b_N / math.expm1(q * math.log1p(GAIN)) ** (1 / q)  # there (1 + (b_N/b)^q)^(1/q) is 1 + GAIN
+    # the first batch size run at which the law is within GAIN of its plateau; none if all are below it
     beyond = next((size for size in run if size >= end), None)
     if beyond is not None:
         said += f"; beyond b = {beyond:.0f} less than {100 * GAIN:.0f} % of the iterations are saved"
@@ -102,6 +104,7 @@ def _against(fit: Mapping, run: Float[np.ndarray, " b"]) -> str:
         )
     if math.isnan(fit["value"]):
         return f"{fit['reason']}."
+    # an interval around all batch sizes run tells nothing; nan, the ends of no interval, fails both comparisons
     if not (fit["low"] > run[0] or fit["high"] < run[-1]):
         known = bounds(fit["low"], fit["high"]) or "without an interval"
         return f"b_N = {number(fit['value'])} {known} may be any of the batch sizes run: more seeds would tell."

@@ -33,10 +33,11 @@ def summary(fits: pd.DataFrame) -> pd.DataFrame:
     """Make one row for each reading: predictions, headline b_h and b_N with intervals, the target of b_N, `notes`.
 
     `b_h_scatter` and `b_N_scatter` are the fits' `rms_log_residual`, `b_h_q` and `b_N_q` their q. `unpredicted` says
-    why there are no predictions, `approximated` in which way the network that was predicted differs. `notes` is a tuple
-    of sentences: refused fits with reasons, and reservations about the numbers next to them.
+    why there are no predictions, `approximated` how the predicted network differs from the trained one. `notes` is a
+    tuple of sentences: refused fits with reasons, and reservations about the numbers next to them.
     """
     rows = []
+    # the headline rows of a reading are its b_h, which has no target, and then its b_N, whose target is kept
     for _, group in fits[fits["headline"].astype(bool)].groupby(list(READING), dropna=False, sort=False):
         row = group.iloc[0][[*READING, "n_diverged", "n_failed", "unpredicted", "approximated", *STATISTICS]].to_dict()
         row["seeds"] = int(group["seeds"].max())
@@ -84,6 +85,7 @@ def print_summary(analysis: Analysis, console: Console) -> None:
         shown.add_column("notes")
         for row in records:
             marks = " ".join(str(notes.index(note) + 1) for note in row["notes"])
+            # long labels take two lines, so that the table fits a terminal
             label = method(row) if len(method(row)) < 15 else method(row).replace("(", "\n(", 1)
             cells = [str(row["width"]), label, *(number(row[name]) for name in ("gamma", "k_op", "b_star"))]
             cells += [

@@ -39,8 +39,8 @@ class Analysis:
             `eta_beta_min` to `eta_beta_max` the range of the stepsizes that counted in units of 1/beta(b),
             `eta_k_op_max` the largest in units of 1/k_op, `reason` the reservations in words; the predictions at
             initialization are means over seeds, with `_min` and `_max`, `unpredicted` says why there are none,
-            `approximated` in which way the network that was predicted differs. `headline` marks one b_h and one b_N of
-            each reading.
+            `approximated` how the predicted network differs from the trained one. `headline` marks one b_h and one b_N
+            of each reading.
         comparison: One row for each fit and predictor (`raysat.analysis.predictors`): the prediction with its extremes
             over seeds, the measured value, and their ratio. `analysis.parquet` contains this table; docs/columns.md has
             its columns.
@@ -77,6 +77,7 @@ def analyze(
     automatic = None if targets else shared(trials, paths)
     points, fits, comparison, costs, choices = [], [], [], [], []
     for _, group in trials.groupby(list(GROUP), dropna=False):
+        # all trials of a group have the same targets
         own = targets if automatic is None else automatic[group.index[0]]
         foreseen = (
             PredictedCurves(reason="no table ntk was given") if ntk is None else predict_curves(group, ntk, paths)
@@ -122,6 +123,7 @@ def prepared(trials: pd.DataFrame, curves: pd.DataFrame, ntk: pd.DataFrame | Non
     # Python strings: every column of Arrow strings is a block of its own, and a selection of rows takes time for each.
     texts = {name: object for name, kind in trials.dtypes.items() if isinstance(kind, pd.StringDtype)}
     reasons, kept = refused(ntk), trials[~outdated].astype(texts)
+    # `copy` joins the columns of one type in one block again
     kept = kept.assign(unpredicted=[reasons.get(init_id, "") for init_id in kept["init_id"]]).copy()
     other = ~kept["training"].map(is_of_theory).astype(bool)
     kept.loc[other, "unpredicted"] = "the theory is of fixed-stepsize SGD"
@@ -130,7 +132,7 @@ def prepared(trials: pd.DataFrame, curves: pd.DataFrame, ntk: pd.DataFrame | Non
 
 
 def refused(ntk: pd.DataFrame | None) -> dict[str, str]:
-    """Why initializations have no statistics, by init_id, for those that have none."""
+    """Return why initializations have no statistics, by init_id."""
     if ntk is None:
         return {}
     rows = ntk[ntk["method"].isin([REFUSED, FAILED])]

@@ -1,8 +1,8 @@
 """Default targets to which N counts, if a sweep names none: loss levels that all compared readings share.
 
-b_N depends on the target, so that widths, stepsize policies and trainings can only be compared at the same target. It
-is as deep as all of them reach: for each width and training, the reading of the best evidence (`by_evidence`) counts,
-unless it stays far behind the leading ones, on which recommendations are based: one reading that fails would otherwise
+b_N depends on the target, so that widths, stepsize policies and trainings can only be compared at a common one: the
+deepest that all of them reach. For each width and training the reading with the best evidence (`by_evidence`) counts,
+unless it falls far behind the leading ones, on which recommendations are based; otherwise one reading that fails would
 make the target shallow for all.
 """
 
@@ -40,6 +40,7 @@ def deepest(reading: pd.DataFrame, paths: Paths, *, decided: bool = False) -> pd
     found = trials.groupby(["seed", "batch_size"], as_index=False).agg(
         deepest=("deepest", "min"), loss_init=("loss_init", "first")
     )
+    # below the loss at which the first of a (seed, batch size) was stopped, no trial is certain to be the first
     if decided and len(first := first_ended(trials)):
         found["deepest"] = found["deepest"].clip(lower=first["deepest"].max())
     return found
@@ -78,6 +79,7 @@ def shared(trials: pd.DataFrame, paths: Paths) -> pd.Series:
             ends += best.values()
             leading += list(best.values())[:1]
         levels = _levels(ends, leading)
+        # a list of one tuple for each row: pandas would take a tuple alone for the values of the rows
         found[compared.index] = [levels] * len(compared)
     return found
 
@@ -93,6 +95,6 @@ def _levels(ends: list[pd.DataFrame], leading: list[pd.DataFrame]) -> tuple[floa
 
 
 def _way(end: pd.DataFrame) -> float:
-    """Return by how much the loss of a reading falls, in log L; 0 if that is not known."""
+    """The fall of a reading's loss, in log L; 0 if it is not known."""
     first, last = float(end["loss_init"].min()), attained(end)
     return math.log(first / last) if 0 < last < first < math.inf else 0.0

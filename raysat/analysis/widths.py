@@ -38,12 +38,14 @@ def by_width(trials: pd.DataFrame, ntk: pd.DataFrame) -> pd.DataFrame:
     if networks["width"].nunique() < 2 or not (trials["linearized"].any() or len(drifts)):
         return pd.DataFrame(columns=list(COLUMNS))
     same = ["width", "seed", "batch_size", "stepsize"]
+    # seeds agree in weights and batches, so that the pair differs in the linearization alone
     pairs = networks.merge(trials[trials["linearized"]], on=same, suffixes=("", "_lin"))
     pairs["error"] = (pairs["h"] / pairs["h_lin"] - 1).abs()
     rows = []
     for width, group in networks.groupby("width"):
         b_star = group.groupby("seed")["b_star"].first()
         moved = drifts[drifts["width"] == width]
+        # the drift grows along training: the last one counts, and the table has its iteration
         last = moved["iteration"].max() if len(moved) else math.nan
         drift = moved.loc[moved["iteration"] == last, "kernel_drift"]
         error = pairs.loc[pairs["width"] == width, "error"].dropna()
@@ -91,6 +93,7 @@ def _slope(width: pd.Series, value: pd.Series) -> float | None:
     known = _positive(value)
     if known.sum() < 2:
         return None
+    # a power law is a line in logarithms, and its exponent the slope
     x, y = np.log(width[known].to_numpy(float)), np.log(value[known].to_numpy(float))
     return float(np.polyfit(x, y, 1)[0])
 

@@ -51,6 +51,7 @@ def short_settings(table: pd.DataFrame) -> dict[tuple, str]:
             options = {}
         hidden = {"model_options", "depth", "activation", "iterations_least"}  # depth and activation are in the options
         facts.append({name: value for name, value in row.items() if name not in hidden} | options)
+    # compared as text, since options may be lists, which have no hash
     every = list(dict.fromkeys(name for fact in facts for name in fact))
     varied = [name for name in every if len({str(fact.get(name)) for fact in facts}) > 1]
     return {
@@ -69,6 +70,7 @@ def key_of(row: Row, columns: Sequence[str] = READING) -> tuple:
 
 def iterations(row: Row) -> str:
     """T, or its range under a budget of samples: `300`, `10 to 640`."""
+    # rows that did not pass `comparable` have a single T
     least, most = row.get("iterations_least", row["iterations"]), row["iterations"]
     return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
@@ -82,6 +84,7 @@ def bounds(low: float, high: float) -> str:
     """An interval: `[8.2, 10.3]`; empty if there is none."""
 
     def short(end: float) -> str:
+        # one decimal on either side of 10
         return number(end, 2 if end < 10 else 3)
 
     return "" if math.isnan(low) or math.isnan(high) else f"[{short(low)}, {short(high)}]"

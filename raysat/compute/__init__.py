@@ -1,1 +1,1 @@
-"""What statistics and SGD steps share: matrix products, and memory planning."""
+"""Code shared by statistics and SGD steps: matrix products and memory planning."""

@@ -40,14 +40,17 @@ def max_micro_batch(network: nn.Module, x: Inputs, y: Tensor, loss: Loss, *, thr
     """
     if (unit := coupled_group_size(network)) == 0:
         return len(x)
+    # threads = 0: 1e9, more than any machine has, for all of them
     share = SHARE * min(1.0, (threads or 1e9) / (os.cpu_count() or 1)) if x.device.type == "cpu" else SHARE
     fitting = int(share * free_bytes(x.device) / max(sample_bytes(network, x, y, loss), 1))
+    # the largest power of two that fits, in whole groups, and at least one group
     return max(1, (1 << max(0, fitting.bit_length() - 1)) // unit) * unit
 
 
 def sample_bytes(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> int:
     """Return the bytes that the forward pass keeps for each further sample; running averages are left unchanged."""
     before = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    # a difference, so that what is kept once for any batch does not count
     two, four = (kept_bytes(network, repeated(x, count), repeated(y, count), loss) for count in (2, 4))
     for buffer, value in before:
         buffer.copy_(value)
@@ -82,11 +85,12 @@ def free_bytes(device: torch.device) -> int:
         free, total = torch.cuda.mem_get_info(device)
         allocated = torch.cuda.memory_allocated(device)
         promised = int(torch.cuda.get_per_process_memory_fraction(device) * total) - allocated
+        # blocks that PyTorch has reserved and not allocated are free to this process
         return max(0, min(free + torch.cuda.memory_reserved(device) - allocated, promised))
     try:
         entries = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(entries["MemAvailable"].split()[0]) << 10
-    except (OSError, KeyError):
+    except (OSError, KeyError):  # not Linux: half of the machine's memory
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     group = Path("/sys/fs/cgroup")
     try:

@@ -1,7 +1,7 @@
-"""Static figures: each function takes tables and returns a matplotlib `Figure`, a panel for each width and stepsize.
+"""Static figures: functions from tables to a matplotlib `Figure` with one panel for each width and stepsize.
 
-`views` says what a panel shows, `panels` draws it; here figures are made for a whole sweep, and written. Nothing keeps
-pyplot state: figures can be made in threads, on machines without a display, and many at a time.
+`views` describes what a panel shows and `panels` draws it; this module makes the figures of a whole sweep and writes
+them. Nothing uses pyplot's global state, so that figures can be made in threads, without a display, and many at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from raysat.storage.files import Location, write_aside
 __all__ = ["CAPTIONS", "StaticFigure", "costs", "exponents", "loss_curves", "render_figures", "save", "steps"]
 
 SIDE = 3
-"""Panels a side of one figure. Default: 3, at which the labels can be read on a printed page."""
+"""Largest number of panels along a side of a figure. Default: 3, at which labels are legible on a printed page."""
 
 CAPTIONS = {
     "steps": (
@@ -50,17 +50,18 @@ CAPTIONS = {
         "linear scaling; curves that lie on each other are saturation."
     ),
 }
+"""The captions of the figures, by kind."""
 
 
 @dataclass(frozen=True)
 class StaticFigure:
-    """A figure with what a page needs to show it.
+    """A figure, and the texts with which a page shows it.
 
     Attributes:
-        kind: What it shows: a key of `CAPTIONS`.
+        kind: Its kind: a key of `CAPTIONS`.
         name: File name without suffix.
-        title: What was measured, on which model and data.
-        caption: What the symbols mean.
+        title: The setting in which it was measured.
+        caption: The meaning of the symbols.
         figure: The figure.
     """
 
@@ -82,17 +83,18 @@ def render_figures(
     target: float | None = None,
     title: str | None = None,
 ) -> list[StaticFigure]:
-    """All figures of a sweep, in the order of a report: each setting in figures of at most 3 x 3 panels.
+    """Make all figures of a sweep, in the order of the report, each setting in figures of at most 3 x 3 panels.
 
     Args:
         trials: The `trials` table.
         curves: The `curves` table.
-        analysis: Its analysis.
-        attempt: Makes each figure. Default: an error is raised.
-        kinds: Which figures.
-        ax: Axes on which the best evidence of the first setting is drawn instead.
-        target: A loss that is marked in loss curves.
-        title: The title. Default: data set and model, and what else differs between settings.
+        analysis: The analysis of both.
+        attempt: Calls the function that makes each figure. Default: errors are raised.
+        kinds: The kinds of figures to make. Default: all.
+        ax: Axes on which to draw only the reading with the best evidence in the first setting. Default: figures are
+            made.
+        target: A loss to mark in the loss curves.
+        title: The title. Default: data set, model, and the columns in which settings differ.
     """
     draw = {
         "steps": lambda page, title: steps(page(analysis.points), page(analysis.fits), ax, title),
@@ -102,7 +104,7 @@ def render_figures(
     }
     names = short_settings(analysis.fits)
     pages = list(_pages(analysis.fits))
-    if ax is not None:
+    if ax is not None:  # the whole setting, of which `panels_of` draws the reading with the best evidence
         pages = [(row, partial(_matching, row=row)) for row, _ in pages[:1]]
     made = []
     for kind in (kind for kind in draw if kind in kinds):
@@ -110,6 +112,7 @@ def render_figures(
         for row, page in pages:
             said = names[key_of(row, SETTING)] if title is None and ax is None else title
             drawn.append((row, attempt(f"Figure {kind}", partial(draw[kind], page, said))))
+        # None: the attempt failed, or there is nothing to draw
         drawn = [(row, figure) for row, figure in drawn if figure is not None]
         for k, (row, figure) in enumerate(drawn, 1):
             name = f"{kind}-{k}" if len(drawn) > 1 else kind
@@ -118,32 +121,34 @@ def render_figures(
 
 
 def save(made: list[StaticFigure], folder: Location, attempt: Attempt = plainly) -> None:
-    """Write each figure to `folder` as PNG and PDF, and delete those of an earlier call that are gone.
+    """Write each figure to `folder` as PNG and PDF, and delete figures of earlier calls that are not among them.
 
     Args:
         made: The figures.
-        folder: Where they are to be.
-        attempt: Draws each figure. Default: an error is raised.
+        folder: The folder, created if missing.
+        attempt: Calls the function that draws each figure. Default: errors are raised.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # drawn to a local folder first: `folder` may be an address, and a figure may fail halfway
     with TemporaryDirectory(prefix="raysat-") as drawn:
         draw({one.name: one.figure for one in made}, Path(drawn), attempt)
         files = {folder / file.name: file for file in Path(drawn).iterdir()}
         for path, file in files.items():
             write_aside(path, partial(shutil.copyfile, file))
+    # `p[nd][gf]`: png or pdf
     for path in {path for kind in CAPTIONS for path in folder.glob(f"{kind}*.p[nd][gf]")} - set(files):
         path.unlink()
 
 
 def _matching(table: pd.DataFrame, row: dict) -> pd.DataFrame:
-    """The rows of a table that agree with `row`, null with null."""
+    """Select the rows of a table that agree with `row`; missing values agree with each other."""
     for name, value in row.items():
         table = table[table[name].isna() if pd.isna(value) else table[name] == value]
     return table
 
 
 def _pages(fits: pd.DataFrame) -> Iterator[tuple[dict, Callable[[pd.DataFrame], pd.DataFrame]]]:
-    """For each figure its setting, and a function that cuts a table down to the figure's widths and stepsizes."""
+    """Yield, for each figure, its setting and a function that selects the rows of its widths and stepsizes."""
     for row in fits[list(SETTING)].drop_duplicates().to_dict("records"):
         of_setting = _matching(fits, row)
         widths = sorted(of_setting["width"].unique().tolist())
@@ -158,7 +163,7 @@ def _cut(table: pd.DataFrame, row: dict, widths: list[int], labels: list[str]) -
 
 
 def _columns(labels: list[str]) -> Iterator[list[str]]:
-    """The stepsizes of each figure; a grid takes two columns of panels, one a reading."""
+    """Yield the stepsizes of each figure; a grid needs two columns of panels, one for each reading."""
     page, room = [], SIDE
     for label in labels:
         needs = 2 if policy(label).startswith("grid") else 1

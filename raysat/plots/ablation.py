@@ -1,4 +1,4 @@
-"""The figure of a table of trainings: how far the weights travel, and the losses against time."""
+"""The figure of an ablation: the distance that the weights travel, and loss and accuracy against time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from raysat.analysis.ablation import WAY, counted, model_labels
 
 
 def figure(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure:
-    """Distance from w_0 against log t, train loss and test accuracy against wall-clock time: medians over seeds.
+    """Draw the distance from w_0 against log t, train loss and test accuracy against time: medians over seeds.
 
-    A line is a way of training, as in the table: its color names the training, its dashes the rest. Where learners were
-    asynchronous, samples take the place of time, which their simulation does not have.
+    Each line is a row of the table (`raysat.analysis.ablation`): its color identifies the training, its dashes the
+    model, width, stepsize and batch size. For asynchronous learners time is replaced by samples, because the time of
+    their simulation is not theirs.
     """
     kept = counted(trials).sort_values(list(WAY))
     kept = kept.assign(model=model_labels(kept))
@@ -26,8 +27,9 @@ def figure(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     kept = kept.assign(rest=_joined(kept, rest))
     across = "samples" if (kept["learners"] > 1).any() else "seconds"
     joined = kept[["cell_id", "training", "rest"]].merge(curves, on="cell_id")
-    joined = joined[joined["iteration"] > 0]
+    joined = joined[joined["iteration"] > 0]  # w_0 has no place on a log axis
     trainings = kept["training"].unique()
+    # ten well-separated colors if they suffice; if not even twenty do, colors repeat
     palette = color_sequences["tab10" if len(trainings) <= 10 else "tab20"]
     colors = dict(zip(trainings, palette * len(trainings), strict=False))
     dashes = dict(zip(kept["rest"].unique(), DASHES * len(kept), strict=False))
@@ -49,20 +51,21 @@ def figure(trials: pd.DataFrame, curves: pd.DataFrame) -> Figure:
     marks += [Line2D([], [], color="black", linewidth=1, linestyle=dash, label=name) for name, dash in dashes.items()]
     legend = drawn.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     for text in legend.get_texts():
-        text.set_parse_math(False)
+        text.set_parse_math(False)  # names of a user may contain `$`
     return drawn
 
 
 DASHES = ["-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 4)), (0, (5, 1))]
+"""Dashes of lines, those easiest to distinguish first; they repeat if there are more lines."""
 
 
 def _scale(values: Iterable[np.ndarray]) -> str:
-    """The scale of an axis: logarithmic where one of its values has a logarithm."""
+    """Return the scale of an axis: logarithmic if any of its values has a logarithm."""
     return "log" if any(np.any((of > 0) & np.isfinite(of)) for of in values) else "linear"
 
 
 def _joined(kept: pd.DataFrame, names: Sequence[str]) -> pd.Series:
-    """Return what tells rows apart, as text: `mlp(ghost=4), b = 16`."""
+    """Return labels of rows from the columns that distinguish them: `mlp(ghost=4), b = 16`."""
     words = {"width": "width {}", "batch_size": "b = {}"}
     parts: list[Any] = [kept[name].map(words.get(name, "{}").format) for name in names]
     return parts[0].str.cat(parts[1:], sep=", ") if len(parts) > 1 else parts[0]

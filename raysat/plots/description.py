@@ -1,7 +1,7 @@
-"""What a figure shows, as plain data: series, marks and words, and nothing about pixels.
+"""The content of a figure as plain data: series, marks and words, independent of how they are drawn.
 
-`raysat.plots.views` makes a `View` of the tables of an analysis; `raysat.plots.panels` draws it with matplotlib, and
-`raysat.report.series` writes it as JSON, which the page draws.
+`raysat.plots.views` makes a `View` from the tables of an analysis; `raysat.plots.panels` draws it with matplotlib, and
+`raysat.report.series` writes it as JSON, which the page draws. So both show the same.
 """
 
 from __future__ import annotations
@@ -22,15 +22,22 @@ Numbers = Sequence[float] | np.ndarray | pd.Series
 """One value per point; nan is not drawn."""
 
 PALETTE = ("blue", "orange", "green", "purple", "ink")
-"""Tones of series without an order; `soft`, a grey, is for what is there to compare with."""
+"""Tones of series without an order. References, such as perfect scaling, are `soft`, a grey."""
 
 SMOOTH = 48
-"""Points of a curve that is known at every b. Default: 48, at which no corner is seen on either kind of axis."""
+"""Points at which a curve known at every b is drawn. Default: 48, at which it looks smooth on linear and log axes."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis: its key in `Series.x`, its name, what stands before a value of it, and whether it is logarithmic."""
+    """An axis.
+
+    Attributes:
+        label: Its name.
+        short: The name before a single value, such as `b` in `b = 16`.
+        log: Whether it is logarithmic.
+        key: Its key in `Series.x`; empty for a vertical axis.
+    """
 
     label: str
     short: str
@@ -40,26 +47,26 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """Points, or a line, with a name in the legend.
+    """Points or a curve, with a name.
 
     Attributes:
-        name: Its name on the page, where a view has a legend of its own.
+        name: Its name in the legend of its view on the page.
         x: Positions, by the key of a horizontal axis.
         y: Values.
-        kind: Its name in a legend that several panels share; none if empty.
-        end: Its name at its right end in a static panel.
-        tone: Its colour: one of `PALETTE`, or `soft`.
-        shade: Its place, 0 to 1, in an ordered family of series, in place of the tone.
-        mark: Which marker its points have; None for a curve, of whose points a reader cannot ask the values.
+        kind: Its name in the legend that the panels of a static figure share; it has no entry if empty.
+        end: The label at its right end in a static panel.
+        tone: Its color: one of `PALETTE`, or `soft`.
+        shade: Its position, 0 to 1, in an ordered family of series; replaces the tone.
+        mark: Index of its marker; None for a curve, whose single points have no values to show on the page.
         dash: The dashes of its line.
         line: Whether a line joins its points.
         hollow: Whether its markers are hollow.
         low: Lower ends of intervals.
         high: Upper ends, infinite if an interval is open.
-        spread: How intervals are drawn.
-        fit: A curve through the points: its x, and its y.
-        extra: What else is known of each point, by column.
-        clip: Whether it is cut at the frame; otherwise the axes reach around it.
+        spread: The form in which intervals are drawn.
+        fit: A curve fitted to the points: its x, and its y.
+        extra: Further values of each point, by column, which the page shows.
+        clip: Whether it may leave the frame; otherwise the axes contain it.
     """
 
     name: str
@@ -87,12 +94,12 @@ class Mark:
 
     Attributes:
         name: Its name on the page.
-        tone: Its colour.
+        tone: Its color.
         dash: The dashes of its line.
         at: The value.
-        low: The lower end of its interval; nan for none.
+        low: The lower end of its interval; nan if absent.
         high: The upper end.
-        kind: As that of a `Series`.
+        kind: As in `Series`.
     """
 
     name: str
@@ -109,14 +116,14 @@ class View:
     """One panel of a figure.
 
     Attributes:
-        series: What is drawn.
+        series: The series.
         marks: Values on the horizontal axis.
         notes: Sentences below the figure on the page.
-        words: A few words inside a static panel.
-        summary: What the figure shows, for those who do not see it.
+        words: Short lines of text inside a static panel.
+        summary: The content in words, for screen readers.
         ticks: Ticks of horizontal axes, by key; round numbers if absent.
-        of: Which of the figure's quantities this is.
-        y: The vertical axis, if it is not the figure's.
+        of: The key of its quantity, if the figure has several.
+        y: The vertical axis, if it differs from the figure's.
     """
 
     series: Sequence[Series]
@@ -130,18 +137,19 @@ class View:
 
     @property
     def empty(self) -> bool:
-        """Whether no point has a value."""
+        """True if no point has a value."""
+        # curves do not count: perfect scaling alone is not worth a panel
         return not any(np.isfinite(np.asarray(one.y, float)).any() for one in self.series if one.mark is not None)
 
 
 def measured(rows: pd.DataFrame, name: str, extra: Sequence[str] = (), **look: Any) -> Series:
-    """Points by batch size with intervals, and what else a reader may want to know of each.
+    """Make the series of a measured quantity: points by batch size, with intervals and the columns that a page shows.
 
     Args:
         rows: Rows of `Analysis.points` or `Analysis.costs`.
         name: The name of the series.
-        extra: Columns that are shown beside seeds and stepsizes.
-        look: Fields of `Series`.
+        extra: Columns to show in addition to seeds and stepsizes.
+        look: Other fields of `Series`.
     """
     columns = (*extra, "eta", "eta_beta", "eta_k_op")
     known = {column: rows[column] for column in columns if column in rows and rows[column].notna().any()}
@@ -151,12 +159,12 @@ def measured(rows: pd.DataFrame, name: str, extra: Sequence[str] = (), **look: A
 
 
 def dense(sizes: Numbers) -> Float[np.ndarray, " b"]:
-    """Batch sizes from the smallest to the largest, at which a curve is drawn."""
+    """Return the batch sizes at which to draw a curve, from the smallest to the largest, evenly spaced in log b."""
     return np.geomspace(min(sizes), max(sizes), SMOOTH)
 
 
 def ends_of(rows: pd.DataFrame, quantity: str, unit: str) -> str:
-    """Return what a figure shows, for those who do not see it: the values at the ends."""
+    """Describe a figure by its values at both ends, for screen readers."""
     rows = rows.dropna(subset="value")
     if rows.empty:
         return f"{quantity} has no value."
@@ -165,5 +173,5 @@ def ends_of(rows: pd.DataFrame, quantity: str, unit: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """A remark with a capital letter and a full stop."""
+    """Return a remark as a sentence, with a capital letter and a full stop."""
     return text[:1].upper() + text[1:] + "."

@@ -1,4 +1,4 @@
-"""Figures to files, by several processes: matplotlib draws on one core, and a sweep may have dozens of figures."""
+"""Figures drawn to files by several processes: matplotlib uses one core, and a sweep may have dozens of figures."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ DPI = 150
 FORMATS = "png", "pdf"
 
 PATIENCE = 60.0
-"""Seconds that another process may take longer than this one for as many figures. Default: a minute, which bounds what
-a process costs that hangs, as one forked while a thread holds a lock may."""
+"""Seconds that a forked process may take longer than this one for as many figures. Default: 60, which bounds the cost
+of a process that hangs, as one forked while another thread holds a lock may."""
 
 
 def draw(figures: Mapping[str, Figure], folder: Path, attempt: Attempt = plainly) -> None:
     """Draw figures as PNG and PDF.
 
-    On Linux each core draws its share in a process that is forked, for it finds the figures in its memory. What such a
-    process fails to draw is drawn here.
+    On Linux there is one process for each core, with its share of the figures. They are forked, because a forked
+    process has the figures in its memory, without pickling. What it fails to draw is drawn here.
 
     Args:
-        figures: By file name without suffix.
-        folder: Where the files are made.
-        attempt: Draws each figure; of one that fails there is no file. Default: an error is raised.
+        figures: The figures, by file name without suffix.
+        folder: The folder of the files.
+        attempt: Calls the function that draws each figure; a failed one leaves no file. Default: errors are raised.
     """
     names, processes = list(figures), _processes()
+    # every k-th figure: neighbours are of one kind and cost alike, so that the shares do too
     mine, *others = [{name: figures[name] for name in names[k::processes]} for k in range(processes)]
     fork = get_context("fork" if processes > 1 else None)
     forked = {fork.Process(target=_draw_beside, args=(share, folder), daemon=True): share for share in others if share}
@@ -47,7 +48,7 @@ def draw(figures: Mapping[str, Figure], folder: Path, attempt: Attempt = plainly
             process.join(PATIENCE)
             if process.exitcode != 0:
                 process.kill()
-                process.join()  # it may write the same files
+                process.join()  # otherwise it might still write the files drawn next
                 _draw(share, folder, attempt)
     finally:
         for process in forked:
@@ -57,15 +58,15 @@ def draw(figures: Mapping[str, Figure], folder: Path, attempt: Attempt = plainly
 
 
 def _processes() -> int:
-    """Return how many processes draw; one where a process cannot be forked safely, or may not have others."""
+    """Return the number of processes; 1 if a fork is not safe (not on Linux) or not allowed (in a daemon)."""
     return 1 if sys.platform != "linux" or current_process().daemon else len(os.sched_getaffinity(0))
 
 
 def _draw_beside(figures: Mapping[str, Figure], folder: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C comes to all processes; the first one ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends the others
     try:
         _draw(figures, folder, plainly)
-    except Exception:  # the first process draws these again, and reports it
+    except Exception:  # the parent draws these again, and reports the error
         sys.exit(1)
 
 
@@ -77,12 +78,12 @@ def _draw(figures: Mapping[str, Figure], folder: Path, attempt: Attempt) -> None
 def _draw_one(figure: Figure, folder: Path, name: str) -> None:
     files = [folder / f"{name}.{suffix}" for suffix in FORMATS]
     try:
-        if (engine := figure.get_layout_engine()) is not None:  # else it was laid out by an attempt that failed
+        if (engine := figure.get_layout_engine()) is not None:  # None after an attempt that failed after the layout
             engine.execute(figure)
-        figure.set_layout_engine(None)  # laid out once for both files; with an engine each is drawn twice
+        figure.set_layout_engine(None)  # one layout serves both files; with an engine each would be drawn twice
         for file in files:
             figure.savefig(file, dpi=DPI)
-    except BaseException:
+    except BaseException:  # no half-written file stays, not even after Ctrl-C
         for file in files:
             file.unlink(missing_ok=True)
         raise

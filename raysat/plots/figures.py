@@ -1,7 +1,7 @@
-"""The static figures: each takes tables of one setting, and is None where there is nothing to draw.
+"""The static figures: each function takes tables of one setting and returns a figure; None if there is nothing to draw.
 
-All take `ax`, axes on which the reading of the best evidence is drawn (default: a figure with a panel for each width
-and stepsize), and `title` (default: what is shown, in short). What a panel shows is in `raysat.plots.views`.
+All take `ax`, axes on which to draw the reading with the best evidence (default: a figure with a panel for each width
+and stepsize), and `title` (default: a short description). `raysat.plots.views` describes what a panel shows.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def loss_curves(
     target: float | None = None,
     title: str | None = None,
 ) -> Figure | None:
-    """L(w_t) against t, log-log, one line a batch size, from the tables of a sweep; a loss, `target`, is marked."""
-    trials = usable(trials).assign(tuning="", score=by_h)
+    """Draw L(w_t) against t, log-log, with a line for each batch size and one at the loss `target`, if given."""
+    trials = usable(trials).assign(tuning="", score=by_h)  # without readings: a grid has one panel, as others do
+    # log axes have no place for w_0, nor for a loss that vanishes or diverges
     shown = (curves["iteration"] > 0) & curves["train_loss"].between(SMALLEST, np.inf, inclusive="neither")
     sizes = trials["batch_size"].unique().tolist()
     figure = _grid(
@@ -48,7 +49,7 @@ def loss_curves(
 def exponents(
     points: pd.DataFrame, fits: pd.DataFrame, ax: Axes | None = None, title: str | None = None
 ) -> Figure | None:
-    """h(b) with intervals against the interpolated h, from `Analysis.points` and `fits`."""
+    """Draw h(b) with its intervals, and the interpolated h, from `Analysis.points` and `Analysis.fits`."""
     points = points[points["quantity"] == "h"]
     return _grid(
         "exponents", points, lambda rows, key: views.exponents(rows, panel_of(fits, key)), ax, title, corner="bottom"
@@ -56,19 +57,19 @@ def exponents(
 
 
 def steps(points: pd.DataFrame, fits: pd.DataFrame, ax: Axes | None = None, title: str | None = None) -> Figure | None:
-    """N(b) and its fits, with perfect scaling, b_N and b_star, from `Analysis.points` and `fits`."""
+    """Draw N(b) and its fits, with perfect scaling, b_N and b_star, from `Analysis.points` and `Analysis.fits`."""
     points = points[points["quantity"] == "N"]
     return _grid("steps", points, lambda rows, key: views.steps(rows, panel_of(fits, key)), ax, title)
 
 
 def costs(rows: pd.DataFrame, ax: Axes | None = None, title: str | None = None) -> Figure | None:
-    """Return what the headline target costs at each b, over the least that it costs, from `Analysis.costs`."""
+    """Draw each cost of the headline target over its minimum, against b, from `Analysis.costs`."""
     headline = rows[rows["headline"].astype(bool)]
     return _grid("costs", headline, lambda rows, _: views.costs_over_least(rows), ax, title)
 
 
 def forecast(made: Forecast, title: str = "") -> Figure:
-    """N(b) of a typical run and of the mean loss, forecast."""
+    """Draw the forecast N(b) of a typical run and of the mean loss."""
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
     panel = figure.subplots()
     heading(panel, title, width=70)
@@ -84,8 +85,10 @@ def _grid(
     title: str | None,
     corner: Literal["top", "bottom"] = "top",
 ) -> Figure | None:
-    """Draw the view of each panel, which is made of its rows of a table and its key."""
+    """Draw a figure with a panel for each width, stepsize and tuning; `view` takes the panel's rows and its key."""
+    # trials have no column `value`: they are something to draw whenever there are any
     if table.get("value", table["batch_size"]).isna().all():
         return None
+    # losses share their vertical axis, so that panels can be compared
     panels = panels_of(table, ax, title, sharey=name == "loss-curves")
     return drawn(panels, {key: view(panel_of(table, key), key) for key in panels.axes}, name, corner)

@@ -1,4 +1,4 @@
-"""Views as matplotlib draws them: a grid of panels, one for each width and stepsize, with axes, labels and legends."""
+"""Views drawn by matplotlib: a grid of panels, one for each width and stepsize, with axes, labels and legends."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from raysat.plots.views import AXES
 from raysat.text import printable
 
 KEY = ("width", "stepsize", "tuning")
-"""The columns that name a panel of a setting."""
+"""The columns that identify a panel of a setting."""
 
 MARKERS = "os^Dv<>P*Xhd"
 INK, FIT, STAR, SOFT = "black", "#0072b2", "#d55e00", "0.45"
-"""Colours. Those of the fit and of b_star are Okabe and Ito's; tests/plots/test_plots.py says how far apart all four
-are to colour-blind eyes."""
+"""Colors. Those of the fit and of b_star are Okabe and Ito's; tests/plots/test_plots.py checks that color-blind readers
+can distinguish all four."""
 
 COLORS = {"ink": INK, "blue": FIT, "orange": STAR, "soft": SOFT}
-"""The colour of each tone of a view."""
+"""The color of each tone of a view."""
 
 LAW = "fit N_inf (1 + (b_N/b)^q)^(1/q)"
-"""The name of a fit in a legend."""
+"""The name of a fit in legends."""
 
 SMALLEST = 1e-250
-"""The smallest value on a log axis: below it the axis' own margin comes to 0, which such an axis does not have."""
+"""The smallest value on a log axis: below it matplotlib's margin would underflow to 0, which has no logarithm."""
 
 MANY = 12
-"""Points above which a line has a marker at every third."""
+"""Points above which a line has a marker only at every third."""
 
 
 @dataclass(frozen=True)
 class Panels:
-    """Where a figure is drawn.
+    """A figure and its panels.
 
     Attributes:
         figure: The figure.
         axes: Its panels, by width, stepsize and tuning.
-        own: Whether the figure is made for them; otherwise there is one panel, on a user's axes.
-        sharey: Whether the panels have one vertical axis.
+        own: Whether the figure was made for them; otherwise there is one panel, on a user's axes.
+        sharey: Whether the panels share one vertical axis.
     """
 
     figure: Figure
@@ -59,13 +59,13 @@ class Panels:
 
 
 def panels_of(table: pd.DataFrame, ax: Axes | None, title: str | None, *, sharey: bool = False) -> Panels:
-    """A figure with a row for each width and a column for each stepsize; panels without data are left out.
+    """Make a figure with a row for each width and a column for each stepsize; panels without data are left out.
 
     Args:
-        table: What is drawn.
-        ax: Axes on which the reading of the best evidence is drawn instead.
-        title: Of the figure. Default: data set and model. Of `ax`, by default, width and stepsizes.
-        sharey: Whether the panels have one vertical axis.
+        table: The rows to draw.
+        ax: Axes on which to draw only the reading with the best evidence. Default: a figure is made.
+        title: The title. Default: data set and model for a figure, width and stepsizes for `ax`.
+        sharey: Whether the panels share one vertical axis.
     """
     if ax is not None:
         first = by_evidence(table).iloc[0]
@@ -74,6 +74,7 @@ def panels_of(table: pd.DataFrame, ax: Axes | None, title: str | None, *, sharey
     keys = list(table[list(KEY)].drop_duplicates().itertuples(index=False, name=None))
     widths = sorted({key[0] for key in keys})
     columns = sorted({key[1:] for key in keys})
+    # inches: 3.6 x 2.8 for each panel, the rest for names, title and legend
     figure = Figure(figsize=(1.2 + 3.6 * len(columns), 1.4 + 2.8 * len(widths)), layout="constrained")
     title = next(iter(short_settings(table).values())) if title is None else title
     grid = figure.subplots(len(widths), len(columns), squeeze=False, sharex=True, sharey=sharey)
@@ -92,19 +93,20 @@ def panels_of(table: pd.DataFrame, ax: Axes | None, title: str | None, *, sharey
 
 
 def _name(width: int, stepsize: str, tuning: str) -> str:
-    """Return what a panel shows: `width 256, grid (free)`."""
+    """Return the title of a panel: `width 256, grid (free)`."""
     label = method({"stepsize": stepsize, "tuning": tuning})
     return f"width {width}, {label}" if width else label
 
 
 def panel_of(table: pd.DataFrame, key: tuple) -> pd.DataFrame:
-    """The rows of a panel, by its key in `panels_of`."""
+    """Select the rows of a panel by its key in `panels_of`."""
     width, stepsize, tuning = key
     return table[(table["width"] == width) & (table["stepsize"] == stepsize) & (table["tuning"] == tuning)]
 
 
 def heading(panel: Axes, title: str, width: int = 200) -> None:
-    """The title of a panel, and its grid."""
+    """Set the title of a panel, and its grid lines."""
+    # parse_math: names of a user may contain `$`
     panel.set_title("\n".join(textwrap.wrap(printable(title), width)), fontsize=10, y=1, parse_math=False)
     panel.grid(visible=True, which="major", color="0.9", linewidth=0.6)
 
@@ -112,16 +114,16 @@ def heading(panel: Axes, title: str, width: int = 200) -> None:
 def drawn(
     panels: Panels, views: Mapping[tuple, View], name: str, corner: Literal["top", "bottom"] = "top"
 ) -> Figure | None:
-    """Draw a figure's views, each in its panel, against the first of its horizontal axes.
+    """Draw each view of a figure in its panel, against the first of the figure's horizontal axes.
 
     Args:
-        panels: Where.
-        views: What, by the key of the panel.
+        panels: The panels.
+        views: The views, by key of the panel.
         name: The figure: a key of `AXES`.
-        corner: Where the words of a view stand: h rises with b, N falls.
+        corner: The end of the right edge at which the words of a view are: h rises with b, N falls.
 
     Returns:
-        The figure; None where no view has a value.
+        The figure; None if no view has a value.
     """
     if all(view.empty for view in views.values()):
         return None
@@ -132,10 +134,11 @@ def drawn(
     for key, panel in panels.axes.items():
         _set_axes(panel, y, views.values() if panels.sharey else [views[key]], sizes)
         ends[key] = _draw_series(panel, views[key].series, x, y)
-        within = panel.get_xlim()
+        within = panel.get_xlim()  # the series set the limits; a mark far from them must not change these
         for mark in views[key].marks:
             _draw_mark(panel, mark, within)
         panel.set_xlim(within)
+    # Labels are placed by the height of their ends on the page, once no shared axis changes any more.
     for key, panel in panels.axes.items():
         label_ends(panel, ends[key])
         if views[key].words:
@@ -146,12 +149,13 @@ def drawn(
 
 
 def _set_axes(panel: Axes, y: Axis, views: Iterable[View], sizes: Sequence[float]) -> None:
-    """Scales, limits and ticks: the vertical axis reaches around values, and intervals up to three times as far."""
+    """Set scales, limits and ticks: the vertical axis contains values, and intervals up to a factor 3 beyond them."""
     panel.set(xscale="log", yscale="log" if y.log else "linear")
     if sizes:
         batch_axis(panel, sizes)
     else:
         panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    # A series that is clipped, such as perfect scaling, does not count: it may fall far below all values.
     bound = [one for view in views for one in view.series if not one.clip]
     values, ends = (
         np.concatenate([np.asarray(of, float) for of in several if of is not None] or [[]])
@@ -164,6 +168,8 @@ def _set_axes(panel: Axes, y: Axis, views: Iterable[View], sizes: Sequence[float
     if ends.size:
         low, high = min(low, max(ends.min(), low / 3)), max(high, min(ends.max(), 3 * high))
     if y.log:
+        # A range of at least 0.3, a factor of 2, lets values that hardly differ look alike. Each line of words takes 11
+        # percent of it, above the values. Powers of 10 are kept within float64.
         words = max(len(view.words) for view in views)
         bottom, top = np.log10([low, high])
         span = max(top - bottom, 0.3)
@@ -174,7 +180,7 @@ def _set_axes(panel: Axes, y: Axis, views: Iterable[View], sizes: Sequence[float
 
 
 def _draw_series(panel: Axes, series: Sequence[Series], x: Axis, y: Axis) -> list[tuple]:
-    """Draw series; returns the ends that have a name, as `label_ends` takes them."""
+    """Draw series, and return the labelled right ends in the form that `label_ends` takes."""
     named = []
     for one in series:
         color, marker = _color(one), MARKERS[one.mark % len(MARKERS)] if one.mark is not None else ""
@@ -193,16 +199,19 @@ def _draw_series(panel: Axes, series: Sequence[Series], x: Axis, y: Axis) -> lis
             look = {"marker": marker, "markersize": 3, "markevery": 3} if some else {}
             panel.plot(at, value, color=color, linestyle=one.dash, linewidth=1 if marker else 1.5, **look)
         if marker and not some:
+            # Rounding may leave an end on the wrong side of its value. By `nan_to_num` an absent end has no bar, and an
+            # infinite one a bar to the frame.
             ends = [value - low, high - value] if one.spread == "bars" else [0 * value, 0 * value]
             errors = np.nan_to_num(np.maximum(ends, 0))
             panel.errorbar(at, value, yerr=errors, markersize=5, capsize=2, linewidth=1, zorder=3, **_look(one))
+        # hollow series are those of other targets: among them the label of the headline is bold
         main = [not one.hollow] * any(other.hollow for other in series)
         named += [(at[-1], value[-1], one.end, color, marker, *main)] * bool(one.end)
     return named
 
 
 def _draw_mark(panel: Axes, mark: Mark, within: tuple[float, float]) -> None:
-    low, high = max(within[0], mark.low), min(within[1], mark.high)
+    low, high = max(within[0], mark.low), min(within[1], mark.high)  # an open interval ends at the frame
     if low < high:
         panel.axvspan(low, high, color=COLORS[mark.tone], alpha=0.15, linewidth=0)
     if mark.at > 0:
@@ -210,6 +219,7 @@ def _draw_mark(panel: Axes, mark: Mark, within: tuple[float, float]) -> None:
 
 
 def _color(one: Series) -> Any:
+    # 0.9: the yellow end of viridis is too pale on white
     return COLORS[one.tone] if one.shade is None else colormaps["viridis"](0.9 * one.shade)
 
 
@@ -220,7 +230,7 @@ def _look(one: Series) -> dict[str, Any]:
 
 
 def _entries(views: Iterable[View]) -> dict[str, dict[str, Any]]:
-    """Names and looks of what is in several views, for a legend: series and their fits, then marks."""
+    """Collect the names and looks of the series in several views, their fits and their marks, for one legend."""
     views, found = list(views), {}
     for one in (one for view in views for one in view.series if one.kind):
         found.setdefault(one.kind, _look(one) | ({"linestyle": one.dash} if one.line else {}))
@@ -232,7 +242,7 @@ def _entries(views: Iterable[View]) -> dict[str, dict[str, Any]]:
 
 
 def batch_axis(panel: Axes, sizes: Numbers) -> None:
-    """A log2 axis with the batch sizes that were run as its ticks, thinned to ten, the ends kept."""
+    """Set a log2 axis whose ticks are the batch sizes that were run, at most ten of them, with both ends."""
     ran = np.unique(sizes)
     ticks = ran[np.linspace(0, len(ran) - 1, min(10, len(ran))).round().astype(int)]
     panel.set_xscale("log", base=2)
@@ -243,7 +253,7 @@ def batch_axis(panel: Axes, sizes: Numbers) -> None:
 
 
 def log_ticks(panel: Axes) -> None:
-    """Plain numbers on the vertical log axis: at 1, 2 and 5 of each decade, or where there are many decades, at 1."""
+    """Set plain numbers as ticks of the vertical log axis: 1, 2, 5 in each decade, or only 1 above a factor of 500."""
     low, high = panel.get_ylim()
     panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 500 * low else (1.0,)))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -251,27 +261,28 @@ def log_ticks(panel: Axes) -> None:
 
 
 def label_ends(panel: Axes, ends: list[tuple]) -> None:
-    """Name lines beside the right edge, each at the height of its end, or as near as leaves the names apart.
+    """Label lines at the right edge, each label at the height of its line's end, or as near as it fits.
 
     Args:
-        panel: The panel, its limits final.
-        ends: Of each line: x, y, name, color, marker, and where one of them is the main one, whether it is. Lines that
-            end at the same height are named in this order from top to bottom.
+        panel: The panel, with its final limits.
+        ends: For each line: x, y, label, color, marker and, if one line is the main one, whether this is it. Lines that
+            end at the same height are labelled in this order from top to bottom.
     """
     if not ends:
         return
     to_axes = panel.transAxes.inverted()
     at = np.array([to_axes.transform(panel.transData.transform(end[:2])) for end in ends])
-    apart = min(0.075, 1 / len(ends))
+    apart = min(0.075, 1 / len(ends))  # the height of a label, as a fraction of the panel's, or less if they are many
     rising = np.argsort(at[:, 1], kind="stable")
     crowd = np.concatenate([[0], np.cumsum(np.diff(at[rising, 1]) > apart / 2)])  # ends that are near each other
     order = rising[np.lexsort((-rising, crowd))]  # from bottom to top
     heights = at[order, 1]
-    for k in range(1, len(heights)):
+    for k in range(1, len(heights)):  # upwards: each at least `apart` above the one below
         heights[k] = max(heights[k], heights[k - 1] + apart)
-    heights -= max(0.0, heights[-1] - 1)
+    heights -= max(0.0, heights[-1] - 1)  # the topmost stays within the panel
     for k in range(len(heights) - 2, -1, -1):
         heights[k] = min(heights[k], heights[k + 1] - apart)
+    # a thin line leads from the end to the label, 7 % of the panel's width beyond the frame
     inside = {"transform": panel.transAxes, "clip_on": False}
     for height, k in zip(heights, order, strict=True):
         _, _, name, color, marker, *main = ends[k]
@@ -283,7 +294,7 @@ def label_ends(panel: Axes, ends: list[tuple]) -> None:
 
 
 def say(panel: Axes, lines: Sequence[str], end: Literal["top", "bottom"]) -> None:
-    """A few words in a corner that the curves leave free: h rises with b, N falls."""
+    """Write lines of text in the right corner that the curves leave free: h rises with b, N falls."""
     y = 0.96 if end == "top" else 0.04
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}
     words = "\n".join(lines)
@@ -291,17 +302,17 @@ def say(panel: Axes, lines: Sequence[str], end: Literal["top", "bottom"]) -> Non
 
 
 def finish(panels: Panels, x: str, y: str) -> None:
-    """Axis names, on the outer panels only."""
+    """Set the names of the axes, on the outer panels only."""
     for panel in panels.axes.values():
         place = panel.get_subplotspec() if panels.own else None
-        if panels.own:
+        if panels.own:  # tick labels on every panel: the one below, which would have them, may be left out
             panel.tick_params(labelsize=7, labelbottom=True)
         panel.set_xlabel(x if place is None or place.is_last_row() else "", fontsize=9)
         panel.set_ylabel(printable(y) if place is None or place.is_first_col() else "", fontsize=9, parse_math=False)
 
 
 def legend(panels: Panels, entries: Mapping[str, dict[str, Any]]) -> None:
-    """Names and looks of what is drawn, below the panels; on a user's axes inside of them."""
+    """Draw a legend below the panels; on a user's axes, inside them."""
     handles = [Line2D([], [], label=label, **look) for label, look in entries.items()]
     if not handles:
         return
@@ -309,5 +320,6 @@ def legend(panels: Panels, entries: Mapping[str, dict[str, Any]]) -> None:
         for panel in panels.axes.values():
             panel.legend(handles=handles, loc="best", fontsize=8, frameon=False)
         return
+    # 2.2 inches hold most names at this font size
     columns = min(len(handles), max(1, int(panels.figure.get_figwidth() / 2.2)))
     panels.figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)

@@ -1,4 +1,4 @@
-"""The figures: each function takes tables of one reading and returns the `View` that both renderers draw."""
+"""The figures as plain data: each function takes tables of one reading and returns a `View` for both renderers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ AXES: dict[str, tuple[tuple[Axis, ...], Axis]] = {
     "targets": ((Axis("target loss L", "L ≤", key="target"),), Axis("critical batch size b_N (samples)", "b_N")),
     "costs": ((BATCH,), Axis("cost to the target", "cost")),
 }
-"""Of each figure the horizontal axes, of which a reader picks one, and the vertical one."""
+"""The axes of each figure: the horizontal ones, among which a reader of the page chooses, and the vertical one."""
 
 LOSS = {"mse": "½ mean squared residual", "cross_entropy": "mean cross-entropy, nats"}
 
@@ -46,18 +46,18 @@ COSTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"tone": "orange", "mark": 2, "dash": "dashdot", "hollow": True},
     ),
 }
-"""The costs of `raysat.analysis.efficiency`: short name, unit, and look beside the others."""
+"""The costs of `raysat.analysis.efficiency`: short name, unit, and look in a figure of all of them."""
 
 NO_INTERVALS = "No intervals: there is one seed, and no fit about which it could scatter."
 
 
 def loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame, sizes: Sequence[int] = ()) -> View:
-    """L(w_t): median over seeds, and the band from the smallest to the largest, a line a batch size.
+    """Show L(w_t) with a line for each batch size: the median over seeds, in a band from the smallest to the largest.
 
     Args:
-        chosen: The trial of each seed and batch size.
+        chosen: The trial that counts for each seed and batch size.
         curves: The `curves` table.
-        sizes: Batch sizes among which a line has its look. Default: its own.
+        sizes: The batch sizes of all panels, so that each has the same look in all. Default: those of `chosen`.
     """
     paths = chosen[["cell_id", "batch_size"]].assign(devices=devices(chosen)).merge(curves, on="cell_id")
     paths = paths.assign(device_seconds=paths["devices"] * paths["seconds"])
@@ -73,6 +73,7 @@ def loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame, sizes: Sequence[int]
         return View(())
     places, series, ends = sorted({*sizes, *by_size}), [], []
     for b, losses in by_size.items():
+        # only iterations at which all seeds have a loss: the median jumps when one of them ends
         losses = losses[losses["count"] == losses["count"].max()]
         ends.append(next(iter(losses["median"].dropna().iloc[::-1]), math.nan))
         k = places.index(b)
@@ -84,7 +85,7 @@ def loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame, sizes: Sequence[int]
         )
         several = losses["count"].max() > 1
         series.append(replace(one, low=losses["low"], high=losses["high"], spread="band") if several else one)
-    first, *_, last = [*by_size, *by_size]
+    first, *_, last = [*by_size, *by_size]  # twice, for a single batch size
     said = (
         f"{len(series)} batch sizes, b = {first} to {last}; the loss ends at {number(ends[0])} for b = {first} and at "
         f"{number(ends[-1])} for b = {last}."
@@ -94,7 +95,7 @@ def loss_curves(chosen: pd.DataFrame, curves: pd.DataFrame, sizes: Sequence[int]
 
 
 def exponents(points: pd.DataFrame, fits: pd.DataFrame) -> View:
-    """h(b) with intervals against the interpolated h, and the range of h in words."""
+    """Show h(b) with its intervals, the interpolated h, and the range of h in words."""
     points, fit = points[points["quantity"] == "h"], fits[fits["quantity"] == "b_h"].iloc[0]
     kind = "measured h, 95 % interval"
     name = kind if points["low"].notna().any() else "measured h"
@@ -107,6 +108,7 @@ def exponents(points: pd.DataFrame, fits: pd.DataFrame) -> View:
         look: dict[str, Any] = {"tone": "blue", "dash": "dashed", "line": True}
         name, kind = f"predicted: interpolated from h(1) and h({stands_in})", "interpolated, h(1) to h(n)"
         series.append(Series(name, {"b": b}, [h_interpolated(size, one, full) for size in b], kind, **look))
+        # section 5 interpolates between h(1) and h(n); the largest b that was run replaces n
         if stands_in < points["n"].iloc[0]:
             words.append(f"h({stands_in}) stands in for h(n), n = {points['n'].iloc[0]:,}")
     notes = [f"{one}." for one in words]
@@ -122,13 +124,14 @@ def exponents(points: pd.DataFrame, fits: pd.DataFrame) -> View:
 
 
 def at_target(points: pd.DataFrame, fit: Mapping, sizes: list[int]) -> View:
-    """N(b) at a target and its fit, with perfect scaling, b_N and b_star.
+    """Show N(b) at a target with its fit, perfect scaling, b_N and b_star.
 
     Args:
-        points: The rows of the target.
-        fit: Its row of the fits.
+        points: The rows of `Analysis.points` at the target.
+        fit: The row of `Analysis.fits` at the target.
         sizes: The batch sizes of the reading.
     """
+    # nan at batch sizes without a value: the views of all targets share one x
     rows = points.set_index("batch_size").reindex(sizes).reset_index()
     b, value, target = dense(sizes), number(fit["value"]), f"L ≤ {fit['target']:g}"
     kind = "measured N, 95 % interval"
@@ -150,7 +153,7 @@ def at_target(points: pd.DataFrame, fit: Mapping, sizes: list[int]) -> View:
         notes.append(THEORY_CAVEAT)
         words += ["eta is made from beta(b):", "this checks the code"]
     series, known = [one], rows.dropna(subset="value")
-    if len(known):
+    if len(known):  # perfect scaling from the smallest batch size that has a value
         series.append(_perfect(known.iloc[0]["batch_size"], known.iloc[0]["value"], sizes))
     summary = [ends_of(rows, "N", f"iterations to loss {fit['target']:g}")]
     summary += [f"Marked: {mark.name}." for mark in marks]
@@ -158,28 +161,30 @@ def at_target(points: pd.DataFrame, fit: Mapping, sizes: list[int]) -> View:
 
 
 def _perfect(size: int, steps: float, sizes: Sequence[int]) -> Series:
-    """N(b) that falls like 1/b from the smallest batch size on."""
+    """Return the series of an N(b) that falls like 1/b from the smallest batch size on."""
     b = dense(sizes)
     look: dict[str, Any] = {"tone": "soft", "dash": "dotted", "line": True, "clip": True}
     return Series(f"perfect scaling N({size})/b", {"b": b}, steps * size / b, "perfect scaling N(1)/b", **look)
 
 
 def steps(points: pd.DataFrame, fits: pd.DataFrame) -> View:
-    """N(b) at all targets: that of the headline with all that belongs to it, of the others points and fit."""
+    """Show N(b) at all targets: the headline with perfect scaling, b_N and b_star, the others with their fits alone."""
     points, fits = points[points["quantity"] == "N"], fits[fits["quantity"] == "b_N"]
     sizes = sorted(points["batch_size"].unique().tolist())
     ranked = fits.sort_values(["headline", "target"], ascending=[False, True]).to_dict("records")
     views = [at_target(points[points["target"] == fit["target"]], fit, sizes) for fit in ranked]
+    # the shared legend explains the headline alone (`kind`); labels at the right edge name the other targets
     others = [replace(view.series[0], kind="", mark=k, hollow=True) for k, view in enumerate(views[1:], 1)]
     return replace(views[0], series=[*views[0].series, *others])
 
 
 def targets(fits: pd.DataFrame) -> View:
-    """b_N against the target, and b_star; nothing where fewer than two targets have one."""
+    """Show b_N against the target, and b_star; the view is empty if fewer than two targets have a b_N."""
     ranked = fits.dropna(subset="target").sort_values("target", ascending=False)
     known = ranked.dropna(subset="value")
     if len(known) < 2:
         return View(())
+    # such a b_N may change with a wider grid: its points are hollow; the words are those of `measure`
     at_end = known["reason"].str.contains("widen the grid", regex=False)
     series = []
     for name, rows in (("b_N", known[~at_end]), ("b_N, best stepsize at an end of those tried", known[at_end])):
@@ -200,13 +205,14 @@ def targets(fits: pd.DataFrame) -> View:
 
 
 def costs(rows: pd.DataFrame, choices: pd.DataFrame) -> Iterator[View]:
-    """Each cost that was measured, at all targets, with where it is least, and b_20."""
+    """Yield a view of each measured cost at all targets, with its minimum and b_20 marked for the headline."""
     sizes = sorted(rows["batch_size"].unique().tolist())
     ordered = rows.sort_values(["headline", "target", "batch_size"], ascending=[False, True, True])
     for cost, (name, unit, _) in COSTS.items():
         own = ordered[ordered["cost"] == cost]
         if own.empty:
             continue
+        # the headline, which is sorted first, is blue; orange is the color of b_20
         tones = iter(("blue", *(tone for tone in PALETTE if tone not in ("blue", "orange"))))
         series = [
             measured(of, f"to L ≤ {target:g}", tone=next(tones, "ink"), mark=k, line=True)
@@ -230,7 +236,7 @@ def costs(rows: pd.DataFrame, choices: pd.DataFrame) -> Iterator[View]:
 
 
 def costs_over_least(rows: pd.DataFrame) -> View:
-    """Return what the headline target costs at each b, over the least that it costs, in all costs."""
+    """Show all costs of the headline target at each b, each over its minimum."""
     series, words = [], [f"L ≤ {rows['target'].iloc[0]:g}"]
     for cost, (name, _, look) in COSTS.items():
         own = rows[rows["cost"] == cost].sort_values("batch_size")
@@ -242,13 +248,14 @@ def costs_over_least(rows: pd.DataFrame) -> View:
         series.append(measured(relative, name, kind=name, line=True, **look))
     name, ends = f"{WASTE:.0%} above the least".replace("%", " %"), rows["batch_size"].agg(["min", "max"])
     look = {"tone": "soft", "dash": "dotted", "line": True}
+    # beyond the batch sizes on both sides: the line crosses the whole panel
     series.append(Series(name, {"b": ends * [1 / 2, 2]}, [1 + WASTE] * 2, name, **look))
     ticks = {"b": sorted(rows["batch_size"].unique().tolist())}
     return View(series, words=words, ticks=ticks, y=Axis("cost to the target over its least", "cost"))
 
 
 def forecast(made: Forecast) -> View:
-    """N(b) of a typical run and of the mean loss, with b_N and b_star."""
+    """Show the forecast N(b) of a typical run and of the mean loss, with b_N and b_star."""
     rows, fit = made.by_batch, made.typical
     sizes = rows["batch_size"].tolist()
     x, b = {"b": sizes}, dense(sizes)
@@ -258,6 +265,7 @@ def forecast(made: Forecast) -> View:
     marks, words = [], [f"L ≤ {number(made.target)}", "no b_N: see the remarks"]
     if not math.isnan(fit.value):
         typical = replace(typical, fit=({"b": b}, law(b, fit.asymptote, fit.value, fit.q)))
+        # in place of the words for a refused fit
         words[1:] = [f"b_N = {number(fit.value)}", f"(mean loss {number(made.mean.value)})"]
         marks.append(_at(f"b_N = {number(fit.value)}, forecast", "blue", "dashdot", fit.value, "b_N"))
     star = f"b_star = {number(made.b_star)}"
@@ -270,5 +278,5 @@ def forecast(made: Forecast) -> View:
 
 
 def _at(name: str, tone: str, dash: Any, value: float, kind: str) -> Mark:
-    """A mark at a value without an interval."""
+    """Return a mark without an interval: one of no width is not drawn."""
     return Mark(name, tone, dash, value, value, value, kind)

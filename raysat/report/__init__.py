@@ -1,11 +1,11 @@
-"""The page of a sweep: one HTML file that opens anywhere, with the answer first and all that it rests on below.
+"""The page of a sweep: one self-contained HTML file, with the answer first and the evidence for it below.
 
     $ python -m raysat.report RESULTS/mnist     analysis.parquet, figures/, report.html, and the table on the terminal
     $ python -m raysat.report RESULTS           RESULTS/report.html, which compares the sweeps in the folder
 
-It can be made at any moment of a sweep, of whatever rows there are: a part that fails says so in its place. The way of
-the data: tables (`material`) -> `figures` (plain data) and `sections` (HTML) -> `page`, which adds the style and the
-script of `assets/`.
+It can be made at any time during a sweep, from the rows that exist; a part that fails is replaced by its error. The
+path of the data is: tables (`material`) -> `figures` (plain data) and `sections` (HTML) -> `page`, which adds the style
+and the scripts of `assets/`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from raysat.storage.store import Store
 __all__ = ["compare", "finish", "render"]
 
 COLOURS = 64
-"""Of the pictures in the page; those of `figures/` have all."""
+"""Colors of a picture in the page. Default: 64; the files in `figures/` keep all of theirs."""
 
 NOTHING_DRAWN = {"choices": [], "start": [], "figures": [], "targets": []}
 """The payload of a page without interactive figures."""
@@ -48,19 +48,20 @@ NOTHING_DRAWN = {"choices": [], "start": [], "figures": [], "targets": []}
 def finish(
     root: Location | str, console: Console, output: Location | str | None = None, targets: Sequence[float] = ()
 ) -> Location:
-    """All that follows a sweep: fits, figures, page, and the table on the terminal.
+    """Analyze a sweep, write its fits, figures and page, and print the table.
 
     Args:
-        root: The results folder or its address, of a finished sweep or not.
-        console: Where the table is printed.
-        output: Where `analysis.parquet`, `figures/` and `report.html` are written. Default: the results folder.
-        targets: Losses to which N(b) counts. Default: those of the sweep, else chosen for what is compared.
+        root: The results folder of a sweep, finished or not, or its address.
+        console: The console on which the table is printed.
+        output: The folder for `analysis.parquet`, `figures/` and `report.html`. Default: the results folder.
+        targets: Losses to which N(b) counts. Default: those of the sweep, or else levels that all compared readings
+            share.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: The folder is not a results folder, or of another schema version, or something cannot be read or
+        InputError: The folder is not a results folder or has another schema version, or a file cannot be read or
             written.
     """
     root = location(root)
@@ -73,12 +74,14 @@ def finish(
         if analysis is not None:
             save(analysis, output)
         with rc_context():
-            rc_file_defaults()  # and not what a user's code may have set in this process
+            rc_file_defaults()  # a user's code may have changed matplotlib's settings in this process
             made = attempt("The figures", lambda: _static_figures(material, attempt)) or []
             plots.save(made, output / "figures", attempt)
+        # a figure that could not be drawn has no file
         files = {static.name: output / "figures" / f"{static.name}.png" for static in made}
         images = [(static, _small(files[static.name].read_bytes())) for static in made if files[static.name].exists()]
         html = render(material, images, attempt)
+        # backslashreplace: names of files may contain bytes that UTF-8 cannot encode
         write_aside(path, lambda aside: aside.write_text(html, encoding="utf-8", errors="backslashreplace"))
     if analysis is not None:
         attempt("The table", lambda: print_summary(analysis, console))
@@ -91,7 +94,7 @@ def finish(
 
 
 def _small(png: bytes) -> bytes:
-    """A picture for the page: with a palette it takes a quarter of the bytes, and looks the same."""
+    """Reduce a picture to a palette, for the page: it takes a quarter of the bytes and looks the same."""
     small = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
         image.quantize(COLOURS, Image.Quantize.FASTOCTREE).save(small, "PNG")
@@ -103,12 +106,12 @@ def _static_figures(material: Material, attempt: Attempts) -> list[plots.StaticF
 
 
 def render(material: Material, images: Sequence[tuple[plots.StaticFigure, bytes]], attempt: Attempts) -> str:
-    """The page of a sweep as HTML.
+    """Render the page of a sweep as HTML.
 
     Args:
-        material: What it is made of.
+        material: The data of the sweep.
         images: Each static figure and its PNG.
-        attempt: What failed of the static figures.
+        attempt: The attempt that made the static figures; the page shows its failures.
     """
     m, title = material, str(material.record["sweep"].get("name", "sweep"))
     lead = attempt("The count of cells", lambda: sections.progress(m.record, m.trials)) or ""
@@ -132,7 +135,9 @@ def render(material: Material, images: Sequence[tuple[plots.StaticFigure, bytes]
 
 
 def _drawn(material: Material, attempt: Attempts) -> dict[str, Any]:
+    """Make the payload of the interactive figures, with the sliders of the targets."""
     m = material
+    # the figures do without the ladder, and show the sweep's own targets, if it fails
     ladder = attempt("The ladder of targets", lambda: m.ladder)
     names = short_settings(m.analysis.fits)
     moved = attempt("The answers at other targets", lambda: sliders(m.record, ladder, names)) if ladder else ()

@@ -17,7 +17,7 @@ from raysat.storage.store import Store, storage_errors
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
-    """Analyze a results folder, draw its figures and write its page; of a folder of several, the page that compares."""
+    """Analyze a sweep and write its figures and page; of a folder of several sweeps, write the page of comparison."""
     parser = argparse.ArgumentParser(
         prog=program("raysat.report"),
         description="Write the fits, the figures and the report of a sweep, or compare the sweeps of a folder.",

@@ -1,4 +1,4 @@
-"""The answer in words: one or two sentences a setting, with the interval and what must be said beside it."""
+"""The answer in words: one or two sentences for each setting, with the interval and the caveats."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pandas as pd
 from raysat.analysis import SETTING, THEORY_CAVEAT, estimate, method, number, policy, setting
 
 EVIDENCE = ("grid", "grid_relative")
-"""The policies that measure a critical batch size: each batch size has its best stepsize. Under `theory` b_N follows
-beta(b) nearly by construction, and one stepsize for all batch sizes hides saturation."""
+"""The policies that measure a critical batch size, because stepsizes are tuned at each batch size. Under `theory` b_N
+follows beta(b) nearly by construction, and one stepsize for all batch sizes hides saturation."""
 
 _ORDER = (*EVIDENCE, "theory", "fixed_fraction", "fixed")
 _READINGS = ("stable", "free", "")
@@ -20,13 +20,13 @@ _READINGS = ("stable", "free", "")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a sweep says of one setting.
+    """The answer of a sweep for one setting.
 
     Attributes:
-        setting: What it was measured on.
-        sentences: The answer: the measured critical batch size, then the predicted one; or why there is none.
-        caveats: What must be said beside it.
-        row: The row of `raysat.analysis.summary` it is from.
+        setting: The setting, in words.
+        sentences: The measured critical batch size, or why there is none; then the predicted one.
+        caveats: Reservations about both.
+        row: The row of `raysat.analysis.summary` on which it is based.
         measured: Whether it is a critical batch size measured with tuned stepsizes.
     """
 
@@ -38,11 +38,12 @@ class Answer:
 
 
 def answers(table: pd.DataFrame) -> list[Answer]:
-    """One answer a setting.
+    """Make one answer for each setting.
 
-    Of the stepsize policies a grid speaks, of its readings the stable one, of which the theory speaks, and of several
-    widths the largest, for the theory is one of wide networks. Where that one has no b_N the next that has one speaks,
-    and why the others have none stands beside it.
+    It is based on tuned stepsizes, if there are any; among these on the largest width, because the theory is one of
+    wide networks; then on the policy that comes first in `EVIDENCE`, and on its stable reading, about which the theory
+    makes a statement. If that reading has no b_N, the next one that has is used, and the caveats say why those before
+    it have none.
 
     Args:
         table: The result of `raysat.analysis.summary`.
@@ -53,6 +54,7 @@ def answers(table: pd.DataFrame) -> list[Answer]:
 def _answer(rows: pd.DataFrame) -> Answer:
     known = {name: place for place, name in enumerate(_ORDER)}
     rank = [known.get(policy(label), len(known)) for label in rows["stepsize"]]
+    # columns to sort by, each with the best first; a label's policy that is not in `_ORDER` comes last
     ordered = rows.assign(
         untuned=[place >= len(EVIDENCE) for place in rank],
         missing=rows["b_N"].isna(),
@@ -61,6 +63,7 @@ def _answer(rows: pd.DataFrame) -> Answer:
         reading=rows["tuning"].map(_READINGS.index),
     )
     preferred = ordered.sort_values(["untuned", "narrow", "rank", "reading"]).to_dict("records")
+    # `min` keeps the order: the first tuned row with a b_N; if there is none, the first tuned row
     at = min(range(len(preferred)), key=lambda k: (preferred[k]["untuned"], preferred[k]["missing"]))
     best = preferred[at]
     where = _where(best)
@@ -75,6 +78,7 @@ def _answer(rows: pd.DataFrame) -> Answer:
     passed_over = [
         f"No critical batch size can be given for {_where(row)}. {' '.join(_reasons(row))}" for row in preferred[:at]
     ]
+    # N(b_N)/N_inf is 2^(1/q), by the law
     what = (
         f"a batch of b_N = {number(best['b_N'])} samples takes {number(2 ** (1 / best['b_N_q']), 2)} times the "
         "iterations of the largest ones"
@@ -94,11 +98,12 @@ def _where(row: Mapping) -> str:
 
 
 def _reasons(row: Mapping) -> list[str]:
+    # in `summary` a note about a fit begins with its quantity
     return [note for note in row["notes"] if note.startswith("b_N")]
 
 
 def _predicted(row: Mapping) -> str:
-    """Return what theory says, without a full stop."""
+    """Return the prediction of the theory, without a full stop."""
     if math.isnan(row["b_star"]):
         return f"Theory predicts no b_star here: {row['unpredicted'] or 'there are no statistics at initialization'}"
     return f"Theory predicted b_star = {number(row['b_star'])} before a step was trained"
@@ -128,7 +133,7 @@ def _other_reading(best: Mapping, rows: pd.DataFrame) -> list[str]:
 
 
 def _apart(row: Mapping) -> str:
-    """Return how far prediction and measurement are apart, against the interval; empty where there is no prediction."""
+    """Return the prediction over the measurement, and whether the interval contains it; empty without a prediction."""
     if math.isnan(row["b_star"]):
         return ""
     factor = f", {number(row['b_star'] / row['b_N'])} times the measured value"
@@ -143,5 +148,5 @@ def _seeds(row: Mapping) -> list[str]:
 
 
 def with_interval(row: Mapping, name: str) -> str:
-    """A critical batch size with its interval: `12 [11, 13]`."""
+    """Format a critical batch size with its interval: `12 [11, 13]`."""
     return " ".join(filter(None, estimate(row, name)))

@@ -1,4 +1,4 @@
-"""Several sweeps side by side: predicted and measured critical batch sizes against width, data set and model."""
+"""Comparison of several sweeps: predicted and measured critical batch sizes against width, data set and model."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ FIGURES = {
         "y": axis_json(Axis("measured b_N (samples)", "b_N")),
     },
 }
+"""The figures of the page by name, without their views."""
 
 
 def compare(root: Location | str, console: Console, output: Location | str | None = None) -> Location:
@@ -59,14 +60,14 @@ def compare(root: Location | str, console: Console, output: Location | str | Non
 
     Args:
         root: A folder with the results folders of one or more sweeps.
-        console: Where the path is printed.
-        output: Where the page is written. Default: the folder. Elsewhere it has no links to the sweeps' own pages.
+        console: The console on which the path is printed.
+        output: The folder of the page. Default: `root`; in any other folder it has no links to the sweeps' own pages.
 
     Returns:
         The path of the page.
 
     Raises:
-        InputError: No sweep is in the folder, or something cannot be read or written.
+        InputError: The folder contains no sweep, or a file cannot be read or written.
     """
     root = location(root)
     output = root if output is None else location(output)
@@ -77,7 +78,7 @@ def compare(root: Location | str, console: Console, output: Location | str | Non
         attempt = Attempts()
         try:
             one = attempt(f"The analysis of {folder}", partial(_compared, folder))
-        except InputError as error:
+        except InputError as error:  # the page names the folder that cannot be read, and compares the others
             unread.append(str(error))
             continue
         unread += attempt.sentences
@@ -88,6 +89,7 @@ def compare(root: Location | str, console: Console, output: Location | str | Non
             f"{root} holds neither a sweep (sweep.json) nor folders of sweeps: "
             "give a results folder, RESULTS/NAME, or the parent of several, RESULTS."
         )
+    # links are relative to `root`; a path is resolved, because `.` has no name
     linked = {name for name in found if output == root and (root / name / "report.html").exists()}
     title = root.resolve().name if isinstance(root, Path) else root.name
     html, path = render(title, found, linked, unread), output / "report.html"
@@ -100,11 +102,11 @@ def compare(root: Location | str, console: Console, output: Location | str | Non
 
 @dataclass(frozen=True)
 class Compared:
-    """What the page has of a sweep.
+    """The results of one sweep on the page.
 
     Attributes:
         table: The result of `raysat.analysis.summary`.
-        leads: What to use, by the setting that it is of.
+        leads: The sentence of the recommendation, by setting.
     """
 
     table: pd.DataFrame
@@ -112,10 +114,10 @@ class Compared:
 
 
 def _compared(folder: Location) -> Compared | None:
-    """Return what a folder has; None where it holds no sweep.
+    """Analyze the sweep in a folder; None if there is no sweep.
 
     Raises:
-        InputError: It cannot be read.
+        InputError: The folder cannot be read.
     """
     with storage_errors(folder):
         if not (folder / "sweep.json").exists():
@@ -126,13 +128,13 @@ def _compared(folder: Location) -> Compared | None:
 
 
 def render(title: str, found: Mapping[str, Compared], linked: set[str], unread: Sequence[str] = ()) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Args:
-        title: The folder's name.
-        found: What each sweep has, by its folder's name.
-        linked: The sweeps that have a page of their own.
-        unread: Why other folders are left out.
+        title: The name of the folder.
+        found: The results of each sweep, by name of its folder.
+        linked: The sweeps with a page of their own.
+        unread: Reasons why other folders are left out.
     """
     filled = [one.table.assign(sweep=name) for name, one in found.items() if len(one.table)]
     rows = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=["sweep"])
@@ -157,11 +159,12 @@ _FALLBACK = "<p>This figure is drawn by a script; its numbers are in the table a
 
 
 def payload(rows: pd.DataFrame) -> Json:
-    """The figures of several sweeps, in the form of `raysat.report.figures`.
+    """Make the figures of several sweeps, in the format of `raysat.report.figures`.
 
     Args:
         rows: The rows of `raysat.analysis.summary`, with the column `sweep`.
     """
+    # critical batch sizes are comparable only under the same stepsizes, which are therefore the choice of a reader
     by_method = dict(list(rows.groupby(rows.apply(method, axis=1), sort=False)))
     names = _names(rows)
     ticks = {"width": sorted(rows["width"].unique().tolist())}
@@ -174,13 +177,16 @@ def payload(rows: pd.DataFrame) -> Json:
             views += [] if view.empty else [{"at": [label], **as_json(view)}]
         if views:
             figures.append({"name": name, **about, "views": views})
-    # The method with the most evidence is shown first: a grid's stable reading, where there is one.
+    # The method with the best evidence is shown first: a grid's stable reading, if there is one. A method begins with
+    # the label of its stepsize, `grid (stable)`.
     first = min(by_method, key=lambda label: (policy(label.split()[0]) not in EVIDENCE, "stable" not in label))
     return {"choices": ["Stepsizes"], "start": [first], "figures": figures}
 
 
 def _series(name: str, group: pd.DataFrame, names: Mapping[tuple, str]) -> Iterator[Series]:
+    """Yield the series of a figure: measurements by setting, and b_star or, against it, the line of equality."""
     x, quantity = ("b_star", "b_N") if name == "b_N-b_star" else ("width", name.split("-")[0])
+    # a model without a width has width 0, which has no place on a log axis
     rows = group[group[x] > 0].dropna(subset=["b_star"])
     by_setting = rows.groupby(["sweep", *SETTING], dropna=False, sort=False)
     for k, ((_, of_setting), tone) in enumerate(zip(by_setting, cycle(PALETTE), strict=False)):
@@ -206,7 +212,7 @@ def _key(row: Mapping | pd.Series) -> tuple:
 
 
 def _names(rows: pd.DataFrame) -> dict[tuple, str]:
-    """A name for each setting, of what tells it apart within its sweep."""
+    """Return a name for each setting, from the columns that distinguish it within its sweep."""
     return {(sweep, *key): name for sweep, own in rows.groupby("sweep") for key, name in short_settings(own).items()}
 
 

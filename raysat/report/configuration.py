@@ -1,4 +1,4 @@
-"""What was asked for, as the text of a sweep file that asks for the same: fields at their defaults are left out."""
+"""The configuration of a sweep as the text of an equivalent sweep file, without fields at their defaults."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from raysat.spec.sweep import Sweep, powers_of_two
 from raysat.spec.training import Training
 
 LONGEST = 100
-"""Characters of a line, beyond which a list has a line for each entry."""
+"""Characters of a line beyond which a list takes one line for each entry."""
 
 
 def sweep_file(record: Mapping) -> str:
-    """The text of a sweep file.
+    """Return the text of a sweep file.
 
     Args:
-        record: A sweep as `sweep.json` has it. Fields that a `Sweep` does not have are left out.
+        record: The sweep as stored in `sweep.json`. Fields unknown to `Sweep` are left out.
 
     Example:
         >>> print(sweep_file({"name": "toy", "widths": [64, 128], "seeds": [0, 1, 2], "adaptive": False}))
@@ -37,18 +37,19 @@ def sweep_file(record: Mapping) -> str:
 
 
 def _chosen(record: Mapping) -> Iterator[tuple[str, Any]]:
-    """The fields that are not at their defaults."""
+    """Yield the fields that are not at their defaults."""
     for field in fields(Sweep):
+        # by way of JSON, as the record was: tuples become lists, and objects mappings
         default = None if field.default is MISSING else json.loads(json.dumps(field.default, default=asdict))
         value = record.get(field.name, default)
-        if field.name == "seeds" and value == [0]:
+        if field.name == "seeds" and value == [0]:  # the record has the seeds themselves, the default is their number
             continue
         if value != default:
             yield field.name, value
 
 
 def _field(name: str, value: Any, used: set[str]) -> str:
-    """A field's value as Python; the names of raysat that stand in it are added to `used`."""
+    """Return a field's value as Python, and add the names that it imports from raysat to `used`."""
     if name == "seeds" and value == list(range(len(value))):
         return repr(len(value))
     if name == "batch_sizes" and len(value) > 2 and value == list(powers_of_two(max(value))):
@@ -64,7 +65,7 @@ def _field(name: str, value: Any, used: set[str]) -> str:
 
 
 def _model(model: Mapping, used: set[str]) -> str:
-    """`mlp(depth=3)`, or the import path of a user's own."""
+    """Return a model as Python: `mlp(depth=3)`, or the import path of a user's own."""
     if ":" in model["builder"]:
         return _plain(model["builder"])
     options = dict(model["options"])
@@ -75,7 +76,8 @@ def _model(model: Mapping, used: set[str]) -> str:
 
 
 def _stepsizes(stepsizes: Sequence[Mapping], used: set[str]) -> Iterator[str]:
-    """`theory(1)`; those of one grid together."""
+    """Yield stepsizes as Python: `theory(1)`; those of one grid are a single call."""
+    # the record has each stepsize of a grid by itself, one after another
     for policy, own in groupby(stepsizes, key=lambda one: one["policy"]):
         values = [one["value"] for one in own]
         name = "grid" if policy.startswith("grid") else policy
@@ -89,9 +91,10 @@ def _stepsizes(stepsizes: Sequence[Mapping], used: set[str]) -> Iterator[str]:
 
 
 def _training(training: Mapping, used: set[str]) -> str:
-    """`Training("adamw", options={"weight_decay": 0.1})`, without the fields that are at their default."""
+    """Return a training as Python: `Training(optimizer="adamw", clip=1.0)`, without fields at their defaults."""
     used.add("Training")
     defaults = asdict(Training())
+    # `value and`: JSON turns an empty tuple into a list, which does not equal the default
     own = {name: value for name, value in training.items() if value and value != defaults.get(name)}
     if "options" in own:
         own["options"] = dict(own["options"])
@@ -103,14 +106,14 @@ def _arguments(options: Mapping[str, object]) -> str:
 
 
 def _listed(texts: Iterable[str]) -> str:
-    """A list in one line, or of one line an entry."""
+    """Return a list on one line or, if that is too long, with one line for each entry."""
     texts = list(texts)
     one = f"[{', '.join(texts)}]"
     return one if len(one) <= LONGEST else "[\n" + "".join(f"        {text},\n" for text in texts) + "    ]"
 
 
 def _plain(value: object) -> str:
-    """A value as Python, in double quotes; the square root of 2, which is the gain of a ReLU, as such."""
+    """Return a value as Python, with double quotes; the square root of 2, the gain of a ReLU, as `2**0.5`."""
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, Mapping):

@@ -1,9 +1,10 @@
 """A sweep's figures as plain data, which `assets/` draws.
 
-A figure has axes and several views, one for each combination of what a reader can choose (`at`); a figure of several
-quantities has a view for each, which says what it is `of`. A view (`raysat.plots.description`) of several targets has
-their losses (`levels`), the place of the headline's (`start`), and what it shows at each (`by`), beside what all of
-them share: notes, marks, and where series have none of their own their `x`, which of curves is `dense`.
+A figure has axes and several views, one for each combination of a reader's choices (`at`); a figure of several
+quantities has a view for each, with the key of the quantity (`of`). A view is a `raysat.plots.description.View` as
+JSON. If it has several targets, it also has their losses (`levels`), the index of the headline's (`start`), those of
+the sweep's own (`own`), and what it shows at each (`by`); fields outside `by` are shared by all targets, such as the
+positions of series without their own: `x`, and for curves `dense`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from raysat.plots.views import AXES, COSTS, at_target, costs, exponents, loss_cu
 from raysat.report.series import Json, as_json, axis_json, mark_json, numbers
 
 CHOICES = ("Data and model", "Width", "Stepsizes")
-"""What a reader picks, in the order of a view's `at`."""
+"""The choices of a reader, in the order of a view's `at`."""
 
 
 def payload(
@@ -49,16 +50,17 @@ def payload(
     start: Mapping | None,
     attempt: Attempt = plainly,
 ) -> Json:
-    """All figures of a sweep.
+    """Make all figures of a sweep.
 
     Args:
         trials: The `trials` table.
         curves: The `curves` table.
-        analysis: Its analysis.
-        ladder: The same at many targets.
-        start: The row of `raysat.analysis.summary` that is shown first. Default: the first reading.
-        attempt: Makes the views of each reading. Default: an error is raised.
+        analysis: The analysis of both.
+        ladder: The analysis at many targets.
+        start: The row of `raysat.analysis.summary` to show first. Default: the first reading.
+        attempt: Calls the function that makes the views of each reading. Default: errors are raised.
     """
+    # the columns of a reading begin with those of its setting
     names = short_settings(analysis.fits)
     at = {key: [names[key[: len(SETTING)]], _width(row), method(row)] for key, row in _rows(analysis.fits)}
     points, fits, spent, choices = map(_by_reading, (analysis.points, analysis.fits, analysis.costs, analysis.choices))
@@ -82,7 +84,7 @@ def payload(
 
 
 def about(name: str, title: str, caption: str) -> Json:
-    """Return what a figure has besides its views: how it is named, and its axes."""
+    """Return the parts of a figure other than its views: name, texts and axes."""
     across, up = AXES[name]
     axes = {"x": [axis_json(axis) for axis in across], "y": axis_json(up)}
     quantities = {"of": [{"key": cost, "label": f"{unit} to the target"} for cost, (_, unit, _) in COSTS.items()]}
@@ -90,9 +92,9 @@ def about(name: str, title: str, caption: str) -> Json:
 
 
 def _written(make: Callable[[tuple], Iterable[Json | None]], key: tuple) -> list[Json]:
-    """The views of a reading, which are checked for what a page cannot have."""
+    """Make the views of a reading, and check that they can be written as JSON."""
     views = [view for view in make(key) if view]
-    json.dumps(views, allow_nan=False)
+    json.dumps(views, allow_nan=False)  # fails here, within an attempt, rather than for the whole page
     return views
 
 
@@ -132,12 +134,13 @@ def _rows(table: pd.DataFrame) -> Iterator[tuple[tuple, dict]]:
 
 
 def _by_reading(table: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
+    # `key_of`, since pandas' own keys may contain nan, which does not equal itself
     groups = table.groupby(list(READING), dropna=False, sort=False)
     return {key_of(rows.iloc[0]): rows for _, rows in groups}
 
 
 def _chosen(trials: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
-    """For each reading the trial of each seed and batch size: of several stepsizes the best one by h."""
+    """Select, for each reading, the trial of each seed and batch size: the best of several stepsizes by h."""
     chosen = {}
     for _, group in usable(trials).groupby(list(GROUP), dropna=False, sort=False):
         for reading in readings(group):
@@ -154,7 +157,7 @@ def _drawn(view: View) -> Json | None:
 
 
 def _steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
-    """N(b) at each target; the batch sizes, which all of them share, stand once."""
+    """Make the view of N(b) at each target; the batch sizes, which all targets share, are stored once."""
     if points["value"].isna().all():
         return None
     sizes = sorted(points["batch_size"].unique().tolist())
@@ -164,7 +167,7 @@ def _steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
     ]
     x: Json = {"b": sizes}
     shared: Json = {"x": x, "dense": {"b": numbers(dense(sizes))}, "ticks": x}
-    for view in by:
+    for view in by:  # `shared` has these once for all targets
         del view["ticks"]
         for series in view["series"]:
             del series["x"]
@@ -173,7 +176,7 @@ def _steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
 
 
 def _targets(fits: pd.DataFrame) -> Json | None:
-    """b_N against the target, the one that is picked marked."""
+    """Make the view of b_N against the target, with a mark at the chosen target."""
     view = targets(fits)
     if view.empty:
         return None
@@ -187,6 +190,6 @@ def _targets(fits: pd.DataFrame) -> Json | None:
 
 
 def _levels(ranked: pd.DataFrame) -> Json:
-    """The targets of a reading, the place of the headline's, and those of the sweep's own."""
+    """Return the targets of a reading, the index of the headline's, and those of the sweep's own."""
     start, own = (np.flatnonzero(ranked[name].to_numpy(dtype=bool)).tolist() for name in ("headline", "own"))
     return {"levels": numbers(ranked["target"]), "start": min(start, default=0), "own": own}

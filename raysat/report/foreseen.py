@@ -1,4 +1,4 @@
-"""The page of a forecast, and its figures: what to use, N(b), and a row a batch size with each column explained."""
+"""The page of a forecast and its figures: the batch size to use, N(b), and a table with a row for each batch size."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ COLUMNS = {
     ),
     "eta_max": ("eta max", "stepsize", "the largest at which the mean loss of the linearized network does not grow"),
 }
-"""The columns that are shown: head, unit, and what it is."""
+"""The columns of the table on the terminal: head, unit and meaning."""
 
 MORE = COLUMNS | {
     "eta_theory": ("1/beta", "stepsize", "what the theory grants every network"),
     "N_theory": ("N at 1/beta", "iterations", "of the mean loss to the target, with that stepsize"),
     "h_theory": ("h at 1/beta", "1/iterations", "log(L(w_0)/L(w_T))/T of the mean loss, with that stepsize"),
 }
-"""Those of the page."""
+"""The columns of the table on the page."""
 
 HOW = (
     "Nothing was trained: the network is linearized at initialization, and SGD on it is followed by the spectrum of "
@@ -60,7 +60,7 @@ CAPTION = (
 
 
 def sentence(made: Forecast) -> str:
-    """Return what batch size to use, or why that cannot be said."""
+    """Return the batch size to use, or why there is none, as a sentence."""
     if math.isnan(made.typical.value):
         why = next(said for said in made.remarks if said.startswith("No b_N"))
         return f"No batch size can be advised. {why}"
@@ -80,7 +80,7 @@ def sentence(made: Forecast) -> str:
 
 
 def details(made: Forecast) -> str:
-    """The critical batch sizes in each sense, and the target."""
+    """Describe the critical batch sizes by each definition, and the target."""
     typical, mean, theory = (number(fit.value) for fit in (made.typical, made.mean, made.theory))
     return (
         f"To L <= {number(made.target)}, each b with its best stable stepsize. b_N, where perfect scaling ends: "
@@ -90,24 +90,24 @@ def details(made: Forecast) -> str:
 
 
 def cells(made: Forecast, columns: Mapping[str, object] = COLUMNS) -> list[list[str]]:
-    """The rows of the table, as text."""
+    """Format the rows of the table."""
     rows = made.by_batch.assign(samples=made.by_batch["batch_size"] * made.by_batch["N"])
     return [[number(row[name]) for name in columns] for row in rows[list(columns)].to_dict("records")]
 
 
 def explained(columns: Mapping[str, tuple[str, str, str]] = COLUMNS) -> list[str]:
-    """Each column in words."""
+    """Describe each column in words."""
     return [f"{head} ({unit}): {what}." for head, unit, what in columns.values()]
 
 
 def save(made: Mapping[str, Forecast], name: str, notes: Sequence[str], folder: Location) -> Location:
-    """Write `forecast.html`, and of each forecast a figure as PNG and PDF, to a folder, which is made.
+    """Write `forecast.html`, and the figure of each forecast as PNG and PDF, to a folder.
 
     Args:
-        made: Forecasts by the name of their network.
-        name: The sweep's.
-        notes: What holds for all of them.
-        folder: Where.
+        made: Forecasts by name of their network.
+        name: The name of the sweep.
+        notes: Notes on all forecasts.
+        folder: The folder, created if missing.
 
     Returns:
         The path of the page.
@@ -118,7 +118,7 @@ def save(made: Mapping[str, Forecast], name: str, notes: Sequence[str], folder: 
     with written(folder), TemporaryDirectory(prefix="raysat-") as drawn:
         folder.mkdir(parents=True, exist_ok=True)
         with rc_context():
-            rc_file_defaults()  # and not what a user's code may have set in this process
+            rc_file_defaults()  # a user's code may have changed matplotlib's settings in this process
             labels = [f"forecast-{k}" if len(made) > 1 else "forecast" for k in range(1, len(made) + 1)]
             named = zip(labels, made.items(), strict=True)
             draw({label: figures.forecast(one, title) for label, (title, one) in named}, Path(drawn))
@@ -131,13 +131,13 @@ def save(made: Mapping[str, Forecast], name: str, notes: Sequence[str], folder: 
 
 
 def render(made: Mapping[str, Forecast], name: str, notes: Sequence[str], pictures: Sequence[bytes]) -> str:
-    """The page.
+    """Render the page as HTML.
 
     Args:
-        made: Forecasts by the name of their network.
-        name: The sweep's.
-        notes: What holds for all of them.
-        pictures: A PNG of each, for readers without scripts.
+        made: Forecasts by name of their network.
+        name: The name of the sweep.
+        notes: Notes on all forecasts.
+        pictures: A PNG of each forecast, for readers without scripts.
     """
     answers = [
         f'<p class="setting">{escape(title)}</p>'
@@ -161,6 +161,7 @@ def render(made: Mapping[str, Forecast], name: str, notes: Sequence[str], pictur
         Section("table", "By batch size", "\n".join([*tables, listing(explained(MORE))])),
         Section("how", "How it was made", paragraphs([HOW])),
     ]
+    # the axes of the figure `steps` of a sweep, under another name: a view for each network in place of each reading
     drawn = {**about("steps", TITLE, CAPTION), "name": "foreseen"}
     drawn["views"] = [
         {"at": [title], **as_json(views.forecast(one)), "summary": f"{sentence(one)} {details(one)}"}

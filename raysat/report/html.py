@@ -1,4 +1,4 @@
-"""HTML: sections and tables, and a page that carries its style, its script and its data, so that it opens anywhere."""
+"""HTML: sections, tables, and a self-contained page with its own style, scripts and data."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from string import Template
 from raysat.plots.attempts import Attempts
 
 SCRIPTS = ("scale.js", "chart.js", "target.js", "glossary.js", "figure.js")
-"""The files of `assets/` that draw the figures, in the order in which they need each other."""
+"""The scripts of `assets/` that draw the figures, each after those on which it depends."""
 
 AT = "at\N{NO-BREAK SPACE}L\N{NO-BREAK SPACE}≤"
-"""The head of a column of target losses, in one line."""
+"""The head of a column of target losses; no-break spaces keep it on one line."""
 
 LONG = 16
-"""A table of more rows scrolls in a window of its own on a screen; on paper it stands whole."""
+"""Rows above which a table scrolls within its own box on a screen; on paper it is printed whole."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page with a heading of its own.
+    """A part of a page with its own heading.
 
     Attributes:
         key: Its id on the page.
         title: Its heading, as text.
-        html: What stands below.
+        html: The content below the heading.
     """
 
     key: str
@@ -38,7 +38,7 @@ class Section:
 
 
 def page(title: str, lead: str, sections: Iterable[Section], payload: Mapping) -> str:
-    """A whole page, which fetches nothing: its policy forbids it.
+    """Assemble a page. It loads nothing: its content security policy forbids it.
 
     Args:
         title: The heading, as text.
@@ -60,25 +60,25 @@ def page(title: str, lead: str, sections: Iterable[Section], payload: Mapping) -
         body=body,
         style=asset("page.css"),
         script="\n".join(map(asset, SCRIPTS)),
-        # As Unicode escapes, so that no text of a user's can end the script element.
+        # `<` is escaped, so that no text of a user can end the script element.
         payload=json.dumps(payload, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
     )
 
 
 @cache
 def asset(name: str) -> str:
-    """The text of a file of `assets/`."""
+    """Return the text of a file in `assets/`."""
     return (files("raysat.report") / "assets" / name).read_text(encoding="utf-8")
 
 
 def figure(name: str, title: str, caption: str, fallback: str = "") -> str:
-    """The place of an interactive figure of the payload.
+    """Make the element in which the scripts draw an interactive figure.
 
     Args:
         name: Its name in the payload.
         title: Its heading.
-        caption: What the symbols mean.
-        fallback: HTML of the same as pictures, for readers without scripts.
+        caption: The meaning of the symbols.
+        fallback: HTML with pictures of the figure, for readers without scripts.
     """
     return (
         f'<figure id="figure-{name}" data-figure="{name}" aria-labelledby="figure-{name}-title">'
@@ -90,17 +90,18 @@ def figure(name: str, title: str, caption: str, fallback: str = "") -> str:
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], text: set[str], label: str, *, cards: bool = False
 ) -> str:
-    """A table that scrolls by itself on a narrow screen.
+    """Format a table, which scrolls within its own box on a narrow screen.
 
     Args:
         columns: The heads, as text.
-        rows: The cells, HTML already.
-        text: The columns that are words: they stand to the left.
-        label: What the table has, for those who do not see it.
-        cards: Whether each row becomes a card on a narrow screen instead, with the heads beside its cells.
+        rows: The cells, already HTML.
+        text: The columns of words, which are aligned to the left.
+        label: A description of the table for screen readers.
+        cards: Whether each row becomes a card on a narrow screen instead, with the heads next to its cells.
     """
     rows = list(rows)
     kinds = [' class="text"' if name in text else "" for name in columns]
+    # the style sheet shows a cell's `data-head` next to it in a card
     about = [kind + f' data-head="{escape(name)}"' * cards for name, kind in zip(columns, kinds, strict=True)]
     head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(columns, kinds, strict=True))
     body = "".join(
@@ -108,6 +109,7 @@ def table(
         for row in rows
     )
     scroll, look = "scroll long" if len(rows) > LONG else "scroll", ' class="cards"' if cards else ""
+    # focusable (tabindex), so that the table can be scrolled from the keyboard
     return (
         f'<div class="{scroll}" role="region" tabindex="0" aria-label="Table: {escape(label)}">'
         f"<table{look}><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
@@ -117,15 +119,16 @@ def table(
 def footnoted(
     columns: Sequence[str], rows: Sequence[tuple[Sequence[str], Sequence[str]]], text: set[str], label: str, key: str
 ) -> str:
-    """A table whose last column, `notes`, refers to the notes below it; its rows are cards on a narrow screen.
+    """Format a table whose last column, `notes`, refers to notes below it; its rows are cards on a narrow screen.
 
     Args:
         columns: The heads, as text.
-        rows: Of each row the cells, HTML already, and its notes, as text.
-        text: The columns that are words.
-        label: What the table has, for those who do not see it.
-        key: What the ids of the notes begin with.
+        rows: For each row its cells, already HTML, and its notes, as text.
+        text: The columns of words.
+        label: A description of the table for screen readers.
+        key: The prefix of the notes' ids.
     """
+    # rows share notes: each is printed once, numbered by its first appearance
     notes = {note: k for k, note in enumerate(dict.fromkeys(note for _, own in rows for note in own), 1)}
 
     def link(k: int) -> str:
@@ -139,23 +142,23 @@ def footnoted(
 
 
 def paragraphs(texts: Iterable[str], kind: str = "") -> str:
-    """Each text as a paragraph of its own."""
+    """Format each text as a paragraph."""
     mark = f' class="{kind}"' if kind else ""
     return "\n".join(f"<p{mark}>{escape(text)}</p>" for text in texts)
 
 
 def failures(attempt: Attempts) -> str:
-    """Return what could not be made, where it would stand; nothing where all was made."""
+    """Format the failures of an attempt, with tracebacks; empty if there are none."""
     parts = [paragraphs([sentence], "failed") for sentence in attempt.sentences]
     parts += map(traceback, attempt.failures.values())
     return "\n".join(parts)
 
 
 def parts(makes: Mapping[str, Callable[[], Section]]) -> Iterator[Section]:
-    """The sections of a page; one that cannot be made says so in its place, and the others stand.
+    """Yield the sections of a page; one that cannot be made is replaced by its error, and the others are unaffected.
 
     Args:
-        makes: What makes each section, by its title.
+        makes: The function that makes each section, by title.
     """
     for k, (title, make) in enumerate(makes.items(), 1):
         attempt = Attempts()
@@ -164,13 +167,13 @@ def parts(makes: Mapping[str, Callable[[], Section]]) -> Iterator[Section]:
 
 
 def traceback(error: object) -> str:
-    """An error of several lines, to be unfolded; nothing where there is no more to it than its last line."""
+    """Format an error of several lines as a block that unfolds; empty if it is only one line."""
     if not isinstance(error, str) or "\n" not in error.strip():
         return ""
     return f"<details><summary>traceback</summary><pre>{escape(error)}</pre></details>"
 
 
 def listing(texts: Iterable[str], kind: str = "notes") -> str:
-    """The texts as a list; nothing where there are none."""
+    """Format texts as a list; empty if there are none."""
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
     return f'<ul class="{kind}">{items}</ul>' if items else ""

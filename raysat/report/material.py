@@ -1,4 +1,4 @@
-"""What the parts of a sweep's page are made of: its tables, and what follows from them."""
+"""The data of a sweep's page: the sweep's tables, and the results computed from them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from raysat.storage.store import Store
 
 @dataclass
 class Material:
-    """The tables of a sweep, and what follows, made when a part first asks for it.
+    """The tables of a sweep, and the results computed from them at first access.
 
     Attributes:
         record: The content of `sweep.json`.
         trials: The `trials` table.
         curves: The `curves` table.
         ntk: The `ntk` table.
-        done: Why an adaptive sweep has run no more, a sentence for each group of its cells.
+        done: Why an adaptive sweep stopped, one sentence for each group of its cells.
         targets: Losses to which N(b) counts; those of the sweep if empty.
     """
 
@@ -36,37 +36,37 @@ class Material:
 
     @classmethod
     def of(cls, store: Store, targets: Sequence[float] = ()) -> Material:
-        """Return what a results folder has.
+        """Read the tables of a results folder.
 
         Raises:
-            InputError: The folder is not a results folder, or of another schema version, or cannot be read.
+            InputError: The folder is not a results folder, has another schema version, or cannot be read.
         """
         tables = {name: store.read(name) for name in ("trials", "curves", "ntk")}
         return cls(store.readable(), **tables, done=(store.status() or {}).get("done") or (), targets=targets)
 
     @once
     def analysis(self) -> Analysis:
-        """Fits and estimates."""
+        """The fits and estimates."""
         return analyze(self.trials, self.curves, levels(self.record, self.targets), self.ntk)
 
     @once
     def ladder(self) -> Ladder:
-        """N(b) and b_N at many targets."""
+        """The analysis of N(b) and b_N at many targets."""
         return ladder(self.trials, self.curves, self.analysis, self.ntk)
 
     @once
     def summary(self) -> pd.DataFrame:
-        """One row a reading."""
+        """One row for each reading."""
         return summary(self.analysis.fits)
 
     @once
     def first(self) -> Mapping | None:
-        """The row of the summary that the figures show first: that of the recommendation, if there is a b_N."""
+        """The row of the summary that the figures show first: the best evidence, if possible with a b_N."""
         rows = self.summary[self.summary["b_N"].notna()]
         ordered = by_evidence(rows if len(rows) else self.summary)
         return ordered.iloc[0].to_dict() if len(ordered) else None
 
     @once
     def widths(self) -> pd.DataFrame:
-        """Return what becomes exact with width."""
+        """The limit of wide networks: one row for each width."""
         return widths.by_width(self.trials, self.ntk)

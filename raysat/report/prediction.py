@@ -1,4 +1,4 @@
-"""What was measured beside what was predicted of it before a step was trained, in one table a setting."""
+"""Measurements next to their predictions from before training, in one table for each setting."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from raysat.analysis.words import bounds
 from raysat.report.html import Section, footnoted, paragraphs
 
 STATISTICS = ("gamma", "k_op")
-"""What b_star is made of: columns of `ntk` and of the comparison, which share a column of the table."""
+"""The statistics whose ratio is b_star: columns of `ntk` and of the comparison, shown in one column of the table."""
 
 NETWORK = (
     *("dataset", "preprocessing", "n", "model", "model_options", "depth", "activation", "loss", "dtype", "width"),
 )
-"""The columns that `ntk` and `trials` have in common of what is predicted."""
+"""The columns, common to `ntk` and `trials`, that identify a network whose critical batch size is predicted."""
 
 ABOUT = (
     "A row is a critical batch size: b_N from the iterations to a target loss, b_h from the convergence exponent. "
@@ -44,11 +44,11 @@ ABOUT = (
 LATER = "forecast: it takes the stepsizes of the trials; before they have ended, python -m raysat.forecast FILE has it."
 
 Row = tuple[list[str], list[str]]
-"""Of a row of the table its cells, HTML already, and its notes."""
+"""A row of the table: its cells, already HTML, and its notes."""
 
 
 def predictions(comparison: pd.DataFrame, summary: pd.DataFrame, ntk: pd.DataFrame) -> Section:
-    """The section of predictions and measurements.
+    """Make the section of measurements and predictions.
 
     Args:
         comparison: `Analysis.comparison`.
@@ -62,13 +62,13 @@ TITLE = "Measured and predicted"
 
 
 def columns() -> tuple[str, ...]:
-    """The heads of the table's columns."""
+    """Return the heads of the table's columns."""
     predicted = (f"predicted: {predictor.label}" for predictor in PREDICTORS.values())
     return ("width", "stepsizes", "quantity", "measured, in samples", *predicted, ", ".join(STATISTICS))
 
 
 def tables(comparison: pd.DataFrame, summary: pd.DataFrame, ntk: pd.DataFrame) -> str:
-    """Every predictor of each headline b_N and b_h, measured or not, and of the networks of which nothing has ended.
+    """Show all predictions of each headline b_N and b_h, measured or not, and of networks without an ended trial.
 
     Args:
         comparison: `Analysis.comparison`.
@@ -95,23 +95,25 @@ def tables(comparison: pd.DataFrame, summary: pd.DataFrame, ntk: pd.DataFrame) -
 
 
 def _of_reading(reading: pd.DataFrame, comparison: pd.DataFrame) -> Iterator[Row]:
-    """The rows of a reading: of b_N, then of b_h."""
+    """Yield the rows of a reading: b_N, then b_h."""
     said = reading.iloc[0].to_dict()
     own = comparison[comparison["headline"].astype(bool)].merge(reading[list(READING)], on=list(READING))
     for quantity in ("b_N", "b_h"):
+        # a note that begins with a quantity belongs to its row only, any other note to both rows
         others = [note for note in said["notes"] if note.startswith(("b_N: ", "b_h: "))]
         notes = [note for note in said["notes"] if note not in others or note.startswith(quantity)]
         yield _row(own[own["quantity"] == quantity], said, notes)
 
 
 def _row(own: pd.DataFrame, reading: Mapping, notes: list[str]) -> Row:
-    """A critical batch size and its predictions.
+    """Format a critical batch size with its predictions.
 
     Args:
-        own: The rows of the comparison, one a predictor.
+        own: The rows of the comparison, one for each predictor.
         reading: The row of the summary.
-        notes: What is said of the measurement.
+        notes: The notes on the measurement.
     """
+    # columns in the order of `PREDICTORS`, as the heads are; a missing predictor is an error, not a shift of the others
     fit, by_predictor = own.iloc[0], own.set_index("predictor").loc[list(PREDICTORS)]
     quantity = fit["quantity"] if math.isnan(fit["target"]) else f"{fit['quantity']}, L ≤ {number(fit['target'])}"
     found = [number(fit["value"]), bounds(fit["low"], fit["high"]), scatter(fit["rms_log_residual"])]
@@ -120,12 +122,12 @@ def _row(own: pd.DataFrame, reading: Mapping, notes: list[str]) -> Row:
     for predicted, ratio in zip(by_predictor["predicted"], by_predictor["ratio"], strict=True):
         cells.append([number(predicted), "" if math.isnan(ratio) else f"({number(ratio)})"])
     cells.append([number(fit[name]) for name in STATISTICS])
-    remarks = _remarks(by_predictor["remark"], {BY_CONSTRUCTION, reading["unpredicted"]})  # the notes have both
+    remarks = _remarks(by_predictor["remark"], {BY_CONSTRUCTION, reading["unpredicted"]})  # both are in the notes
     return ["<br>".join(map(escape, filter(None, lines))) for lines in cells], [*notes, *remarks]
 
 
 def _remarks(by_predictor: pd.Series, said: set[str]) -> Iterator[str]:
-    """Yield what is remarked on predictors and not said yet, each remark once, with those it is of."""
+    """Yield each remark on predictions once, with the predictors that it concerns, except those in `said`."""
     names: dict[str, list[str]] = {}
     for predictor, remarks in by_predictor.items():
         for remark in filter(None, remarks.split("; ")):
@@ -136,12 +138,13 @@ def _remarks(by_predictor: pd.Series, said: set[str]) -> Iterator[str]:
 
 
 def _unmeasured(comparison: pd.DataFrame, ntk: pd.DataFrame) -> Iterator[tuple[str, Row]]:
-    """The networks whose statistics are known and of which no trial has ended: the heading of each, and its row."""
+    """Yield networks with statistics but without an ended trial: for each the heading and its row."""
     measured = {key_of(row, NETWORK) for row in comparison[list(NETWORK)].drop_duplicates().to_dict("records")}
     for _, own in ntk[ntk["iteration"] == 0].groupby(list(NETWORK), dropna=False, sort=False):
         first = own.iloc[0].to_dict()
         if key_of(first, NETWORK) in measured:
             continue
+        # means over seeds; the forecast, a predictor that needs trials, is no column of `ntk`
         mean = {name: number(own[name].astype(float).mean()) for name in (*PREDICTORS, *STATISTICS) if name in own}
         why = own["method_reason"].iloc[0] if own["b_star"].isna().all() else ""
         notes = [f"No prediction: {why}."] if why else [LATER]

@@ -1,4 +1,4 @@
-"""The sections of one sweep's page, each from the tables it shows."""
+"""The sections of one sweep's page, each made from the tables that it shows."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from raysat.report.html import AT, Section, failures, figure, listing, paragraph
 from raysat.storage.schema import BEATEN, DIVERGED, FAILED, FINISHED
 
 LISTED = 50
-"""Diverged cells that are listed one by one. Default: 50; the rest are counted, and are all in `trials`."""
+"""Largest number of diverged cells to list. Default: 50; the others are counted, and `trials` contains all."""
 
 DRAWN = "This figure is drawn by a script."
 
 NAMED = 2
-"""Errors that the answer names; all are in a table. Default: the two that ended most cells."""
+"""Number of errors that the answer names. Default: 2, those that ended most cells; a table contains all."""
 
 FAILED_AT = {"model": "model", "width": "width", "stepsize": "stepsize", "b": "batch_size", "seed": "seed"}
-"""What is said of the cells that an error ended: heads, and columns of `trials`."""
+"""The columns that describe the cells that an error ended: heads, and columns of `trials`."""
 
 SYMBOLS = (
     ("b", "the batch size, in samples; n is the number of training samples."),
@@ -119,7 +119,7 @@ SYMBOLS = (
     ),
     ("b_20", "largest b whose samples to the target, b N(b), are at most 1.2 times the least (Zhang et al. 2024)."),
 )
-"""Every symbol of the page, and what it means in a line."""
+"""Every symbol on the page, with its meaning."""
 
 
 CHOICES = {
@@ -134,15 +134,17 @@ UNITS = {"least_samples": "samples", "b_20": "samples", "least_seconds": "s", "l
 
 
 def progress(record: Mapping, trials: pd.DataFrame) -> str:
-    """Return how many of the sweep's cells have ended, in words."""
+    """Return the number of cells that have ended, as a sentence."""
     sweep = record["sweep"]
     statuses = (*[BEATEN] * bool((trials["status"] == BEATEN).any()), DIVERGED, FAILED)
     counts = [f"{int((trials['status'] == status).sum())} {status}" for status in statuses]
     ended = int(trials["status"].isin(FINISHED).sum())
     if sweep.get("adaptive") or any(stepsize["policy"] == "grid_auto" for stepsize in sweep.get("stepsizes", ())):
+        # results decide which cells are added: their number is not known before
         return f"{ended} cells have ended, of as many as their results call for; {', '.join(counts)}."
     axes = ("batch_sizes", "stepsizes", "seeds", "trainings")
     per_model = math.prod(len(sweep.get(axis, [None])) for axis in axes)
+    # a model without a width is trained once, not at every width
     sizes = [len(sweep.get("widths", ())) if model.get("has_width", True) else 1 for model in sweep.get("models", ())]
     asked = max(ended, per_model * sum(sizes))  # the folder may hold cells of earlier, larger axes
     return f"{ended} of {asked} cells have ended; {', '.join(counts)}."
@@ -154,13 +156,13 @@ def answer(
     recommended: Sequence[Recommendation] = (),
     targets: Sequence[Mapping] = (),
 ) -> Section:
-    """Return what batch size is worth using, as far as the sweep can say.
+    """Make the section with the batch size worth using, as far as the sweep can determine it.
 
     Args:
         summary: The result of `raysat.analysis.summary`.
         trials: The `trials` table.
-        recommended: What to use, in each setting; it leads.
-        targets: What moves with the target (`raysat.report.target.sliders`): below each recommendation its slider.
+        recommended: The recommendation for each setting, with which its answer begins.
+        targets: The sliders (`raysat.report.target.sliders`), each placed below the recommendation of its setting.
     """
     moved = {one["about"]: k for k, one in enumerate(targets)}
     said, leads = answers(summary), {one.setting: one.sentence for one in recommended}
@@ -181,7 +183,7 @@ def answer(
 
 
 def advice(choices: pd.DataFrame) -> Section:
-    """Return what batch size to use by each measure of cost, in a sentence and as a table.
+    """Make the section with the batch size to use by each cost, as a sentence and as a table.
 
     Args:
         choices: `Analysis.choices`.
@@ -208,7 +210,7 @@ def advice(choices: pd.DataFrame) -> Section:
 
 
 def symbols() -> Section:
-    """Every symbol of the page; `assets/glossary.js` makes links of those that it meets, which show what they mean."""
+    """Make the glossary, to which `assets/glossary.js` links the symbols on the page; the links show their meanings."""
     entries = "".join(
         f'<div id="symbol-{k}"><dt>{escape(name)}</dt><dd id="meaning-{k}">{escape(what)}</dd></div>'
         for k, (name, what) in enumerate(SYMBOLS, 1)
@@ -217,12 +219,12 @@ def symbols() -> Section:
 
 
 def figures(payload: Mapping, images: Sequence[tuple[StaticFigure, bytes]], attempt: Attempts) -> Section:
-    """The interactive figures, each with its pictures for readers without scripts.
+    """Make the section of interactive figures, each with its pictures for readers without scripts.
 
     Args:
         payload: The result of `raysat.report.figures.payload`.
         images: The static figures and their PNGs.
-        attempt: What failed of either.
+        attempt: The attempt that made both; the section shows its failures.
     """
     parts = []
     for one in payload["figures"]:
@@ -238,22 +240,23 @@ def figures(payload: Mapping, images: Sequence[tuple[StaticFigure, bytes]], atte
 
 
 def stopped(done: Sequence[str]) -> Section:
-    """Why an adaptive sweep has run no more.
+    """Make the section on why an adaptive sweep stopped.
 
     Args:
-        done: A sentence for each group of its cells that wants no more.
+        done: A sentence for each group of its cells that is complete.
     """
     return Section("stopped", "Why the sweep stopped", listing(done))
 
 
 def trainings(trials: pd.DataFrame, curves: pd.DataFrame) -> Section:
-    """Return what each way of training ends with, where a sweep has others than plain SGD under a budget of iterations.
+    """Make the section with the results of each training; empty for plain SGD under a budget of iterations.
 
     Args:
         trials: The `trials` table.
         curves: The `curves` table.
     """
     title = "Ways of training"
+    # tables of earlier versions lack these values: they are of plain SGD under a budget of iterations
     by_samples = trials["budget"].fillna("").str.endswith(("samples", "epochs"))
     if (trials["training"].fillna("sgd").eq("sgd") & ~by_samples).all() or usable(trials).empty:
         return Section("trainings", title, "")
@@ -265,7 +268,7 @@ def trainings(trials: pd.DataFrame, curves: pd.DataFrame) -> Section:
 
 
 def widths(by_width: pd.DataFrame) -> Section:
-    """Return what becomes exact with width, of a sweep that shows it.
+    """Make the section on the limit of wide networks; empty if the sweep has no comparison of widths.
 
     Args:
         by_width: The result of `raysat.analysis.widths.by_width`.
@@ -290,7 +293,7 @@ def widths(by_width: pd.DataFrame) -> Section:
 
 
 def lost(trials: pd.DataFrame) -> Section:
-    """The cells that failed, by error, and those that diverged."""
+    """Make the section with the cells that failed, by error, and those that diverged."""
     title = "Failed and diverged cells"
     failed, diverged = (trials[trials["status"] == status] for status in (FAILED, DIVERGED))
     if failed.empty and diverged.empty:
@@ -300,7 +303,7 @@ def lost(trials: pd.DataFrame) -> Section:
 
 
 def _failures(trials: pd.DataFrame) -> Iterator[str]:
-    """A table of the errors, each with the cells that it ended and the traceback of the first of them."""
+    """Yield a table of the errors, each with the cells that it ended and the traceback of the first."""
     if trials.empty:
         return
     groups: dict[str, list[dict]] = {}
@@ -315,7 +318,7 @@ def _failures(trials: pd.DataFrame) -> Iterator[str]:
 
 
 def _failed(trials: pd.DataFrame) -> list[str]:
-    """That cells failed, and of what, in a sentence; empty where none did."""
+    """Return the number of failed cells and their errors, as a sentence; empty if none failed."""
     failed = trials[trials["status"] == FAILED]
     if failed.empty:
         return []
@@ -326,14 +329,15 @@ def _failed(trials: pd.DataFrame) -> list[str]:
 
 
 def _several(values: Sequence[Any], most: int = 6) -> str:
-    """The values, each once: `1, 2, 4`, or `1, 2, 4, ... (12)` where they are many."""
+    """Return distinct values as text: `1, 2, 4`, or with their number if there are many, `1, 2, 4, ... (12)`."""
+    # sorted before they become text, in which 16 is before 2
     ordered = sorted(values, key=str) if isinstance(values[0], str) else sorted(values)
     once = list(dict.fromkeys(map(_plain, ordered)))
     return ", ".join(once) if len(once) <= most else f"{', '.join(once[:most])}, ... ({len(once)})"
 
 
 def _diverged(trials: pd.DataFrame) -> Iterator[str]:
-    """A table of the cells that diverged."""
+    """Yield a table of the cells that diverged."""
     if trials.empty:
         return
     columns = {
@@ -351,7 +355,7 @@ def _diverged(trials: pd.DataFrame) -> Iterator[str]:
 
 
 def provenance(record: Mapping) -> Section:
-    """What `sweep.json` has: the sweep as the text of a sweep file, and tables of versions, machine and the rest."""
+    """Show the content of `sweep.json`: the sweep as a sweep file, and tables of versions, machine and the rest."""
     groups = {name: value for name, value in record.items() if isinstance(value, Mapping) and name != "sweep"}
     alone = {name: value for name, value in record.items() if not isinstance(value, Mapping)}
     parts = [f"<h3>sweep</h3><pre>{escape(sweep_file(record['sweep']))}</pre>"]
@@ -370,7 +374,7 @@ def _picture(static: StaticFigure, png: bytes) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, str):
         return value
-    if isinstance(value, Mapping | list | tuple):
+    if isinstance(value, Mapping | list | tuple):  # before `isna`, which looks at each entry of a list
         return json.dumps(value, default=str)
     if value is None or pd.isna(value):
         return ""

@@ -1,4 +1,4 @@
-"""What vouches for the statistics: how they were computed, how far another path is from them, or why there are none."""
+"""Certificates of the statistics: the method, the deviation from plain autograd, or why there are no statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from raysat.report.prediction import NETWORK
 from raysat.storage.schema import FAILED, REFUSED
 
 CHECKS = {"gamma": "gamma_check", "k_op": "k_op_check", "noise scale": "noise_check", "kernel": "kernel_check"}
-"""The certificates by what they are of: columns of `ntk`."""
+"""The columns of `ntk` with the certificates, by statistic."""
 
 ABOUT = (
     "Each number under a statistic is how far it lies from plain autograd, relative to itself, in the worst of the "
@@ -23,7 +23,7 @@ ABOUT = (
 
 
 def certificates(ntk: pd.DataFrame) -> Section:
-    """The certificates of each network's statistics, and the networks that have none.
+    """Make the section with the certificates of each network's statistics, and the networks without statistics.
 
     Args:
         ntk: The `ntk` table.
@@ -42,11 +42,12 @@ def certificates(ntk: pd.DataFrame) -> Section:
 
 
 def _row(own: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """A row of the table for the seeds of a network, and its notes."""
+    """Return the row of a network, with the worst certificates of its seeds, and its notes."""
     first = own.iloc[0].to_dict()
     ways = [" and ".join(dict.fromkeys(own[name].dropna())) for name in ("method", "way", "statistics_dtype")]
     ways[0] = WAYS.get(ways[0], ways[0])
     upper = (own["k_op_upper"] / own["k_op"]).max()
+    # the worst seed: one that fails must not vanish in a mean
     checks = [number(own[column].astype(float).max()) for column in CHECKS.values()]
     cells = [network(first), str(first["width"] or "none"), *ways[:2], *checks, number(upper), ways[2]]
     notes = dict.fromkeys(f"{one}." for row in own.to_dict("records") for one in approximations(row))
@@ -54,7 +55,7 @@ def _row(own: pd.DataFrame) -> tuple[list[str], list[str]]:
 
 
 def _lacking(rows: pd.DataFrame) -> list[str]:
-    """Each reason why there are no statistics, once, with how many initializations have it."""
+    """Return each reason for missing statistics once, with the number of initializations that it concerns."""
     said = []
     for method, what in ((REFUSED, "has no statistics"), (FAILED, "has none, for an error ended them")):
         own = rows[rows["method"] == method]

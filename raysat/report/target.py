@@ -1,4 +1,4 @@
-"""What a reader picks by moving the target: of each setting its levels, and what to use at each of them."""
+"""The sliders with which a reader moves the target: the levels of each setting, and the recommendation at each."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from raysat.analysis.ladder import Ladder
 from raysat.analysis.recommendation import recommendations
 
 BUDGETS = ("iterations", "samples", "epochs")
-"""The fields of a sweep of which one says how long a trial runs."""
+"""The fields of a sweep that may set the length of a trial; one of them does."""
 
 
 def sliders(record: Mapping, ladder: Ladder, names: Mapping[tuple, str]) -> list[dict[str, Any]]:
-    """Of each setting that has several targets: its levels, and what stands in the answer at each.
+    """Make a slider for each setting with several targets.
 
     Args:
         record: The content of `sweep.json`.
-        ladder: The sweep at its targets.
-        names: The name of each setting in the figures' controls (`raysat.report.figures.short_settings`).
+        ladder: The analysis at many targets.
+        names: The name of each setting in the figures' controls (`raysat.analysis.short_settings`).
 
     Returns:
-        For each `about` (the setting in full) and `at` (its name in the controls), `levels` (losses, descending),
-        `start` (the place of the headline's), `own` (the places of the sweep's own), `said` (the recommendation at
-        each), `end` (why there are no lower ones) and `command` (which has them).
+        For each setting: `about` (the setting in full), `at` (its name in the controls), `levels` (losses, descending),
+        `start` (the index of the headline's), `own` (those of the sweep's own targets), `said` (the recommendation at
+        each), `end` (why there are no lower levels) and `command` (the one that measures them).
     """
     return [slider for slider in _each(record, ladder, names) if len(slider["levels"]) > 1]
 
 
 def _each(record: Mapping, ladder: Ladder, names: Mapping[tuple, str]) -> Iterator[dict[str, Any]]:
     for _, fits in ladder.fits.groupby(list(SETTING), dropna=False, sort=False):
+        # the reading on which the recommendation is based: the ladder has all its levels
         leading = by_evidence(fits[fits["headline"].astype(bool)]).iloc[:1]
         rungs = fits.merge(leading[list(READING)], on=list(READING)).dropna(subset="target")
         rungs = rungs.sort_values("target", ascending=False, ignore_index=True)
@@ -53,10 +54,11 @@ def _each(record: Mapping, ladder: Ladder, names: Mapping[tuple, str]) -> Iterat
 
 
 def _said(record: Mapping, rung: pd.DataFrame, points: pd.DataFrame) -> str:
-    """The recommendation at a level."""
+    """Return the recommendation at a level."""
     (one,) = recommendations(rung.assign(headline=True), points)
     searched = any(stepsize["policy"] == "grid_auto" for stepsize in record["sweep"].get("stepsizes", ()))
     row = rung.iloc[0]
+    # an automatic grid was widened until the best stepsize for the sweep's own targets was inside it, for no other
     if searched and "widen the grid" in row["reason"] and not row["own"] and not math.isnan(row["value"]):
         command = _command(record, targets=rung["target"].tolist())
         return f"{one.sentence} Stepsizes were sought for another target: {command} tries those that are missing."
@@ -64,10 +66,11 @@ def _said(record: Mapping, rung: pd.DataFrame, points: pd.DataFrame) -> str:
 
 
 def _end(record: Mapping, end: Mapping) -> dict[str, str]:
-    """Why a ladder goes no lower, and the command that goes on."""
+    """Return why a ladder goes no lower, and the command that measures further down."""
+    # a factor of 2 below, rounded to one digit
     lower = float(f"{end['deepest'] / 2:.1g}")
     sweep = record["sweep"]
-    name = f"{sweep.get('name', 'sweep')}-{lower:g}"  # what all cells of a folder share may not change
+    name = f"{sweep.get('name', 'sweep')}-{lower:g}"  # a new folder: settings that all cells of one share cannot change
     if end["early"]:
         why = (
             f"This goes no lower than {end['deepest']:g}: trials were ended at a target, and one that ended there may "
@@ -84,7 +87,7 @@ def _end(record: Mapping, end: Mapping) -> dict[str, str]:
 
 
 def _command(record: Mapping, **fields: float | str | Sequence[float]) -> str:
-    """A sweep's command, as it was given, with other fields."""
+    """Return the command that started the sweep, with some fields changed."""
     given = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in fields.items()]
     before = record.get("command") or [record.get("file") or "SWEEP.py"]
     return shlex.join(["raysat", "run", *before, *(word for one in given for word in ("--set", one))])

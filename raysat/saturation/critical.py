@@ -78,7 +78,7 @@ def critical_batch(
         "seeds": int(np.isfinite(values).any(axis=1).sum()),
         "batch_sizes": int(np.isfinite(values).any(axis=0).sum()),
     }
-    if (values <= 0).any():
+    if (values <= 0).any():  # no logarithm; false for nan, a value that is absent
         where = ", ".join(f"{size:g}" for size in b[(values <= 0).any(axis=0)])
         why = "the loss did not fall" if quantity == "h" else "the target is not below the initial loss"
         return CriticalBatch(**counts, reason=f"{quantity} is not positive at b = {where}: {why}")
@@ -97,7 +97,7 @@ def critical_batch(
         reason = f"the target is less than one iteration away at b = {where}: take a lower one"
         return CriticalBatch(**counts, range=spread, reason=reason)
 
-    y = 1 / values if quantity == "h" else values
+    y = 1 / values if quantity == "h" else values  # what follows the law
     fit, bent = fit_law(b, geometric_mean(y))
     found = {**counts, "range": spread, "rms_log_residual": float(fit.rms_log_residual)}
     if refusal := _refusal(b, fit, spread, _width(values), quantity):
@@ -127,6 +127,7 @@ def _width(values: Float[np.ndarray, "seeds b"]) -> float:
         return 1.0
     # a mean over seeds has 1/seeds of one value's variance; removing levels over m batch sizes leaves 1 - 1/m of it
     share = (1 - 1 / values.shape[1]) / np.median(np.isfinite(values).sum(axis=0))
+    # exp overflows at 709; a factor of exp(500) is beyond every range of b
     return math.exp(min(2 * student_t(scatter.freedom) * scatter.deviation * math.sqrt(share), 500.0))
 
 
@@ -138,6 +139,7 @@ def _refusal(b: Real[np.ndarray, " b"], fit: SaturationFit, spread: float, width
         towards = "rise" if quantity == "h" else "fall"
         return f"no dependence on b is visible: {quantity} does not {towards} as b grows"
     varies = f"no dependence on b is visible: {quantity} varies by {percent(spread - 1)} over the batch sizes"
+    # judged by the fit, to which all values contribute, because the two at the ends scatter
     ends = log_law(b[[0, -1]], math.log(fit.b_c), float(fit.q))
     visible = float(ends[0] - ends[1])  # by how much the fit, in logs, changes over the batch sizes
     scatter = float(fit.rms_log_residual) * math.sqrt(len(b) / (len(b) - 2))  # two parameters were fitted

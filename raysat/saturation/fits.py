@@ -55,7 +55,7 @@ def log_law(
 
 
 def law(b: Real[np.ndarray, " b"], y_inf: float, b_c: float, q: float) -> Float[np.ndarray, " b"]:
-    """y(b)."""
+    """The law y(b)."""
     return y_inf * np.exp(log_law(b, np.log(b_c), q))
 
 

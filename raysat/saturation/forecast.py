@@ -33,8 +33,8 @@ AROUND = 0.8, 2.1
 batches raise the mean, on steep spectra nearly twice as large."""
 
 AHEAD = 1.5
-"""How much longer than T the mean loss is followed: a typical run may reach the target earlier, and the mean loss's
-best stepsize must be known to search for its own."""
+"""The multiple of T to which the mean loss is followed: a typical run may reach the target earlier, and its best
+stepsize is sought near that of the mean loss."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def tuned_steps(
     curves = loss_curves(spectrum, eta.ravel(), noise.ravel(), math.ceil(AHEAD * iterations))
     t = np.arange(curves.shape[1])
     mean = np.array([steps_to_target(t, curve, eps) for curve in curves]).reshape(eta.shape)
-    mean = np.where(np.isnan(mean), math.inf, mean)
+    mean = np.where(np.isnan(mean), math.inf, mean)  # `min` and `argmin` would return nan
     known = np.isfinite(mean.min(1, keepdims=True))  # batch sizes at which the mean loss gets there at all
     # typical runs are dear: they are drawn only near the mean loss's best stepsize
     tried = known & near(np.broadcast_to(GRID, eta.shape), GRID[mean.argmin(1)][:, None])
@@ -112,6 +112,7 @@ def tuned_steps(
     expected = np.broadcast_to(mean.min(1, keepdims=True), eta.shape)[tried]
     typical[tried] = typical_steps(spectrum, eta[tried], noise[tried], eps, iterations, expected)
     typical = np.where(np.isnan(typical), math.inf, typical)
+    # beyond T it was followed only to find where typical runs are drawn
     mean = np.where(mean > iterations, math.inf, mean)
     return Tuned(*_best(typical), *_best(mean))
 
@@ -189,6 +190,7 @@ def _fit(
     """A critical batch size, or why there is none; `missed` is the reason if some batch size has no value."""
     if not (known := np.isfinite(values)).all():
         return CriticalBatch(reason=f"{missed} at b = {', '.join(map(str, b[~known]))}")
+    # there are no seeds, and the scatter of a forecast about the law is no sampling error: no interval
     return replace(critical_batch(b, values[None], quantity), low=math.nan, high=math.nan, interval="")
 
 

@@ -70,8 +70,8 @@ def stepsize(
     """The stepsize (learning rate) eta that a policy gives to a batch size.
 
     `fixed` and `grid` give eta itself; `fixed_fraction` is c/beta(1) for every b; `theory` and `grid_relative` are
-    c/beta(b). For a network without statistics, `grid_relative`, of which `grid(auto=True)` consists, is `c base` at
-    every b: a range that grows with the results only needs a place to start.
+    c/beta(b). For a network without statistics, `grid_relative`, the policy of `grid(auto=True)`, is `c base` at every
+    b: a range that grows with the results only needs a place to start.
 
     Args:
         policy: The policy.
@@ -86,7 +86,7 @@ def stepsize(
         eta; nan if it is c/beta(b) and beta(b) is not positive, as for a network whose outputs do not depend on its
         weights.
     """
-    if not policy.needs_statistics:
+    if not policy.needs_statistics:  # `fixed` and `grid`
         return policy.value
     if policy.policy == "grid_relative" and math.isnan(gamma):
         return policy.value * base

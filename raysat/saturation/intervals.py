@@ -160,6 +160,7 @@ def of_critical_batch(
     if resolution is not None:
         answer = inverse[0] @ centred.sum(1)  # (b,); c(b) of the module's docstring
         variance += float(np.nansum((answer * resolution) ** 2))
+    # symmetric in log b_c; 500, since exp overflows at 709
     return math.exp(min(student_t(freedom) * math.sqrt(variance), 500.0))
 
 
@@ -185,6 +186,7 @@ def _of_several(
     left, centred, seeds = left[known], centred[:, known], int(known.sum())
     if seeds < 2:
         return variance, freedom
+    # by how much each seed's residuals move log b_c, to first order
     of_each = np.einsum("p,pib,ib->i", inverse[0], centred, left)
     sandwich = seeds / (seeds - 1) * float((of_each**2).sum())
     within, within_freedom = 0.0, 0  # of the values about each seed's own fit, in which b_c may differ between seeds
@@ -221,11 +223,12 @@ def of_values(
         # `0 * mean` gives it the shape of the mean, and nan if there is no value
         half = student_t(scatter.freedom) * np.sqrt(scatter.deviation**2 + np.square(resolution) + 0 * mean)
         return _ends(mean, half)
-    levels = np.nanmean(logs - mean, axis=1)
+    levels = np.nanmean(logs - mean, axis=1)  # a_i of the module's docstring, up to their mean
     parts = [(levels.var(ddof=1), len(levels) - 1)]
     if (left := of_seeds(values)).freedom:  # 1/m of a value's own variance is in that of the levels already
         parts.append((left.deviation**2 * (1 - 1 / max((count > 0).sum(), 1)), left.freedom))
     variance = sum(part for part, _ in parts)
+    # Satterthwaite: the chi square with the same mean and variance as the sum
     freedom = variance**2 / sum(part**2 / of for part, of in parts) if variance else 1.0
     half = student_t(freedom) * np.sqrt(variance / np.where(count, count, math.nan) + np.square(resolution))
     return _ends(mean, half)

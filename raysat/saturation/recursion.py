@@ -83,7 +83,7 @@ class Spectrum:
         return cls(
             n=int(row["n"]),
             samples=int(row["k_samples"]),
-            nodes=np.concatenate([own, all_]).clip(0),
+            nodes=np.concatenate([own, all_]).clip(0),  # Lanczos rounds eigenvalues 0 to slightly negative ones
             residual=np.concatenate([masses, np.zeros(len(all_))]),
             density=np.concatenate([np.zeros(len(own)), shares]),
             outputs=int(row["n_outputs"]),
@@ -119,7 +119,7 @@ def loss_curves(
     with np.errstate(over="ignore", invalid="ignore"):
         for t in range(iterations + 1):
             total = mass.sum(1)
-            losses[:, t] = total / 2
+            losses[:, t] = total / 2  # the mass is per sample: L = 1/(2n) ||r||^2
             mass = keep * mass + put * total[:, None]
     return np.where(np.isfinite(losses) & (losses >= 0), losses, math.inf)
 
@@ -141,6 +141,7 @@ def largest_stable(spectrum: Spectrum, phi: float, own: float | None = None) -> 
     if not largest > 0:
         return math.inf
     own = 1 / spectrum.outputs if own is None else own
+    # at most 2/k_op, and below the pole of the left side, where a denominator is 0
     limit = 2 / (largest * max(1.0, 1 + phi * own))
     shares = spectrum.samples * spectrum.density
 
@@ -178,7 +179,7 @@ def stable_below(row: Mapping[str, Any], b: int, sampling: str) -> float:
         spectrum = Spectrum.of(row)
     except InputError:
         spectrum = None
-    if spectrum is None or sampling == "epochs":
+    if spectrum is None or sampling == "epochs":  # the mean of SGD is gradient descent, which is unstable above 2/k_op
         return 2 / float(row["k_op"])
     phi = noise_factor(b, spectrum.n, replacement=sampling == "with_replacement")
     return largest_stable(spectrum, phi, own=-1.0)

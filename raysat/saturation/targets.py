@@ -48,7 +48,7 @@ def steps_to_target(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray
 
 
 def lateness(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float) -> float:
-    """Return by how much log N is too large because the loss is evaluated only now and then.
+    """Return the excess of log N that is due to the spacing of evaluations.
 
     A fluctuating loss can pass the target between two evaluations unseen, and on a smooth curve a chord lies above it:
     the fewer evaluations, the later N. The estimate compares N from every second evaluation, averaged over the even and
@@ -82,6 +82,7 @@ def lateness(iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"]
         kept = np.r_[0, first : len(losses) : 2]  # w_0 and every second evaluation
         if (n := steps_to_target(iterations[kept], losses[kept], eps)) > 0:
             later.append(math.log(n / fine))
+    # Richardson: an error of order h^2 is 4 times as large at 2 h, so that it is a third of the difference
     share = 1 / 3 if _only_falls(losses[: k + 2]) else 1
     # rounded: an error of 1e-16 in the interpolation is no lateness
     return round(share * sum(later) / len(later), 12) if later else math.nan
@@ -126,6 +127,7 @@ def below_parabola(x: Float[np.ndarray, " 3"], z: Float[np.ndarray, " 3"]) -> fl
         x: Ascending.
         z: The values.
     """
+    # with the middle point as origin, the vertex of c x^2 + s x is at -s^2/(4 c)
     curvature, slope, _ = np.polyfit(x - x[1], z - z[1], 2)
     return float(slope**2 / (4 * curvature)) if curvature > 0 else 0.0
 
@@ -147,7 +149,7 @@ def _between(
     iterations: Real[np.ndarray, " t"], losses: Float[np.ndarray, " t"], eps: float, start: int, end: int
 ) -> float:
     """Return the t at which log L, linear between two evaluations, equals log eps; L itself if it vanishes."""
-    if losses[end] > 0:
+    if losses[end] > 0:  # on an exponential, the chord in log L is exact
         above, level, below = math.log(losses[start]), math.log(eps), math.log(losses[end])
     else:
         above, level, below = float(losses[start]), eps, 0.0
@@ -174,6 +176,7 @@ def choose_targets(initial: Float[np.ndarray, " trials"], deepest: Float[np.ndar
     start, end = initial.min(), attainable(initial, deepest).max()
     if not end < start:
         return ()
+    # a set, since after rounding two levels may be one
     levels = {_round_up(float(start ** (1 - share) * end**share)) for share in (0.5, 0.75, 1.0)}
     return tuple(sorted((level for level in levels if level < start), reverse=True))
 

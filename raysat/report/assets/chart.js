@@ -1,4 +1,4 @@
-// A chart: one view of a figure as SVG. Pure drawing: the state comes in, elements and the points' places come out.
+// A chart: one view of a figure as SVG. Its functions change nothing: from the state they make elements and positions.
 
 const MARKS = [
   "M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0Z", // circle
@@ -10,7 +10,7 @@ const MARKS = [
   "M4.6,0L-3.2,-4.4V4.4Z", // triangle, right
   "M-1.5,-4.5H1.5V-1.5H4.5V1.5H1.5V4.5H-1.5V1.5H-4.5V-1.5H-1.5Z", // cross
 ];
-/** Colours of an ordered quantity, from small to large: their names in page.css, so that they follow the theme. */
+/** Colors of an ordered quantity, from small to large, as names in page.css, so that they follow the theme. */
 const RAMP = ["--ramp-0", "--ramp-1", "--ramp-2", "--ramp-3", "--ramp-4"];
 
 function svg(name, attributes = {}, ...children) {
@@ -20,7 +20,7 @@ function svg(name, attributes = {}, ...children) {
   return element;
 }
 
-/** The colour of a series: by its place in an order, or by the name of its tone. */
+/** The color of a series: by its position in an order, or by the name of its tone. */
 function colourOf(series) {
   if (series.shade === undefined) return `var(--${series.tone})`;
   const at = series.shade * (RAMP.length - 1);
@@ -28,7 +28,7 @@ function colourOf(series) {
   return `color-mix(in oklab, var(${RAMP[k]}) ${(100 * (k + 1 - at)).toFixed(1)}%, var(${RAMP[k + 1]}))`;
 }
 
-/** A series' marker; from the ninth series on hollow, so that no two of sixteen look the same. */
+/** The marker of a series; hollow from the ninth series on, so that no two of sixteen look the same. */
 function markOf(series, x, y) {
   const hollow = series.hollow || series.mark >= MARKS.length;
   return svg("path", {
@@ -38,7 +38,7 @@ function markOf(series, x, y) {
   });
 }
 
-/** What stands for a series, or a marked value, in the legend. */
+/** The sample of a series, or of a marked value, in the legend. */
 function swatchOf(entry) {
   const sample = svg("g", { style: `color:${colourOf(entry)}` });
   if (entry.line || entry.fit || entry.at !== undefined) {
@@ -54,8 +54,8 @@ function swatchOf(entry) {
  * @param {object} figure Its axes.
  * @param {object} view Its series and marks.
  * @param {{x: string, logX: boolean, logY: boolean, hidden: Set<string>, width: number, legend: boolean}} state
- * @returns {{root: SVGElement, points: object[], top: SVGElement}} The drawing, the pixels of each point that can be
- *     asked for its values, and an empty group above all.
+ * @returns {{root: SVGElement, points: object[], top: SVGElement}} The drawing, the position in pixels of each point
+ *     whose values can be shown, and an empty group above all others.
  */
 function drawChart(figure, view, state) {
   const axis = figure.x.find((one) => one.key === state.x);
@@ -153,7 +153,7 @@ function drawBars(series, places, y) {
   return known.map((place) => {
     const at = place.x.toFixed(1);
     const [low, high] = ends(place).map((end) => y.within(end).toFixed(1));
-    // An end beyond the frame has no cap: the bar goes on.
+    // An end beyond the frame has no cap, because the bar continues.
     const caps = ends(place).map((end) => (end >= y.low && end <= y.high ? `M${at - 3},${y(end).toFixed(1)}h6` : ""));
     return svg("path", { d: `M${at},${low}V${high}${caps.join("")}`, class: "bar" });
   });
@@ -172,7 +172,7 @@ function drawMark(mark, x, bottom) {
   return group;
 }
 
-/** The legend as part of the drawing, for a file that leaves the page. */
+/** The legend as part of the drawing, for a file that is downloaded. */
 function addLegend(root, entries, width, height) {
   const columns = Math.max(1, Math.floor(width / 240));
   const rows = Math.ceil(entries.length / columns);

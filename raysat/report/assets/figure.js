@@ -1,5 +1,5 @@
-// A figure on the page: its controls, legend, read-out, table and downloads around a chart. What is picked of width,
-// stepsizes and model holds for all figures of the page.
+// A figure on the page: controls, legend, read-out, table and downloads around a chart. A choice of width, stepsizes or
+// model applies to all figures of the page.
 
 const EXTRA = {
   seeds: "seeds",
@@ -19,7 +19,7 @@ function html(name, attributes = {}, ...children) {
   return element;
 }
 
-/** A mixed colour as red, green and blue, which every program that opens an SVG file knows. */
+/** A mixed color as red, green and blue, a notation that every program understands that opens SVG files. */
 function asRgb(colour) {
   const pixel = html("canvas", { width: 1, height: 1 }).getContext("2d");
   pixel.fillStyle = colour;
@@ -32,12 +32,12 @@ class Page {
     this.payload = payload;
     this.selection = [...payload.start];
     this.glossary = new Glossary("th, #predictions tbody, figcaption, .answer p, .answer li, .notes li, section > p");
-    this.losses = new Map(); // the target that was picked for each model and data set
+    this.losses = new Map(); // the target chosen for each model and data set
     this.answers = [...document.querySelectorAll("[data-target]")].map(
       (place) => new Answer(this, place, payload.targets[Number(place.dataset.target)]),
     );
     this.answers.forEach((answer) => answer.update());
-    // A figure that cannot be drawn says so in its place, and the others stand.
+    // A figure that cannot be drawn is replaced by its error, and the others are unaffected.
     this.figures = payload.figures.flatMap((data) => {
       try {
         const figure = new Figure(this, data);
@@ -51,20 +51,20 @@ class Page {
     });
   }
 
-  /** Pick a value of one of the choices, for all figures. */
+  /** Set one of the choices, for all figures. */
   pick(k, value) {
     this.selection[k] = value;
     this.figures.forEach((figure) => figure.update());
   }
 
-  /** Pick a target for a model and data set, which all figures then show. */
+  /** Set the target of a model and data set, for all figures. */
   aim(at, loss) {
     this.losses.set(at, loss);
     this.answers.forEach((answer) => answer.update());
     this.pick(0, at);
   }
 
-  /** The place among some levels of the target that was picked, or else where they start. */
+  /** The index, among some levels, of the target that was chosen; without a choice, the index at which they start. */
   placeOf(at, levels, start) {
     return this.losses.has(at) ? nearestLevel(levels, this.losses.get(at)) : start;
   }
@@ -75,7 +75,7 @@ class Figure {
     this.page = page;
     this.data = data;
     this.state = { x: data.x[0].key, of: null, logX: data.x[0].log, logY: data.y.log, hidden: new Set() };
-    this.at = null; // the point whose values are shown: its place among this.points
+    this.at = null; // the point whose values are shown: its index in this.points
     this.controls = html("div", { class: "controls" });
     this.legend = html("div", { class: "legend", role: "group", "aria-label": "Show and hide" });
     this.shown = html("p", { class: "shown" });
@@ -137,7 +137,7 @@ class Figure {
     return { box, select };
   }
 
-  /** The view that the page's selection asks for, or the nearest this figure has. */
+  /** The view for the choices made on the page, or the nearest one that this figure has. */
   update() {
     let views = this.data.views;
     this.selects.forEach(({ box, select }, k) => {
@@ -212,7 +212,7 @@ class Figure {
     this.width = width;
     const drawn = drawChart(this.data, this.view, { ...this.state, width });
     Object.assign(this, drawn); // root, points, top, frame
-    drawn.root.setAttribute("aria-hidden", "true"); // its words are in the label, the read-out and the table
+    drawn.root.setAttribute("aria-hidden", "true"); // its content is in the label, the read-out and the table
     this.plot.replaceChildren(drawn.root);
     const choices = this.page.payload.choices.map((name, k) => `${name.toLowerCase()}: ${this.view.at[k]}`).join("; ");
     const target = this.slider && !this.slider.box.hidden ? `; target: ${this.slider.words.textContent}` : "";
@@ -251,7 +251,7 @@ class Figure {
     return least < 60 ** 2 ? distances.indexOf(least) : null;
   }
 
-  /** The point to which a key leads from the present one; undefined for a key that does nothing here. */
+  /** The point to which a key moves from the present one; undefined for any other key. */
   moved(key) {
     const { points, at } = this;
     if (key === "Escape") return null;
@@ -268,7 +268,7 @@ class Figure {
     return points.indexOf(others[gaps.indexOf(Math.min(...gaps))]);
   }
 
-  /** Mark a point and say its values; none where `at` is null. */
+  /** Mark a point and show its values; no point if `at` is null. */
   show(at) {
     this.at = at;
     this.top.replaceChildren();
@@ -292,7 +292,7 @@ class Figure {
     this.top.append(svg("circle", { cx: x, cy: y, r: 8, class: "ring" }), ...this.tip([series.name, values], x, y));
   }
 
-  /** A label beside a point, on the side where there is room. */
+  /** A label next to a point, on the side with room for it. */
   tip(lines, x, y) {
     const { left, right, top } = this.frame;
     const width = Math.min(right - left, 14 + 6.6 * Math.max(...lines.map((line) => line.length)));
@@ -344,10 +344,10 @@ class Figure {
     return lines.join("\r\n") + "\r\n";
   }
 
-  /** The drawing with its legend, its colours as they are on the page now. */
+  /** The drawing with its legend, in the colors that the page has now. */
   drawing() {
     const { root } = drawChart(this.data, this.view, { ...this.state, width: 760, legend: true });
-    this.plot.append(root); // styles are known only of what is on the page
+    this.plot.append(root); // only elements on the page have computed styles
     const names = ["color", "fill", "stroke", "stroke-width", "opacity", "font-family", "font-size", "font-weight"];
     for (const element of root.querySelectorAll("*")) {
       const style = getComputedStyle(element);
@@ -372,6 +372,6 @@ class Figure {
   }
 }
 
-// JSON has no infinity: an open end of an interval is a word.
+// JSON has no infinity: an open end of an interval is a text.
 const infinite = (_, value) => (value === "Infinity" ? Infinity : value);
 new Page(JSON.parse(document.getElementById("payload").textContent, infinite));

@@ -1,8 +1,8 @@
-// The glossary: where a symbol is met, it becomes a link to its entry in the list of symbols, and what stands there is
-// shown beside it while the pointer or the focus is on it. The list is the one source; without scripts it is there too.
+// The glossary: a symbol in the text becomes a link to its entry in the list of symbols, whose content is shown next to
+// it while the pointer or the focus is on it. The list is the only source; without scripts it is still on the page.
 
 class Glossary {
-  /** @param {string} blocks Selector of what is searched: of each symbol the first occurrence in each block. */
+  /** @param {string} blocks Selector of the blocks to search, each for the first occurrence of each symbol. */
   constructor(blocks) {
     this.entries = new Map();
     for (const term of document.querySelectorAll(".symbols dt")) {
@@ -19,7 +19,7 @@ class Glossary {
     document.querySelectorAll(blocks).forEach((block) => this.mark(block));
   }
 
-  /** Make links of the symbols in a block. */
+  /** Turn the symbols in a block into links. */
   mark(block) {
     if (!this.entries.size) return;
     const met = new Set();

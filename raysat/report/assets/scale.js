@@ -1,4 +1,4 @@
-// Scales: from values to pixels, linear or logarithmic, and the values at which an axis has ticks.
+// Scales: functions from values to pixels, linear or logarithmic, and the values at which an axis has ticks.
 "use strict";
 
 /** Three significant digits, as in the tables of the page: 0.609, 24.9, 1,234. */
@@ -8,7 +8,7 @@ function format(value) {
   return String(Number(value.toPrecision(3)));
 }
 
-/** Short: 10000 is 10⁴ where a long number would not fit beside an axis. */
+/** The same for an axis: 10⁵ for 100,000, because long numbers do not fit next to it. */
 function formatTick(value) {
   const power = Math.log10(Math.abs(value));
   if (value !== 0 && (power >= 5 || power < -3)) {
@@ -21,13 +21,13 @@ function formatTick(value) {
 }
 
 /**
- * A function from values to pixels.
+ * Make a function from values to pixels.
  *
- * @param {number[]} values What the axis must span; in a logarithmic one what is not positive is passed over.
+ * @param {number[]} values The values that the axis contains; a logarithmic one ignores those that are not positive.
  * @param {{log: boolean, zero: boolean, pad: number}} how `zero`: a linear axis starts at 0.
  * @param {number} from Pixel of the low end.
  * @param {number} to Pixel of the high end.
- * @returns {function} With the values at its ends, and `within`, which takes what lies beyond to the nearer end.
+ * @returns {function} It has the values at its ends, and `within`, which moves a value beyond them to the nearer one.
  */
 function makeScale(values, how, from, to) {
   const pass = how.log ? Math.log : (value) => value;
@@ -46,7 +46,7 @@ function makeScale(values, how, from, to) {
   return Object.assign(scale, { ...ends, within, log: how.log, pixels: Math.abs(to - from) });
 }
 
-/** Round numbers between the ends of a scale, `gap` pixels apart at least; of `preferred` ones where there are any. */
+/** Round numbers between the ends of a scale, at least `gap` pixels apart; if there are `preferred` ones, those. */
 function ticksOf(scale, gap, preferred) {
   const inside = (value) => value >= scale.low * (1 - 1e-9) && value <= scale.high * (1 + 1e-9);
   const count = Math.max(2, Math.floor(scale.pixels / gap));
@@ -65,7 +65,7 @@ function ticksOf(scale, gap, preferred) {
   return spaced(shown, scale, gap);
 }
 
-/** The values without those that lie too near the one kept above them. */
+/** The values, without those that are too close to the next larger one that is kept. */
 function spaced(values, scale, gap) {
   const kept = [];
   for (const value of [...values].reverse()) {

@@ -1,5 +1,5 @@
-// The target: a slider in the answer and above each figure that has several; they move together. It picks among numbers
-// that are in the page, and computes none.
+// The target: a slider in the answer and above each figure with several targets; all move together. A slider selects
+// numbers that are on the page, and computes none.
 
 /** A slider over losses, from the initial one down. */
 class Slider {
@@ -20,13 +20,13 @@ class Slider {
   }
 }
 
-/** The place of a loss among levels: the nearest. */
+/** The index of the level nearest to a loss. */
 function nearestLevel(levels, loss) {
   const apart = levels.map((level) => Math.abs(Math.log(level / loss)));
   return apart.indexOf(Math.min(...apart));
 }
 
-/** What a view shows at one of its targets, together with what all of them share. */
+/** The view at one of its targets, with what all targets share. */
 function viewAt(view, k) {
   if (!view.by) return view;
   const own = view.by[k];
@@ -39,7 +39,7 @@ function viewAt(view, k) {
   return { ...view, ...own, level: view.levels[k], series, marks: both("marks"), notes: both("notes") };
 }
 
-/** The slider of the answer, which moves the sentence above it too. */
+/** The slider of the answer, which also changes the sentence above it. */
 class Answer {
   constructor(page, place, target) {
     this.page = page;
