@@ -1,4 +1,8 @@
-"""Figures drawn to files by several processes: matplotlib uses one core, and a sweep may have dozens of figures."""
+"""Figures drawn to files by several processes: matplotlib uses one core, and a sweep may have dozens of figures.
+
+Measured with 4 figures on 2 cores at a load of 6: no gain, 0.9 and 1.0 times the speed of one process (ratios of
+medians of three). The gain on idle cores is not measured.
+"""
 
 from __future__ import annotations
 
