@@ -134,10 +134,12 @@ def drawn(
     for key, panel in panels.axes.items():
         _set_axes(panel, y, views.values() if panels.sharey else [views[key]], sizes)
         ends[key] = _draw_series(panel, views[key].series, x, y)
-        within = panel.get_xlim()  # the series set the limits; a mark far from them must not change these
+    # The series of all panels set the limits, since panels share them; a mark far from them must not change these.
+    within = {key: panel.get_xlim() for key, panel in panels.axes.items()}
+    for key, panel in panels.axes.items():
         for mark in views[key].marks:
-            _draw_mark(panel, mark, within)
-        panel.set_xlim(within)
+            _draw_mark(panel, mark, within[key])
+        panel.set_xlim(within[key])
     # Labels are placed by the height of their ends on the page, once no shared axis changes any more.
     for key, panel in panels.axes.items():
         label_ends(panel, ends[key])
@@ -211,7 +213,7 @@ def _draw_series(panel: Axes, series: Sequence[Series], x: Axis, y: Axis) -> lis
 
 
 def _draw_mark(panel: Axes, mark: Mark, within: tuple[float, float]) -> None:
-    low, high = max(within[0], mark.low), min(within[1], mark.high)  # an open interval ends at the frame
+    low, high = np.clip((mark.low, mark.high), *within)  # an open interval ends at the frame
     if low < high:
         panel.axvspan(low, high, color=COLORS[mark.tone], alpha=0.15, linewidth=0)
     if mark.at > 0:
@@ -279,7 +281,7 @@ def label_ends(panel: Axes, ends: list[tuple]) -> None:
     heights = at[order, 1]
     for k in range(1, len(heights)):  # upwards: each at least `apart` above the one below
         heights[k] = max(heights[k], heights[k - 1] + apart)
-    heights -= max(0.0, heights[-1] - 1)  # the topmost stays within the panel
+    heights[-1] = min(heights[-1], 1.0)  # the topmost stays within the panel
     for k in range(len(heights) - 2, -1, -1):
         heights[k] = min(heights[k], heights[k + 1] - apart)
     # a thin line leads from the end to the label, 7 % of the panel's width beyond the frame

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from raysat.analysis import analyze
 from raysat.plots import CAPTIONS, costs, exponents, loss_curves, render_figures, save, steps
 from raysat.plots.description import PALETTE, SMOOTH
-from raysat.plots.panels import FIT, INK, SOFT, STAR
+from raysat.plots.panels import FIT, INK, SOFT, STAR, label_ends
 from raysat.report.html import asset
 
 MADE = full() + full("fixed(0.1)", b_c=0.07)
@@ -58,6 +58,25 @@ def test_names_of_lines_that_end_together_stay_apart_and_inside():
     assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in drawn)
     heights = {text.get_text(): text.get_position()[1] for text in figure.axes[0].texts}
     assert heights["b = 1"] > heights["b = 2"] > heights["b = 128"]
+
+
+def test_labels_are_moved_only_where_they_are_crowded():
+    panel = Figure().subplots()
+    panel.set(xlim=(0, 1), ylim=(0, 1))
+    ends = [(1, 0.99, "a", "k", "o"), (1, 0.985, "b", "k", "o"), (1, 0.98, "c", "k", "o"), (1, 0.2, "alone", "k", "o")]
+    label_ends(panel, ends)
+    heights = {text.get_text(): text.get_position()[1] for text in panel.texts}
+    assert heights["alone"] == pytest.approx(0.2)
+    assert 1 >= heights["a"] > heights["b"] > heights["c"] > 0.8
+
+
+@pytest.mark.parametrize("lengths", [(30, 3000), (3000, 30)])
+def test_panels_of_different_lengths_show_all_of_their_curves(lengths):
+    made = [one for k, t in enumerate(lengths) for one in full(f"fixed(0.{k + 1})", iterations=t)]
+    for title, panel in panels(loss_curves(*tables(made))).items():
+        last = max(line.get_xdata()[-1] for line in panel.lines if len(line.get_xdata()) > 10)
+        assert panel.get_xlim()[1] >= last, title
+        assert panel.get_xlim()[1] >= 3000
 
 
 def test_loss_curves_of_a_grid_are_those_of_the_best_stepsize():
