@@ -50,12 +50,18 @@ def saved_per_sample(network: nn.Module, few: Inputs) -> int:
     try:
         one, three = (saved_bytes(lambda k=k: network(few[:k]), besides) for k in (1, 3))
     except RuntimeError:
-        one, three = (4 * output_bytes(network, few[:k]) for k in (1, 3))
+        one, three = (guessed_bytes(network, few[:k]) for k in (1, 3))
     return max((three - one) // 2, 1)
 
 
-def output_bytes(network: nn.Module, x: Inputs) -> int:
-    """Return the bytes of the outputs of all of a network's modules."""
+KEPT_PER_OUTPUT = 4
+"""Bytes that a forward pass is assumed to keep for each byte of its modules' outputs, if what it keeps cannot be
+measured. Default: 4, a guess on the safe side: an output itself, the input of its layer, and two tensors of their size
+from functions in between."""
+
+
+def guessed_bytes(network: nn.Module, x: Inputs) -> int:
+    """Return the bytes that a forward pass may keep for the backward pass, from the outputs of all modules."""
     total = 0
 
     def count(_module: nn.Module, _inputs: tuple, output: object) -> None:
@@ -69,7 +75,7 @@ def output_bytes(network: nn.Module, x: Inputs) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return total
+    return KEPT_PER_OUTPUT * total
 
 
 def out_of_memory(error: RuntimeError) -> bool:

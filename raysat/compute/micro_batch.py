@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from raysat.compute.memory import out_of_memory, output_bytes, retry_on_oom, saved_bytes
+from raysat.compute.memory import guessed_bytes, out_of_memory, retry_on_oom, saved_bytes
 from raysat.data.fields import Inputs, repeated, tensors_of
 from raysat.losses import Loss
 
@@ -76,7 +76,7 @@ def kept_bytes(network: nn.Module, x: Inputs, y: Tensor, loss: Loss) -> int:
     except RuntimeError as error:
         if out_of_memory(error):
             raise
-        return 4 * output_bytes(network, x)  # not measurable: it differentiates in its forward pass
+        return guessed_bytes(network, x)  # not measurable: it differentiates in its forward pass
 
 
 def free_bytes(device: torch.device) -> int:

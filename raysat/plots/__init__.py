@@ -6,6 +6,7 @@ them. Nothing uses pyplot's global state, so that figures can be made in threads
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -135,8 +136,8 @@ def save(made: list[StaticFigure], folder: Location, attempt: Attempt = plainly)
         files = {folder / file.name: file for file in Path(drawn).iterdir()}
         for path, file in files.items():
             write_aside(path, partial(shutil.copyfile, file))
-    # `p[nd][gf]`: png or pdf
-    for path in {path for kind in CAPTIONS for path in folder.glob(f"{kind}*.p[nd][gf]")} - set(files):
+    own = re.compile(rf"({'|'.join(map(re.escape, CAPTIONS))})(-\d+)?\.(png|pdf)")  # other files are a user's
+    for path in {path for path in folder.iterdir() if own.fullmatch(path.name)} - set(files):
         path.unlink()
 
 

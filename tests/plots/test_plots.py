@@ -210,13 +210,15 @@ def test_a_grid_takes_two_columns_of_a_figure():
 
 def test_files_are_written_and_old_ones_go(tmp_path, analysis):
     (tmp_path / "steps-7.png").write_bytes(b"of an earlier call")
-    (tmp_path / "mine.png").write_bytes(b"not ours")
+    mine = {"mine.png", "steps-of-mine.png", "steps-2-annotated.pdf"}
+    for name in mine:
+        (tmp_path / name).write_bytes(b"not ours")
     drawn = render_figures(*tables(MADE), analysis)
     assert all(isinstance(plate.figure, Figure) for plate in drawn)
     save(drawn, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         *(f"{kind}.{suffix}" for kind in CAPTIONS for suffix in ("png", "pdf")),
-        "mine.png",
+        *mine,
     }
     assert (tmp_path / "steps.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "steps.pdf").read_bytes().startswith(b"%PDF")
