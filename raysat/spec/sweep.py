@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from raysat.errors import InputError, plain, positive, whole
+from raysat.errors import InputError, boolean, plain, positive, whole
 from raysat.spec import checks
 from raysat.spec.cells import DTYPES, PRECISIONS, PREPROCESSINGS, SAMPLINGS, Cell, Initialization, Model
-from raysat.spec.checks import NUMBER, anything, at_least, boolean, one_of, optional, several
+from raysat.spec.checks import NUMBER, anything, at_least, one_of, optional, several
 from raysat.spec.engines import AUTO, ENGINES
 from raysat.spec.settings import AXIS, EXECUTION, SHARED, checked, named, setting
 from raysat.spec.stepsizes import AUTO_START, Stepsize, half_octave

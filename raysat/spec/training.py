@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from raysat.errors import InputError, among, listed, plain, positive, whole
+from raysat.errors import InputError, among, boolean, listed, plain, positive, whole
 from raysat.spec.references import is_reference
 from raysat.text import shown
 
@@ -118,6 +118,8 @@ class Training:
         object.__setattr__(self, "clip", positive("clip", self.clip) if self.clip else 0.0)
         for name in ("base_batch", "warmup", "warmup_samples"):
             whole(name, getattr(self, name), 0)
+        for name in ("noise", "adapt_regime"):
+            boolean(name, getattr(self, name))
         if self.warmup and self.warmup_samples:
             raise InputError("warmup counts iterations and warmup_samples samples: give one of them.")
         if self.scaling in (ADAM_SQRT, HALF_LIFE) and self.optimizer not in OF_ADAM:

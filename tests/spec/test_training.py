@@ -127,6 +127,8 @@ def test_labels_tell_trainings_apart():
         (lambda: Training("adamw", options={"betas": [[0.9], [0.95]]}), "options has betas"),
         (lambda: Training("adamw", options={"weight_decay": len}), "options has weight_decay"),
         (lambda: Training("adamw", options={"weight_decay": math.nan}), "options has weight_decay"),
+        (lambda: Training(noise="no", base_batch=2), "noise='no': give True or False"),
+        (lambda: Training(adapt_regime=1, base_batch=2), "adapt_regime=1: give True or False"),
         (lambda: Training(clip=-1.0), "clip has -1.0"),
         (lambda: Training(warmup=-1), "warmup has -1"),
         (lambda: Training(warmup=1, warmup_samples=1), "give one of them"),
