@@ -89,7 +89,7 @@ def plan(sweep: Sweep, folder: Path, code: object = None) -> Plan:
 
 
 def _plan(sweep: Sweep, folder: Path, before: object) -> Plan:
-    own = (*(model.builder for model in sweep.models), *(training.optimizer for training in sweep.trainings))
+    own = (*(model.builder for model in sweep.models), *(name for one in sweep.trainings for name in one.names))
     references = references_of(sweep.dataset, sweep.loss, *own)
     sources = plugins.gather(folder, references)
     earlier = plugins.earlier_digest(folder, references) if before and isinstance(before, str) else ""
@@ -107,7 +107,7 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
     dataset = _dataset_of(sweep)
     _check_targets(sweep, dataset)
     groups = {model: references_of(sweep.dataset, sweep.loss, model.builder) for model in sweep.models}
-    own = {training: references_of(training.optimizer) for training in sweep.trainings}
+    own = {training: references_of(*training.names) for training in sweep.trainings}
     code = Code.of(sources, [*groups.values(), *own.values()], before, earlier)
     codes = {model: code.ids[" ".join(group)] for model, group in groups.items()}
     trainings = {one: replace(one, code=code.ids[" ".join(group)]) if group else one for one, group in own.items()}

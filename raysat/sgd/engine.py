@@ -23,13 +23,14 @@ from raysat.sgd.graph import GraphEngine
 from raysat.sgd.optimizers import OptimizerEngine
 from raysat.sgd.parallel import ParallelEngine
 from raysat.sgd.problem import Problem
-from raysat.sgd.protocol import Maker, Stateful, StepEngine
+from raysat.sgd.protocol import Averaging, Maker, Stateful, StepEngine
 from raysat.sgd.stacked import StackedEngine
 from raysat.spec.cells import Cell
 from raysat.spec.engines import AUTO, ENGINES
 
 __all__ = [
     "AutogradEngine",
+    "Averaging",
     "FusedEngine",
     "GraphEngine",
     "ParallelEngine",

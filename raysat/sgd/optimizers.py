@@ -1,9 +1,11 @@
-"""The engine for trainings other than plain SGD: optimizers of `torch.optim`, schedules, and multiplicative noise."""
+"""The engine for trainings other than plain SGD: optimizers, schedules, averages, smoothed targets and noise."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +13,9 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from raysat.errors import InputError
+from raysat.losses import CrossEntropy
 from raysat.sgd.autograd import AutogradEngine, OverAutograd
+from raysat.sgd.learning_rate import LearningRates
 from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import normal
 from raysat.sgd.torch_optim import optimizers_of, refused, restore
@@ -19,12 +23,12 @@ from raysat.spec.training import Training
 
 
 class OptimizerEngine(OverAutograd):
-    """Steps of an optimizer under a schedule.
+    """Steps of an optimizer under a schedule, and the average of their weights.
 
     Args:
         problem: Its network is updated in place.
         eta: Learning rate (stepsize), before warm-up and schedule.
-        training: Optimizer, clipping, warm-up, schedule and noise.
+        training: Optimizer, clipping, warm-up, schedule, noise, label smoothing and average.
         iterations: T, over which the schedule runs.
         b: Batch size, which settings of the optimizer and the warm-up may follow.
         seed: The trial's seed, for the noise.
@@ -47,11 +51,14 @@ class OptimizerEngine(OverAutograd):
         *,
         bfloat16: bool = False,
     ) -> None:
+        if training.label_smoothing:
+            assert isinstance(problem.loss, CrossEntropy)  # a sweep refuses others
+            problem = replace(problem, loss=CrossEntropy(training.label_smoothing))
         self.network, self.inner = problem.network, AutogradEngine(problem, eta, micro_batch, bfloat16=bfloat16)
-        self.eta, self.training, self.iterations, self.b, self.seed = eta, training, iterations, b, seed
+        self.training, self.seed, self.step = training, seed, 0
         self.optimizers = optimizers_of(training, problem.network, eta, b)
-        self.rates = [[group["lr"] for group in one.param_groups] for one in self.optimizers]
-        self.step = 0
+        self.rates = LearningRates(training, self.optimizers, iterations, b)
+        self.average: list[Tensor] = []  # of the weights after each step so far, in the order of the parameters
 
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """Take one step for each row of indices."""
@@ -67,16 +74,48 @@ class OptimizerEngine(OverAutograd):
             parameter.grad = value
         if self.training.clip:
             nn.utils.clip_grad_norm_(self.inner.parameters, self.training.clip)
-        factor = self.training.factor(self.step, self.iterations, self.b)
-        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
+        self.rates.set(self.step)
+        for optimizer in self.optimizers:
             optimizer.step()
+        self.rates.advance(self.step)
         self.step += 1
+        if self.training.average:
+            self._add_to_average()
+
+    def weights(self) -> list[Tensor]:
+        """Return copies of the weights that are trained."""
+        return [one.detach().clone() for one in self.inner.parameters]
+
+    def _add_to_average(self) -> None:
+        """Add the weights after step t: the first are the average; then `a <- a + (w_t - a) (1 - decay)`, or `/ t`."""
+        if not self.average:
+            self.average = self.weights()
+            return
+        decay = self.training.average
+        share = 1 - decay if isinstance(decay, float) else 1 / self.step
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.inner.parameters, share)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Let the network have the average of its weights inside the block; without a step or an average, its own."""
+        if not self.average:
+            yield
+            return
+        own = self.weights()
+        try:
+            with torch.no_grad():
+                torch._foreach_copy_(self.inner.parameters, self.average)
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self.inner.parameters, own)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the engine's state, without the network, for a checkpoint."""
-        return {"step": self.step, "optimizers": [one.state_dict() for one in self.optimizers]}
+        optimizers = [one.state_dict() for one in self.optimizers]
+        own = {"schedulers": self.rates.state_dict(), "average": self.average}
+        return {"step": self.step, "optimizers": optimizers, **{name: one for name, one in own.items() if one}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
@@ -84,6 +123,10 @@ class OptimizerEngine(OverAutograd):
         stored = state["optimizers"] if "optimizers" in state else [state["optimizer"]]  # before there were several
         for optimizer, own in zip(self.optimizers, stored, strict=True):
             restore(optimizer, own)
+        self.rates.load_state_dict(state.get("schedulers", []))
+        self.average = [
+            one.to(like.device) for one, like in zip(state.get("average", []), self.inner.parameters, strict=False)
+        ]
 
 
 def check(training: Training, problem: Problem, iterations: Mapping[int, int]) -> None:
@@ -95,40 +138,50 @@ def check(training: Training, problem: Problem, iterations: Mapping[int, int]) -
         iterations: T at each batch size.
 
     Raises:
-        InputError: The optimizer cannot be made at some batch size, fails in a step, or does not go on after a
-            checkpoint as if it had not stopped.
+        InputError: Optimizer or schedule cannot be made at some batch size, fail in a step, or do not go on after a
+            checkpoint as if they had not stopped.
     """
     if training.is_plain or training.is_asynchronous:
         return
     with torch.random.fork_rng(devices=[]):
-        engines = [OptimizerEngine(problem, _TRIED, training, t, b) for b, t in iterations.items()]
-        _take(engines[0], 2)
-        state = engines[0].state_dict()
-        try:
-            torch.save(state, stored := io.BytesIO())
-            stored.seek(0)
-            state = torch.load(stored, weights_only=True)
-        except Exception as error:
-            raise InputError(
-                f"optimizer={training.optimizer!r} has a state that checkpoints, which are data and no code, cannot "
-                "hold: let it keep numbers, texts, tensors, and lists and dictionaries of them."
-            ) from error
-        there = [one.detach().clone() for one in engines[0].inner.parameters]
-        _take(engines[0], 2)
-        ended = [one.detach().clone() for one in engines[0].inner.parameters]
-        again = OptimizerEngine(problem, _TRIED, training, engines[0].iterations, engines[0].b)
+        for b, t in iterations.items():
+            OptimizerEngine(problem, _TRIED, training, t, b)
+        b, t = next(iter(iterations.items()))
+        at_once = replace(training, warmup=0, warmup_samples=0)  # the schedule's own steps are to be tried
+        engine, again = (OptimizerEngine(problem, _TRIED, at_once, t, b) for _ in range(2))
+        _take(engine, min(2, (t + 1) // 2))
+        there, state = engine.weights(), _stored(engine)
+        _take(engine, min(2, t // 2))
+        ended = engine.weights()
         with torch.no_grad():
             torch._foreach_copy_(again.inner.parameters, there)
         try:
             again.load_state_dict(state)
         except Exception as error:
             raise refused(training, error) from error
-        _take(again, 2)
-    if not all(torch.equal(*both) for both in zip(ended, again.inner.parameters, strict=True)):
+        _take(again, min(2, t // 2))
+    if not all(torch.equal(*both) for both in zip(ended, again.weights(), strict=True)):
         raise InputError(
-            f"optimizer={training.optimizer!r} goes on otherwise after a checkpoint than without: let it keep all that "
-            "it remembers in its `state` or its `param_groups`, which its `state_dict` returns."
+            f"{_what(training)} goes on otherwise after a checkpoint than without: let it keep all that it remembers "
+            "where its `state_dict` returns it, an optimizer in its `state` or its `param_groups`."
         )
+
+
+def _stored(engine: OptimizerEngine) -> dict[str, Any]:
+    """Return an engine's state as a checkpoint would."""
+    try:
+        torch.save(engine.state_dict(), stored := io.BytesIO())
+        stored.seek(0)
+        return torch.load(stored, weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"{_what(engine.training)} has a state that checkpoints, which are data and no code, cannot hold: let it "
+            "keep numbers, texts, tensors, and lists and dictionaries of them."
+        ) from error
+
+
+def _what(training: Training) -> str:
+    return " with ".join(f"{name}={getattr(training, name)!r}" for name in ("optimizer", "schedule"))
 
 
 _TRIED = 1e-3

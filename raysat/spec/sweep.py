@@ -220,6 +220,11 @@ class Sweep:
         if self.ntk_at and self.iterations is not None and self.ntk_at[-1] > self.iterations:
             raise InputError(f"ntk_at has {self.ntk_at[-1]}, after the last of {self.iterations} iterations: lower it.")
         for training in self.trainings:
+            if training.label_smoothing and self.loss != "cross_entropy":
+                raise InputError(
+                    f"label_smoothing is of the cross-entropy, and loss={self.loss!r}: set loss='cross_entropy', or "
+                    "leave it out."
+                )
             if training.adapt_regime and self.iterations is not None:
                 raise InputError(
                     "adapt_regime gives every batch size the same iterations, and so does iterations=: give a budget "

@@ -94,6 +94,10 @@ def test_labels_tell_trainings_apart():
         *(Training(clip=clip) for clip in (1.0, 2.0)),
         *(Training(warmup=8), Training(warmup=16), Training(warmup_samples=8)),
         Training(schedule="linear"),
+        *(Training(schedule=name) for name in ("LinearLR", "CosineAnnealingLR", "my:schedule")),
+        *(Training(schedule="StepLR", schedule_options={"step_size": size}) for size in (10, 20)),
+        *(Training(label_smoothing=share) for share in (0.1, 0.2)),
+        *(Training(average=average) for average in (0.9, 0.99, "uniform")),
     ]
     assert len({training.label for training in trainings}) == len(trainings)
     for training in trainings:
@@ -122,7 +126,7 @@ def test_labels_tell_trainings_apart():
         (lambda: asynchronous(2, clip=1.0), "plain SGD: leave out its optimizer"),
         (lambda: Training("adamw", options=[0.1]), "options=.*give a dictionary"),
         (lambda: Training("adamw", options={"lr": 0.1}), "the sweep's stepsizes are the learning rates"),
-        (lambda: Training("adamw", options={"weight decay": 0.1}), "give names of the optimizer's arguments"),
+        (lambda: Training("adamw", options={"weight decay": 0.1}), "give names of arguments"),
         (lambda: Training("adamw", options={"betas": {"a": [1]}}), "options has betas"),
         (lambda: Training("adamw", options={"betas": [[0.9], [0.95]]}), "options has betas"),
         (lambda: Training("adamw", options={"weight_decay": len}), "options has weight_decay"),
@@ -132,6 +136,15 @@ def test_labels_tell_trainings_apart():
         (lambda: Training(clip=-1.0), "clip has -1.0"),
         (lambda: Training(warmup=-1), "warmup has -1"),
         (lambda: Training(warmup=1, warmup_samples=1), "give one of them"),
+        (lambda: Training(schedule="StepLR", schedule_options=[1]), 'such as {"step_size": 100}'),
+        (lambda: Training(schedule="cosine", schedule_options={"eta_min": 0.1}), "leave schedule_options out"),
+        (lambda: Training(schedule="ReduceLROnPlateau"), "follows a metric"),
+        (lambda: Training(schedule="LambdaLR"), "use one of constant.*StepLR, module:name"),
+        (lambda: Training(label_smoothing=1), "label_smoothing=1: give a number from 0 to below 1, such as 0.1"),
+        (lambda: Training(average="polyak"), "average='polyak': give a number .*, or 'uniform'"),
+        (lambda: Training(average=-0.1), "average=-0.1: give a number"),
+        (lambda: asynchronous(2, label_smoothing=0.1), "plain SGD: leave out"),
+        (lambda: asynchronous(2, average=0.9), "plain SGD: leave out"),
         (lambda: Training("muon", scaling="adam_sqrt", base_batch=8), "is of adam, adamw"),
     ],
 )
