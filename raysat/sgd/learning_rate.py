@@ -100,7 +100,7 @@ class LearningRates:
             raise InputError(f"schedule_options has {peak}, which is the sweep's stepsize: leave it out.")
         self._check_options(kind)
         own: dict[str, Any] = {peak: [group["lr"] for group in optimizer.param_groups]} if peak else {}
-        length = {LENGTH[kind]: self.length} if kind in LENGTH else {}
+        length = {LENGTH[kind]: self.length} if kind in LENGTH and "epochs" not in options else {}
         try:
             made: Any = kind(optimizer, **length | own | options)
         except Exception as error:
