@@ -89,8 +89,8 @@ class Training:
             restart); `linear`: 1 - t/T. Or a scheduler of `torch.optim.lr_scheduler` by name (`TORCH_SCHEDULES`), which
             takes a step after each step of the optimizer and whose base learning rate is the sweep's stepsize; or the
             import path `module:name` of one's own, a function `(step, **options)` that returns the factor at a step,
-            or a subclass of `LRScheduler`. All of them begin after the warm-up, at step 0, and so do their periods; a
-            function that has an argument `iterations` is told how many remain.
+            or a subclass of `LRScheduler`. Each begins after the warm-up, with step 0 and the iterations that are left
+            for T; a function that has an argument `iterations` is told how many these are. Default: constant.
         schedule_options: Arguments of such a scheduler or function, such as `{"step_size": 100}`; kept as sorted pairs.
             `OneCycleLR` and `CyclicLR` have the sweep's stepsize for max_lr, and cycle the momentum too unless
             `cycle_momentum` is False; `T_max` of `CosineAnnealingLR` and `total_steps` of `OneCycleLR` are the
