@@ -49,6 +49,13 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def boolean(name: str, value: object) -> bool:
+    """Return the value if it is True or False."""
+    if not isinstance(value, bool):
+        raise InputError(f"{name}={shown(value)}: give True or False.")
+    return value
+
+
 def positive(name: str, value: object) -> float:
     """Return a positive and finite number, Python's or NumPy's, as Python's float."""
     if not _is_float(value) or not 0 < value < math.inf:

@@ -13,8 +13,9 @@ from raysat.errors import InputError
 from raysat.losses import as_targets, resolve
 from raysat.messages.failures import cause, named
 from raysat.ntk import reason_against
-from raysat.sgd import cost, torch_optim
+from raysat.sgd import cost, optimizers
 from raysat.sgd.engine import maker
+from raysat.sgd.problem import Problem
 from raysat.sgd.stacked import LARGEST_BATCH
 from raysat.spec.cells import Cell, Initialization, Model
 from raysat.spec.stepsizes import OF_STATISTICS
@@ -88,7 +89,7 @@ def plan(sweep: Sweep, folder: Path, code: object = None) -> Plan:
 
 
 def _plan(sweep: Sweep, folder: Path, before: object) -> Plan:
-    own = (*(model.builder for model in sweep.models), *(training.optimizer for training in sweep.trainings))
+    own = (*(model.builder for model in sweep.models), *(name for one in sweep.trainings for name in one.names))
     references = references_of(sweep.dataset, sweep.loss, *own)
     sources = plugins.gather(folder, references)
     earlier = plugins.earlier_digest(folder, references) if before and isinstance(before, str) else ""
@@ -106,12 +107,10 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
     dataset = _dataset_of(sweep)
     _check_targets(sweep, dataset)
     groups = {model: references_of(sweep.dataset, sweep.loss, model.builder) for model in sweep.models}
-    optimizers = {training: references_of(training.optimizer) for training in sweep.trainings}
-    code = Code.of(sources, [*groups.values(), *optimizers.values()], before, earlier)
+    own = {training: references_of(*training.names) for training in sweep.trainings}
+    code = Code.of(sources, [*groups.values(), *own.values()], before, earlier)
     codes = {model: code.ids[" ".join(group)] for model, group in groups.items()}
-    trainings = {
-        one: replace(one, code=code.ids[" ".join(group)]) if group else one for one, group in optimizers.items()
-    }
+    trainings = {one: replace(one, code=code.ids[" ".join(group)]) if group else one for one, group in own.items()}
     cells = sweep.cells(dataset.n, dataset.n_test, codes.__getitem__)
     cells = [replace(cell, training=trainings[cell.training]) for cell in cells]
     flops = {}
@@ -142,8 +141,9 @@ def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Fl
             f"model {init.model.label} at width {init.width} has no gradient on {init.dataset} ({named(error)}): "
             "fix the model or the loss."
         ) from error
+    problem = Problem(network, dataset.x, dataset.y, resolve(sweep.loss))
     for training in sweep.trainings:
-        torch_optim.check(training, network, sweep.batch_sizes)
+        optimizers.check(training, problem, {b: sweep.iterations_at(b, dataset.n, training) for b in sweep.batch_sizes})
     return flops
 
 

@@ -106,7 +106,7 @@ def vocabulary() -> dict[str, Callable[..., object]]:
 
 
 def value(text: str, where: str) -> object:
-    """Evaluate a small expression: literals, lists, arithmetic and the functions of `vocabulary`.
+    """Evaluate a small expression: literals, lists, dictionaries, arithmetic and the functions of `vocabulary`.
 
     Example:
         >>> value("[64, 2**7]", "--set widths=...")
@@ -132,6 +132,8 @@ def _evaluate(tree: ast.expr) -> object:
             return [_evaluate(element) for element in elements]
         case ast.Tuple(elts=elements):
             return tuple(_evaluate(element) for element in elements)
+        case ast.Dict(keys=keys, values=values) if None not in keys:
+            return {_evaluate(key): _evaluate(one) for key, one in zip(keys, values, strict=True) if key is not None}
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_evaluate(operand))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -47,10 +48,17 @@ class CrossEntropy:
     least 0 need not sum to 1: weights of classes or samples, several classes a sample, or zeros for positions to be
     left out.
 
+    With label smoothing epsilon, a target `y_c` becomes `(1 - epsilon) y_c + epsilon s / C`, `s = sum_c y_c`; positions
+    whose weights are zero stay left out.
+
     With `s = sum_c y_c` the gradient is `s p - y` and the Hessian `s (diag(p) - p p^T)`.
+
+    Attributes:
+        smoothing: epsilon. Default: 0.
     """
 
-    name = "cross_entropy"
+    smoothing: float = 0.0
+    name: ClassVar[str] = "cross_entropy"
 
     def check(self, outputs: Outputs, y: Tensor) -> None:
         """Do nothing: any outputs and targets of the right shape have a loss."""
@@ -59,14 +67,21 @@ class CrossEntropy:
         """The sum of the samples' losses."""
         logs = outputs.log_softmax(-1)
         chosen = (logs * y).sum(-1) if y.is_floating_point() else logs.gather(-1, y[..., None]).squeeze(-1)
+        if self.smoothing:
+            even = logs.mean(-1) * y.sum(-1) if y.is_floating_point() else logs.mean(-1)
+            chosen = (1 - self.smoothing) * chosen + self.smoothing * even
         return -chosen.sum() / _positions(outputs)
 
     def residual(self, outputs: Outputs, y: Tensor) -> Outputs:
         """The gradient of each sample's loss in its outputs, `(s_it p_it - y_it) / L`."""
         p = outputs.softmax(-1)
         if y.is_floating_point():
-            return (p * y.sum(-1, keepdim=True) - y) / _positions(outputs)
-        return (p - torch.nn.functional.one_hot(y, outputs.shape[-1]).to(p.dtype)) / _positions(outputs)
+            weight, given = y.sum(-1, keepdim=True), y
+        else:
+            weight, given = 1, torch.nn.functional.one_hot(y, outputs.shape[-1]).to(p.dtype)
+        if self.smoothing:
+            given = (1 - self.smoothing) * given + self.smoothing * weight / outputs.shape[-1]
+        return (p * weight - given) / _positions(outputs)
 
     def factor(self, outputs: Outputs, y: Tensor | None, u: Tensor) -> Tensor:
         """`S u`, `S = sqrt(s / L) (diag(sqrt p) - p sqrt(p)^T)`: then `S S^T = s (diag(p) - p p^T) / L`, the Hessian.

@@ -96,8 +96,7 @@ def _training(training: Mapping, used: set[str]) -> str:
     defaults = asdict(Training())
     # `value and`: JSON turns an empty tuple into a list, which does not equal the default
     own = {name: value for name, value in training.items() if value and value != defaults.get(name)}
-    if "options" in own:
-        own["options"] = dict(own["options"])
+    own |= {name: dict(own[name]) for name in ("options", "schedule_options") if name in own}
     return f"Training({_arguments(own)})"
 
 

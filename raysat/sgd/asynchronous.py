@@ -83,6 +83,7 @@ class AsynchronousEngine(OverAutograd):
         staleness: `round_robin`, `random`, or how often tau = 0, 1, 2, ... was measured.
         seed: The trial's seed.
         micro_batch: Samples whose gradient is computed at a time (`raysat.compute.micro_batch`). Default: all.
+        bfloat16: Whether the passes are computed in bfloat16, as by `AutogradEngine`.
 
     Attributes:
         counts: How often each staleness 0, 1, 2, ... has occurred so far.
@@ -99,8 +100,10 @@ class AsynchronousEngine(OverAutograd):
         staleness: Staleness = ROUND_ROBIN,
         seed: int = 0,
         micro_batch: int | None = None,
+        *,
+        bfloat16: bool = False,
     ) -> None:
-        self.network, self.inner = problem.network, AutogradEngine(problem, eta, micro_batch)
+        self.network, self.inner = problem.network, AutogradEngine(problem, eta, micro_batch, bfloat16=bfloat16)
         self.eta, self.learners, self.staleness, self.seed = eta, learners, staleness, seed
         self.step, self.counts = 0, torch.zeros(0, dtype=torch.int64)
         self.stale = [self._copies() for _ in range(places(staleness, learners))]

@@ -23,13 +23,14 @@ from raysat.sgd.graph import GraphEngine
 from raysat.sgd.optimizers import OptimizerEngine
 from raysat.sgd.parallel import ParallelEngine
 from raysat.sgd.problem import Problem
-from raysat.sgd.protocol import Maker, Stateful, StepEngine
+from raysat.sgd.protocol import Averaging, Maker, Stateful, StepEngine
 from raysat.sgd.stacked import StackedEngine
 from raysat.spec.cells import Cell
 from raysat.spec.engines import AUTO, ENGINES
 
 __all__ = [
     "AutogradEngine",
+    "Averaging",
     "FusedEngine",
     "GraphEngine",
     "ParallelEngine",
@@ -56,23 +57,23 @@ def build_for(
 
     `stacked` takes several problems, each with its stepsize: those of the cell's seeds.
     """
-    training, seed = cell.training, cell.init.seed
+    training, seed, bfloat16 = cell.training, cell.init.seed, cell.precision == "bfloat16"
     set_precision(cell.precision, problems[0].x.device)
     if engine == "stacked" and ranks == 1:
         tune_malloc()
         return StackedEngine(problems, etas, micro_batch)
     (problem,), (eta,) = problems, etas
     if training.is_plain:
-        built = build(engine, problem, eta, micro_batch, ranks, bfloat16=cell.precision == "bfloat16")
+        built = build(engine, problem, eta, micro_batch, ranks, bfloat16=bfloat16)
         if isinstance(built, AutogradEngine) and built.name == "compiled":
             built.compile_for(cell.batch_size)
         return built
-    if cell.precision == "bfloat16":
-        raise InputError("precision='bfloat16' is for plain SGD: set precision='full' or leave out trainings.")
     tune_malloc()
     if training.is_asynchronous:
-        return AsynchronousEngine(problem, eta, training.learners, training.staleness, seed, micro_batch)
-    return OptimizerEngine(problem, eta, training, cell.iterations, cell.batch_size, seed, micro_batch)
+        how = training.learners, training.staleness, seed, micro_batch
+        return AsynchronousEngine(problem, eta, *how, bfloat16=bfloat16)
+    how = training, cell.iterations, cell.batch_size, seed, micro_batch
+    return OptimizerEngine(problem, eta, *how, bfloat16=bfloat16)
 
 
 def build(

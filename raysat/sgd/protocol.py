@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -49,6 +50,15 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
+        ...
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """An engine that may average the weights of its steps."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the network have the average inside the block, if there is one."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from raysat.errors import InputError
 from raysat.messages.failures import named
 from raysat.spec.references import is_reference
 from raysat.spec.training import MOMENTUM, OF_ADAM, Training
+from raysat.text import shown
 from raysat.user_code import plugins
 
 _CLASSES = {
@@ -48,9 +49,8 @@ def optimizers_of(training: Training, network: nn.Module, eta: float, b: int) ->
     options = _options(training, kind, b)
     if training.optimizer != "muon":
         return [_made(kind, training, parameters if isinstance(kind, type) else trained, eta, options)]
-    embedded = {
-        id(one) for module in network.modules() if isinstance(module, nn.Embedding) for one in module.parameters()
-    }
+    tables = (module for module in network.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag))
+    embedded = {id(one) for module in tables for one in module.parameters()}
     matrices = [one for one in parameters if one.ndim == 2 and id(one) not in embedded]
     if not matrices:
         raise InputError(
@@ -64,23 +64,6 @@ def optimizers_of(training: Training, network: nn.Module, eta: float, b: int) ->
     return made
 
 
-def check(training: Training, network: nn.Module, sizes: Sequence[int]) -> None:
-    """Raise `InputError` if a training's optimizer cannot be made for a network at some batch size, or take a step.
-
-    The step changes the network.
-    """
-    if training.is_plain or training.is_asynchronous:
-        return
-    for one in network.parameters():
-        one.grad = torch.zeros_like(one) if one.requires_grad else None
-    made = [optimizers_of(training, network, 1e-3, b) for b in sizes]  # state is allocated by the first step
-    try:
-        for optimizer in made[0]:
-            optimizer.step()
-    except Exception as error:
-        raise _refused(training, error) from error
-
-
 def _kind(training: Training) -> Callable[..., torch.optim.Optimizer]:
     if is_reference(training.optimizer):
         return plugins.resolve(training.optimizer)
@@ -92,7 +75,7 @@ def _kind(training: Training) -> Callable[..., torch.optim.Optimizer]:
 
 def _options(training: Training, kind: Callable[..., torch.optim.Optimizer], b: int) -> dict[str, Any]:
     """The arguments of the optimizer's class at a batch size."""
-    options, known = dict[str, Any](training.options), inspect.signature(kind).parameters
+    options, known = dict[str, Any](training.options), arguments_of(kind)
     takes_any = any(one.kind is one.VAR_KEYWORD for one in known.values())
     if unknown := [name for name in options if name not in known and not takes_any]:
         names = ", ".join(name for name in known if name not in ("params", "lr"))
@@ -102,23 +85,50 @@ def _options(training: Training, kind: Callable[..., torch.optim.Optimizer], b: 
             raise InputError(f"options has {min(own)}, which the fields optimizer and momentum say: leave it out.")
         options |= {"momentum": training.momentum, "nesterov": training.optimizer == "nesterov"}
     if training.optimizer in OF_ADAM and training.base_batch:
-        beta_1, beta_2 = options.get("betas", known["betas"].default)
-        eps = options.get("eps", known["eps"].default)
-        options |= {"betas": training.betas(beta_1, beta_2, b), "eps": eps / training.eps_divisor(b)}
+        betas, eps = (options.get(name, known[name].default) for name in ("betas", "eps"))
+        match betas, eps:
+            case (int() | float() as beta_1, int() | float() as beta_2), int() | float():
+                options |= {"betas": training.betas(beta_1, beta_2, b), "eps": eps / training.eps_divisor(b)}
+            case _:
+                raise InputError(
+                    f"options has betas={shown(betas)} and eps={shown(eps)}, which scaling={training.scaling!r} may "
+                    "scale: give two numbers and one number."
+                )
     return options
+
+
+def arguments_of(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The arguments of a class or a function by name; any, for one of C, which does not say."""
+    try:
+        return inspect.signature(kind).parameters
+    except ValueError:
+        return inspect.signature(lambda **_: None).parameters
 
 
 def restore(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> None:
     """Go on where the optimizer's `state_dict` was taken, in the same bits.
 
-    `load_state_dict` brings all of the state but `step` to the parameter's dtype: NAdam's product of momenta, which is
-    float32 beside float64 parameters, would be rounded otherwise from then on than in a run that was not stopped.
+    `load_state_dict` brings all of the state but `step` to the parameter's dtype, which would be rounded otherwise from
+    then on than in a run that was not stopped: NAdam's product of momenta is float32 beside float64 parameters, and an
+    optimizer of the user's own may sum in float64 beside float32 ones.
     """
     optimizer.load_state_dict(stored)
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    for k, values in stored["state"].items():
-        own = optimizer.state[parameters[k]]
-        own |= {name: own[name].to(value.dtype) for name, value in values.items() if isinstance(value, Tensor)}
+    for k, values in stored.get("state", {}).items():
+        key: Any = parameters[k] if isinstance(k, int) and k < len(parameters) else k
+        if key in optimizer.state:
+            optimizer.state[key] = _as_stored(optimizer.state[key], values)
+
+
+def _as_stored(own: Any, stored: Any) -> Any:
+    """The state that was stored, each tensor on the device where `load_state_dict` has put it."""
+    if isinstance(own, Tensor) and isinstance(stored, Tensor):
+        return stored.to(own.device)
+    if isinstance(own, dict) and isinstance(stored, dict):
+        return own | {name: _as_stored(own[name], one) for name, one in stored.items() if name in own}
+    if type(own) in (list, tuple) and isinstance(stored, list | tuple):
+        return type(own)(_as_stored(*both) for both in zip(own, stored, strict=True))
+    return own
 
 
 def _made(
@@ -131,7 +141,7 @@ def _made(
     try:
         made = kind(parameters, lr=eta, **options)
     except Exception as error:
-        raise _refused(training, error) from error
+        raise refused(training, error) from error
     if not isinstance(made, torch.optim.Optimizer):
         raise InputError(
             f"optimizer={training.optimizer!r} makes a {type(made).__name__}: return a torch.optim.Optimizer."
@@ -139,5 +149,7 @@ def _made(
     return made
 
 
-def _refused(training: Training, error: Exception) -> InputError:
-    return InputError(f"optimizer={training.optimizer!r} does not work ({named(error)}): fix its options.")
+def refused(training: Training, error: Exception) -> InputError:
+    """The error of an optimizer that fails as it is made or as it takes a step, as a sentence."""
+    own = "it is called without a closure, for dense gradients; fix it or " if is_reference(training.optimizer) else ""
+    return InputError(f"optimizer={training.optimizer!r} does not work ({named(error)}): {own}fix its options.")

@@ -72,13 +72,6 @@ def several(inner: Check, single: tuple[type, ...] = (str,)) -> Check:
     return check
 
 
-def boolean(name: str, value: Any) -> bool:
-    """True or False."""
-    if not isinstance(value, bool):
-        raise InputError(f"{name}={value!r}: give True or False.")
-    return value
-
-
 NUMBER = as_given(positive)
 """A positive and finite number."""
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from raysat.errors import InputError, plain, positive, whole
+from raysat.errors import InputError, boolean, plain, positive, whole
 from raysat.spec import checks
 from raysat.spec.cells import DTYPES, PRECISIONS, PREPROCESSINGS, SAMPLINGS, Cell, Initialization, Model
-from raysat.spec.checks import NUMBER, anything, at_least, boolean, one_of, optional, several
+from raysat.spec.checks import NUMBER, anything, at_least, one_of, optional, several
 from raysat.spec.engines import AUTO, ENGINES
 from raysat.spec.settings import AXIS, EXECUTION, SHARED, checked, named, setting
 from raysat.spec.stepsizes import AUTO_START, Stepsize, half_octave
@@ -220,6 +220,11 @@ class Sweep:
         if self.ntk_at and self.iterations is not None and self.ntk_at[-1] > self.iterations:
             raise InputError(f"ntk_at has {self.ntk_at[-1]}, after the last of {self.iterations} iterations: lower it.")
         for training in self.trainings:
+            if training.label_smoothing and self.loss != "cross_entropy":
+                raise InputError(
+                    f"label_smoothing is of the cross-entropy, and loss={self.loss!r}: set loss='cross_entropy', or "
+                    "leave it out."
+                )
             if training.adapt_regime and self.iterations is not None:
                 raise InputError(
                     "adapt_regime gives every batch size the same iterations, and so does iterations=: give a budget "

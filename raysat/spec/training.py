@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from raysat.errors import InputError, among, listed, plain, positive, whole
+from raysat.errors import InputError, among, boolean, listed, plain, positive, whole
+from raysat.spec.options import as_options, worded
 from raysat.spec.references import is_reference
 from raysat.text import shown
 
@@ -36,12 +36,26 @@ TORCH = (
 """Optimizers of `torch.optim`, by their names in lower case; without those that need a closure or sparse gradients."""
 OPTIMIZERS = ("sgd", *MOMENTUM, *TORCH)
 SCHEDULES = ("constant", "step", "cosine", "linear")
+TORCH_SCHEDULES = (
+    "ConstantLR",
+    "CosineAnnealingLR",
+    "CosineAnnealingWarmRestarts",
+    "CyclicLR",
+    "ExponentialLR",
+    "LinearLR",
+    "MultiStepLR",
+    "OneCycleLR",
+    "PolynomialLR",
+    "StepLR",
+)
+"""Schedulers of `torch.optim.lr_scheduler`, without those that follow a metric or take functions or schedulers."""
+PLATEAU = "ReduceLROnPlateau"
+UNIFORM = "uniform"
 ADAM_SQRT, HALF_LIFE = "adam_sqrt", "half_life"
 SCALINGS = ("none", "linear", "sqrt", ADAM_SQRT, HALF_LIFE)
 OF_ADAM = ("adam", "adamw", "nadam", "radam")
 """Those with beta_1, beta_2 and eps, which the rules `adam_sqrt` and `half_life` scale."""
 
-Option = bool | int | float | str | None | tuple[float, ...]
 ROUND_ROBIN, RANDOM = "round_robin", "random"
 
 Staleness = str | tuple[float, ...]
@@ -72,7 +86,15 @@ class Training:
             rounded. Default: 0.
         schedule: Factor of eta (the learning rate) along the run: `constant`: 1; `step`: 1, from T/2 on 0.1, from 3T/4
             on 0.01 (He et al. 2016a on CIFAR-10); `cosine`: (1 + cos(pi t/T)) / 2 (Loshchilov and Hutter 2017, no
-            restart); `linear`: 1 - t/T.
+            restart); `linear`: 1 - t/T. Or a scheduler of `torch.optim.lr_scheduler` by name (`TORCH_SCHEDULES`), which
+            takes a step after each step of the optimizer and whose base learning rate is the sweep's stepsize; or the
+            import path `module:name` of one's own, a function `(step, **options)` that returns the factor at a step,
+            or a subclass of `LRScheduler`. Each begins after the warm-up, with step 0 and the iterations that are left
+            for T; a function that has an argument `iterations` is told how many these are. Default: constant.
+        schedule_options: Arguments of such a scheduler or function, such as `{"step_size": 100}`; kept as sorted pairs.
+            `OneCycleLR` and `CyclicLR` have the sweep's stepsize for max_lr, and cycle the momentum too unless
+            `cycle_momentum` is False; `T_max` of `CosineAnnealingLR` and `total_steps` of `OneCycleLR` are the
+            iterations after the warm-up unless given. Default: PyTorch's.
         scaling: What follows the batch size, with kappa = b/base_batch: `none`; `linear`: eta is multiplied by kappa
             (Goyal et al. 2017); `sqrt`: by its square root (Hoffer et al. 2017, section 4). For Adam and its variants
             (`OF_ADAM`) also `adam_sqrt`: eta by sqrt(kappa), eps by 1/sqrt(kappa), and 1 - beta by kappa (Malladi et
@@ -84,10 +106,16 @@ class Training:
             b the gradient noise of a batch of size base_batch (Hoffer et al. 2017, section 4; see `noise_deviation`).
         adapt_regime: Whether a run has as many iterations as base_batch would have under the sweep's budget of samples
             or epochs, with its schedule stretched over them (Hoffer et al. 2017, section 6).
+        label_smoothing: The share of each target that is spread evenly over all classes, in the cross-entropy whose
+            gradient is taken (Szegedy et al. 2016, section 7). The losses that are measured have none. Default: 0.
+        average: Decay of an exponential moving average of the weights, taken after each step, such as 0.999, or
+            `uniform` for the mean of all since the first (Polyak and Juditsky 1992). All that is measured along a run
+            is of the average, with the buffers of the network that is trained (as in `AveragedModel` of PyTorch);
+            training goes on with the weights themselves. Default: 0, no average.
         learners: Number of learners p of asynchronous SGD; 1 is SGD.
         staleness: Of asynchronous SGD: `round_robin`, `random`, or the frequencies with which 0, 1, 2, ... was
             measured (see `raysat.sgd.asynchronous`), which are kept relative to the largest one.
-        code: Digest of the user's own code that `optimizer` reaches; set when a sweep is laid out.
+        code: Digest of the user's own code that `optimizer` and `schedule` reach; set when a sweep is laid out.
     """
 
     optimizer: str = "sgd"
@@ -97,10 +125,13 @@ class Training:
     warmup: int = 0
     warmup_samples: int = 0
     schedule: str = "constant"
+    schedule_options: Any = ()
     scaling: str = "none"
     base_batch: int = 0
     noise: bool = False
     adapt_regime: bool = False
+    label_smoothing: float = 0.0
+    average: float | str = 0.0
     learners: int = 1
     staleness: Staleness = ROUND_ROBIN
     code: str = ""
@@ -110,14 +141,25 @@ class Training:
             object.__setattr__(self, field.name, plain(getattr(self, field.name)))
         if not (isinstance(self.optimizer, str) and is_reference(self.optimizer)):
             among("optimizer", self.optimizer, (*OPTIMIZERS, "module:name"))
-        among("schedule", self.schedule, SCHEDULES)
+        if self.schedule == PLATEAU:
+            raise InputError(f"schedule={PLATEAU!r} follows a metric, and schedules here follow the step: use another.")
+        if not (isinstance(self.schedule, str) and is_reference(self.schedule)):
+            among("schedule", self.schedule, (*SCHEDULES, *TORCH_SCHEDULES, "module:name"))
         among("scaling", self.scaling, SCALINGS)
         if positive("momentum", self.momentum) >= 1:
             raise InputError(f"momentum={self.momentum!r}: give a number below 1, such as 0.9.")
-        object.__setattr__(self, "options", _as_options(self.options))
+        for name in ("options", "schedule_options"):
+            object.__setattr__(self, name, as_options(name, getattr(self, name)))
+        if self.schedule_options and self.schedule in SCHEDULES:
+            raise InputError(f"schedule={self.schedule!r} has no options: leave schedule_options out.")
         object.__setattr__(self, "clip", positive("clip", self.clip) if self.clip else 0.0)
         for name in ("base_batch", "warmup", "warmup_samples"):
             whole(name, getattr(self, name), 0)
+        for name in ("noise", "adapt_regime"):
+            boolean(name, getattr(self, name))
+        object.__setattr__(self, "label_smoothing", _as_share("label_smoothing", self.label_smoothing, "0.1"))
+        if self.average != UNIFORM:
+            object.__setattr__(self, "average", _as_share("average", self.average, "0.999, or 'uniform'"))
         if self.warmup and self.warmup_samples:
             raise InputError("warmup counts iterations and warmup_samples samples: give one of them.")
         if self.scaling in (ADAM_SQRT, HALF_LIFE) and self.optimizer not in OF_ADAM:
@@ -155,8 +197,14 @@ class Training:
 
     @property
     def _steps_are_plain(self) -> bool:
-        own = self.optimizer, self.options, self.clip, self.warmup, self.warmup_samples, self.schedule, self.noise
-        return own == ("sgd", (), 0.0, 0, 0, "constant", False)
+        steps = self.optimizer, self.options, self.clip, self.warmup, self.warmup_samples, self.schedule, self.noise
+        plain = steps == ("sgd", (), 0.0, 0, 0, "constant", False)
+        return plain and not self.label_smoothing and not self.average
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """What may be the import path of a user's own."""
+        return self.optimizer, self.schedule
 
     @property
     def suffix(self) -> str:
@@ -173,8 +221,7 @@ class Training:
         if self.optimizer in MOMENTUM:
             parts = [f"{self.optimizer} {self.momentum}"]
         if self.options:
-            options = " ".join(f"{name}={value!r}" for name, value in self.options)
-            parts = [f"{self.optimizer if not parts else parts[0]} {options}"]
+            parts = [f"{self.optimizer if not parts else parts[0]} {worded(self.options)}"]
         if self.clip:
             parts.append(f"clipped to {self.clip:.12g}")
         if self.warmup or self.warmup_samples:
@@ -182,13 +229,17 @@ class Training:
                 f"warm-up of {self.warmup or self.warmup_samples} {'iterations' if self.warmup else 'samples'}"
             )
         if self.schedule != "constant":
-            parts.append(f"{self.schedule} schedule")
+            parts.append(f"{self.schedule} schedule {worded(self.schedule_options)}".rstrip())
         if self.scaling != "none":
             parts.append(f"{self.scaling} scaling from {self.base_batch}")
         if self.noise:
             parts.append(f"noise of {self.base_batch}")
         if self.adapt_regime:
             parts.append(f"regime of {self.base_batch}")
+        if self.label_smoothing:
+            parts.append(f"label smoothing {self.label_smoothing!r}")
+        if self.average:
+            parts.append(f"{self.average} average")
         if self.is_asynchronous:
             how = self.staleness if isinstance(self.staleness, str) else _measured_label(self.staleness)
             parts.append(f"{self.learners} learners {how}")
@@ -221,12 +272,9 @@ class Training:
         """By what Adam's eps is divided at batch size b."""
         return math.sqrt(b / self.base_batch) if self.scaling == ADAM_SQRT else 1.0
 
-    def factor(self, t: int, iterations: int, b: int) -> float:
-        """By what eta is multiplied at step t of T: along the warm-up, and then by the schedule of what remains."""
-        warm = self.warmup or round(self.warmup_samples / b)
-        if t < warm:
-            return (t + 1) / warm
-        return factor(self.schedule, t - warm, iterations - warm)
+    def warmup_iterations(self, b: int) -> int:
+        """The iterations of the warm-up at batch size b."""
+        return self.warmup or round(self.warmup_samples / b)
 
     def noise_deviation(self, b: int) -> float:
         """The standard deviation of z at batch size b; 0 up to base_batch.
@@ -246,9 +294,9 @@ def is_of_theory(label: str) -> bool:
     return all(_PLAIN.fullmatch(part) for part in label.split(", "))
 
 
-def optimizer_of(label: object) -> str:
-    """Return the optimizer that a `Training.label` begins with, if it names one."""
-    return re.split(r"[ ,]", label)[0] if isinstance(label, str) else ""
+def words_of(label: object) -> list[str]:
+    """Return the words of a `Training.label`, among which are the import paths that it names."""
+    return re.split(r"[ ,]+", label) if isinstance(label, str) else []
 
 
 def asynchronous(learners: int, staleness: Staleness = ROUND_ROBIN, **others: Any) -> Training:
@@ -293,31 +341,15 @@ def iterations_of(samples: float, b: int, training: Training) -> int:
         raise InputError("samples or epochs ask for more iterations than can be counted: lower them.") from None
 
 
-def _as_options(value: Any) -> tuple[tuple[str, Option], ...]:
-    """The optimizer's options as sorted pairs of plain values."""
-    pairs = value.items() if isinstance(value, Mapping) else value
+def _as_share(field: str, value: object, example: str) -> float:
+    """A number from 0 to 1, without 1."""
     try:
-        made = [(name, _as_option(one)) for name, one in pairs]
-    except (TypeError, ValueError):
-        raise InputError(f'options={shown(value)}: give a dictionary, such as {{"weight_decay": 0.1}}.') from None
-    for name, one in made:
-        if not isinstance(name, str) or not name.isidentifier():
-            raise InputError(f"options has {shown(name)}: give names of the optimizer's arguments.")
-        if name in ("lr", "params"):
-            raise InputError(f"options has {name}: the sweep's stepsizes are the learning rates; leave it out.")
-        if not all(map(_is_plain, one if isinstance(one, tuple) else (one,))):
-            raise InputError(f"options has {name}={shown(one)}: give a number, a bool, a text or a list of numbers.")
-    return tuple(sorted(dict(made).items()))
-
-
-def _as_option(value: Any) -> Any:
-    several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
-    return tuple(map(plain, value)) if several else plain(value)
-
-
-def _is_plain(value: object) -> bool:
-    """Return whether an option is a value that has an identity: nan equals nothing, not even itself."""
-    return isinstance(value, bool | int | str | None) or (isinstance(value, float) and math.isfinite(value))
+        share = positive(field, value) if value else 0.0
+    except InputError:
+        share = math.nan
+    if not share < 1:
+        raise InputError(f"{field}={shown(value)}: give a number from 0 to below 1, such as {example}.")
+    return share
 
 
 def _as_staleness(value: object) -> Staleness:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -275,9 +276,10 @@ def _train(trials: list[_Trial], device: torch.device, clock: _Clock) -> dict[st
             _advance(engine, trials, until, device)
         engines.set_precision("full", device)
         clock.count(trials)
-        for trial in trials:
-            trial.measure(until)
-            clock.count([trial])
+        with engine.averaged() if isinstance(engine, engines.Averaging) else nullcontext():
+            for trial in trials:
+                trial.measure(until)
+                clock.count([trial])
     return ended | _rows(trials, engine, device)
 
 

@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 from raysat.spec.cells import Initialization, identity
 from raysat.spec.references import is_reference
-from raysat.spec.training import PLAIN, Training, optimizer_of
+from raysat.spec.training import PLAIN, Training, words_of
 from raysat.user_code import plugins
 from raysat.user_code.syntax import digest, digests
 
@@ -118,7 +118,7 @@ def differences(before: object, now: object) -> list[str]:
 
 def references_in(init: Initialization, training: Training = PLAIN) -> tuple[str, ...]:
     """Return the import paths that an initialization and a training name, sorted."""
-    return references_of(init.dataset, init.loss, init.model.builder, training.optimizer)
+    return references_of(init.dataset, init.loss, init.model.builder, *training.names)
 
 
 def references_of(*names: object) -> tuple[str, ...]:
@@ -251,7 +251,7 @@ class Present:
 
     def changed(self, row: Mapping) -> list[str]:
         """The files that have changed or disappeared since a row of `trials` or `ntk` was made."""
-        own = references_of(row["dataset"], row["loss"], row["model"], optimizer_of(row.get("training")))
+        own = references_of(row["dataset"], row["loss"], row["model"], *words_of(row.get("training")))
         if not isinstance(row.get("user_files"), str) or not set(own) <= set(self.references):
             return []
         return [file for file, one in json.loads(row["user_files"]).items() if self._digest(own, file) != one]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from raysat import InputError, Sweep, fixed, grid, mlp, theory
+from raysat import InputError, Sweep, Training, fixed, grid, mlp, theory
 from raysat.driver import sweepfile
 
 GOOD = """
@@ -73,6 +73,10 @@ def test_a_missing_file_is_named(tmp_path):
         ("grid([0.1, 0.2])", grid([0.1, 0.2])),
         ("[mlp(depth=2, hidden_gain=2**0.5)]", [mlp(2, hidden_gain=2**0.5)]),
         ("powers_of_two(5)", (1, 2, 4, 5)),
+        (
+            '[Training("adamw", options={"weight_decay": 1/4, "betas": (0.9, 0.95)})]',
+            [Training("adamw", options={"weight_decay": 0.25, "betas": (0.9, 0.95)})],
+        ),
     ],
 )
 def test_values(text, expected):
@@ -86,7 +90,20 @@ def test_fields_that_are_texts_need_no_quotes(write, text):
 
 
 @pytest.mark.parametrize(
-    "text", ["[1,", "__import__('os')", "open('x')", "[].append", "mnist", "a b", "1 if 1 else 2", "fixed(0)", "1/0"]
+    "text",
+    [
+        "[1,",
+        "__import__('os')",
+        "open('x')",
+        "[].append",
+        "mnist",
+        "a b",
+        "1 if 1 else 2",
+        "fixed(0)",
+        "1/0",
+        "{**{}}",
+        "{[]: 1}",
+    ],
 )
 def test_values_that_are_none(text):
     with pytest.raises(InputError, match="--set x") as caught:

@@ -19,6 +19,7 @@ OWN = {
         "trainings": [
             Training("adamw", options={"weight_decay": 0.1, "betas": (0.9, 0.95)}, clip=1.0, warmup_samples=256),
             Training("adam", scaling="adam_sqrt", base_batch=8),
+            Training(schedule="StepLR", schedule_options={"step_size": 10}, average="uniform"),
         ],
         "stepsizes": [*grid([0.1])],
     },

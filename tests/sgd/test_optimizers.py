@@ -11,10 +11,10 @@ import torch
 from raysat import InputError, mlp, models
 from raysat.losses import LOSSES
 from raysat.sgd.autograd import AutogradEngine
-from raysat.sgd.optimizers import OptimizerEngine
+from raysat.sgd.optimizers import OptimizerEngine, check
 from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import batches, normal
-from raysat.sgd.torch_optim import check, optimizers_of
+from raysat.sgd.torch_optim import optimizers_of
 from raysat.spec.training import TORCH, Training, factor
 
 LOSS, ETA, B, N, T = LOSSES["mse"], 0.05, 4, 30, 50
@@ -216,6 +216,34 @@ class Signs(torch.optim.Optimizer):
                 w -= group["lr"] * (state["mean"].sign() + group["decay"] * w)
 
 
+class Remembering(torch.optim.Optimizer):
+    """SGD with a rate of 1, 1/2, 1/3, ..., and in different places the step at which it is."""
+
+    def __init__(self, params, lr, where):
+        super().__init__(params, {"lr": lr})
+        self.where, self.steps = where, 0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        weights = self.param_groups[0]["params"]
+        if self.where == "nested":  # in float64 beside float32 weights, in lists and dictionaries
+            for w in weights:
+                state = self.state[w]
+                sums = state.setdefault("sums", [{"of": torch.zeros_like(w, dtype=torch.float64)}])[0]
+                sums["of"] += w.grad.double() / 3
+                w -= self.param_groups[0]["lr"] * sums["of"].to(w.dtype)
+            return
+        if self.where == "attribute":
+            self.steps = steps = self.steps + 1
+        elif self.where == "object":
+            steps = self.state["steps"] = types.SimpleNamespace(steps=self.steps)
+            steps = 1
+        else:
+            steps = self.state["steps"] = self.state.get("steps", 0) + 1
+        for w in weights:
+            w -= self.param_groups[0]["lr"] / steps * w.grad
+
+
 def by_name(named_parameters, lr, slow=0.1):
     """Biases learn at a tenth of the rate."""
     groups = {True: [], False: []}
@@ -228,6 +256,7 @@ def by_name(named_parameters, lr, slow=0.1):
 def own(monkeypatch):
     module = types.ModuleType("my_optimizers")
     module.Signs, module.by_name, module.nothing = Signs, by_name, lambda params, lr: None
+    module.Remembering = Remembering
     monkeypatch.setitem(sys.modules, "my_optimizers", module)
 
 
@@ -273,16 +302,68 @@ def test_an_optimizer_of_ones_own_is_a_loop_of_plain_pytorch_and_goes_on_in_the_
         (Training("my_optimizers:Signs", options={"slow": 1.0}), "has no option slow: use decay"),
         (Training("my_optimizers:nothing"), "makes a NoneType: return a torch.optim.Optimizer"),
         (Training("my_optimizers:absent"), "has no function absent"),
+        (Training("my_optimizers:Remembering", options={"where": "attribute"}), "goes on otherwise after a checkpoint"),
+        (
+            Training("my_optimizers:Remembering", options={"where": "object"}),
+            "checkpoints, .* hold: let it keep numbers",
+        ),
+        (Training("torch.optim:LBFGS"), "it is called without a closure, for dense gradients"),
+        (Training("torch.optim:SparseAdam"), "it is called without a closure, for dense gradients"),
+        (Training("builtins:dict"), "does not work"),  # it has no signature
         (Training("no_such_module_here:Signs"), "put no_such_module_here.py next to the sweep file"),
     ],
 )
-def test_an_optimizer_of_ones_own_that_cannot_be_is_refused(own, training, words):
+def test_an_optimizer_of_ones_own_that_cannot_be_is_refused(own, problem, training, words):
     with pytest.raises(InputError, match=words):
-        check(training, small(), [4])
+        check(training, Problem(small(), *problem, LOSS), {4: T})
+
+
+@pytest.mark.parametrize("where", ["nested", "key"])
+def test_the_state_of_ones_own_optimizer_may_be_nested_of_another_precision_and_of_no_parameter(
+    own, problem, where, tmp_path
+):
+    training, problem = (
+        Training("my_optimizers:Remembering", options={"where": where}),
+        [one.float() for one in problem],
+    )
+
+    def make():
+        return OptimizerEngine(Problem(small().float(), *problem, LOSS), ETA, training, T, B)
+
+    check(training, Problem(small().float(), *problem, LOSS), {B: T})
+    whole = make()
+    whole.run(batches(0, 0, T, B, N))
+    assert torch.equal(resumed(make, tmp_path), flat(whole.network.parameters()))
+
+
+def test_the_steps_of_an_optimizer_are_computed_in_bfloat16_if_asked(problem):
+    """As of `torch.autocast`; weights, moments and clipping stay in float32."""
+    x, y = (one.float() for one in problem)
+    training = Training("adamw", clip=0.5)
+    made, net = small().float(), small().float()
+    OptimizerEngine(Problem(made, x, y, LOSS), 0.01, training, T, B, bfloat16=True).run(batches(0, 0, T, B, N))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+    for batch in batches(0, 0, T, B, N):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = net(x[batch])
+        ((outputs.float() - y[batch]).square().sum() / (2 * B)).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+        optimizer.step()
+    torch.testing.assert_close(flat(made.parameters()), flat(net.parameters()), rtol=1e-5, atol=1e-6)
+    full = small().float()
+    OptimizerEngine(Problem(full, x, y, LOSS), 0.01, training, T, B).run(batches(0, 0, T, B, N))
+    assert not torch.equal(flat(full.parameters()), flat(made.parameters()))
 
 
 def test_muon_leaves_embeddings_and_vectors_to_adamw():
     net = torch.nn.Sequential(torch.nn.Embedding(7, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 3))
+    bags = torch.nn.Sequential(torch.nn.EmbeddingBag(7, 4), torch.nn.Linear(4, 3, bias=False))
+    taken = [
+        [id(w) for group in one.param_groups for w in group["params"]]
+        for one in optimizers_of(Training("muon"), bags, 0.1, B)
+    ]
+    assert taken == [[id(bags[1].weight)], [id(bags[0].weight)]]
     muon, adamw = optimizers_of(Training("muon", options={"weight_decay": 0.3}), net, 0.1, B)
     assert [id(one) for one in muon.param_groups[0]["params"]] == [id(net[2].weight)]
     assert len(adamw.param_groups[0]["params"]) == 4
@@ -295,18 +376,21 @@ def test_muon_leaves_embeddings_and_vectors_to_adamw():
         (Training("adamw", options={"decay": 0.1}), "has no option decay: use betas, eps, weight_decay"),
         (Training("adamw", options={"weight_decay": -1.0}), "does not work .*weight_decay"),
         (Training("adamw", options={"betas": 0.9}), "does not work"),
+        (Training("adamw", options={"betas": 0.9}, scaling="half_life", base_batch=4), "give two numbers and one"),
+        (Training("adam", options={"betas": "ab"}, scaling="half_life", base_batch=4), "give two numbers and one"),
+        (Training("adam", options={"eps": None}, scaling="adam_sqrt", base_batch=4), "give two numbers and one"),
         (Training("momentum", options={"momentum": 0.8}), "options has momentum"),
         (Training("adamw", options={"betas": (0.9, 0.95)}, scaling="adam_sqrt", base_batch=1), "at b = 16, 16 times"),
     ],
 )
-def test_options_that_cannot_be_are_refused_before_a_step(training, words):
+def test_options_that_cannot_be_are_refused_before_a_step(problem, training, words):
     with pytest.raises(InputError, match=words):
-        check(training, small(), [4, 16])
+        check(training, Problem(small(), *problem, LOSS), {4: T, 16: T})
 
 
-def test_muon_without_a_matrix_is_refused():
+def test_muon_without_a_matrix_is_refused(problem):
     with pytest.raises(InputError, match="this network has none: use adamw"):
-        check(Training("muon"), torch.nn.LayerNorm(3), [4])
+        check(Training("muon"), Problem(torch.nn.LayerNorm(5), *problem, LOSS), {4: T})
 
 
 def test_the_square_root_rule_and_half_lives_are_their_formulas():

@@ -210,6 +210,11 @@ def test_a_budget_of_samples_or_epochs_gives_each_batch_size_its_iterations():
         ({"trainings": [Training(), asynchronous(1)]}, "twice"),
         ({"trainings": [Training(adapt_regime=True, base_batch=2)]}, "give a budget of samples or epochs"),
         ({"trainings": [Training("adam")], "engine": "fused"}, "set engine='auto'"),
+        (
+            {"trainings": [Training(label_smoothing=0.1)]},
+            "label_smoothing .* set loss='cross_entropy', or leave it out",
+        ),
+        ({"trainings": [Training(label_smoothing=0.1)], "loss": "m:f"}, "set loss='cross_entropy', or leave it out"),
     ],
 )
 def test_budgets_and_trainings_that_cannot_be_are_refused(changes, words):

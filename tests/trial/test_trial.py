@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 
@@ -5,8 +6,10 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from raysat import Training, asynchronous, data, fixed, fixed_fraction, linear, mlp, models, theory
+from raysat import Training, asynchronous, data, fixed, fixed_fraction, linear, mlp, models, ntk_statistics, theory
 from raysat.ntk import NoStatistics
 from raysat.saturation.formulas import beta
 from raysat.sgd import sampler
@@ -176,6 +179,8 @@ def test_the_loss_may_be_evaluated_over_the_first_samples(make_cell):
         Training("adam"),
         Training("adamw", options={"weight_decay": 0.1}, clip=1.0, warmup_samples=16, schedule="linear"),
         Training("muon"),
+        Training("adamw", warmup=5, schedule="OneCycleLR", average=0.9),
+        Training("momentum", schedule="StepLR", schedule_options={"step_size": 10}, average="uniform"),
         asynchronous(3),
         asynchronous(2, [1, 5, 2]),
     ],
@@ -206,6 +211,36 @@ def test_other_trainings_too_end_in_the_same_bits(make_cell, tmp_path, monkeypat
     assert (row["attempts"], row["training"]) == (2, training.label)
     assert (row["staleness"] > 0) == training.is_asynchronous
     assert row["eta_limit"] is None, "the theory is of fixed-stepsize SGD"
+
+
+def test_all_that_is_measured_is_of_the_average_and_of_the_loss_without_smoothing(make_cell):
+    """Against a loop of plain PyTorch; the kernel and the gradient's norm are those of the average too."""
+    training = Training("momentum", label_smoothing=0.2, average=0.8)
+    changes = {"loss": "cross_entropy", "iterations": 9, "evaluations": 60, "gradient_norm": True, "ntk_at": (9,)}
+    cell = make_cell(training=training, stepsize=fixed(0.05), **changes)
+    _, curve, ntk = run_trial(job_of(cell))
+    dataset, network, _ = prepare(Job("s", cell.init))
+    start = torch.nn.utils.parameters_to_vector(network.parameters()).detach().clone()
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.8))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    measured = network
+    for point, batch in zip(curve, sampler.batches(0, 0, 10, 8, 100), strict=True):
+        value = cross_entropy(measured(dataset.x), dataset.y)
+        squares = sum(one.square().sum() for one in torch.autograd.grad(value, list(measured.parameters())))
+        distance = torch.nn.utils.parameters_to_vector(measured.parameters()) - start
+        assert point["train_loss"] == pytest.approx(value.item(), rel=1e-6)
+        assert point["test_loss"] == pytest.approx(
+            cross_entropy(measured(dataset.x_test), dataset.y_test).item(), rel=1e-6
+        )
+        assert point["gradient_square"] == pytest.approx(squares.item(), rel=1e-6)
+        assert point["distance_from_init"] == pytest.approx(distance.norm().item(), rel=1e-6, abs=1e-12)
+        optimizer.zero_grad()
+        cross_entropy(network(dataset.x[batch]), dataset.y[batch], label_smoothing=0.2).backward()
+        before = copy.deepcopy(measured)
+        optimizer.step()
+        averaged.update_parameters(network)
+        measured = averaged.module
+    assert ntk[0]["gamma"] == pytest.approx(ntk_statistics(before, dataset.x, dataset.y, loss="cross_entropy").gamma)
 
 
 def test_the_stepsize_is_scaled_to_the_batch(make_cell):

@@ -12,6 +12,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from raysat import Training
+from raysat.spec.training import words_of
 from raysat.storage.partfiles import KEYS
 from raysat.storage.store import Store
 from raysat.sweep import main
@@ -362,6 +364,14 @@ def with_optimizer(project):
     replace(project / "sweep.py", '["my_model:build", mlp(1)]', "[mlp(1)]")
     replace(project / "sweep.py", "import Sweep", "import Sweep, Training")
     return project
+
+
+def test_a_row_names_the_code_of_its_training():
+    options = {"options": {"decay": 0.1}, "schedule_options": {"share": 0.2, "shape": "linear"}}
+    training = Training("my_optimizers:Signs", schedule="my_schedules:trapezoid", clip=1.0, average=0.9, **options)
+    assert identity.references_of(*words_of(training.label)) == ("my_optimizers:Signs", "my_schedules:trapezoid")
+    assert identity.references_of(*training.names) == ("my_optimizers:Signs", "my_schedules:trapezoid")
+    assert identity.references_of(*words_of(Training(schedule="StepLR").label), *words_of(None)) == ()
 
 
 def test_an_optimizer_of_ones_own_counts_for_the_trials_that_name_it(with_optimizer, run):
