@@ -33,6 +33,7 @@ from raysat.report.material import Material
 from raysat.report.prediction import predictions
 from raysat.report.statistics import certificates
 from raysat.report.target import sliders
+from raysat.spec.goals import Target
 from raysat.storage.files import Location, location, write_aside, written
 from raysat.storage.store import Store
 
@@ -46,7 +47,7 @@ NOTHING_DRAWN = {"choices": [], "start": [], "figures": [], "targets": []}
 
 
 def finish(
-    root: Location | str, console: Console, output: Location | str | None = None, targets: Sequence[float] = ()
+    root: Location | str, console: Console, output: Location | str | None = None, targets: Sequence[Target] = ()
 ) -> Location:
     """All that follows a sweep: fits, figures, page, and the table on the terminal.
 
@@ -54,7 +55,7 @@ def finish(
         root: The results folder or its address, of a finished sweep or not.
         console: Where the table is printed.
         output: Where `analysis.parquet`, `figures/` and `report.html` are written. Default: the results folder.
-        targets: Losses to which N(b) counts. Default: those of the sweep, else chosen for what is compared.
+        targets: What N(b) counts to. Default: those of the sweep, else training losses chosen for what is compared.
 
     Returns:
         The path of the page.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from raysat.analysis import SETTING, THEORY_CAVEAT, estimate, method, number, policy, setting
+from raysat.analysis import ANSWER, THEORY_CAVEAT, estimate, method, number, policy, setting
+from raysat.spec.goals import Target
 
 EVIDENCE = ("grid", "grid_relative")
 """The policies that measure a critical batch size: each batch size has its best stepsize. Under `theory` b_N follows
@@ -38,7 +39,7 @@ class Answer:
 
 
 def answers(table: pd.DataFrame) -> list[Answer]:
-    """One answer a setting.
+    """One answer for each setting and metric.
 
     Of the stepsize policies a grid speaks, of its readings the stable one, of which the theory speaks, and of several
     widths the largest, for the theory is one of wide networks. Where that one has no b_N the next that has one speaks,
@@ -47,7 +48,7 @@ def answers(table: pd.DataFrame) -> list[Answer]:
     Args:
         table: The result of `raysat.analysis.summary`.
     """
-    return [_answer(rows) for _, rows in table.groupby(list(SETTING), dropna=False, sort=False)]
+    return [_answer(rows) for _, rows in table.groupby(list(ANSWER), dropna=False, sort=False)]
 
 
 def _answer(rows: pd.DataFrame) -> Answer:
@@ -81,12 +82,16 @@ def _answer(rows: pd.DataFrame) -> Answer:
     )
     among = "Among stepsizes that are stable in theory the" if best["tuning"] == "stable" else "The"
     measured = (
-        f"{among} critical batch size is {with_interval(best, 'b_N')}: {what}, to loss {best['target']:g} ({where}: "
+        f"{among} critical batch size is {with_interval(best, 'b_N')}: {what}, to {_aim(best)} ({where}: "
         "best stepsize of each batch size)."
     )
     said = [measured, f"{_predicted(best)}{_apart(best)}."]
     caveats = (*passed_over, *_approximated(best), *_other_reading(best, rows), *reasons, *_seeds(best))
     return Answer(setting(best), tuple(said), caveats, best, True)
+
+
+def _aim(row: Mapping) -> str:
+    return Target.in_row(row).words
 
 
 def _where(row: Mapping) -> str:
@@ -113,7 +118,7 @@ def _untuned(best: Mapping, where: str) -> list[str]:
         return _reasons(best)
     hides = "One stepsize for every batch size hides saturation."
     why = THEORY_CAVEAT if policy(best["stepsize"]) == "theory" else hides
-    return [f"Measured without tuning: b_N = {with_interval(best, 'b_N')} at loss {best['target']:g} ({where}). {why}"]
+    return [f"Measured without tuning: b_N = {with_interval(best, 'b_N')} at {_aim(best)} ({where}). {why}"]
 
 
 def _other_reading(best: Mapping, rows: pd.DataFrame) -> list[str]:
@@ -122,7 +127,7 @@ def _other_reading(best: Mapping, rows: pd.DataFrame) -> list[str]:
     free = "With stepsizes tuned freely, beyond those of which the theory speaks,"
     among = "Among stepsizes at which the linearized network is stable, of which alone the theory speaks,"
     return [
-        f"{free if row['tuning'] == 'free' else among} b_N is {with_interval(row, 'b_N')} at loss {row['target']:g}."
+        f"{free if row['tuning'] == 'free' else among} b_N is {with_interval(row, 'b_N')} at {_aim(row)}."
         for row in others
     ]
 

@@ -12,12 +12,13 @@ from typing import Any
 import pandas as pd
 
 from raysat.analysis import (
+    ANSWER,
     NOTHING,
-    SETTING,
     ablation,
     method,
     number,
     setting,
+    target_symbol,
     usable,
     what_to_use,
 )
@@ -29,7 +30,8 @@ from raysat.plots import StaticFigure
 from raysat.plots.attempts import Attempts
 from raysat.report.answer import answers
 from raysat.report.configuration import sweep_file
-from raysat.report.html import AT, Section, failures, figure, listing, paragraphs, table, traceback
+from raysat.report.html import Section, failures, figure, listing, paragraphs, table, traceback
+from raysat.spec.goals import METRICS, TRAIN_LOSS
 from raysat.storage.schema import BEATEN, DIVERGED, FAILED, FINISHED
 
 LISTED = 50
@@ -162,14 +164,16 @@ def answer(
         recommended: What to use, in each setting; it leads.
         targets: What moves with the target (`raysat.report.target.sliders`): below each recommendation its slider.
     """
-    moved = {one["about"]: k for k, one in enumerate(targets)}
-    said, leads = answers(summary), {one.setting: one.sentence for one in recommended}
+    moved = {(one["about"], one["metric"]): k for k, one in enumerate(targets)}
+    said, leads = answers(summary), {(one.setting, one.metric): one.sentence for one in recommended}
     parts = []
     for one in said:
-        parts.append(f'<p class="setting">{escape(one.setting)}</p>')
-        if one.setting in leads:
-            parts.append(paragraphs([leads[one.setting]], "said"))
-            parts.append(f'<div data-target="{moved[one.setting]}"></div>' if one.setting in moved else "")
+        metric = one.row["metric"]
+        parts.append(paragraphs([f"{one.setting}{_to(metric)}"], "setting"))
+        if sentence := leads.get((one.setting, metric)):
+            place = moved.get((one.setting, METRICS[metric]))
+            parts.append(paragraphs([sentence], "said"))
+            parts.append("" if place is None else f'<div data-target="{place}"></div>')
         parts.append(paragraphs([" ".join(one.sentences)], "said") + listing(one.caveats))
     measured = trials["status"].isin(FINISHED) & (trials["status"] != DIVERGED)
     if len(trials) and not measured.any():
@@ -180,6 +184,11 @@ def answer(
     return Section("answer", "Answer", f'<div class="answer">{"".join(parts)}</div>')
 
 
+def _to(metric: str) -> str:
+    """What a heading says of the metric of its targets, if that is not the training loss."""
+    return "" if metric == TRAIN_LOSS else f"; to a {METRICS[metric]}"
+
+
 def advice(choices: pd.DataFrame) -> Section:
     """Return what batch size to use by each measure of cost, in a sentence and as a table.
 
@@ -187,9 +196,12 @@ def advice(choices: pd.DataFrame) -> Section:
         choices: `Analysis.choices`.
     """
     title, parts = "What to use", []
-    columns = ("choice", "b", "95 % interval", "what it costs", "width", "stepsizes", AT, "reservation")
     rows, sentences = what_to_use(choices)
-    for (_, of_setting), sentence in zip(rows.groupby(list(SETTING), dropna=False, sort=False), sentences, strict=True):
+    answers = rows.groupby(list(ANSWER), dropna=False, sort=False)
+    for (_, of_setting), sentence in zip(answers, sentences, strict=True):
+        metric = of_setting["metric"].iloc[0]
+        at = f"at {target_symbol(metric)}".replace(" ", "\N{NO-BREAK SPACE}")
+        columns = ("choice", "b", "95 % interval", "what it costs", "width", "stepsizes", at, "reservation")
         cells = [
             [
                 escape(_plain(value))
@@ -201,7 +213,7 @@ def advice(choices: pd.DataFrame) -> Section:
             ]
             for row in of_setting.to_dict("records")
         ]
-        name = setting(of_setting.iloc[0])
+        name = f"{setting(of_setting.iloc[0])}{_to(metric)}"
         parts += [paragraphs([name], "setting"), paragraphs([sentence])]
         parts.append(table(columns, cells, {"choice", "stepsizes", "reservation"}, f"{title}: {name}"))
     return Section("use", title, "\n".join(parts))

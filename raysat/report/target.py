@@ -9,16 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from raysat.analysis import READING, SETTING, by_evidence, key_of, number, setting
+from raysat.analysis import ANSWER, READING, SETTING, by_evidence, key_of, number, setting, target_symbol
 from raysat.analysis.ladder import Ladder
 from raysat.analysis.recommendation import recommendations
+from raysat.spec.goals import METRICS, TRAIN_LOSS, rises
 
 BUDGETS = ("iterations", "samples", "epochs")
 """The fields of a sweep of which one says how long a trial runs."""
 
 
 def sliders(record: Mapping, ladder: Ladder, names: Mapping[tuple, str]) -> list[dict[str, Any]]:
-    """Of each setting that has several targets: its levels, and what stands in the answer at each.
+    """Of each setting and metric with several targets: its levels, and what stands in the answer at each.
 
     Args:
         record: The content of `sweep.json`.
@@ -26,29 +27,34 @@ def sliders(record: Mapping, ladder: Ladder, names: Mapping[tuple, str]) -> list
         names: The name of each setting in the figures' controls (`raysat.report.figures.short_settings`).
 
     Returns:
-        For each `about` (the setting in full) and `at` (its name in the controls), `levels` (losses, descending),
+        For each `about` (the setting in full), `at` (its name in the controls) and `metric` (its name there; None if
+        there is no choice), `symbol` (what stands before a level), `levels` (of the metric, from easy to hard),
         `start` (the place of the headline's), `own` (the places of the sweep's own), `said` (the recommendation at
-        each), `end` (why there are no lower ones) and `command` (which has them).
+        each), `end` (why there are no harder ones) and `command` (which has them).
     """
     return [slider for slider in _each(record, ladder, names) if len(slider["levels"]) > 1]
 
 
 def _each(record: Mapping, ladder: Ladder, names: Mapping[tuple, str]) -> Iterator[dict[str, Any]]:
-    for _, fits in ladder.fits.groupby(list(SETTING), dropna=False, sort=False):
+    for _, fits in ladder.fits.groupby(list(ANSWER), dropna=False, sort=False):
+        metric = fits["metric"].iloc[0]
         leading = by_evidence(fits[fits["headline"].astype(bool)]).iloc[:1]
         rungs = fits.merge(leading[list(READING)], on=list(READING)).dropna(subset="target")
-        rungs = rungs.sort_values("target", ascending=False, ignore_index=True)
-        points = ladder.points.merge(leading[list(READING)], on=list(READING))
-        end = ladder.ends.merge(leading[list(SETTING)], on=list(SETTING)).iloc[0].to_dict()
+        rungs = rungs.sort_values("target", ascending=rises(metric), ignore_index=True)
+        points = ladder.points.merge(leading[[*READING, "metric"]], on=[*READING, "metric"])
+        of_loss = metric == TRAIN_LOSS
+        ends = ladder.ends.merge(leading[list(SETTING)], on=list(SETTING)).to_dict("records") if of_loss else []
         row = leading.iloc[0].to_dict()
         yield {
             "about": setting(row),
             "at": names[key_of(row, SETTING)],
+            "metric": METRICS[metric],
+            "symbol": target_symbol(metric),
             "levels": rungs["target"].tolist(),
             "start": int(rungs["headline"].argmax()) if len(rungs) else 0,
             "own": rungs.index[rungs["own"]].tolist(),
             "said": [_said(record, rungs.iloc[k : k + 1], points) for k in range(len(rungs))],
-            **_end(record, end),
+            **(_end(record, ends[0]) if ends else {"end": "", "command": ""}),
         }
 
 
