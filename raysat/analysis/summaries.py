@@ -85,6 +85,11 @@ def _row(of_N: Mapping, of_h: Mapping) -> dict[str, Any]:
     return row | {"notes": tuple(notes)}
 
 
+def _narrow(text: str) -> str:
+    """A target's symbol, in lines of a word if it is long."""
+    return text if len(text) < 6 else text.replace(" ", "\n")
+
+
 def print_summary(analysis: Analysis, console: Console) -> None:
     """Print the summary at the end of a sweep: recommendations, and one table a setting with its footnotes."""
     table = summary(analysis.fits)
@@ -104,8 +109,9 @@ def print_summary(analysis: Analysis, console: Console) -> None:
         shown.add_column("stepsize", no_wrap=True)
         for name in ("gamma", "k_op", "b_star", "b_h", "b_N"):
             shown.add_column(name, justify="right", no_wrap=True)
-        symbols = dict.fromkeys(map(symbol, rows["metric"]))
-        shown.add_column("target" if len(symbols) > 1 else next(iter(symbols)), justify="right", no_wrap=True)
+        symbols = {metric: _narrow(symbol(metric)) for metric in dict.fromkeys(rows["metric"])}
+        head = "target" if len(symbols) > 1 else next(iter(symbols.values()))
+        shown.add_column(head, justify="right", no_wrap=True)
         shown.add_column("notes")
         for row in records:
             marks = " ".join(str(notes.index(note) + 1) for note in row["notes"])
@@ -115,9 +121,8 @@ def print_summary(analysis: Analysis, console: Console) -> None:
                 "\n".join(filter(None, [*estimate(row, name), scatter(row[f"{name}_scatter"])]))
                 for name in ("b_h", "b_N")
             ]
-            known = not math.isnan(row["target"])
-            target = Target.in_row(row).inequality if len(symbols) > 1 and known else number(row["target"])
-            shown.add_row(*map(Text, [*cells, target, marks]))
+            before = f"{symbols[row['metric']]} " * (len(symbols) > 1)
+            shown.add_row(*map(Text, [*cells, before + number(row["target"]), marks]))
         console.print(Text(setting(records[0]), style="bold"))
         console.print(shown)
         for k, note in enumerate(notes, 1):

@@ -42,7 +42,7 @@ from raysat.spec.goals import METRICS, TRAIN_LOSS
 CHOICES = ("Data and model", "Width", "Stepsizes")
 """What a reader picks, in the order of a view's `at`; in a sweep with targets of other metrics, last the metric."""
 
-METRIC = "Target"
+METRIC = "Metric"
 """The name of that choice."""
 
 

@@ -60,6 +60,6 @@ class Answer {
       this.sentence.textContent = said[k];
       this.page.glossary.mark(this.sentence);
     }
-    this.end.hidden = k < levels.length - 1;
+    this.end.hidden = !this.target.end || k < levels.length - 1;
   }
 }
