@@ -49,15 +49,24 @@ SYMBOLS = (
     ("b", "the batch size, in samples; n is the number of training samples."),
     ("eta", "the stepsize, also called learning rate."),
     ("T", "the number of iterations of a trial. Under a budget of samples it falls with b."),
-    ("L", "the training loss, over all training samples. L ≤ 0.1 is a target: training counts until L is at most 0.1."),
+    (
+        "L",
+        "the training loss, over all training samples. L ≤ 0.1 is a target: training counts until L is at most 0.1; "
+        "test accuracy ≥ 0.9 is one of another metric.",
+    ),
+    (
+        "infeasible",
+        "a trial that ran all its iterations without reaching the target, and did not diverge (Shallue et al. 2019).",
+    ),
     (
         "N(b)",
-        "the iterations that batch size b takes until the loss is at most the target, at its best stepsize; less what "
+        "the iterations that batch size b takes until the target is reached, at its best stepsize; less what "
         "evaluations at a distance add.",
     ),
     (
         "beaten",
-        "a trial that was stopped above the target, for another stepsize of its seed and batch size was there earlier.",
+        "a trial that was stopped before its target, for another stepsize of its seed and batch size was there "
+        "earlier.",
     ),
     (
         "b_N",
