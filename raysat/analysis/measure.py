@@ -164,7 +164,7 @@ def best_by_steps(trials: pd.DataFrame, paths: Paths, target: Target) -> pd.Data
         told = np.fmin(steps, SLACK * least)  # a nan, of a trial cut before, becomes the limit
     last = np.array([path[0][-1] if len(path[0]) else math.nan for path in own], dtype=float)
     # `~(last >= least)`, unlike `last < least`, is true if `least` is nan: no trial has reached the target
-    rival = trials["status"].isin([TARGET_REACHED, BEATEN]) & np.isnan(steps) & ~(last >= least)
+    rival = trials["status"].isin([TARGET_REACHED, BEATEN]) & np.isnan(steps) & ~np.isnan(last) & ~(last >= least)
     undecided = rival.groupby(key).transform("any")
     with np.errstate(divide="ignore"):
         spaced = stepsize_resolution(trials, np.log(told))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from raysat.analysis import ANSWER, THEORY_CAVEAT, estimate, method, number, policy, setting
-from raysat.spec.goals import Target
+from raysat.spec.goals import METRICS, TRAIN_LOSS, Target
 
 EVIDENCE = ("grid", "grid_relative")
 """The policies that measure a critical batch size: each batch size has its best stepsize. Under `theory` b_N follows
@@ -36,6 +36,16 @@ class Answer:
     caveats: tuple[str, ...]
     row: Mapping
     measured: bool = False
+
+    @property
+    def heading(self) -> str:
+        """The setting, and the metric of the targets if it is not the training loss."""
+        return f"{self.setting}{aimed_at(self.row['metric'])}"
+
+
+def aimed_at(metric: str) -> str:
+    """What a heading adds for a metric: nothing for the training loss."""
+    return "" if metric == TRAIN_LOSS else f"; to a {METRICS[metric]}"
 
 
 def answers(table: pd.DataFrame) -> list[Answer]:

@@ -232,7 +232,7 @@ def _answers(found: Mapping[str, Compared], linked: set[str]) -> str:
         for one in said:
             lead = compared.leads.get((one.setting, one.row["metric"]))
             leads = [] if lead is None else [lead]
-            parts.append(f'<p class="setting">{escape(one.setting)}</p>')
+            parts.append(f'<p class="setting">{escape(one.heading)}</p>')
             parts.append(paragraphs([*leads, " ".join(one.sentences)]) + listing(one.caveats))
         if not said:
             parts.append(paragraphs(["No trial has ended yet."]))

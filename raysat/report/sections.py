@@ -28,10 +28,10 @@ from raysat.analysis.words import bounds
 from raysat.messages.failures import by_cause, cause
 from raysat.plots import StaticFigure
 from raysat.plots.attempts import Attempts
-from raysat.report.answer import answers
+from raysat.report.answer import aimed_at, answers
 from raysat.report.configuration import sweep_file
 from raysat.report.html import Section, failures, figure, listing, paragraphs, table, traceback
-from raysat.spec.goals import METRICS, TRAIN_LOSS
+from raysat.spec.goals import METRICS
 from raysat.storage.schema import BEATEN, DIVERGED, FAILED, FINISHED
 
 LISTED = 50
@@ -178,7 +178,7 @@ def answer(
     parts = []
     for one in said:
         metric = one.row["metric"]
-        parts.append(paragraphs([f"{one.setting}{_to(metric)}"], "setting"))
+        parts.append(paragraphs([one.heading], "setting"))
         if sentence := leads.get((one.setting, metric)):
             place = moved.get((one.setting, METRICS[metric]))
             parts.append(paragraphs([sentence], "said"))
@@ -191,11 +191,6 @@ def answer(
         parts = [paragraphs([NOTHING], "said")]
     parts.append(paragraphs(_failed(trials), "warning"))
     return Section("answer", "Answer", f'<div class="answer">{"".join(parts)}</div>')
-
-
-def _to(metric: str) -> str:
-    """What a heading says of the metric of its targets, if that is not the training loss."""
-    return "" if metric == TRAIN_LOSS else f"; to a {METRICS[metric]}"
 
 
 def advice(choices: pd.DataFrame) -> Section:
@@ -222,7 +217,7 @@ def advice(choices: pd.DataFrame) -> Section:
             ]
             for row in of_setting.to_dict("records")
         ]
-        name = f"{setting(of_setting.iloc[0])}{_to(metric)}"
+        name = f"{setting(of_setting.iloc[0])}{aimed_at(metric)}"
         parts += [paragraphs([name], "setting"), paragraphs([sentence])]
         parts.append(table(columns, cells, {"choice", "stepsizes", "reservation"}, f"{title}: {name}"))
     return Section("use", title, "\n".join(parts))

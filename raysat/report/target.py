@@ -27,8 +27,8 @@ def sliders(record: Mapping, ladder: Ladder, names: Mapping[tuple, str]) -> list
         names: The name of each setting in the figures' controls (`raysat.report.figures.short_settings`).
 
     Returns:
-        For each `about` (the setting in full), `at` (its name in the controls) and `metric` (its name there; None if
-        there is no choice), `symbol` (what stands before a level), `levels` (of the metric, from easy to hard),
+        For each `about` (the setting in full), `at` (its name in the controls) and `metric` (its name there),
+        `symbol` (what stands before a level), `levels` (of the metric, from easy to hard),
         `start` (the place of the headline's), `own` (the places of the sweep's own), `said` (the recommendation at
         each), `end` (why there are no harder ones) and `command` (which has them).
     """
@@ -79,7 +79,8 @@ def _end(record: Mapping, end: Mapping) -> dict[str, str]:
             f"This goes no lower than {end['deepest']:g}: trials were ended at a target, and one that ended there may "
             "be the first to reach a lower one. To measure further down:"
         )
-        return {"end": why, "command": _command(record, target_loss=lower, targets=[lower], name=name)}
+        ended = {"target": "None"} if sweep.get("target") else {}
+        return {"end": why, "command": _command(record, **ended, target_loss=lower, targets=[lower], name=name)}
     budget = next((one for one in BUDGETS if sweep.get(one)), BUDGETS[0])
     why = (
         f"This goes no lower than {end['deepest']:g}: not every batch size comes further in the "
