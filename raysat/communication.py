@@ -32,6 +32,7 @@ from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
 from raysat.saturation.fits import law
 from raysat.sgd.allreduce import BACKENDS, Link, Measurement, fit, measure, read
+from raysat.spec.goals import Target, asked
 from raysat.storage.files import location, output_option, write_aside, written
 
 WORTH = 0.5
@@ -175,13 +176,13 @@ def figure(work: Work, link: Link, workers: Sequence[int], sizes: Sequence[int])
     return drawn
 
 
-def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float] = ()) -> Work:
+def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float | str | Target] = ()) -> Work:
     """Return b_N from a sweep's best evidence, and the seconds of an iteration of the trials behind it.
 
     Args:
         trials: The `trials` table. Asynchronous trials are left out: the model is of synchronous SGD.
         curves: The `curves` table.
-        targets: Loss levels for N(b). Default: chosen by the analysis.
+        targets: Targets for N(b). Default: chosen by the analysis.
 
     Raises:
         InputError: The sweep has no b_N, or no steps were timed.
@@ -194,7 +195,7 @@ def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float]
         raise InputError("the sweep has no b_N yet, of which N(b) is made: run more batch sizes, or look at its table.")
     plain_first = fits.sort_values("training", key=lambda training: training != "sgd", kind="stable")
     best = by_evidence(plain_first).iloc[:1]
-    row, name = best.iloc[0], best[[*READING, "target"]]
+    row, name = best.iloc[0], best[[*READING, "metric", "target"]]
     steps, costs = analysis.points.merge(name), analysis.costs.merge(name)
     spent = costs[costs["cost"] == "seconds"].set_index("batch_size")["value"]
     seconds = (spent / steps.set_index("batch_size")["value"]).dropna()
@@ -212,7 +213,7 @@ def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float]
         sample=float(sample),
         size=parameters * (8 if row["dtype"] == "float64" else 4),
         largest=int(row["n"]),
-        source=f"{setting(row)}, {width}{method(row)}, L <= {row['target']:g}",
+        source=f"{setting(row)}, {width}{method(row)}, {Target.in_row(row).inequality}",
     )
 
 
@@ -239,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace, console: Console) -> None:
     root, most = location(options.root), whole("--workers", options.workers, 1)
     record, trials, curves = load(root)
-    work = work_of(trials, curves, tuple(record["sweep"].get("targets") or ()))
+    work = work_of(trials, curves, asked(record["sweep"]))
     if options.measured:
         measured = [one for address in options.measured for one in read(location(address))]
     else:

@@ -30,6 +30,7 @@ from raysat.messages.terminal import Terminal
 from raysat.saturation.forecast import Forecast, forecast
 from raysat.spec import Sweep
 from raysat.spec.cells import Initialization
+from raysat.spec.goals import TRAIN_LOSS
 from raysat.spec.training import PLAIN
 from raysat.storage.files import location
 from raysat.trial.initial import compute_statistics
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="a sweep file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="replace a field of the sweep")
     parser.add_argument(
-        "--target", type=float, metavar="LOSS", help="the loss that N(b) counts to [the sweep's smallest target]"
+        "--target", type=float, metavar="LOSS", help="the loss that N(b) counts to [the sweep's smallest]"
     )
     parser.add_argument(
         "--output", metavar="FOLDER", help="where the page and the figure are written [results/NAME-forecast]"
@@ -74,7 +75,8 @@ def _main(options: argparse.Namespace, console: Console) -> None:
     sizes = [b for b in sweep.batch_sizes if b <= n]
     above = ", ".join(f"{b:,}" for b in sorted(set(sweep.batch_sizes) - set(sizes)))
     notes = [f"Left out: b = {above}, for there are {n:,} training samples."] * bool(above)
-    target = options.target or (min(sweep.targets) if sweep.targets else None)
+    losses = [one.level for one in sweep.measured if one.metric == TRAIN_LOSS]
+    target = options.target or min(losses, default=None)
     replacement = sweep.sampling == "with_replacement"
     made = {
         _named(row): forecast(row, sizes, iterations, target, replacement=replacement)

@@ -69,21 +69,22 @@ class Results:
         """One row for each initialization, and one for each cell and iteration of `ntk_at`."""
         return self._read("ntk")
 
-    def fit(self, targets: Sequence[float] = ()) -> Analysis:
+    def fit(self, targets: Sequence[float | str] = ()) -> Analysis:
         """Return the estimates and fits of all readings, as tidy tables (`raysat.analysis.Analysis`).
 
         Args:
-            targets: Loss levels for N(b). Default: those of the sweep; if it has none, they are chosen for each
-                comparison.
+            targets: Targets for N(b): training losses, or texts such as `test_accuracy >= 0.9`. Default: those of the
+                sweep; if it has none, training losses are chosen for each comparison.
         """
         from raysat.analysis.tables import analyze, levels
+        from raysat.spec.goals import Target
 
-        asked = [positive("targets", target) for target in targets]
+        asked = [Target.of("targets", target) for target in targets]
         return analyze(self.trials, self.curves, levels(self.record, asked), self.ntk)
 
     @cached_property
     def recommendation(self) -> list[Recommendation]:
-        """The batch size to use, for each setting; printed, it is the sentence of the terminal and the report."""
+        """The batch size to use, for each setting and metric; printed, the sentence of the terminal and the report."""
         from raysat.analysis.recommendation import recommendations
 
         return recommendations(self._analysis.fits, self._analysis.points)
@@ -110,19 +111,19 @@ class Results:
         return self._plot("exponents", ax, title=title)
 
     def plot_steps(
-        self, ax: Axes | None = None, *, target: float | None = None, title: str | None = None
+        self, ax: Axes | None = None, *, target: float | str | None = None, title: str | None = None
     ) -> list[Figure]:
         """Plot N(b) with its fit, perfect scaling, b_N and b_star.
 
         Args:
             ax: As for `plot_loss_curves`.
-            target: The loss to which N(b) counts. Default: those of the sweep, or chosen ones.
+            target: What N(b) counts to, as for `fit`. Default: the targets of the sweep, or chosen ones.
             title: As for `plot_loss_curves`.
         """
         return self._plot("steps", ax, target=target, title=title)
 
     def plot_costs(
-        self, ax: Axes | None = None, *, target: float | None = None, title: str | None = None
+        self, ax: Axes | None = None, *, target: float | str | None = None, title: str | None = None
     ) -> list[Figure]:
         """Plot samples, seconds and device-hours to the target against b, each divided by its minimum.
 
@@ -139,13 +140,14 @@ class Results:
         return Store(self.root).read(table)
 
     def _plot(
-        self, kind: str, ax: Axes | None, *, target: float | None = None, title: str | None = None
+        self, kind: str, ax: Axes | None, *, target: float | str | None = None, title: str | None = None
     ) -> list[Figure]:
         from raysat.plots import render_figures
 
-        target = None if target is None else positive("target", target)
-        analysis = self._analysis if target is None or kind == "loss-curves" else self.fit([target])
-        made = render_figures(self.trials, self.curves, analysis, kinds=[kind], ax=ax, target=target, title=title)
+        of_curves = kind == "loss-curves"
+        analysis = self._analysis if target is None or of_curves else self.fit([target])
+        marked = positive("target", target) if of_curves and target is not None else None
+        made = render_figures(self.trials, self.curves, analysis, kinds=[kind], ax=ax, target=marked, title=title)
         return [static.figure for static in made]
 
     @cached_property

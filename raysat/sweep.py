@@ -154,7 +154,9 @@ def _main(options: argparse.Namespace, console: Console, signals: ending.Signals
         if store.record() is None:  # the record was lost, and all rows are there
             _open(store, options, laid_out)
         with suppress(InputError, OSError):  # a read-only folder stays unchanged
-            if before and before["resolved"].get("code") != laid_out.data["code"]:  # an earlier raysat's has no files
+            # an earlier raysat's record has no files; other targets are of the same cells
+            code, targets = laid_out.data["code"], list(sweep.targets)
+            if before and (before["resolved"].get("code"), before["sweep"].get("targets") or []) != (code, targets):
                 _open(store, options, laid_out)
             else:
                 store.settle()

@@ -10,6 +10,7 @@ size and which one to use. `tables` does all of it for one sweep, and `summary` 
 from raysat.analysis.command import main
 from raysat.analysis.efficiency import what_to_use
 from raysat.analysis.reading import (
+    ANSWER,
     GROUP,
     READING,
     SETTING,
@@ -39,10 +40,13 @@ from raysat.analysis.words import (
     scatter,
     setting,
     short_settings,
+    target_label,
+    target_symbol,
 )
 
 __all__ = [
     "ABOUT_SCATTER",
+    "ANSWER",
     "GROUP",
     "NOTHING",
     "READING",
@@ -74,6 +78,8 @@ __all__ = [
     "setting",
     "short_settings",
     "summary",
+    "target_label",
+    "target_symbol",
     "usable",
     "what_to_use",
 ]

@@ -9,27 +9,35 @@ from rich.text import Text
 
 from raysat.analysis.summaries import print_summary
 from raysat.analysis.tables import analyze_folder, load, save
-from raysat.errors import positive
 from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
+from raysat.spec.goals import Target
 from raysat.storage.files import location, output_option, written
 
 
 def target_option(parser: argparse.ArgumentParser) -> None:
     """Add `--target` to a parser."""
-    words = "losses to which N(b) counts [those of the sweep, or else levels that all compared readings share]"
-    parser.add_argument("--target", type=float, nargs="+", default=[], metavar="LOSS", help=words)
+    words = (
+        "what N(b) counts to: training losses, or texts such as 'test_accuracy >= 0.9' [those of the sweep, or else "
+        "training losses that all compared readings share]"
+    )
+    parser.add_argument("--target", type=_number_or_text, nargs="+", default=[], metavar="TARGET", help=words)
 
 
-def targets_of(options: argparse.Namespace) -> tuple[float, ...]:
+def _number_or_text(word: str) -> float | str:
+    try:
+        return float(word)
+    except ValueError:
+        return word
+
+
+def targets_of(options: argparse.Namespace) -> tuple[Target, ...]:
     """Return the values of `--target`.
 
     Raises:
-        InputError: One is not a positive number.
+        InputError: One is no target.
     """
-    for target in options.target:
-        positive("--target", target)
-    return tuple(options.target)
+    return tuple(Target.of("--target", target) for target in options.target)
 
 
 @command

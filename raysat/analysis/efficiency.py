@@ -22,16 +22,17 @@ import pandas as pd
 from jaxtyping import Float, Real
 
 from raysat.analysis.measure import Measurement, by_seed
-from raysat.analysis.reading import READING, SETTING, by_evidence, devices
+from raysat.analysis.reading import ANSWER, READING, by_evidence, devices
 from raysat.analysis.words import bounds, method, number
 from raysat.saturation.intervals import geometric_mean, of_values, percentiles, replicates
+from raysat.spec.goals import Target
 
 WASTE = 0.2
 """The fraction of samples above the least that may be wasted. Default: 0.2, from Zhang et al. (2024)."""
 
-COSTS = (*READING, "target", "headline", "cost", "batch_size", "value", "low", "high", "seeds")
+COSTS = (*READING, "metric", "target", "headline", "cost", "batch_size", "value", "low", "high", "seeds")
 CHOICES = (
-    *(*READING, "target", "headline", "choice", "batch_size", "low", "high", "value", "seeds", "batch_sizes"),
+    *(*READING, "metric", "target", "headline", "choice", "batch_size", "low", "high", "value", "seeds", "batch_sizes"),
     *("devices", "at_once", "reason"),
 )
 
@@ -144,9 +145,9 @@ def cost_rows(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list
     best = best.assign(seconds_per_step=1 / best["steps_per_second"].astype(float), devices=devices(best))
     tables = [by_seed(best, column) for column in ("value", "seconds_per_step", "devices")]
     made = costs(tables[0].columns.to_numpy(), *(table.to_numpy() for table in tables))
-    head = {name: measured.about[name] for name in (*READING, "target", "headline")} | {"seeds": len(tables[0])}
+    head = {name: measured.about[name] for name in (*READING, "metric", "target", "headline")}
     head |= {"devices": " and ".join(sorted(set(best["device"].dropna()))), "at_once": at_once}
-    head |= {"batch_sizes": len(made.b)}
+    head |= {"batch_sizes": len(made.b), "seeds": len(tables[0])}
     missed = ", ".join(str(b) for b in measured.asked if b not in made.b)
     left_out = f"b = {missed} left out, where not every seed reaches the target" if missed else ""
     shares = _shares(best)
@@ -229,18 +230,18 @@ def trials_at_once(trials: pd.DataFrame) -> int:
 
 
 def what_to_use(choices: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Select, for each setting, the choices with the best evidence, and say in a sentence which batch size to use.
+    """Select, for each setting and metric, the choices with the best evidence, and say in a sentence what to use.
 
     Args:
         choices: `Analysis.choices`.
 
     Returns:
-        For each setting, the rows of `choices` for the headline target of the best evidence
+        For each setting and metric (`ANSWER`), the rows of `choices` for the headline target of the best evidence
         (`raysat.analysis.reading.by_evidence`), and a sentence with its caveats.
     """
     tables, sentences = [choices.iloc[:0]], []
     headline = choices[choices["headline"].astype(bool)]
-    for _, rows in headline.groupby(list(SETTING), dropna=False, sort=False):
+    for _, rows in headline.groupby(list(ANSWER), dropna=False, sort=False):
         # without sorting, the first group is that of the first row: the best evidence
         _, own = next(iter(by_evidence(rows).groupby(["width", "stepsize", "tuning"], sort=False)))
         tables.append(own)
@@ -252,7 +253,7 @@ def _sentence(own: pd.DataFrame) -> str:
     """Return which batch size to use, with caveats, from the choices of one reading by name."""
     row = own.iloc[0]
     width = f" at width {row['width']}" if row["width"] else ""
-    said = f"To reach loss {row['target']:g}{width} under {method(row)}, "
+    said = f"To reach {Target.in_row(row).words}{width} under {method(row)}, "
     said += f"b = {_size(own, 'least_samples')} takes the fewest samples ({number(own.at['least_samples', 'value'])})"
     if "least_seconds" in own.index:
         seconds = number(own.at["least_seconds", "value"])

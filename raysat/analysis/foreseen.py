@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Int
 
-from raysat.analysis.measure import Measurement, Paths, at_edges, best_by_h, best_by_steps, by_seed
+from raysat.analysis.measure import OF_TRAINING_LOSS, Measurement, Paths, at_edges, best_by_h, best_by_steps, by_seed
 from raysat.saturation.critical import critical_batch
 from raysat.saturation.fits import fit_saturation
 from raysat.saturation.forecast import near
@@ -24,6 +24,7 @@ from raysat.saturation.formulas import exponent
 from raysat.saturation.recursion import Spectrum, loss_curves, noise_factor
 from raysat.saturation.targets import steps_to_target
 from raysat.saturation.typical import LEAST_RUNS, typical_runs
+from raysat.spec.goals import TRAIN_LOSS, Target
 from raysat.storage.schema import DIVERGED, FAILED
 
 HORIZON = 2
@@ -149,6 +150,8 @@ def forecast(measured: Measurement, reading: pd.DataFrame, foreseen: PredictedCu
     """
     none = dict.fromkeys(("predicted", "predicted_min", "predicted_max"), math.nan)
     about = measured.about
+    if about["metric"] != TRAIN_LOSS:
+        return {**none, "remark": OF_TRAINING_LOSS}
     if foreseen.reason or measured.best.empty or (about["quantity"] == "N" and math.isnan(about["target"])):
         return {**none, "remark": foreseen.reason or "there is nothing measured that could be forecast"}
     if about["quantity"] == "h" and about["iterations_least"] < about["iterations"]:
@@ -160,7 +163,7 @@ def forecast(measured: Measurement, reading: pd.DataFrame, foreseen: PredictedCu
         best = best_by_h(trials.assign(h=[_exponent(foreseen.paths, row) for row in trials.to_dict("records")]))
     else:
         paths = foreseen.typical(trials, about["target"], deepest)
-        best = best_by_steps(trials, paths, about["target"])
+        best = best_by_steps(trials, paths, Target.in_row(about))
         if late := sorted(set(best.loc[best["value"].isna(), "batch_size"])):
             sizes = ", ".join(map(str, late))
             words = f"it does not reach L <= {about['target']:g} in {HORIZON} T iterations at b = {sizes}"

@@ -19,7 +19,8 @@ from raysat.analysis.measure import FITS, POINTS, Measurement, measure
 from raysat.analysis.reading import READING, SETTING, Paths, by_evidence, readings, usable
 from raysat.analysis.tables import Analysis, prepared
 from raysat.analysis.targets import attained, deepest, first_ended
-from raysat.storage.schema import BEATEN, TARGET_REACHED
+from raysat.spec.goals import TRAIN_LOSS, Target
+from raysat.storage.schema import BEATEN
 
 RUNGS, FEWEST_RUNGS, MEASURED = 16, 6, 32
 """Levels of a ladder besides the sweep's own targets. Default: 16; if the loss falls by a factor of 100, they are a
@@ -69,8 +70,11 @@ def ladder(
         ntk: The `ntk` table.
         rungs: Levels besides the sweep's own targets.
     """
-    trials, paths = prepared(trials, curves, ntk)
     own = Ladder.own(analysis)
+    if TRAIN_LOSS not in set(own.fits["metric"]):
+        return own
+    trials, by_metric = prepared(trials, curves, ntk)
+    paths = by_metric[TRAIN_LOSS]
     points, fits, ends = [], [], []
     settings = trials.groupby(list(SETTING), dropna=False, sort=False)
     rungs = min(rungs, max(FEWEST_RUNGS, MEASURED // max(settings.ngroups, 1)))
@@ -80,11 +84,12 @@ def ladder(
         levels = _levels(deepest(read[0], paths, decided=raced), rungs)
         for k, reading in enumerate(read):
             # the targets at which this reading is measured already
-            known = set(own.fits.merge(reading[list(READING)].iloc[:1], on=list(READING))["target"].dropna())
+            at = own.fits[own.fits["metric"] == TRAIN_LOSS].merge(reading[list(READING)].iloc[:1], on=list(READING))
+            known = set(at["target"].dropna())
             trials = _followed(reading, paths)
             low = deepest(reading, paths)["deepest"].max()  # every seed and batch size comes as far as this
             new = [level for level in levels if level not in known and level >= low]
-            made = _decided(reading, group, trials, paths, new) if new else []
+            made = _decided(reading, group, paths, new) if new else []
             for measured in made:
                 points += measured.points
                 fits.append(measured.fit | {"headline": False, "own": False})
@@ -113,10 +118,10 @@ def _leading(trials: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def _followed(reading: pd.DataFrame, paths: Paths) -> pd.DataFrame:
-    """Select the measured trials, each with the smallest loss on its curve (`lowest`) and its last iteration."""
+    """Select the measured trials, each with the smallest loss on its curve (`lowest`)."""
     trials = usable(reading)
     own = [paths.get(cell_id, (np.zeros(1), np.full(1, math.inf))) for cell_id in trials["cell_id"]]
-    return trials.assign(lowest=[losses.min() for _, losses in own], last=[times[-1] for times, _ in own])
+    return trials.assign(lowest=[losses.min() for _, losses in own])
 
 
 def _levels(ends: pd.DataFrame, rungs: int) -> list[float]:
@@ -129,20 +134,10 @@ def _levels(ends: pd.DataFrame, rungs: int) -> list[float]:
     return [level for level in dict.fromkeys(levels) if level < start]
 
 
-def _decided(
-    reading: pd.DataFrame, group: pd.DataFrame, trials: pd.DataFrame, paths: Paths, levels: Sequence[float]
-) -> list[Measurement]:
+def _decided(reading: pd.DataFrame, group: pd.DataFrame, paths: Paths, levels: Sequence[float]) -> list[Measurement]:
     """Measure N at those levels at which no trial that was stopped earlier could have been the best."""
-    early = trials.loc[trials["status"].isin([TARGET_REACHED, BEATEN]), ["seed", "batch_size", "lowest", "last"]]
-    made = [one for one in measure(reading, group, paths, levels) if one.about["quantity"] == "N"]
-    return [one for one in made if not _could_have_won(early, one)]
-
-
-def _could_have_won(early: pd.DataFrame, measured: Measurement) -> bool:
-    """Return whether a trial that was stopped above the target might have reached it before the best one did."""
-    both = early.merge(measured.best[["seed", "batch_size", "first"]], on=["seed", "batch_size"])
-    # `~(last >= first)`, unlike `last < first`, is true if `first` is nan: no trial has reached the target
-    return bool(((both["lowest"] > measured.about["target"]) & ~(both["last"] >= both["first"])).any())
+    made = measure(reading, group, {TRAIN_LOSS: paths}, [Target(TRAIN_LOSS, level) for level in levels])
+    return [one for one in made if one.about["quantity"] == "N" and not one.best["undecided"].any()]
 
 
 def _rounded_up(value: float) -> float:

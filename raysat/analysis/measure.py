@@ -7,8 +7,9 @@ is assumed to scatter as those at the other batch sizes do. Without a fit a sing
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,10 @@ from raysat.saturation.fits import fit_law
 from raysat.saturation.formulas import h_interpolated
 from raysat.saturation.intervals import Scatter, about_law, geometric_mean, of_values
 from raysat.saturation.targets import below_parabola, earliest, in_time, lateness, steps_to_target, uncertainty
+from raysat.spec.goals import TRAIN_LOSS, Target, rises
 from raysat.spec.race import SLACK
 from raysat.storage.initial import PREDICTING
-from raysat.storage.schema import BEATEN, DIVERGED, FAILED, TARGET_REACHED
+from raysat.storage.schema import BEATEN, COMPLETED, DIVERGED, FAILED, TARGET_REACHED
 from raysat.text import number, percent
 
 STATISTICS = ("gamma", "k_op", *PREDICTING)
@@ -36,12 +38,12 @@ SMALL_RANGE = 1.5
 the paper's MNIST figure span a ratio of about 1.33, at which any b_h lets them agree with the interpolated curve."""
 
 POINTS = (
-    *(*READING, "quantity", "target", "batch_size", "value", "low", "high", "seeds", "eta", "eta_beta", "eta_k_op"),
-    *("h_interp", "h_interp_n"),
+    *(*READING, "quantity", "metric", "target", "batch_size", "value", "low", "high", "seeds"),
+    *("eta", "eta_beta", "eta_k_op", "h_interp", "h_interp_n"),
 )
 FITS = (
-    *(*READING, "quantity", "target", "headline", "value", "low", "high", "interval", "q", "asymptote"),
-    *("rms_log_residual", "range", "seeds", "batch_sizes", "n_diverged", "n_failed"),
+    *(*READING, "quantity", "metric", "target", "headline", "value", "low", "high", "interval", "q", "asymptote"),
+    *("rms_log_residual", "range", "seeds", "batch_sizes", "n_diverged", "n_failed", "n_infeasible"),
     *("eta_beta_min", "eta_beta_max", "eta_k_op_max", "reason", "unpredicted", "approximated"),
     *(name + end for name in STATISTICS for end in ("", "_min", "_max")),
 )
@@ -49,6 +51,9 @@ FITS = (
 UNSURE = 0.5
 """The fraction of `lateness` that is uncertain. Default: a half, with which intervals cover in
 benchmarks/coverage.py."""
+
+OF_TRAINING_LOSS = "the theory is of the training loss"
+"""Why b_N of another metric has no prediction."""
 
 _NO_PATH = (np.zeros(0), np.zeros(0))
 
@@ -58,7 +63,8 @@ class Measurement:
     """One quantity of a reading, and the fit to it.
 
     Attributes:
-        about: The columns that identify it: those of the reading, `quantity` (`h` or `N`), `target`, `headline`.
+        about: The columns that identify it: those of the reading, `quantity` (`h` or `N`), `metric`, `target`,
+            `headline`, and for N the number of `n_infeasible` trials.
         asked: The batch sizes of its group, ascending.
         best: The best trial of each (seed, batch size), with the quantity in the column `value`; nan at a batch size
             for which some seed has none.
@@ -79,30 +85,38 @@ class Measurement:
 
 
 def measure(
-    reading: pd.DataFrame, group: pd.DataFrame, paths: Paths, targets: Sequence[float]
+    reading: pd.DataFrame, group: pd.DataFrame, paths: Mapping[str, Paths], targets: Sequence[Target]
 ) -> Iterator[Measurement]:
     """Measure h, and N for each target.
+
+    A trial that ran all its iterations without reaching a target, and did not diverge, is *infeasible* for it, as
+    Shallue et al. (2019) call it.
 
     Args:
         reading: The trials of a reading.
         group: All trials of its group.
-        paths: Their losses.
-        targets: Loss levels; the headline is the lowest that all batch sizes reach.
+        paths: Their falling metrics, by metric.
+        targets: The targets, those of a metric together. The headline of each metric is the deepest that all batch
+            sizes reach.
     """
     head = reading[list(READING)].iloc[0].to_dict()
     trials = usable(reading)
-    about = {**head, "quantity": "h", "target": math.nan, "headline": True}
+    about = {**head, "quantity": "h", "metric": TRAIN_LOSS, "target": math.nan, "headline": True, "n_infeasible": 0}
     yield _measured(about, best_by_h(trials), reading, group)
 
-    levels = tuple(dict.fromkeys(targets))
-    end = deepest(reading, paths)["deepest"].max()
-    reached = [level for level in levels if end <= level]
-    headline = min(reached, default=max(levels, default=math.nan))
-    for level in levels:
-        about = {**head, "quantity": "N", "target": level, "headline": level == headline}
-        yield _measured(about, best_by_steps(trials, paths, level), reading, group)
-    if not levels:
-        about = {**head, "quantity": "N", "target": math.nan, "headline": True}
+    for metric, together in groupby(dict.fromkeys(targets), lambda one: one.metric):
+        levels, own = list(together), paths[metric]
+        ends = deepest(reading, own)["deepest"].max()
+        reached = [one.eps for one in levels if ends <= one.eps]
+        headline = min(reached, default=max(one.eps for one in levels))
+        ran = trials.loc[trials["status"] == COMPLETED, "cell_id"]
+        lowest = np.array([own[cell_id][1].min(initial=math.inf) for cell_id in ran if cell_id in own])
+        for one in levels:
+            about = {**head, "quantity": "N", "metric": metric, "target": one.level, "headline": one.eps == headline}
+            about["n_infeasible"] = int((~(lowest <= one.eps)).sum())
+            yield _measured(about, best_by_steps(trials, own, one), reading, group)
+    if not targets:
+        about = {**about, "quantity": "N"}
         none = CriticalBatch(reason=_no_level(trials))
         empty = trials.iloc[:0].assign(value=math.nan)
         yield Measurement(about, _sizes(group), empty, None, np.empty(0), [], _fit_row(about, reading, none))
@@ -125,24 +139,37 @@ def best_by_h(trials: pd.DataFrame) -> pd.DataFrame:
     return best_of(trials.assign(resolution=stepsize_resolution(trials, depth)), "score")
 
 
-def best_by_steps(trials: pd.DataFrame, paths: Paths, level: float) -> pd.DataFrame:
-    """Select the trial with the smallest N of each (seed, batch size); N is `value`, nan if none reaches the level.
+def best_by_steps(trials: pd.DataFrame, paths: Paths, target: Target) -> pd.DataFrame:
+    """Select the trial with the smallest N of each (seed, batch size); N is `value`, nan if none reaches the target.
 
-    Trials are compared by `first`, the iteration at which the level is reached according to the evaluations. N is then
-    corrected for the delay in log N due to the spacing of evaluations (`raysat.saturation.targets.lateness`), by its
-    mean over the seeds of a batch size. Half of the delay is uncertain: `resolution`, the error of log N that the seeds
-    share, contains that half and the error due to the spacing of stepsizes. In a race every trial far behind the best
-    one counts as being at its limit, regardless of when it was cut.
+    Trials are compared by `first`, the iteration at which the target is reached according to the evaluations. A trial
+    that was stopped before it, at an iteration below `first`, might have been the best: the row is then `undecided`. In
+    a race every trial far behind the best one counts as being at its limit, regardless of when it was cut.
+
+    N is corrected for the delay in log N due to the spacing of evaluations (`raysat.saturation.targets.lateness`), by
+    its mean over the seeds of a batch size. Half of the delay is uncertain: `resolution`, the error of log N that the
+    seeds share, contains that half and the error due to the spacing of stepsizes.
+
+    Args:
+        trials: The trials of a reading that can be measured.
+        paths: The falling metric of the target along them.
+        target: The target.
     """
+    level = target.eps
     own = [paths.get(cell_id, _NO_PATH) for cell_id in trials["cell_id"]]
     steps = np.array([steps_to_target(*path, level) for path in own], dtype=float)
+    key = [trials["seed"], trials["batch_size"]]
+    least = pd.Series(steps, trials.index).groupby(key).transform("min").to_numpy(dtype=float)
     told = steps
     if (trials["status"] == BEATEN).any():
-        least = pd.Series(steps, trials.index).groupby([trials["seed"], trials["batch_size"]]).transform("min")
-        told = np.fmin(steps, SLACK * least.to_numpy(dtype=float))  # a nan, of a trial cut before, becomes the limit
+        told = np.fmin(steps, SLACK * least)  # a nan, of a trial cut before, becomes the limit
+    last = np.array([path[0][-1] if len(path[0]) else math.nan for path in own], dtype=float)
+    # `~(last >= least)`, unlike `last < least`, is true if `least` is nan: no trial has reached the target
+    rival = trials["status"].isin([TARGET_REACHED, BEATEN]) & np.isnan(steps) & ~np.isnan(last) & ~(last >= least)
+    undecided = rival.groupby(key).transform("any")
     with np.errstate(divide="ignore"):  # N = 0 at a target that w_0 meets
         spaced = stepsize_resolution(trials, np.log(told))
-    best = best_of(trials.assign(first=steps, spaced=spaced), "first")
+    best = best_of(trials.assign(first=steps, spaced=spaced, undecided=undecided), "first")
     own = [paths.get(cell_id, _NO_PATH) for cell_id in best["cell_id"]]
     found = ([of(*path, level) for path in own] for of in (lateness, earliest, uncertainty))
     late, least, unsure = (np.nan_to_num(np.array(one, dtype=float)) for one in found)
@@ -192,7 +219,7 @@ def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.
     shared = by_seed(best, "resolution").mean().to_numpy()
     fit = critical_batch(b, values, about["quantity"], shared)
     gone = best.loc[vanished(best), "batch_size"]
-    if refusal := _refusal(about, int(missing.sum()), len(best), lost, gone):
+    if refusal := _refusal(about, best, lost, gone):
         fit = CriticalBatch(seeds=fit.seeds, batch_sizes=fit.batch_sizes, reason=refusal)
     # without a logarithm there is no geometric mean
     values = np.where((values > 0) | np.isnan(values), values, math.nan)
@@ -208,13 +235,19 @@ def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.
     return Measurement(about, _sizes(group), best, alone, shared, _points(about, best, b, values, ends), row)
 
 
-def _refusal(about: dict, missing: int, trials: int, lost: Sequence[int], gone: Collection[int]) -> str:
+def _refusal(about: dict, best: pd.DataFrame, lost: Sequence[int], gone: Collection[int]) -> str:
     """Return why there can be no fit for any values; empty if there can be one."""
     if about["quantity"] == "h" and len(gone):
         where = ", ".join(map(str, sorted(set(gone))))
         return f"at b = {where} the loss vanished, so that h has no value there: run fewer iterations, or see b_N"
-    if about["quantity"] == "N" and missing:
-        return f"{missing} of {trials} trials do not reach L <= {about['target']:g}"
+    if about["quantity"] == "N" and (missing := int(best["first"].isna().sum())):
+        return f"{missing} of {len(best)} trials do not reach {Target.in_row(about).inequality}"
+    if about["quantity"] == "N" and best["undecided"].any():
+        where = ", ".join(map(str, sorted(set(best.loc[best["undecided"], "batch_size"]))))
+        return (
+            f"at b = {where} a trial that ended at another target, or was cut, might have been the first to reach "
+            f"{Target.in_row(about).inequality}: run the sweep with that target, under another name"
+        )
     if lost:
         where = ", ".join(map(str, lost))
         return (
@@ -246,6 +279,9 @@ def _fit_row(about: dict, reading: pd.DataFrame, fit: CriticalBatch) -> dict:
     statistics = {name + end: statistic[name] for end, statistic in ends.items() for name in STATISTICS}
     said = dict.fromkeys(one for row in reading.to_dict("records") for one in approximations(row))
     why = {"unpredicted": reading["unpredicted"].iloc[0], "approximated": "; ".join(said)}
+    if about["metric"] != TRAIN_LOSS:
+        statistics |= dict.fromkeys((name + end for name in PREDICTING for end in ends), math.nan)
+        why = {"unpredicted": OF_TRAINING_LOSS, "approximated": ""}
     return {**about, **lost, **statistics, **asdict(fit), **why, "quantity": f"b_{about['quantity']}"}
 
 
@@ -266,7 +302,7 @@ def _points(
     etas = by_size[["eta", "eta_beta", "eta_k_op"]].median().to_dict("records")
     counts = by_size.size()
     return [
-        {name: about[name] for name in (*READING, "quantity", "target")}
+        {name: about[name] for name in (*READING, "quantity", "metric", "target")}
         | {"batch_size": int(size), "value": mean[k], "low": low[k], "high": high[k], "seeds": seeds}
         | {**etas[k], "h_interp_n": int(b[-1])}
         | {"h_interp": h_interpolated(float(size), mean[0], mean[-1]) if predicts else math.nan}
@@ -284,7 +320,8 @@ def _remarks(
     elif best["seed"].nunique() == 1:
         yield f"one seed, and no fit about which it could scatter: {quantity}(b) has no interval"
     if quantity == "N" and fit.value > 0 and (near := _less_than_an_epoch(best)):
-        yield f"the target is less than an epoch away at b = {near}: a lower one says more of a whole training"
+        lower = "higher" if rises(about["metric"]) else "lower"
+        yield f"the target is less than an epoch away at b = {near}: a {lower} one says more of a whole training"
     if fit.range < SMALL_RANGE and quantity == "h" and policy(about["stepsize"]).startswith("fixed"):
         yield f"under one stepsize for all b, h varies by only {much}: agreement of h with h_interp says little"
     elif fit.range < SMALL_RANGE and fit.batch_sizes > 1 and "varies by" not in fit.reason:
@@ -296,7 +333,7 @@ def _remarks(
         if sizes := sizes_without(found, asked):
             yield f"at b = {', '.join(map(str, sizes))} a seed has {what} is not in the fit"
     if quantity == "h" and (best["status"] == TARGET_REACHED).any():
-        yield "trials ended at the target loss, so that T, on which h depends, differs between batch sizes"
+        yield "trials ended at the target, so that T, on which h depends, differs between batch sizes"
     # 1 %: the multiples of a grid are further apart, and rounding does not reach it
     if about["stepsize"] == "grid_relative" and best["eta_beta"].max() < 1.01 * best["eta_beta"].min():
         yield f"at every b the same multiple of 1/beta(b) is best: {quantity} follows beta(b) nearly by construction"

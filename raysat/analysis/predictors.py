@@ -17,6 +17,7 @@ import pandas as pd
 from raysat.analysis.foreseen import PredictedCurves, forecast
 from raysat.analysis.measure import FITS, Measurement
 from raysat.analysis.reading import policy
+from raysat.spec.goals import TRAIN_LOSS
 from raysat.storage.initial import PREDICTING
 
 _OF_FITS_ALONE = (*PREDICTING, "unpredicted", "approximated")
@@ -72,7 +73,8 @@ def compare(
     """
     fit = measured.fit
     shared = {name: fit[name] for name in COMPARISON if name in fit}
-    by_construction = policy(fit["stepsize"]) == "theory" and fit["quantity"] == "b_N"
+    of_loss = fit["quantity"] == "b_N" and fit["metric"] == TRAIN_LOSS
+    by_construction = policy(fit["stepsize"]) == "theory" and of_loss
     for name, predictor in PREDICTORS.items():
         predicted = predictor.predict(measured, reading, foreseen, deepest)
         remarks = [BY_CONSTRUCTION] * by_construction + [predicted["remark"]] * bool(predicted["remark"])

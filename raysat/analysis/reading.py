@@ -26,13 +26,17 @@ GROUP = (*SETTING, "width", "stepsize")
 READING = (*GROUP, "tuning")
 """The columns that identify a fit: those of a group, and how its stepsize was tuned: empty, `free` or `stable`."""
 
+ANSWER = (*SETTING, "metric")
+"""The columns that the rows of one answer share: each metric that has targets has its own."""
+
 EVIDENCE = ("grid", "grid_relative", "theory", "fixed_fraction", "fixed")
 """Stepsize policies, the best evidence for a critical batch size first: tuned stepsizes show what each batch size can
 do, `theory` makes N(b) follow beta(b), and one stepsize for all b hides saturation."""
 
 
 Paths = Mapping[str, tuple[np.ndarray, np.ndarray]]
-"""The loss along each trial, by cell_id: iterations, ascending from 0, and the loss at each."""
+"""A falling metric (`raysat.spec.goals`), such as the loss, along each trial, by cell_id: iterations, ascending from 0,
+and its value at each."""
 
 
 def policy(label: str) -> str:

@@ -1,4 +1,4 @@
-"""Which batch size to use: one answer for each setting, in one sentence, or the reason why there is none.
+"""Which batch size to use: an answer for each setting and metric, in one sentence, or the reason why there is none.
 
 The terminal, the report, notebooks and `raysat.load(...).recommendation` begin with this sentence. It comes from the
 best evidence (`raysat.analysis.reading.by_evidence`): stepsizes tuned freely at each batch size, because that is how a
@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from raysat.analysis.reading import READING, SETTING, by_evidence, policy
+from raysat.analysis.reading import ANSWER, READING, by_evidence, policy
 from raysat.analysis.words import bounds, number, setting
 from raysat.saturation.fits import law
+from raysat.spec.goals import TRAIN_LOSS, Target, rises
 
 GAIN = 0.05
 """The excess of N over its plateau, as a fraction, at the batch size beyond which nothing is said to be gained.
@@ -38,7 +39,8 @@ class Recommendation:
         batch_size: The batch size; nan if there is none.
         low: Lower end of the 95 % interval of b_N, in samples.
         high: Upper end.
-        target: The target loss.
+        target: The target: the value of the metric.
+        metric: The metric, a column of `curves`.
     """
 
     setting: str
@@ -47,30 +49,31 @@ class Recommendation:
     low: float = math.nan
     high: float = math.nan
     target: float = math.nan
+    metric: str = TRAIN_LOSS
 
     def __str__(self) -> str:
         return self.sentence
 
 
 def recommendations(fits: pd.DataFrame, points: pd.DataFrame) -> list[Recommendation]:
-    """Make one recommendation for each setting.
+    """Make one recommendation for each setting and metric.
 
     Args:
         fits: `Analysis.fits`.
         points: `Analysis.points`.
     """
     headline = fits[fits["headline"].astype(bool) & (fits["quantity"] == "b_N")]
-    groups = headline.groupby(list(SETTING), dropna=False, sort=False)
+    groups = headline.groupby(list(ANSWER), dropna=False, sort=False)
     return [_recommended(by_evidence(rows).iloc[:1], points) for _, rows in groups]
 
 
 def _recommended(best: pd.DataFrame, points: pd.DataFrame) -> Recommendation:
     fit = best.iloc[0].to_dict()
-    where, target = setting(fit), fit["target"]
-    own = points[points["quantity"] == "N"].merge(best[[*READING, "target"]])
+    where, aim = setting(fit), {"target": fit["target"], "metric": fit["metric"]}
+    own = points[points["quantity"] == "N"].merge(best[[*READING, "metric", "target"]])
     run = np.sort(own.loc[own["value"].notna(), "batch_size"].to_numpy(dtype=float))
     if why := _against(fit, run):
-        return Recommendation(where, f"No batch size can be recommended yet: {why}", target=target)
+        return Recommendation(where, f"No batch size can be recommended yet: {why}", **aim)
     b_N, q = fit["value"], fit["q"]
     # the nearest in log b, on which the law depends through b/b_N; N is the law's, since its values scatter
     b = float(run[np.abs(np.log(run / b_N)).argmin()])
@@ -90,9 +93,10 @@ def _recommended(best: pd.DataFrame, points: pd.DataFrame) -> Recommendation:
     seeds = f"{fit['seeds']} seed{'s' * (fit['seeds'] != 1)}"
     width = f"width {fit['width']}, " * bool(fit["width"])
     epochs = b * at / fit["n"]
-    said += f". To loss {target:g}, {number(epochs, 2)} epochs, {width}{seeds}, stepsizes tuned at each b."
-    said += " That is less than an epoch away: a lower target says more of a whole training." * (epochs < 1)
-    return Recommendation(where, said, b, fit["low"], fit["high"], target)
+    said += f". To {Target.in_row(fit).words}, {number(epochs, 2)} epochs, {width}{seeds}, stepsizes tuned at each b."
+    lower = "higher" if rises(fit["metric"]) else "lower"
+    said += f" That is less than an epoch away: a {lower} target says more of a whole training." * (epochs < 1)
+    return Recommendation(where, said, b, fit["low"], fit["high"], **aim)
 
 
 def _against(fit: Mapping, run: Float[np.ndarray, " b"]) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,6 +18,9 @@ from raysat.analysis.measure import FITS, POINTS, Paths, measure
 from raysat.analysis.predictors import COMPARISON, compare
 from raysat.analysis.reading import GROUP, comparable, readings
 from raysat.analysis.targets import shared
+from raysat.errors import InputError
+from raysat.spec.goals import METRICS, TRAIN_LOSS, Target, by_metric, falling
+from raysat.spec.goals import asked as asked_by
 from raysat.spec.training import is_of_theory
 from raysat.storage.files import Location, write_aside
 from raysat.storage.schema import FAILED, REFUSED, arrow_schema
@@ -28,19 +32,19 @@ class Analysis:
     """The results of a sweep as tidy tables. The columns `raysat.analysis.READING` identify a reading.
 
     Attributes:
-        points: One row for each reading, quantity (`h` or `N`), target and batch size. `value` is the geometric mean
-            over seeds, `low` and `high` its 95 % interval (with one seed, from the scatter about a fit); `eta` the
-            median stepsize of the trials that counted, `eta_beta` and `eta_k_op` the same times beta(b) and k_op;
-            `h_interp` the paper's predicted exponent (section 5), and `h_interp_n` the batch size whose h replaces h(n)
-            in it.
+        points: One row for each reading, quantity (`h` or `N`), target (`metric` and `target`) and batch size. `value`
+            is the geometric mean over seeds, `low` and `high` its 95 % interval (with one seed, from the scatter about
+            a fit); `eta` the median stepsize of the trials that counted, `eta_beta` and `eta_k_op` the same times
+            beta(b) and k_op; `h_interp` the paper's predicted exponent (section 5), and `h_interp_n` the batch size
+            whose h replaces h(n) in it.
         fits: One row for each reading, quantity (`b_h` or `b_N`) and target. `value`, `low` and `high` are the critical
             batch size in samples and its interval, `interval` the source of that, `q` how sharply the law bends there
             (`raysat.saturation.fits`), `asymptote` h or N at large b, `range` the largest mean over the smallest,
             `eta_beta_min` to `eta_beta_max` the range of the stepsizes that counted in units of 1/beta(b),
             `eta_k_op_max` the largest in units of 1/k_op, `reason` the reservations in words; the predictions at
             initialization are means over seeds, with `_min` and `_max`, `unpredicted` says why there are none,
-            `approximated` how the predicted network differs from the trained one. `headline` marks one b_h and one b_N
-            of each reading.
+            `approximated` how the predicted network differs from the trained one. `headline` marks one b_h of each
+            reading, and one b_N of each metric; the rows of the metric that the sweep is about come first.
         comparison: One row for each fit and predictor (`raysat.analysis.predictors`): the prediction with its extremes
             over seeds, the measured value, and their ratio. `analysis.parquet` contains this table; docs/columns.md has
             its columns.
@@ -60,7 +64,7 @@ class Analysis:
 def analyze(
     trials: pd.DataFrame,
     curves: pd.DataFrame,
-    targets: Sequence[float] = (),
+    targets: Sequence[float | str | Target] = (),
     ntk: pd.DataFrame | None = None,
 ) -> Analysis:
     """Estimate, fit and compare all that a sweep's tables support.
@@ -68,23 +72,26 @@ def analyze(
     Args:
         trials: The `trials` table.
         curves: The `curves` table.
-        targets: Loss levels for N(b). Default: levels that all compared readings share
-            (`raysat.analysis.targets.shared`).
+        targets: Targets for N(b) (`raysat.spec.goals.Target.of`); the metric of the first leads. Default: training
+            losses that all compared readings share (`raysat.analysis.targets.shared`).
         ntk: The `ntk` table, for the forecast. Default: there is no forecast.
     """
-    trials, paths = prepared(trials, curves, ntk)
+    asked = by_metric(Target.of("targets", one) for one in targets)
+    trials, paths = prepared(trials, curves, ntk, {one.metric for one in asked})
     at_once = trials_at_once(trials)
-    automatic = None if targets else shared(trials, paths)
+    automatic = None if asked else shared(trials, paths[TRAIN_LOSS])
     points, fits, comparison, costs, choices = [], [], [], [], []
     for _, group in trials.groupby(list(GROUP), dropna=False):
         # all trials of a group have the same targets
-        own = targets if automatic is None else automatic[group.index[0]]
-        foreseen = (
-            PredictedCurves(reason="no table ntk was given") if ntk is None else predict_curves(group, ntk, paths)
-        )
+        own = asked if automatic is None else [Target(TRAIN_LOSS, level) for level in automatic[group.index[0]]]
+        if ntk is None:
+            foreseen = PredictedCurves(reason="no table ntk was given")
+        else:
+            foreseen = predict_curves(group, ntk, paths[TRAIN_LOSS])
         for reading in readings(group):
             made = list(measure(reading, group, paths, own))
-            deepest = min(one.about["target"] for one in made if one.about["quantity"] == "N")
+            levels = [one.about["target"] for one in made if one.about["metric"] == TRAIN_LOSS]
+            deepest = min((level for level in levels if not math.isnan(level)), default=math.nan)
             for measured in made:
                 points += measured.points
                 fits.append(measured.fit)
@@ -105,21 +112,22 @@ OF_THEORY = ("b_star", "b_star_thm33")
 """Statistics that predict the critical batch size of fixed-stepsize SGD, and of no other training."""
 
 
-def prepared(trials: pd.DataFrame, curves: pd.DataFrame, ntk: pd.DataFrame | None) -> tuple[pd.DataFrame, Paths]:
-    """Select the trials that count, with a column `unpredicted` (why there are no statistics), and their losses.
+def prepared(
+    trials: pd.DataFrame, curves: pd.DataFrame, ntk: pd.DataFrame | None, metrics: Collection[str] = ()
+) -> tuple[pd.DataFrame, dict[str, Paths]]:
+    """Select the trials that count, with a column `unpredicted` (why there are no statistics), and their metrics.
 
     Args:
         trials: The `trials` table.
         curves: The `curves` table.
         ntk: The `ntk` table, if there is one.
+        metrics: The metrics that are read besides the training loss.
     """
     trials = comparable(trials).sort_values("finished_at", kind="stable")
     # The same cell under two ids, if a user's own module changed between two runs: the later one counts.
     outdated = trials.duplicated([*GROUP, "seed", "batch_size", "eta"], keep="last") & trials["eta"].notna()
-    paths = {
-        str(cell_id): (path["iteration"].to_numpy(), path["train_loss"].to_numpy(dtype=float))
-        for cell_id, path in curves.sort_values("iteration").groupby("cell_id")
-    }
+    by_cell = [(str(cell_id), path) for cell_id, path in curves.sort_values("iteration").groupby("cell_id")]
+    paths = {metric: _paths(by_cell, metric) for metric in (TRAIN_LOSS, *sorted({*metrics} - {TRAIN_LOSS}))}
     # Python strings: every column of Arrow strings is a block of its own, and a selection of rows takes time for each.
     texts = {name: object for name, kind in trials.dtypes.items() if isinstance(kind, pd.StringDtype)}
     reasons, kept = refused(ntk), trials[~outdated].astype(texts)
@@ -129,6 +137,21 @@ def prepared(trials: pd.DataFrame, curves: pd.DataFrame, ntk: pd.DataFrame | Non
     kept.loc[other, "unpredicted"] = "the theory is of fixed-stepsize SGD"
     kept.loc[other, [*OF_THEORY, "eta_limit"]] = math.nan
     return kept, paths
+
+
+def _paths(by_cell: Iterable[tuple[str, pd.DataFrame]], metric: str) -> Paths:
+    """Read a metric along each trial from its rows of `curves`, ascending.
+
+    Raises:
+        InputError: The sweep has not measured it.
+    """
+    found = {
+        cell_id: (path["iteration"].to_numpy(), np.asarray(falling(metric, path[metric].to_numpy(dtype=float))))
+        for cell_id, path in by_cell
+    }
+    if metric != TRAIN_LOSS and found and all(np.isnan(values).all() for _, values in found.values()):
+        raise InputError(f"this sweep has no {METRICS[metric]}: name a target of another metric.")
+    return found
 
 
 def refused(ntk: pd.DataFrame | None) -> dict[str, str]:
@@ -150,15 +173,15 @@ def load(root: Location) -> tuple[dict, pd.DataFrame, pd.DataFrame]:
 
 
 def analyze_folder(
-    root: Location, record: Mapping, trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float] = ()
+    root: Location, record: Mapping, trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[Target] = ()
 ) -> Analysis:
     """Analyze what `load` has read, for some targets or, without any, for those of the sweep."""
     return analyze(trials, curves, levels(record, targets), Store(root).read("ntk"))
 
 
-def levels(record: Mapping, targets: Sequence[float] = ()) -> tuple[float, ...]:
+def levels(record: Mapping, targets: Sequence[Target] = ()) -> tuple[Target, ...]:
     """The given targets or, without any, those of the sweep; empty if there are none."""
-    return tuple(targets) or tuple(record["sweep"].get("targets") or ())
+    return tuple(targets) or asked_by(record["sweep"])
 
 
 def save(analysis: Analysis, folder: Location) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from raysat.analysis.reading import READING, SETTING
+from raysat.spec.goals import symbol
 from raysat.text import number, percent
 
 Row = Mapping | pd.Series
@@ -61,6 +62,16 @@ def short_settings(table: pd.DataFrame) -> dict[tuple, str]:
         )
         for row, fact in zip(rows, facts, strict=True)
     }
+
+
+def target_symbol(metric: str) -> str:
+    """What stands before a target on a page: `L ≤`, `test accuracy ≥`."""
+    return symbol(metric).replace("<=", "≤").replace(">=", "≥")
+
+
+def target_label(row: Row) -> str:
+    """The target of a row on a page: `L ≤ 0.3`, `test accuracy ≥ 0.9`."""
+    return f"{target_symbol(row['metric'])} {row['target']:g}"
 
 
 def key_of(row: Row, columns: Sequence[str] = READING) -> tuple:

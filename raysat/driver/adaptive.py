@@ -43,6 +43,7 @@ from raysat.saturation.fits import LEAST_BATCH_SIZES, fit_law, log_law, slopes
 from raysat.saturation.intervals import geometric_mean, of_critical_batch
 from raysat.saturation.targets import choose_targets
 from raysat.spec.cells import Cell
+from raysat.spec.goals import METRICS, TRAIN_LOSS
 from raysat.spec.stepsizes import AUTO_START, half_octave
 from raysat.text import number
 
@@ -111,10 +112,12 @@ class Group:
         tuned: Whether the best of several stepsizes counts.
         auto: Whether stepsizes are added until the best lies inside the range.
         adaptive: Whether the batch sizes are candidates.
-        target: The loss to which N counts; None for the lowest that all trials reach.
+        target: The value of the falling metric (`raysat.spec.goals`) to which N counts; None for the lowest training
+            loss that all trials reach.
         ratio: Upper over lower end of the interval at which an adaptive group is complete.
         weight: The cost of a cell.
-        goal: The loss to which the trials of a seed and batch size race; None without a race.
+        goal: The value to which the trials of a seed and batch size race; None without a race.
+        metric: The metric to which target and goal belong.
         made: Its cells by batch size, seed and exponent, each made once because its id is a hash.
         ranges: In a race, by batch size and seed: the start of the range, the results near it, and its cells.
     """
@@ -128,8 +131,14 @@ class Group:
     ratio: float
     weight: Callable[[Cell], float]
     goal: float | None = None
+    metric: str = TRAIN_LOSS
     made: dict[tuple[int, int, int], Cell] = field(default_factory=dict)
     ranges: dict[tuple[int, int], tuple] = field(default_factory=dict)
+
+    @property
+    def races(self) -> bool:
+        """Whether the trials of a seed and batch size race."""
+        return self.goal is not None
 
     def propose(self, results: TrialResults, *, ahead: bool = False) -> Proposal:
         """Return the cells that this group requests.
@@ -141,8 +150,8 @@ class Group:
         requested: dict[int, list[Cell]] = {}
         if not self.adaptive:
             for b in self.cells:
-                requested[b] = self._tune(b, requested if self.goal else {}, results)
-                if self.auto and self.goal and not ahead and not _ended(requested[b], results):
+                requested[b] = self._tune(b, requested if self.races else {}, results)
+                if self.auto and self.races and not ahead and not _ended(requested[b], results):
                     break
             return Proposal([cell for cells in requested.values() for cell in cells])
         b, why = min(self.cells), ""
@@ -172,8 +181,8 @@ class Group:
         if not self.auto:
             return self.cells[b]
         firsts = [*{cell.init.seed: cell for cell in self.cells[b]}.values()]
-        best, usual = self._best_near(b, requested, results), AUTO_START[-1:] if self.goal else AUTO_START
-        if self.goal:
+        best, usual = self._best_near(b, requested, results), AUTO_START[-1:] if self.races else AUTO_START
+        if self.races:
             starts = [(best[cell.init.seed],) if cell.init.seed in best else usual for cell in firsts]
             ranges = [self._own_range(*one, results) for one in zip(firsts, starts, strict=True)]
             return [cell for cells in ranges for cell in cells]
@@ -195,14 +204,14 @@ class Group:
         tried, missing = set[int](), list(start)
         while True:
             ended = {k for k in missing if _ended([self._at(cell, k) for cell in firsts], results)}
-            if self.goal and tried | ended:  # include stepsizes tried from another start
+            if self.races and tried | ended:  # include stepsizes tried from another start
                 near = range(min(tried | ended) - 2, max(tried | ended) + 3)
                 ended |= {k for k in (*near, *AUTO_START) if self._at(firsts[0], k).cell_id in results} - tried
-            if not ended or (len(ended) < len(missing) and not self.goal):  # a race may do without the others
+            if not ended or (len(ended) < len(missing) and not self.races):  # a race may do without the others
                 return [self._at(cell, k) for k in (*sorted(tried), *missing) for cell in firsts]
             tried |= ended
             found = [{k: results[self._at(cell, k).cell_id] for k in sorted(tried)} for cell in firsts]
-            if self.goal:
+            if self.goal is not None:
                 missing = next_in_race(found[0], self.target, self.goal)
             else:
                 missing = [*{k for one in found for k in missing_neighbours(one, self.target)} - tried]
@@ -241,7 +250,9 @@ class Group:
         """Return the batch size to run next, or None and the reason why the group is complete."""
         ended = [results[cell.cell_id] for cells in requested.values() for cell in cells]
         if any(one.begins_below(self.target) for one in ended):
-            return None, "target_loss is not below the loss at initialization: lower it"
+            if self.metric == TRAIN_LOSS:
+                return None, "target_loss is not below the loss at initialization: lower it"
+            return None, f"the target holds at initialization: ask more of the {METRICS[self.metric]}"
         ends = []
         known = any(one.eta_over_limit < math.inf for one in ended)
         for limit in self._limits if known else (math.inf,):
@@ -305,7 +316,7 @@ class Group:
             own = np.array([size])
             gain = math.log(_sum_of_squares(np.append(share, slopes(own, made.value, q)[0])) / _sum_of_squares(share))
             cell = self.cells[size][0]
-            if cell.target_loss is not None:
+            if cell.goal is not None:
                 foretold = asymptote * math.exp(log_law(own, log_b_N, q)[0])
                 cell = replace(cell, iterations=min(cell.iterations, math.ceil(foretold)))
             return gain / self.weight(cell)

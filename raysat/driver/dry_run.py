@@ -61,7 +61,7 @@ def show_cost(laid_out: Plan, finished: set[str], console: Console) -> None:
         f"{1e3 * cost.GPU_LAUNCH:g} ms to launch a step. The statistics at initialization are not counted."
     )
     if sweep.races and any(stepsize.policy.startswith("grid") for stepsize in sweep.stepsizes):
-        console.print("Trials race to the target loss: those that cannot be the best are cut, and it takes less.")
+        console.print("Trials race to the target: those that cannot be the best are cut, and it takes less.")
     if sweep.adaptive:
         console.print("The sweep is adaptive: of these batch sizes it runs as many as it takes to know b_N.")
     if any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes):

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from raysat.driver.plan import Plan
 from raysat.driver.stepsizes import TrialResult
+from raysat.spec.goals import along
 from raysat.spec.race import is_beaten
 from raysat.spec.sweep import Sweep
 from raysat.storage.schema import BEATEN, FINISHED
@@ -30,7 +31,8 @@ def earlier_results(store: Store, sweep: Sweep) -> dict[str, TrialResult]:
     found = {}
     for row in trials.to_dict("records"):
         curve = curves[row["cell_id"]]
-        found[row["cell_id"]] = TrialResult.of(row, curve["iteration"].tolist(), curve["train_loss"].tolist())
+        losses = along(sweep.metric, curve[sweep.metric])
+        found[row["cell_id"]] = TrialResult.of(row, curve["iteration"].tolist(), losses)
     return found
 
 
@@ -49,12 +51,12 @@ def no_longer_beaten(store: Store, laid_out: Plan, found: Mapping[str, TrialResu
     trials, inits = store.read("trials", ["cell_id", *RACE]), {cell.init for cell in laid_out.cells}
     trials = trials[trials["cell_id"].isin(found) & trials["init_id"].isin([init.init_id for init in inits])]
     cut = {cell_id for cell_id in trials["cell_id"] if found[cell_id].status == BEATEN}
-    goal, still = laid_out.sweep.target_loss, set()
+    goal, still = laid_out.sweep.goal, set()
     if not laid_out.sweep.race or goal is None:
         return cut
     for _, race in trials.groupby(RACE):
         own = {cell_id: found[cell_id] for cell_id in race["cell_id"]}
-        arrivals = [arrival for one in own.values() for arrival in one.arrivals(goal)]
+        arrivals = [arrival for one in own.values() for arrival in one.arrivals(goal.eps)]
         still |= {
             cell_id
             for cell_id in cut & set(own)

@@ -164,7 +164,7 @@ def run(
             raise KeyboardInterrupt  # which user code does not catch as an error of its own
 
     with Recorder(
-        store, views, queue, executor.size, statistics, inits, outdated, on_first_trial, check_time
+        store, views, queue, executor.size, statistics, inits, outdated, on_first_trial, check_time, sweep.metric
     ) as recorder:
         stacks = partial(laid_out.stacks, gpus=executor.gpus)
         auto = any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes)

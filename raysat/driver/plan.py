@@ -18,6 +18,7 @@ from raysat.sgd.engine import maker
 from raysat.sgd.problem import Problem
 from raysat.sgd.stacked import LARGEST_BATCH
 from raysat.spec.cells import Cell, Initialization, Model
+from raysat.spec.goals import METRICS, on_test_samples, rises
 from raysat.spec.stepsizes import OF_STATISTICS
 from raysat.spec.sweep import Sweep
 from raysat.trial.job import initial_network
@@ -106,6 +107,7 @@ def _plan(sweep: Sweep, folder: Path, before: object) -> Plan:
 def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: str) -> Plan:
     dataset = _dataset_of(sweep)
     _check_targets(sweep, dataset)
+    _check_goals(sweep, dataset)
     groups = {model: references_of(sweep.dataset, sweep.loss, model.builder) for model in sweep.models}
     own = {training: references_of(*training.names) for training in sweep.trainings}
     code = Code.of(sources, [*groups.values(), *own.values()], before, earlier)
@@ -173,6 +175,21 @@ def _check_targets(sweep: Sweep, dataset: data.Dataset) -> None:
     for name, y in (("y", dataset.y), ("y_test", dataset.y_test)):
         if y is not None:
             as_targets(y, _outputs_shape(y, dataset), resolve(sweep.loss), name=f"dataset={sweep.dataset!r}: {name}")
+
+
+def _check_goals(sweep: Sweep, dataset: data.Dataset) -> None:
+    """Raise `InputError` if the data set has no metric to which iterations shall be counted."""
+    for target in filter(None, (*sweep.measured, sweep.goal)):
+        if on_test_samples(target.metric) and not dataset.n_test:
+            raise InputError(
+                f"the target {target} needs test samples, and {sweep.dataset!r} has none: give its Dataset x_test and "
+                "y_test, or set a target of the training samples."
+            )
+        if rises(target.metric) and not dataset.classes:
+            raise InputError(
+                f"the target {target} needs classes, and {sweep.dataset!r} has numbers for targets: set one of the "
+                f"{METRICS[target.metric.replace('accuracy', 'loss')]}."
+            )
 
 
 def _outputs_shape(y: torch.Tensor, dataset: data.Dataset) -> tuple[int, ...]:

@@ -33,7 +33,9 @@ def groups(sweep: Sweep, cells: Sequence[Cell], weight: Callable[[Cell], float])
         weight: The cost of a cell, in any unit.
     """
     auto = any(stepsize.policy == "grid_auto" for stepsize in sweep.stepsizes)
-    target = min((level for level in sweep.targets if level >= (sweep.target_loss or 0)), default=sweep.target_loss)
+    goal = None if sweep.goal is None else sweep.goal.eps
+    levels = [one.eps for one in sweep.measured if one.metric == sweep.metric]
+    target = min((level for level in levels if level >= (goal or 0)), default=goal)
     members: dict[tuple, dict[int, list[Cell]]] = {}
     for cell in sorted(cells, key=lambda cell: cell.batch_size):
         key = _without_seed(cell).init, cell.stepsize.label, cell.training
@@ -48,7 +50,8 @@ def groups(sweep: Sweep, cells: Sequence[Cell], weight: Callable[[Cell], float])
             target=target,
             ratio=sweep.interval_ratio,
             weight=weight,
-            goal=sweep.target_loss if sweep.races and label.startswith("grid") else None,
+            goal=goal if sweep.races and label.startswith("grid") else None,
+            metric=sweep.metric,
         )
         for (init, label, training), by_size in members.items()
     ]
@@ -83,7 +86,7 @@ class CellQueue:
         self._queue: dict[str, Cell] = {}  # by cell_id; the last is run first
         self._race: dict[str, Race] = {}  # the race of each cell, by cell_id
         self._cells: dict[Race, list[Cell]] = {}
-        self._growing = any(group.auto and group.goal for group in groups)
+        self._growing = any(group.auto and group.races for group in groups)
         self._looked_ahead = False
         self._propose()
 
@@ -117,15 +120,14 @@ class CellQueue:
             self._looked_ahead = True
         busy, chosen = {self._race[cell_id] for cell_id in self.running}, None
         for cell in filter(ready, reversed(self._queue.values())):
-            if not (self._goal(cell) and self._race[cell.cell_id] in busy):
+            if not (self._races(cell) and self._race[cell.cell_id] in busy):
                 chosen = cell
                 break
             chosen = chosen or cell
         return self._take(self._hoped_for(chosen, ready)) if chosen else None
 
-    def _goal(self, cell: Cell) -> float | None:
-        """Return the loss to which a cell races, if it does."""
-        return self.groups[self._race[cell.cell_id][0]].goal
+    def _races(self, cell: Cell) -> bool:
+        return self.groups[self._race[cell.cell_id][0]].races
 
     def _take(self, cell: Cell) -> Cell:
         del self._queue[cell.cell_id]
@@ -134,7 +136,7 @@ class CellQueue:
 
     def _hoped_for(self, cell: Cell, ready: Callable[[Cell], bool]) -> Cell:
         """Return the cell of a cell's race to run next; the cell itself if it does not race."""
-        if not self._goal(cell):
+        if not self._races(cell):
             return cell
         race = self._race[cell.cell_id]
         waiting = [one for one in self._cells[race] if one.cell_id in self._queue and ready(one)]

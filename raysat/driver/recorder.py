@@ -19,6 +19,7 @@ from raysat.executor import Outcome
 from raysat.messages.failures import cause
 from raysat.ntk.words import WAYS, approximations
 from raysat.spec.cells import Initialization
+from raysat.spec.goals import TRAIN_LOSS, along
 from raysat.storage.retry import RetryingWriter
 from raysat.storage.rows import Row
 from raysat.storage.schema import COMPLETED, FAILED, REFUSED
@@ -48,6 +49,7 @@ class Recorder:
         outdated: The stored rows of `ntk` of these that are not certified, by init_id.
         on_first_trial: Called once, when the first trial has started and this process has little left to do.
         check: Called regularly; an error that it raises ends the sweep.
+        metric: The metric by which the queue decides (`raysat.spec.sweep.Sweep.metric`).
     """
 
     def __init__(
@@ -61,8 +63,9 @@ class Recorder:
         outdated: Mapping[str, Row],
         on_first_trial: Callable[[], object] | None = None,
         check: Callable[[], object] = lambda: None,
+        metric: str = TRAIN_LOSS,
     ) -> None:
-        self.check = check
+        self.check, self.metric = check, metric
         self.store, self.views, self.queue, self.size = store, views, queue, size
         self.shown = ExitStack()
         self.writer = RetryingWriter(store.root, self.note)
@@ -206,7 +209,7 @@ class Recorder:
             self.failed.append((job.name, row["error"]))
             shown = {**row, "error": self._once(row["error"])}
         curve = rows[1]
-        losses = [point["train_loss"] for point in curve]
+        losses = along(self.metric, [point[self.metric] for point in curve])
         self.queue.add_result(key, TrialResult.of(row, [point["iteration"] for point in curve], losses))
         self.views[TRIALS].job_ended(key, trial_line(shown), row["status"])
 

@@ -29,7 +29,7 @@ class TrialResult:
     Attributes:
         status: The status, as in `trials`.
         iterations: The iterations of its evaluations.
-        losses: The training loss at each.
+        losses: The training loss at each, or the falling metric to whose target N counts (`raysat.spec.goals`).
         eta_over_limit: Its stepsize over `eta_limit`, up to which linearized SGD is stable; nan if that is unknown,
             because the network has no statistics or the trial failed.
     """
@@ -41,7 +41,7 @@ class TrialResult:
 
     @classmethod
     def of(cls, row: Mapping, iterations: Sequence[int], losses: Sequence[float]) -> TrialResult:
-        """Make a result from a row of `trials` and the columns `iteration` and `train_loss` of its `curves`."""
+        """Make a result from a row of `trials`, and the iterations and falling metric of its `curves`."""
         eta, limit = (math.nan if row.get(name) is None else float(row[name]) for name in ("eta", "eta_limit"))
         eta_over_limit = eta / limit if limit > 0 else math.nan
         return cls(row["status"], iterations, losses, eta_over_limit)
@@ -81,7 +81,7 @@ class TrialResult:
         """
         if not self.usable:
             return math.inf, math.inf
-        steps = self.steps(target or DEEPEST * self.losses[0])
+        steps = self.steps(DEEPEST * self.losses[0] if target is None else target)
         return math.inf if math.isnan(steps) else steps, self.losses[-1]
 
 

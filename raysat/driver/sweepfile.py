@@ -92,7 +92,8 @@ def override(sweep: Sweep, settings: Sequence[str]) -> Sweep:
             close = difflib.get_close_matches(key, names, 1)
             hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(names)}."
             raise InputError(f"--set {key}: a Sweep has no such field; {hint}")
-        plain = isinstance(getattr(sweep, key), str)  # a string, such as dataset=linear(n=64), needs no quotes
+        # a string, such as dataset=linear(n=64), needs no quotes
+        plain = isinstance(getattr(sweep, key), str) and text.strip() != "None"
         values[key] = text.strip(" '\"") if plain else value(text, f"--set {setting}")
     try:
         return replace(sweep, **values)
@@ -141,4 +142,6 @@ def _evaluate(tree: ast.expr) -> object:
         case ast.Call(func=ast.Name(id=name), args=arguments, keywords=keywords) if name in vocabulary():
             named = {keyword.arg: _evaluate(keyword.value) for keyword in keywords if keyword.arg}
             return vocabulary()[name](*map(_evaluate, arguments), **named)
+        case ast.Compare():  # a target, such as test_accuracy >= 0.9
+            return ast.unparse(tree)
     raise ValueError(f"{ast.unparse(tree)} is not known here")

@@ -9,13 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from raysat.analysis import THEORY_CAVEAT, devices, no_interpolation, number, policy, scatter
+from raysat.analysis import THEORY_CAVEAT, devices, no_interpolation, number, policy, scatter, target_label
 from raysat.analysis.efficiency import RULES, WASTE
 from raysat.analysis.words import bounds
 from raysat.plots.description import PALETTE, Axis, Mark, Series, View, dense, ends_of, measured, sentence
 from raysat.saturation.fits import law
 from raysat.saturation.forecast import Forecast
 from raysat.saturation.formulas import h_interpolated
+from raysat.spec.goals import TRAIN_LOSS, Target
 
 BATCH = Axis("batch size b (samples)", "b", key="b")
 
@@ -133,7 +134,7 @@ def at_target(points: pd.DataFrame, fit: Mapping, sizes: list[int]) -> View:
     """
     # nan at batch sizes without a value: the views of all targets share one x
     rows = points.set_index("batch_size").reindex(sizes).reset_index()
-    b, value, target = dense(sizes), number(fit["value"]), f"L ≤ {fit['target']:g}"
+    b, value, target = dense(sizes), number(fit["value"]), target_label(fit)
     kind = "measured N, 95 % interval"
     one = measured(rows, f"N to {target}", kind=kind, end=target, tone="blue", mark=0)
     notes, marks, words = [], [], ["no b_N: see the table"]
@@ -149,15 +150,29 @@ def at_target(points: pd.DataFrame, fit: Mapping, sizes: list[int]) -> View:
         words.append(f"b_star = {number(fit['b_star'])}")
         ends = fit["b_star"], fit["b_star_min"], fit["b_star_max"]
         marks.append(Mark(f"{words[-1]}, predicted", "orange", "dashed", *ends, kind="b_star, predicted"))
-    if policy(fit["stepsize"]) == "theory":
+    if policy(fit["stepsize"]) == "theory" and fit["metric"] == TRAIN_LOSS:
         notes.append(THEORY_CAVEAT)
         words += ["eta is made from beta(b):", "this checks the code"]
     series, known = [one], rows.dropna(subset="value")
     if len(known):  # perfect scaling from the smallest batch size that has a value
         series.append(_perfect(known.iloc[0]["batch_size"], known.iloc[0]["value"], sizes))
-    summary = [ends_of(rows, "N", f"iterations to loss {fit['target']:g}")]
+    summary = [ends_of(rows, "N", f"iterations to {Target.in_row(fit).words}")]
     summary += [f"Marked: {mark.name}." for mark in marks]
-    return View(series, marks, notes, words, " ".join(summary), ticks={"b": sizes})
+    y = None if fit["metric"] == TRAIN_LOSS else Axis("iterations N to the target", "N")
+    return View(series, marks, notes, words, " ".join(summary), ticks={"b": sizes}, y=y)
+
+
+def deepening(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows by metric, as they come, and from the easiest target of each to the hardest."""
+    places = {metric: k for k, metric in enumerate(dict.fromkeys(rows["metric"]))}
+    depth = [-Target(*row).eps for row in zip(rows["metric"], rows["target"], strict=True)]
+    order = pd.DataFrame({"place": rows["metric"].map(places), "depth": depth}, rows.index)
+    return rows.loc[order.sort_values(["place", "depth"], kind="stable").index]
+
+
+def of_target(table: pd.DataFrame, fit: Mapping) -> pd.DataFrame:
+    """Select the rows of a fit's target."""
+    return table[(table["metric"] == fit["metric"]) & (table["target"] == fit["target"])]
 
 
 def _perfect(size: int, steps: float, sizes: Sequence[int]) -> Series:
@@ -168,11 +183,13 @@ def _perfect(size: int, steps: float, sizes: Sequence[int]) -> Series:
 
 
 def steps(points: pd.DataFrame, fits: pd.DataFrame) -> View:
-    """Show N(b) at all targets: the headline with perfect scaling, b_N and b_star, the others with their fits alone."""
+    """Show N(b) at all targets: the first headline with perfect scaling, b_N and b_star, the others with their fits."""
     points, fits = points[points["quantity"] == "N"], fits[fits["quantity"] == "b_N"]
     sizes = sorted(points["batch_size"].unique().tolist())
-    ranked = fits.sort_values(["headline", "target"], ascending=[False, True]).to_dict("records")
-    views = [at_target(points[points["target"] == fit["target"]], fit, sizes) for fit in ranked]
+    ranked = deepening(fits).iloc[::-1]
+    first = fits["metric"] == fits["metric"].iloc[0]
+    main = (ranked["headline"].astype(bool) & first).sort_values(ascending=False, kind="stable")
+    views = [at_target(of_target(points, fit), fit, sizes) for fit in ranked.loc[main.index].to_dict("records")]
     # the shared legend explains the headline alone (`kind`); labels at the right edge name the other targets
     others = [replace(view.series[0], kind="", mark=k, hollow=True) for k, view in enumerate(views[1:], 1)]
     return replace(views[0], series=[*views[0].series, *others])
@@ -205,7 +222,7 @@ def targets(fits: pd.DataFrame) -> View:
 
 
 def costs(rows: pd.DataFrame, choices: pd.DataFrame) -> Iterator[View]:
-    """Yield a view of each measured cost at all targets, with its minimum and b_20 marked for the headline."""
+    """Yield a view of each measured cost at all targets of a metric, with minimum and b_20 marked for the headline."""
     sizes = sorted(rows["batch_size"].unique().tolist())
     ordered = rows.sort_values(["headline", "target", "batch_size"], ascending=[False, True, True])
     for cost, (name, unit, _) in COSTS.items():
@@ -215,8 +232,8 @@ def costs(rows: pd.DataFrame, choices: pd.DataFrame) -> Iterator[View]:
         # the headline, which is sorted first, is blue; orange is the color of b_20
         tones = iter(("blue", *(tone for tone in PALETTE if tone not in ("blue", "orange"))))
         series = [
-            measured(of, f"to L ≤ {target:g}", tone=next(tones, "ink"), mark=k, line=True)
-            for k, (target, of) in enumerate(own.groupby("target", sort=False))
+            measured(of, f"to {target_label(of.iloc[0])}", tone=next(tones, "ink"), mark=k, line=True)
+            for k, (_, of) in enumerate(own.groupby("target", sort=False))
         ]
         marks, notes = [], [NO_INTERVALS] * bool(own["low"].isna().all())
         chosen = choices[choices["headline"].astype(bool) & choices["choice"].isin(RULES[cost])]
@@ -236,8 +253,9 @@ def costs(rows: pd.DataFrame, choices: pd.DataFrame) -> Iterator[View]:
 
 
 def costs_over_least(rows: pd.DataFrame) -> View:
-    """Show all costs of the headline target at each b, each over its minimum."""
-    series, words = [], [f"L ≤ {rows['target'].iloc[0]:g}"]
+    """Show all costs of the first metric's headline target at each b, each over its minimum."""
+    rows = rows[rows["metric"] == rows["metric"].iloc[0]]
+    series, words = [], [target_label(rows.iloc[0])]
     for cost, (name, _, look) in COSTS.items():
         own = rows[rows["cost"] == cost].sort_values("batch_size")
         if own.empty:

@@ -33,6 +33,7 @@ from raysat.report.material import Material
 from raysat.report.prediction import predictions
 from raysat.report.statistics import certificates
 from raysat.report.target import sliders
+from raysat.spec.goals import Target
 from raysat.storage.files import Location, location, write_aside, written
 from raysat.storage.store import Store
 
@@ -46,7 +47,7 @@ NOTHING_DRAWN = {"choices": [], "start": [], "figures": [], "targets": []}
 
 
 def finish(
-    root: Location | str, console: Console, output: Location | str | None = None, targets: Sequence[float] = ()
+    root: Location | str, console: Console, output: Location | str | None = None, targets: Sequence[Target] = ()
 ) -> Location:
     """Analyze a sweep, write its fits, figures and page, and print the table.
 
@@ -54,7 +55,7 @@ def finish(
         root: The results folder of a sweep, finished or not, or its address.
         console: The console on which the table is printed.
         output: The folder for `analysis.parquet`, `figures/` and `report.html`. Default: the results folder.
-        targets: Losses to which N(b) counts. Default: those of the sweep, or else levels that all compared readings
+        targets: Targets for N(b). Default: those of the sweep, or else training losses that all compared readings
             share.
 
     Returns:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from raysat.analysis import SETTING, THEORY_CAVEAT, estimate, method, number, policy, setting
+from raysat.analysis import ANSWER, THEORY_CAVEAT, estimate, method, number, policy, setting
+from raysat.spec.goals import METRICS, TRAIN_LOSS, Target
 
 EVIDENCE = ("grid", "grid_relative")
 """The policies that measure a critical batch size, because stepsizes are tuned at each batch size. Under `theory` b_N
@@ -36,9 +37,19 @@ class Answer:
     row: Mapping
     measured: bool = False
 
+    @property
+    def heading(self) -> str:
+        """The setting, and the metric of the targets if it is not the training loss."""
+        return f"{self.setting}{aimed_at(self.row['metric'])}"
+
+
+def aimed_at(metric: str) -> str:
+    """Return what a heading adds for a metric: nothing for the training loss."""
+    return "" if metric == TRAIN_LOSS else f"; to a {METRICS[metric]}"
+
 
 def answers(table: pd.DataFrame) -> list[Answer]:
-    """Make one answer for each setting.
+    """Make one answer for each setting and metric.
 
     It is based on tuned stepsizes, if there are any; among these on the largest width, because the theory is one of
     wide networks; then on the policy that comes first in `EVIDENCE`, and on its stable reading, about which the theory
@@ -48,7 +59,7 @@ def answers(table: pd.DataFrame) -> list[Answer]:
     Args:
         table: The result of `raysat.analysis.summary`.
     """
-    return [_answer(rows) for _, rows in table.groupby(list(SETTING), dropna=False, sort=False)]
+    return [_answer(rows) for _, rows in table.groupby(list(ANSWER), dropna=False, sort=False)]
 
 
 def _answer(rows: pd.DataFrame) -> Answer:
@@ -85,12 +96,16 @@ def _answer(rows: pd.DataFrame) -> Answer:
     )
     among = "Among stepsizes that are stable in theory the" if best["tuning"] == "stable" else "The"
     measured = (
-        f"{among} critical batch size is {with_interval(best, 'b_N')}: {what}, to loss {best['target']:g} ({where}: "
+        f"{among} critical batch size is {with_interval(best, 'b_N')}: {what}, to {_aim(best)} ({where}: "
         "best stepsize of each batch size)."
     )
     said = [measured, f"{_predicted(best)}{_apart(best)}."]
     caveats = (*passed_over, *_approximated(best), *_other_reading(best, rows), *reasons, *_seeds(best))
     return Answer(setting(best), tuple(said), caveats, best, True)
+
+
+def _aim(row: Mapping) -> str:
+    return Target.in_row(row).words
 
 
 def _where(row: Mapping) -> str:
@@ -118,7 +133,7 @@ def _untuned(best: Mapping, where: str) -> list[str]:
         return _reasons(best)
     hides = "One stepsize for every batch size hides saturation."
     why = THEORY_CAVEAT if policy(best["stepsize"]) == "theory" else hides
-    return [f"Measured without tuning: b_N = {with_interval(best, 'b_N')} at loss {best['target']:g} ({where}). {why}"]
+    return [f"Measured without tuning: b_N = {with_interval(best, 'b_N')} at {_aim(best)} ({where}). {why}"]
 
 
 def _other_reading(best: Mapping, rows: pd.DataFrame) -> list[str]:
@@ -127,7 +142,7 @@ def _other_reading(best: Mapping, rows: pd.DataFrame) -> list[str]:
     free = "With stepsizes tuned freely, beyond those of which the theory speaks,"
     among = "Among stepsizes at which the linearized network is stable, of which alone the theory speaks,"
     return [
-        f"{free if row['tuning'] == 'free' else among} b_N is {with_interval(row, 'b_N')} at loss {row['target']:g}."
+        f"{free if row['tuning'] == 'free' else among} b_N is {with_interval(row, 'b_N')} at {_aim(row)}."
         for row in others
     ]
 

@@ -14,7 +14,19 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from raysat.analysis import SETTING, analyze_folder, key_of, load, method, number, policy, short_settings, summary
+from raysat.analysis import (
+    ANSWER,
+    SETTING,
+    analyze_folder,
+    key_of,
+    load,
+    method,
+    number,
+    policy,
+    short_settings,
+    summary,
+    target_label,
+)
 from raysat.analysis.recommendation import recommendations
 from raysat.errors import InputError
 from raysat.plots.attempts import Attempts
@@ -23,6 +35,7 @@ from raysat.report.answer import EVIDENCE, answers, with_interval
 from raysat.report.html import AT, Section, failures, figure, listing, page, paragraphs, parts, table
 from raysat.report.sections import symbols
 from raysat.report.series import Json, as_json, axis_json
+from raysat.spec.goals import METRICS, TRAIN_LOSS
 from raysat.storage.files import Location, location, write_aside, written
 from raysat.storage.store import storage_errors
 
@@ -106,11 +119,11 @@ class Compared:
 
     Attributes:
         table: The result of `raysat.analysis.summary`.
-        leads: The sentence of the recommendation, by setting.
+        leads: The sentence of the recommendation, by setting and metric.
     """
 
     table: pd.DataFrame
-    leads: Mapping[str, str]
+    leads: Mapping[tuple[str, str], str]
 
 
 def _compared(folder: Location) -> Compared | None:
@@ -123,7 +136,7 @@ def _compared(folder: Location) -> Compared | None:
         if not (folder / "sweep.json").exists():
             return None
     made = analyze_folder(folder, *load(folder))
-    leads = {one.setting: one.sentence for one in recommendations(made.fits, made.points)}
+    leads = {(one.setting, one.metric): one.sentence for one in recommendations(made.fits, made.points)}
     return Compared(summary(made.fits), leads)
 
 
@@ -188,10 +201,11 @@ def _series(name: str, group: pd.DataFrame, names: Mapping[tuple, str]) -> Itera
     x, quantity = ("b_star", "b_N") if name == "b_N-b_star" else ("width", name.split("-")[0])
     # a model without a width has width 0, which has no place on a log axis
     rows = group[group[x] > 0].dropna(subset=["b_star"])
-    by_setting = rows.groupby(["sweep", *SETTING], dropna=False, sort=False)
+    by_setting = rows.groupby(["sweep", *ANSWER], dropna=False, sort=False)
     for k, ((_, of_setting), tone) in enumerate(zip(by_setting, cycle(PALETTE), strict=False)):
         one = of_setting.sort_values(x)
-        label = f"{one['sweep'].iloc[0]} ({names[_key(one.iloc[0])]})"
+        aim = one["metric"].iloc[0]
+        label = f"{one['sweep'].iloc[0]} ({names[_key(one.iloc[0])]}{'' if aim == TRAIN_LOSS else f', {METRICS[aim]}'})"
         extra = {"width": one["width"]} if x != "width" else {}
         extra |= {"target": one["target"]} if quantity == "b_N" else {}
         series = Series(f"{label}: {quantity}", {x: one[x]}, one[quantity], tone=tone, mark=k, line=x == "width")
@@ -222,8 +236,9 @@ def _answers(found: Mapping[str, Compared], linked: set[str]) -> str:
         parts.append(f"<h3>{_link(name, linked)}</h3>")
         said = answers(compared.table)
         for one in said:
-            leads = [compared.leads[one.setting]] if one.setting in compared.leads else []
-            parts.append(f'<p class="setting">{escape(one.setting)}</p>')
+            lead = compared.leads.get((one.setting, one.row["metric"]))
+            leads = [] if lead is None else [lead]
+            parts.append(f'<p class="setting">{escape(one.heading)}</p>')
             parts.append(paragraphs([*leads, " ".join(one.sentences)]) + listing(one.caveats))
         if not said:
             parts.append(paragraphs(["No trial has ended yet."]))
@@ -236,7 +251,7 @@ def _numbers(rows: pd.DataFrame, linked: set[str]) -> str:
     cells = []
     for row in rows.to_dict("records"):
         label = names[_key(row)]
-        found = [with_interval(row, "b_N"), number(row["target"]), str(row["width"] or "none"), method(row)]
+        found = [with_interval(row, "b_N"), _target(row), str(row["width"] or "none"), method(row)]
         statistics = [number(row[name]) for name in ("b_star", "noise_scale")]
         cells.append(
             [_link(row["sweep"], linked), *map(escape, [*found, *statistics, with_interval(row, "b_h"), label])]
@@ -245,6 +260,10 @@ def _numbers(rows: pd.DataFrame, linked: set[str]) -> str:
     return table(columns, cells, words, "Measured and predicted, all sweeps", cards=True) + paragraphs(
         ["A dash: no number can be given; the sweep's own page says why. Brackets: 95 % intervals over seeds."], "soft"
     )
+
+
+def _target(row: Mapping) -> str:
+    return number(row["target"]) if row["metric"] == TRAIN_LOSS else target_label(row)
 
 
 def _link(name: str, linked: set[str]) -> str:

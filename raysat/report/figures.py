@@ -29,17 +29,22 @@ from raysat.analysis import (
     method,
     readings,
     short_settings,
+    target_symbol,
     usable,
 )
 from raysat.analysis.ladder import Ladder
 from raysat.plots import CAPTIONS as STATIC_CAPTIONS
 from raysat.plots.attempts import Attempt, plainly
 from raysat.plots.description import Mark, View, dense
-from raysat.plots.views import AXES, COSTS, at_target, costs, exponents, loss_curves, targets
+from raysat.plots.views import AXES, COSTS, at_target, costs, deepening, exponents, loss_curves, of_target, targets
 from raysat.report.series import Json, as_json, axis_json, mark_json, numbers
+from raysat.spec.goals import METRICS, TRAIN_LOSS
 
 CHOICES = ("Data and model", "Width", "Stepsizes")
-"""The choices of a reader, in the order of a view's `at`."""
+"""The choices of a reader, in the order of a view's `at`; if targets are of other metrics, the metric is last."""
+
+METRIC = "Metric"
+"""The name of that choice."""
 
 
 def payload(
@@ -62,15 +67,19 @@ def payload(
     """
     # the columns of a reading begin with those of its setting
     names = short_settings(analysis.fits)
-    at = {key: [names[key[: len(SETTING)]], _width(row), method(row)] for key, row in _rows(analysis.fits)}
+    named = METRICS if {*analysis.fits["metric"]} - {TRAIN_LOSS} else {}
+    at = {
+        key: [names[key[: len(SETTING)]], _width(row), method(row), *[METRICS[row["metric"]]] * bool(named)]
+        for key, row in _rows(analysis.fits)
+    }
     points, fits, spent, choices = map(_by_reading, (analysis.points, analysis.fits, analysis.costs, analysis.choices))
     reached, rungs = map(_by_reading, (ladder.points, ladder.fits))
     chosen = _chosen(comparable(trials))
     draw = {
         "steps": lambda key: [_steps(reached[key], rungs[key])] if key in reached else [],
-        "targets": lambda key: [_targets(rungs[key])] if key in rungs else [],
+        "targets": lambda key: [_targets(rungs[key])] if key in rungs and _of_loss(key) else [],
         "costs": lambda key: map(_drawn, costs(spent[key], choices[key])) if key in spent else [],
-        "exponents": lambda key: [_drawn(exponents(points[key], fits[key]))] if key in points else [],
+        "exponents": lambda key: [_drawn(exponents(points[key], fits[key]))] if key in points and _of_loss(key) else [],
         "loss-curves": lambda key: [_drawn(loss_curves(chosen[key], curves))] if key in chosen else [],
     }
     figures = []
@@ -79,8 +88,8 @@ def payload(
         views = [{"at": at[key], **view} for key, several in made for view in several or ()]
         if views:
             figures.append({**about(name, TITLES[name], CAPTIONS[name]), "views": views})
-    first = next(iter(at.values()), [])
-    return {"choices": CHOICES, "start": at[key_of(start)] if start is not None else first, "figures": figures}
+    first = next(iter(at.values()), []) if start is None else at[key_of(start, OF_METRIC)]
+    return {"choices": (*CHOICES, *[METRIC] * bool(named)), "start": first, "figures": figures}
 
 
 def about(name: str, title: str, caption: str) -> Json:
@@ -101,14 +110,14 @@ def _written(make: Callable[[tuple], Iterable[Json | None]], key: tuple) -> list
 TITLES = {
     "loss-curves": "Loss along training, by batch size",
     "exponents": "Convergence exponent against batch size",
-    "steps": "Iterations to a target loss against batch size",
+    "steps": "Iterations to a target against batch size",
     "targets": "Critical batch size against the target loss",
-    "costs": "Cost to a target loss against batch size",
+    "costs": "Cost to a target against batch size",
 }
 
 CAPTIONS = STATIC_CAPTIONS | {
     "steps": (
-        "Iterations N(b) to a target loss against batch size b: geometric mean over seeds with 95 % interval, the fit "
+        "Iterations N(b) to a target against batch size b: geometric mean over seeds with 95 % interval, the fit "
         "N_inf (1 + (b_N/b)^q)^(1/q), perfect scaling N(1)/b, and, with their intervals, the fitted critical batch "
         "size b_N and b_star = gamma/k_op, predicted at initialization. The target is that of the answer; move it to "
         "see another."
@@ -120,7 +129,7 @@ CAPTIONS = STATIC_CAPTIONS | {
         "support no b_N; the notes of the figure above say why. Training goes from right to left."
     ),
     "costs": (
-        "What a target loss costs against batch size b: samples b N(b), seconds in SGD steps (evaluations not "
+        "What a target costs against batch size b: samples b N(b), seconds in SGD steps (evaluations not "
         "counted), or device-hours (of a GPU, or a core where there is none): geometric mean over seeds with 95 % "
         "interval. Marked, for the deepest target (circles): where the cost is least, and b_20, up to which less than "
         "20 % of the samples are wasted."
@@ -128,23 +137,31 @@ CAPTIONS = STATIC_CAPTIONS | {
 }
 
 
+OF_METRIC = (*READING, "metric")
+"""The columns that the rows of a view share."""
+
+
+def _of_loss(key: tuple) -> bool:
+    return key[-1] == TRAIN_LOSS
+
+
 def _rows(table: pd.DataFrame) -> Iterator[tuple[tuple, dict]]:
-    for row in table[list(READING)].drop_duplicates().to_dict("records"):
-        yield key_of(row), row
+    for row in table[list(OF_METRIC)].drop_duplicates().to_dict("records"):
+        yield key_of(row, OF_METRIC), row
 
 
 def _by_reading(table: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
     # `key_of`, since pandas' own keys may contain nan, which does not equal itself
-    groups = table.groupby(list(READING), dropna=False, sort=False)
-    return {key_of(rows.iloc[0]): rows for _, rows in groups}
+    groups = table.groupby(list(OF_METRIC), dropna=False, sort=False)
+    return {key_of(rows.iloc[0], OF_METRIC): rows for _, rows in groups}
 
 
 def _chosen(trials: pd.DataFrame) -> dict[tuple, pd.DataFrame]:
-    """Select, for each reading, the trial of each seed and batch size: the best of several stepsizes by h."""
+    """Select, for each reading under the training loss, the best trial by h of each seed and batch size."""
     chosen = {}
     for _, group in usable(trials).groupby(list(GROUP), dropna=False, sort=False):
         for reading in readings(group):
-            chosen[key_of(reading.iloc[0])] = best_of(reading.assign(score=by_h), "score")
+            chosen[(*key_of(reading.iloc[0]), TRAIN_LOSS)] = best_of(reading.assign(score=by_h), "score")
     return chosen
 
 
@@ -161,10 +178,8 @@ def _steps(points: pd.DataFrame, fits: pd.DataFrame) -> Json | None:
     if points["value"].isna().all():
         return None
     sizes = sorted(points["batch_size"].unique().tolist())
-    ranked = fits.dropna(subset="target").sort_values("target", ascending=False)
-    by = [
-        as_json(at_target(points[points["target"] == fit["target"]], fit, sizes)) for fit in ranked.to_dict("records")
-    ]
+    ranked = deepening(fits.dropna(subset="target"))
+    by = [as_json(at_target(of_target(points, fit), fit, sizes)) for fit in ranked.to_dict("records")]
     x: Json = {"b": sizes}
     shared: Json = {"x": x, "dense": {"b": numbers(dense(sizes))}, "ticks": x}
     for view in by:  # `shared` has these once for all targets
@@ -192,4 +207,6 @@ def _targets(fits: pd.DataFrame) -> Json | None:
 def _levels(ranked: pd.DataFrame) -> Json:
     """Return the targets of a reading, the index of the headline's, and those of the sweep's own."""
     start, own = (np.flatnonzero(ranked[name].to_numpy(dtype=bool)).tolist() for name in ("headline", "own"))
-    return {"levels": numbers(ranked["target"]), "start": min(start, default=0), "own": own}
+    metric = ranked["metric"].iloc[0]
+    named = {"metric": METRICS[metric], "symbol": target_symbol(metric)}
+    return {**named, "levels": numbers(ranked["target"]), "start": min(start, default=0), "own": own}

@@ -11,6 +11,7 @@ from raysat.analysis import Analysis, analyze, by_evidence, summary, widths
 from raysat.analysis.ladder import Ladder, ladder
 from raysat.analysis.tables import levels
 from raysat.plots.attempts import once
+from raysat.spec.goals import Target
 from raysat.storage.store import Store
 
 
@@ -24,7 +25,7 @@ class Material:
         curves: The `curves` table.
         ntk: The `ntk` table.
         done: Why an adaptive sweep stopped, one sentence for each group of its cells.
-        targets: Losses to which N(b) counts; those of the sweep if empty.
+        targets: Targets for N(b); those of the sweep if empty.
     """
 
     record: Mapping
@@ -32,10 +33,10 @@ class Material:
     curves: pd.DataFrame
     ntk: pd.DataFrame
     done: Sequence[str] = ()
-    targets: Sequence[float] = ()
+    targets: Sequence[Target] = ()
 
     @classmethod
-    def of(cls, store: Store, targets: Sequence[float] = ()) -> Material:
+    def of(cls, store: Store, targets: Sequence[Target] = ()) -> Material:
         """Read the tables of a results folder.
 
         Raises:

@@ -20,6 +20,7 @@ from raysat.analysis import (
     number,
     scatter,
     setting,
+    target_symbol,
 )
 from raysat.analysis.predictors import BY_CONSTRUCTION, PREDICTORS
 from raysat.analysis.words import bounds
@@ -34,7 +35,7 @@ NETWORK = (
 """The columns, common to `ntk` and `trials`, that identify a network whose critical batch size is predicted."""
 
 ABOUT = (
-    "A row is a critical batch size: b_N from the iterations to a target loss, b_h from the convergence exponent. "
+    "A row is a critical batch size: b_N from the iterations to a target, b_h from the convergence exponent. "
     "Measured: with its 95 % interval, and how far the values lie from the fitted law. Predicted: from the network at "
     "initialization, in samples; in parentheses over what was measured, so that 1 is a prediction that came true. The "
     "forecast is the same trials, with the same stepsizes, by typical runs of SGD on the linearized network, "
@@ -95,14 +96,19 @@ def tables(comparison: pd.DataFrame, summary: pd.DataFrame, ntk: pd.DataFrame) -
 
 
 def _of_reading(reading: pd.DataFrame, comparison: pd.DataFrame) -> Iterator[Row]:
-    """Yield the rows of a reading: b_N, then b_h."""
+    """Yield the rows of a reading and metric: b_N, then b_h if this row of the summary has it."""
     said = reading.iloc[0].to_dict()
-    own = comparison[comparison["headline"].astype(bool)].merge(reading[list(READING)], on=list(READING))
-    for quantity in ("b_N", "b_h"):
+    same = [*READING, "metric"]
+    own = comparison[comparison["headline"].astype(bool)]
+    of_N = own[own["quantity"] == "b_N"].merge(reading[same], on=same)
+    of_h = own[own["quantity"] == "b_h"].merge(reading.loc[reading["leads"], list(READING)], on=list(READING))
+    for quantity, rows in (("b_N", of_N), ("b_h", of_h)):
+        if rows.empty:
+            continue
         # a note that begins with a quantity belongs to its row only, any other note to both rows
         others = [note for note in said["notes"] if note.startswith(("b_N: ", "b_h: "))]
         notes = [note for note in said["notes"] if note not in others or note.startswith(quantity)]
-        yield _row(own[own["quantity"] == quantity], said, notes)
+        yield _row(rows, said, notes)
 
 
 def _row(own: pd.DataFrame, reading: Mapping, notes: list[str]) -> Row:
@@ -115,7 +121,9 @@ def _row(own: pd.DataFrame, reading: Mapping, notes: list[str]) -> Row:
     """
     # columns in the order of `PREDICTORS`, as the heads are; a missing predictor is an error, not a shift of the others
     fit, by_predictor = own.iloc[0], own.set_index("predictor").loc[list(PREDICTORS)]
-    quantity = fit["quantity"] if math.isnan(fit["target"]) else f"{fit['quantity']}, L ≤ {number(fit['target'])}"
+    quantity = fit["quantity"]
+    if not math.isnan(fit["target"]):
+        quantity += f", {target_symbol(fit['metric'])} {number(fit['target'])}"
     found = [number(fit["value"]), bounds(fit["low"], fit["high"]), scatter(fit["rms_log_residual"])]
     cells = [[str(fit["width"] or "none")], [method(reading)], [quantity]]
     cells.append(["not measured", found[2]] if math.isnan(fit["value"]) else found)

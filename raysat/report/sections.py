@@ -12,12 +12,13 @@ from typing import Any
 import pandas as pd
 
 from raysat.analysis import (
+    ANSWER,
     NOTHING,
-    SETTING,
     ablation,
     method,
     number,
     setting,
+    target_symbol,
     usable,
     what_to_use,
 )
@@ -27,9 +28,10 @@ from raysat.analysis.words import bounds
 from raysat.messages.failures import by_cause, cause
 from raysat.plots import StaticFigure
 from raysat.plots.attempts import Attempts
-from raysat.report.answer import answers
+from raysat.report.answer import aimed_at, answers
 from raysat.report.configuration import sweep_file
-from raysat.report.html import AT, Section, failures, figure, listing, paragraphs, table, traceback
+from raysat.report.html import Section, failures, figure, listing, paragraphs, table, traceback
+from raysat.spec.goals import METRICS
 from raysat.storage.schema import BEATEN, DIVERGED, FAILED, FINISHED
 
 LISTED = 50
@@ -47,15 +49,24 @@ SYMBOLS = (
     ("b", "the batch size, in samples; n is the number of training samples."),
     ("eta", "the stepsize, also called learning rate."),
     ("T", "the number of iterations of a trial. Under a budget of samples it falls with b."),
-    ("L", "the training loss, over all training samples. L ≤ 0.1 is a target: training counts until L is at most 0.1."),
+    (
+        "L",
+        "the training loss, over all training samples. L ≤ 0.1 is a target: training counts until L is at most 0.1; "
+        "test accuracy ≥ 0.9 is one of another metric.",
+    ),
+    (
+        "infeasible",
+        "a trial that ran all its iterations without reaching the target, and did not diverge (Shallue et al. 2019).",
+    ),
     (
         "N(b)",
-        "the iterations that batch size b takes until the loss is at most the target, at its best stepsize; less what "
+        "the iterations that batch size b takes until the target is reached, at its best stepsize; less what "
         "evaluations at a distance add.",
     ),
     (
         "beaten",
-        "a trial that was stopped above the target, for another stepsize of its seed and batch size was there earlier.",
+        "a trial that was stopped before its target, for another stepsize of its seed and batch size was there "
+        "earlier.",
     ),
     (
         "b_N",
@@ -164,14 +175,16 @@ def answer(
         recommended: The recommendation for each setting, with which its answer begins.
         targets: The sliders (`raysat.report.target.sliders`), each placed below the recommendation of its setting.
     """
-    moved = {one["about"]: k for k, one in enumerate(targets)}
-    said, leads = answers(summary), {one.setting: one.sentence for one in recommended}
+    moved = {(one["about"], one["metric"]): k for k, one in enumerate(targets)}
+    said, leads = answers(summary), {(one.setting, one.metric): one.sentence for one in recommended}
     parts = []
     for one in said:
-        parts.append(f'<p class="setting">{escape(one.setting)}</p>')
-        if one.setting in leads:
-            parts.append(paragraphs([leads[one.setting]], "said"))
-            parts.append(f'<div data-target="{moved[one.setting]}"></div>' if one.setting in moved else "")
+        metric = one.row["metric"]
+        parts.append(paragraphs([one.heading], "setting"))
+        if sentence := leads.get((one.setting, metric)):
+            place = moved.get((one.setting, METRICS[metric]))
+            parts.append(paragraphs([sentence], "said"))
+            parts.append("" if place is None else f'<div data-target="{place}"></div>')
         parts.append(paragraphs([" ".join(one.sentences)], "said") + listing(one.caveats))
     measured = trials["status"].isin(FINISHED) & (trials["status"] != DIVERGED)
     if len(trials) and not measured.any():
@@ -189,9 +202,12 @@ def advice(choices: pd.DataFrame) -> Section:
         choices: `Analysis.choices`.
     """
     title, parts = "What to use", []
-    columns = ("choice", "b", "95 % interval", "what it costs", "width", "stepsizes", AT, "reservation")
     rows, sentences = what_to_use(choices)
-    for (_, of_setting), sentence in zip(rows.groupby(list(SETTING), dropna=False, sort=False), sentences, strict=True):
+    answers = rows.groupby(list(ANSWER), dropna=False, sort=False)
+    for (_, of_setting), sentence in zip(answers, sentences, strict=True):
+        metric = of_setting["metric"].iloc[0]
+        at = f"at {target_symbol(metric)}".replace(" ", "\N{NO-BREAK SPACE}")
+        columns = ("choice", "b", "95 % interval", "what it costs", "width", "stepsizes", at, "reservation")
         cells = [
             [
                 escape(_plain(value))
@@ -203,7 +219,7 @@ def advice(choices: pd.DataFrame) -> Section:
             ]
             for row in of_setting.to_dict("records")
         ]
-        name = setting(of_setting.iloc[0])
+        name = f"{setting(of_setting.iloc[0])}{aimed_at(metric)}"
         parts += [paragraphs([name], "setting"), paragraphs([sentence])]
         parts.append(table(columns, cells, {"choice", "stepsizes", "reservation"}, f"{title}: {name}"))
     return Section("use", title, "\n".join(parts))

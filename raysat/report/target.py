@@ -9,16 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from raysat.analysis import READING, SETTING, by_evidence, key_of, number, setting
+from raysat.analysis import ANSWER, READING, SETTING, by_evidence, key_of, number, setting, target_symbol
 from raysat.analysis.ladder import Ladder
 from raysat.analysis.recommendation import recommendations
+from raysat.spec.goals import METRICS, TRAIN_LOSS, rises
 
 BUDGETS = ("iterations", "samples", "epochs")
 """The fields of a sweep that may set the length of a trial; one of them does."""
 
 
 def sliders(record: Mapping, ladder: Ladder, names: Mapping[tuple, str]) -> list[dict[str, Any]]:
-    """Make a slider for each setting with several targets.
+    """Make a slider for each setting and metric with several targets.
 
     Args:
         record: The content of `sweep.json`.
@@ -26,30 +27,34 @@ def sliders(record: Mapping, ladder: Ladder, names: Mapping[tuple, str]) -> list
         names: The name of each setting in the figures' controls (`raysat.analysis.short_settings`).
 
     Returns:
-        For each setting: `about` (the setting in full), `at` (its name in the controls), `levels` (losses, descending),
-        `start` (the index of the headline's), `own` (those of the sweep's own targets), `said` (the recommendation at
-        each), `end` (why there are no lower levels) and `command` (the one that measures them).
+        For each setting and metric: `about` (the setting in full), `at` (its name in the controls), `metric` (its name
+        there), `symbol` (what is before a level), `levels` (from easy to hard), `start` (the index of the headline's),
+        `own` (those of the sweep's own targets), `said` (the recommendation at each), `end` (why there are no harder
+        levels) and `command` (the one that measures them).
     """
     return [slider for slider in _each(record, ladder, names) if len(slider["levels"]) > 1]
 
 
 def _each(record: Mapping, ladder: Ladder, names: Mapping[tuple, str]) -> Iterator[dict[str, Any]]:
-    for _, fits in ladder.fits.groupby(list(SETTING), dropna=False, sort=False):
-        # the reading on which the recommendation is based: the ladder has all its levels
+    for _, fits in ladder.fits.groupby(list(ANSWER), dropna=False, sort=False):
+        metric = fits["metric"].iloc[0]
         leading = by_evidence(fits[fits["headline"].astype(bool)]).iloc[:1]
         rungs = fits.merge(leading[list(READING)], on=list(READING)).dropna(subset="target")
-        rungs = rungs.sort_values("target", ascending=False, ignore_index=True)
-        points = ladder.points.merge(leading[list(READING)], on=list(READING))
-        end = ladder.ends.merge(leading[list(SETTING)], on=list(SETTING)).iloc[0].to_dict()
+        rungs = rungs.sort_values("target", ascending=rises(metric), ignore_index=True)
+        points = ladder.points.merge(leading[[*READING, "metric"]], on=[*READING, "metric"])
+        of_loss = metric == TRAIN_LOSS
+        ends = ladder.ends.merge(leading[list(SETTING)], on=list(SETTING)).to_dict("records") if of_loss else []
         row = leading.iloc[0].to_dict()
         yield {
             "about": setting(row),
             "at": names[key_of(row, SETTING)],
+            "metric": METRICS[metric],
+            "symbol": target_symbol(metric),
             "levels": rungs["target"].tolist(),
             "start": int(rungs["headline"].argmax()) if len(rungs) else 0,
             "own": rungs.index[rungs["own"]].tolist(),
             "said": [_said(record, rungs.iloc[k : k + 1], points) for k in range(len(rungs))],
-            **_end(record, end),
+            **(_end(record, ends[0]) if ends else {"end": "", "command": ""}),
         }
 
 
@@ -76,7 +81,8 @@ def _end(record: Mapping, end: Mapping) -> dict[str, str]:
             f"This goes no lower than {end['deepest']:g}: trials were ended at a target, and one that ended there may "
             "be the first to reach a lower one. To measure further down:"
         )
-        return {"end": why, "command": _command(record, target_loss=lower, targets=[lower], name=name)}
+        ended = {"target": "None"} if sweep.get("target") else {}
+        return {"end": why, "command": _command(record, **ended, target_loss=lower, targets=[lower], name=name)}
     budget = next((one for one in BUDGETS if sweep.get(one)), BUDGETS[0])
     why = (
         f"This goes no lower than {end['deepest']:g}: not every batch size comes further in the "

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 
 from raysat.errors import plain
+from raysat.spec import goals
 from raysat.spec.stepsizes import Stepsize
 from raysat.spec.training import PLAIN, Training
 
@@ -135,6 +136,8 @@ class Cell:
         training: How it is trained. Default: plain SGD.
         gradient_norm: Whether evaluations measure the norm of the full gradient.
         precision: One of `PRECISIONS`.
+        target: The trial ends once this target of another metric than the training loss is reached
+            (`raysat.spec.goals`).
     """
 
     init: Initialization
@@ -148,6 +151,12 @@ class Cell:
     training: Training = PLAIN
     gradient_norm: bool = False
     precision: str = "full"
+    target: str | None = None
+
+    @property
+    def goal(self) -> goals.Target | None:
+        """The target at which the trial ends; None if it runs all iterations."""
+        return goals.end(self.target, self.target_loss)
 
     @cached_property
     def cell_id(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from raysat.errors import InputError, among, listed, positive, whole
 from raysat.spec.cells import LOSS_NAMES, Model
 from raysat.spec.engines import AUTO, ENGINES
+from raysat.spec.goals import TRAIN_LOSS, Target
 from raysat.spec.references import is_reference
 from raysat.spec.stepsizes import Stepsize
 from raysat.spec.training import Training
@@ -153,6 +154,17 @@ def seeds(name: str, value: Any) -> tuple[int, ...]:
 def iterations(name: str, value: Any) -> tuple[int, ...]:
     """Iterations, ascending."""
     return tuple(sorted(several(at_least(0))(name, value)))
+
+
+def target(name: str, value: Any) -> str:
+    """A target of any metric, as its text."""
+    return str(Target.of(name, value))
+
+
+def level(name: str, value: Any) -> float | str:
+    """A target of any metric: a training loss as a number, others as their text."""
+    found = Target.of(name, value)
+    return float(found.level) if found.metric == TRAIN_LOSS else str(found)
 
 
 def gpus(name: str, value: Any) -> float | None:

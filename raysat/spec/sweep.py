@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from raysat.errors import InputError, boolean, plain, positive, whole
-from raysat.spec import checks
+from raysat.spec import checks, goals
 from raysat.spec.cells import DTYPES, PRECISIONS, PREPROCESSINGS, SAMPLINGS, Cell, Initialization, Model
 from raysat.spec.checks import NUMBER, anything, at_least, one_of, optional, several
 from raysat.spec.engines import AUTO, ENGINES
@@ -74,8 +74,10 @@ class Sweep:
         loss: `mse` (eq. 2.1; default), `cross_entropy`, or the import path of a function `(outputs, y) -> losses [n]`
             (see `raysat.losses.Custom`). For losses other than `mse` the statistics are those of the generalized
             Gauss-Newton kernel, beyond the paper's theorem; a loss that is not convex in the outputs has no statistics.
-        target_loss: Stop a trial once its full training loss is at most this. The stepsizes of a grid race to it
-            (`race`). Default: run all iterations.
+        target: Stop a trial once this holds: a metric and its level, such as `test_accuracy >= 0.9`,
+            `train_accuracy >= 0.99`, `test_loss <= 0.3` or `train_loss <= 0.3`. The stepsizes of a grid race to it
+            (`race`), and the answer is about this metric. Default: run all iterations.
+        target_loss: Short for `target="train_loss <= ..."`. Give one of the two.
         dtype: `float32` (default) or `float64`.
         precision: Precision of the matrix products in the steps: `full` (default), that of `dtype`; `tf32`, on GPUs
             that have it; or `bfloat16`, forward and backward passes under PyTorch's autocast, the weights and their
@@ -95,7 +97,9 @@ class Sweep:
 
     Attributes that are not:
         name: The folder under the results. Letters, digits, `-`, `_` and `.`.
-        targets: Loss levels for which the analysis estimates N(b). Default: the analysis chooses them from the curves.
+        targets: Targets for which the analysis estimates N(b): training losses as numbers, others as texts, such as
+            `(0.05, "test_accuracy >= 0.9")`. Default: `target`, or if it is of the training loss or not given, training
+            losses that the analysis chooses from the curves.
         checkpoint_seconds: Interval between a trial's checkpoints in seconds. Default: 60.
         cpus_per_trial: CPU cores of a trial. Default: 1.
         gpus_per_trial: GPUs of a trial, or a fraction of one. Default: one for each rank if the cluster has GPUs, else
@@ -111,7 +115,7 @@ class Sweep:
         minutes: A time budget in minutes: trials that still run then are stopped, and the report covers those that have
             ended. The cheapest cells run first, so that small batch sizes give early results, and the same command
             continues where it stopped. Default: none.
-        race: Whether, given a `target_loss`, a trial of a grid stepsize ends as soon as it can no longer be the best of
+        race: Whether, given a `target`, a trial of a grid stepsize ends as soon as it can no longer be the best of
             its seed and batch size, with the status `beaten` (see `raysat.spec.race`). If False, all of them run to
             their end, and beaten ones are run again. Default: True; among the same stepsizes the same one is the best,
             and its curve is the same (`grid(auto=True)` may try others where N has several minima).
@@ -136,6 +140,7 @@ class Sweep:
     evaluation_budget: float = field(default=0.5, metadata=setting(SHARED, positive))
     evaluation_samples: int | None = field(default=None, metadata=setting(SHARED, optional(at_least(1))))
     target_loss: float | None = field(default=None, metadata=setting(SHARED, optional(NUMBER)))
+    target: str | None = field(default=None, metadata=setting(SHARED, optional(checks.target)))
     loss: str = field(default="mse", metadata=setting(SHARED, checks.loss))
     dtype: str = field(default="float32", metadata=setting(SHARED, one_of(DTYPES)))
     precision: str = field(default="full", metadata=setting(SHARED, one_of(PRECISIONS)))
@@ -145,7 +150,7 @@ class Sweep:
     dense_samples: int = field(default=0, metadata=setting(SHARED, at_least(0)))
     ntk_at: tuple[int, ...] = field(default=(), metadata=setting(SHARED, checks.iterations))
     gradient_norm: bool = field(default=False, metadata=setting(SHARED, anything))
-    targets: tuple[float, ...] = field(default=(), metadata=setting(EXECUTION, several(positive)))
+    targets: tuple[float | str, ...] = field(default=(), metadata=setting(EXECUTION, several(checks.level)))
     checkpoint_seconds: float = field(default=60.0, metadata=setting(EXECUTION, positive))
     cpus_per_trial: int = field(default=1, metadata=setting(EXECUTION, at_least(1)))
     gpus_per_trial: float | None = field(default=None, metadata=setting(EXECUTION, checks.gpus))
@@ -162,6 +167,7 @@ class Sweep:
         for name, value in checked(self).items():
             object.__setattr__(self, name, value)
         self._validate_axes()
+        self._validate_targets()
         self._validate_budget()
         self._validate_execution()
 
@@ -178,6 +184,20 @@ class Sweep:
         policies = {stepsize.policy for stepsize in self.stepsizes}
         if {"grid_auto", "grid_relative"} <= policies:
             raise InputError("stepsizes has grid(auto=True) and a relative grid, which are analyzed as one: drop one.")
+
+    def _validate_targets(self) -> None:
+        if self.target is not None and self.target_loss is not None:
+            raise InputError(
+                f"target={self.target!r} and target_loss={self.target_loss!r} both say where trials end: set one of "
+                "them to None."
+            )
+        goal = self.goal
+        if goal and goal.metric == goals.TRAIN_LOSS:  # one form only, so that ids do not depend on which was written
+            object.__setattr__(self, "target", None)
+            object.__setattr__(self, "target_loss", goal.level)
+        for target in filter(None, (*self.measured, goal)):
+            if goals.on_test_samples(target.metric) and self.n_test == 0:
+                raise InputError(f"the target {target} needs test samples, and n_test=0: set n_test, or leave it out.")
 
     def _validate_execution(self) -> None:
         gpus, ranks = self.gpus_per_trial or 0, self.ranks_per_trial
@@ -209,9 +229,24 @@ class Sweep:
         return self.adaptive or any(stepsize.policy == "grid_auto" for stepsize in self.stepsizes)
 
     @property
+    def goal(self) -> goals.Target | None:
+        """The target at which trials end; None if they run all iterations."""
+        return goals.end(self.target, self.target_loss)
+
+    @property
+    def measured(self) -> tuple[goals.Target, ...]:
+        """The targets that are named for the analysis (`raysat.spec.goals.asked`)."""
+        return goals.asked({name: getattr(self, name) for name in ("target", "target_loss", "targets")})
+
+    @property
+    def metric(self) -> str:
+        """The metric by which stepsizes and batch sizes are chosen: that of the target, or the training loss."""
+        return next((one.metric for one in (self.goal, *self.measured) if one), goals.TRAIN_LOSS)
+
+    @property
     def races(self) -> bool:
         """Whether trials that can no longer be the best are stopped."""
-        return self.race and self.target_loss is not None
+        return self.race and self.goal is not None
 
     def _validate_budget(self) -> None:
         budgets = [self.iterations, self.samples, self.epochs]

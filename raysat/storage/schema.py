@@ -10,6 +10,7 @@ from functools import cache
 import pyarrow as pa
 
 from raysat.spec.engines import ENGINES
+from raysat.spec.goals import METRICS
 from raysat.storage.initial import INITIAL, PREDICTING, Column
 from raysat.storage.versions import KEY, present
 
@@ -158,8 +159,9 @@ TRIALS = (
         "status",
         _TEXT,
         "",
-        "`completed`; `target_reached` (stopped at target_loss); `beaten` (stopped above it, since another stepsize "
-        "reached it earlier); `diverged` (loss not finite, or above 1000 times loss_init); `failed` (tried again).",
+        "`completed`; `target_reached` (stopped at the sweep's target); `beaten` (stopped before it, since another "
+        "stepsize reached it earlier); `diverged` (loss not finite, or above 1000 times loss_init); `failed` (tried "
+        "again).",
     ),
     Column("error", _TEXT, "", "The error of a failed cell; null otherwise."),
     *INITIAL,
@@ -283,8 +285,14 @@ ANALYSIS = (
     *(_OF_TRIALS[name] for name in (*_SETTING, "sampling", "iterations", "training", "width", "stepsize")),
     Column("tuning", _TEXT, "", "Of a grid: `free`, the best of all stepsizes, or `stable`, of those below eta_limit."),
     Column("quantity", _TEXT, "", "What was measured: `b_h` or `b_N`."),
-    Column("target", _REAL, "loss", "The loss to which N belongs; null for b_h."),
-    Column("headline", pa.bool_(), "", "Whether it is the b_h, or the one b_N, that the summary shows."),
+    Column(
+        "metric",
+        _TEXT,
+        "",
+        f"The metric to whose target N counts: {', '.join(f'`{name}`' for name in METRICS)}; `train_loss` for b_h.",
+    ),
+    Column("target", _REAL, "loss", "The target to which N belongs: a value of the metric; null for b_h."),
+    Column("headline", pa.bool_(), "", "Whether it is the b_h, or the one b_N of its metric, that the summary shows."),
     Column("value", _REAL, "samples", "The measured critical batch size; if null, `reason` says why."),
     Column("low", _REAL, "samples", "Lower end of its 95 % interval; 0 if it is below the search range."),
     Column("high", _REAL, "samples", "Upper end; infinite if it is above the search range."),
@@ -297,6 +305,13 @@ ANALYSIS = (
     Column("batch_sizes", _INT, "", "Batch sizes with a value."),
     Column("n_diverged", _INT, "trials", "Diverged trials of the reading; they are in no fit."),
     Column("n_failed", _INT, "trials", "Failed trials of the reading; they are in no fit."),
+    Column(
+        "n_infeasible",
+        _INT,
+        "trials",
+        "Trials of the reading that ran all their iterations without reaching the target, and did not diverge (Shallue "
+        "et al. 2019); 0 for b_h.",
+    ),
     Column("eta_beta_min", _REAL, "", "Smallest eta beta(b) of the trials that counted."),
     Column("eta_beta_max", _REAL, "", "Largest eta beta(b) of the trials that counted."),
     Column(

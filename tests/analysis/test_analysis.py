@@ -221,7 +221,7 @@ class TestFits:
 
     def test_a_target_that_ends_trials_is_said(self):
         made = full(status="target_reached")
-        assert "ended at the target loss" in headline(made, "b_h")["reason"]
+        assert "ended at the target," in headline(made, "b_h")["reason"]
 
 
 class TestTargets:

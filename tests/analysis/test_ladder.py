@@ -1,6 +1,5 @@
 import math
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,7 +7,9 @@ import pytest
 from analysis.test_analysis import SIZES, analyzed, full, grid_of, tables, trial
 from analysis.test_recommendation import tuned
 
-from raysat.analysis.ladder import FEWEST_RUNGS, MEASURED, RUNGS, Ladder, _could_have_won, ladder
+from raysat.analysis.ladder import FEWEST_RUNGS, MEASURED, RUNGS, Ladder, ladder
+from raysat.analysis.measure import best_by_steps
+from raysat.spec.goals import Target
 
 
 def laddered(made, targets=(), rungs=5):
@@ -131,8 +132,17 @@ def test_stepsizes_at_the_end_of_the_grid_are_said_at_the_level_where_they_are()
 
 def test_a_trial_that_ended_before_the_best_one_was_seen_at_the_target_could_have_won():
     """It is compared by evaluations, as the winner is, and not by N, from which their distance is taken off."""
-    best = pd.DataFrame({"seed": [0], "batch_size": [8], "first": [100.0], "value": [90.0]})
-    measured = SimpleNamespace(best=best, about={"target": 0.1})
-    early = pd.DataFrame({"seed": [0], "batch_size": [8], "lowest": [0.2], "last": [95]})
-    assert _could_have_won(early, measured)
-    assert not _could_have_won(early.assign(last=100), measured)
+    trials = pd.DataFrame({"cell_id": ["first", "early"], "status": ["completed", "target_reached"], "eta": [0.1, 0.2]})
+    trials = trials.assign(seed=0, batch_size=8)
+
+    def undecided(last):
+        # every fourth evaluation is noise, so that N is corrected to below the first passage at 100
+        times, losses = np.array([0, 50, 60, 70, 80, 100]), np.array([1.0, 0.5, 0.6, 0.3, 0.4, 0.1])
+        paths = {"first": (times, losses), "early": (np.array([0, last]), np.array([1.0, 0.2]))}
+        (row,) = best_by_steps(trials, paths, Target("train_loss", 0.1)).to_dict("records")
+        assert row["value"] < 99
+        assert row["first"] == 100
+        return row["undecided"]
+
+    assert undecided(99)
+    assert not undecided(100)

@@ -12,6 +12,8 @@ const EXTRA = {
   q: "sharpness q",
 };
 
+const METRIC = 3; // the place of the metric among the choices, in a sweep with targets of several
+
 function html(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -32,7 +34,7 @@ class Page {
     this.payload = payload;
     this.selection = [...payload.start];
     this.glossary = new Glossary("th, #predictions tbody, figcaption, .answer p, .answer li, .notes li, section > p");
-    this.losses = new Map(); // the target chosen for each model and data set
+    this.levels = new Map(); // the target chosen for each model and data set, and metric
     this.answers = [...document.querySelectorAll("[data-target]")].map(
       (place) => new Answer(this, place, payload.targets[Number(place.dataset.target)]),
     );
@@ -58,15 +60,17 @@ class Page {
   }
 
   /** Set the target of a model and data set, for all figures. */
-  aim(at, loss) {
-    this.losses.set(at, loss);
+  aim(at, metric, level) {
+    this.levels.set(`${at}|${metric}`, level);
     this.answers.forEach((answer) => answer.update());
+    if (this.selection.length > METRIC) this.selection[METRIC] = metric;
     this.pick(0, at);
   }
 
   /** The index, among some levels, of the target that was chosen; without a choice, the index at which they start. */
-  placeOf(at, levels, start) {
-    return this.losses.has(at) ? nearestLevel(levels, this.losses.get(at)) : start;
+  placeOf(at, metric, levels, start) {
+    const key = `${at}|${metric}`;
+    return this.levels.has(key) ? nearestLevel(levels, this.levels.get(key)) : start;
   }
 }
 
@@ -100,7 +104,7 @@ class Figure {
     const { data, page, state } = this;
     this.selects = page.payload.choices.map((label, k) => this.addSelect(label, (value) => page.pick(k, value)));
     if (data.views.some((view) => view.by)) {
-      this.slider = new Slider((loss) => page.aim(this.view.at[0], loss));
+      this.slider = new Slider((level) => page.aim(this.view.at[0], this.view.metric, level));
       this.controls.append(this.slider.box);
     }
     if (data.x.length > 1) {
@@ -149,11 +153,11 @@ class Figure {
       views = views.filter((view) => view.at[k] === value);
     });
     const picked = views.find((view) => view.of === this.state.of) || views[0];
-    const place = picked.by ? this.page.placeOf(picked.at[0], picked.levels, picked.start) : 0;
+    const place = picked.by ? this.page.placeOf(picked.at[0], picked.metric, picked.levels, picked.start) : 0;
     this.view = viewAt(picked, place);
     if (this.slider) {
       this.slider.box.hidden = !picked.by || picked.by.length < 2;
-      if (picked.by) this.slider.show(picked.levels, place, picked.own.includes(place));
+      if (picked.by) this.slider.show(picked, place, picked.own.includes(place));
     }
     if (this.quantity) {
       const { box, select } = this.quantity;
@@ -364,7 +368,7 @@ class Figure {
   download(kind) {
     const [text, type] = kind === "csv" ? [this.csv(), "text/csv"] : [this.drawing(), "image/svg+xml"];
     const url = URL.createObjectURL(new Blob([text], { type: `${type};charset=utf-8` }));
-    const level = this.view.by && `L-${format(this.view.level)}`;
+    const level = this.view.by && `${this.view.symbol.replace(/ .$/, "").replaceAll(" ", "-")}-${format(this.view.level)}`;
     const parts = [this.page.payload.file, this.data.name, ...this.view.at, this.view.of, level].join("-");
     const link = html("a", { href: url, download: `${parts.replace(/[^\w.]+/g, "-").replace(/-+$/, "")}.${kind}` });
     link.click();

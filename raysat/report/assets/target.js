@@ -1,18 +1,18 @@
 // The target: a slider in the answer and above each figure with several targets; all move together. A slider selects
 // numbers that are on the page, and computes none.
 
-/** A slider over losses, from the initial one down. */
+/** A slider over the targets of a metric, from the easiest to the hardest. */
 class Slider {
   constructor(picked) {
     this.input = html("input", { type: "range", min: 0, step: 1, "data-control": "target" });
     this.words = html("output");
-    this.box = html("label", { class: "slider" }, html("span", {}, "Target loss"), this.input, this.words);
+    this.box = html("label", { class: "slider" }, html("span", {}, "Target"), this.input, this.words);
     this.input.addEventListener("input", () => picked(this.levels[Number(this.input.value)]));
   }
 
-  show(levels, k, own) {
+  show({ levels, symbol }, k, own) {
     this.levels = levels;
-    const said = `L ≤ ${format(levels[k])}${own ? ", the sweep's own" : ""}`;
+    const said = `${symbol} ${format(levels[k])}${own ? ", the sweep's own" : ""}`;
     this.input.max = levels.length - 1;
     this.input.value = k;
     this.input.setAttribute("aria-valuetext", said);
@@ -46,20 +46,20 @@ class Answer {
     this.target = target;
     this.sentence = place.previousElementSibling;
     this.sentence.setAttribute("aria-live", "polite");
-    this.slider = new Slider((loss) => page.aim(target.at, loss));
+    this.slider = new Slider((level) => page.aim(target.at, target.metric, level));
     const words = target.command.split(/(?<= )(?=--)/).map((word) => html("span", { class: "whole" }, word));
     this.end = html("p", { class: "soft" }, `${target.end} `, html("code", {}, ...words));
     place.append(html("div", { class: "controls" }, this.slider.box), this.end);
   }
 
   update() {
-    const { levels, start, own, said } = this.target;
-    const k = this.page.placeOf(this.target.at, levels, start);
-    this.slider.show(levels, k, own.includes(k));
+    const { at, metric, levels, start, own, said } = this.target;
+    const k = this.page.placeOf(at, metric, levels, start);
+    this.slider.show(this.target, k, own.includes(k));
     if (this.sentence.textContent !== said[k]) {
       this.sentence.textContent = said[k];
       this.page.glossary.mark(this.sentence);
     }
-    this.end.hidden = k < levels.length - 1;
+    this.end.hidden = !this.target.end || k < levels.length - 1;
   }
 }
