@@ -197,7 +197,7 @@ def test_a_part_that_fails_says_so_in_its_place_and_the_rest_stands(few, monkeyp
     assert "could not be made (ArithmeticError: planted <b>)." in page.text
     assert re.search(r"<details><summary>traceback</summary><pre>Traceback [^<]*line \d+, in fails", html)
     assert re.findall(r"<h2[^>]*>(.*?)</h2>", html) == [
-        *("Answer", "Figures", "What to use", "Measured and predicted", "Symbols", "What vouches for the statistics"),
+        *("Answer", "Figures", "What to use", "Measured and predicted", "Symbols", "Certificates of the statistics"),
         *("Failed and diverged cells", "Configuration, versions, machine"),
     ]
 

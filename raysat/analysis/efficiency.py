@@ -277,7 +277,7 @@ def _sentence(own: pd.DataFrame) -> str:
         said += f" Seconds were measured on {row['devices'] or 'an unknown device'}{shared}, evaluations not counted."
     else:
         said += " No seconds were measured."
-    return f"{said} Another target, stepsize policy or machine has other answers."
+    return f"{said} It holds only for this target, stepsize policy and machine."
 
 
 def _size(own: pd.DataFrame, choice: str) -> str:

@@ -139,8 +139,8 @@ def _untuned(best: Mapping, where: str) -> list[str]:
 def _other_reading(best: Mapping, rows: pd.DataFrame) -> list[str]:
     same = (rows["width"] == best["width"]) & (rows["stepsize"] == best["stepsize"])
     others = rows[same & (rows["tuning"] != best["tuning"]) & rows["b_N"].notna()].to_dict("records")
-    free = "With stepsizes tuned freely, beyond those of which the theory speaks,"
-    among = "Among stepsizes at which the linearized network is stable, of which alone the theory speaks,"
+    free = "With stepsizes tuned freely, beyond the range that the theory covers,"
+    among = "Among stepsizes at which the linearized network is stable, the only ones that the theory covers,"
     return [
         f"{free if row['tuning'] == 'free' else among} b_N is {with_interval(row, 'b_N')} at {_aim(row)}."
         for row in others

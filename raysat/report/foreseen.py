@@ -37,7 +37,7 @@ COLUMNS = {
 """The columns of the table on the terminal: head, unit and meaning."""
 
 MORE = COLUMNS | {
-    "eta_theory": ("1/beta", "stepsize", "what the theory grants every network"),
+    "eta_theory": ("1/beta", "stepsize", "stable for every network, by the theory"),
     "N_theory": ("N at 1/beta", "iterations", "of the mean loss to the target, with that stepsize"),
     "h_theory": ("h at 1/beta", "1/iterations", "log(L(w_0)/L(w_T))/T of the mean loss, with that stepsize"),
 }

@@ -42,7 +42,7 @@ ABOUT = (
     "tuned and fitted in the same way. A dash: there is no such number; the notes say why."
 )
 
-LATER = "forecast: it takes the stepsizes of the trials; before they have ended, python -m raysat.forecast FILE has it."
+LATER = "forecast: it needs the stepsizes of the trials; until they have ended, use python -m raysat.forecast FILE."
 
 Row = tuple[list[str], list[str]]
 """A row of the table: its cells, already HTML, and its notes."""

@@ -60,13 +60,13 @@ SYMBOLS = (
     ),
     (
         "N(b)",
-        "the iterations that batch size b takes until the target is reached, at its best stepsize; less what "
-        "evaluations at a distance add.",
+        "the iterations that batch size b takes until the target is reached, at its best stepsize; corrected for the "
+        "delay due to the spacing of evaluations.",
     ),
     (
         "beaten",
-        "a trial that was stopped before its target, for another stepsize of its seed and batch size was there "
-        "earlier.",
+        "a trial that was stopped before its target, because another stepsize of its seed and batch size had reached "
+        "it earlier.",
     ),
     (
         "b_N",
@@ -76,8 +76,7 @@ SYMBOLS = (
     ),
     (
         "q",
-        "how sharply N(b) bends at b_N. It is 1 unless batch sizes that are left out are foretold better by a sharper "
-        "bend.",
+        "how sharply N(b) bends at b_N. It is 1 unless a sharper bend predicts left-out batch sizes better.",
     ),
     (
         "scatter",
@@ -95,16 +94,14 @@ SYMBOLS = (
     ),
     (
         "gamma",
-        "max_i λ_max(J_i J_iᵀ), J_i the Jacobian of sample i at initialization: what the worst single sample asks of "
-        "the stepsize.",
+        "max_i λ_max(J_i J_iᵀ), J_i the Jacobian of sample i at initialization: it limits the stepsize at b = 1.",
     ),
     (
         "k_op",
-        "λ_max(K), K = J Jᵀ/n the neural tangent kernel at initialization: what all samples together ask of the "
-        "stepsize.",
+        "λ_max(K), K = J Jᵀ/n the neural tangent kernel at initialization: it limits the stepsize at large b.",
     ),
-    ("beta(b)", "gamma/b + (b-1)/b k_op, here exact for the sampling used (Lemma 3.1): eta = 1/beta(b) is granted."),
-    ("eta beta(b)", "the stepsize in units of what the theory grants at that b."),
+    ("beta(b)", "gamma/b + (b-1)/b k_op, here exact for the sampling used (Lemma 3.1): eta = 1/beta(b) is stable."),
+    ("eta beta(b)", "the stepsize in units of the 1/beta(b) that the theory allows."),
     ("eta k_op", "the stepsize in units of 1/k_op: gradient descent on the linearized network is stable below 2."),
     (
         "eta_limit",
@@ -119,7 +116,7 @@ SYMBOLS = (
     (
         "free, stable",
         "how stepsizes were tuned: the best of each b among all that were tried, which is what one trains with (free), "
-        "or among those below eta_limit, of which alone the theory speaks (stable).",
+        "or among those below eta_limit, the only ones that the theory covers (stable).",
     ),
     ("4 gamma/k_op", "b_star with the looser constants of Theorem 3.3 (the column b_star_thm33)."),
     ("noise scale", "tr(Σ)/‖∇L‖² at initialization (McCandlish et al. 2018): a rival prediction."),
@@ -152,7 +149,7 @@ def progress(record: Mapping, trials: pd.DataFrame) -> str:
     ended = int(trials["status"].isin(FINISHED).sum())
     if sweep.get("adaptive") or any(stepsize["policy"] == "grid_auto" for stepsize in sweep.get("stepsizes", ())):
         # results decide which cells are added: their number is not known before
-        return f"{ended} cells have ended, of as many as their results call for; {', '.join(counts)}."
+        return f"{ended} cells have ended; their results decide how many more are run; {', '.join(counts)}."
     axes = ("batch_sizes", "stepsizes", "seeds", "trainings")
     per_model = math.prod(len(sweep.get(axis, [None])) for axis in axes)
     # a model without a width is trained once, not at every width
@@ -289,7 +286,7 @@ def widths(by_width: pd.DataFrame) -> Section:
     Args:
         by_width: The result of `raysat.analysis.widths.by_width`.
     """
-    title = "What becomes exact with width"
+    title = "The limit of wide networks"
     if by_width.empty:
         return Section("widths", title, "")
     names = ("width", "seeds", "b_star", "kernel drift", "at iteration", "error of the linearization")

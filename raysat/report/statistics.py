@@ -17,8 +17,8 @@ CHECKS = {"gamma": "gamma_check", "k_op": "k_op_check", "noise scale": "noise_ch
 """The columns of `ntk` with the certificates, by statistic."""
 
 ABOUT = (
-    "Each number under a statistic is how far it lies from plain autograd, relative to itself, in the worst of the "
-    "seeds; k_op ≤ is what no eigenvalue lies above, over k_op, but for a probability of 1 %."
+    "The number under a statistic is its relative deviation from plain autograd, for the worst seed. k_op ≤ is an "
+    "upper bound of all eigenvalues that holds with probability 99 %, divided by k_op."
 )
 
 
@@ -38,7 +38,7 @@ def certificates(ntk: pd.DataFrame) -> Section:
         words = {"network", "computed by", "products with K", "in"}
         parts += [footnoted(columns, cells, words, "Certificates", "certified"), paragraphs([ABOUT], "soft")]
     parts += _lacking(rows[lacking])
-    return Section("certificates", "What vouches for the statistics", "\n".join(parts))
+    return Section("certificates", "Certificates of the statistics", "\n".join(parts))
 
 
 def _row(own: pd.DataFrame) -> tuple[list[str], list[str]]:
@@ -57,7 +57,7 @@ def _row(own: pd.DataFrame) -> tuple[list[str], list[str]]:
 def _lacking(rows: pd.DataFrame) -> list[str]:
     """Return each reason for missing statistics once, with the number of initializations that it concerns."""
     said = []
-    for method, what in ((REFUSED, "has no statistics"), (FAILED, "has none, for an error ended them")):
+    for method, what in ((REFUSED, "has no statistics"), (FAILED, "has no statistics because of an error")):
         own = rows[rows["method"] == method]
         names = [f"{row['model']} width {row['width']}, seed {row['seed']}" for row in own.to_dict("records")]
         errors = dict(zip(own["method_reason"], own["error"], strict=True))

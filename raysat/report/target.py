@@ -78,14 +78,14 @@ def _end(record: Mapping, end: Mapping) -> dict[str, str]:
     name = f"{sweep.get('name', 'sweep')}-{lower:g}"  # a new folder: settings that all cells of one share cannot change
     if end["early"]:
         why = (
-            f"This goes no lower than {end['deepest']:g}: trials were ended at a target, and one that ended there may "
-            "be the first to reach a lower one. To measure further down:"
+            f"No target below {end['deepest']:g}: trials were stopped at their target, and one of these might have been "
+            "the first to reach a lower one. To measure further down:"
         )
         ended = {"target": "None"} if sweep.get("target") else {}
         return {"end": why, "command": _command(record, **ended, target_loss=lower, targets=[lower], name=name)}
     budget = next((one for one in BUDGETS if sweep.get(one)), BUDGETS[0])
     why = (
-        f"This goes no lower than {end['deepest']:g}: not every batch size comes further in the "
+        f"No target below {end['deepest']:g}: not every batch size comes further in the "
         f"{number(sweep.get(budget))} {budget} of a trial. To measure further down:"
     )
     more = {budget: 2 * sweep[budget]} if sweep.get(budget) else {}

@@ -159,7 +159,7 @@ class TestSentence:
         assert "b = 16 [16, 16] the least time (0.0624 s of steps) and device-hours" in sentence
         assert "up to b = 3.6 [3.6, 3.6] less than 20 % of the samples are wasted" in sentence
         assert "Seconds were measured on cpu" in sentence
-        assert sentence.endswith("Another target, stepsize policy or machine has other answers.")
+        assert sentence.endswith("It holds only for this target, stepsize policy and machine.")
         assert sentence.split(",")[0] in " ".join(printed(analyzed(made, [0.7])).split())
 
     def test_the_best_evidence_speaks(self):
