@@ -78,7 +78,7 @@ def _end(record: Mapping, end: Mapping) -> dict[str, str]:
     name = f"{sweep.get('name', 'sweep')}-{lower:g}"  # a new folder: settings that all cells of one share cannot change
     if end["early"]:
         why = (
-            f"No target below {end['deepest']:g}: trials were stopped at their target, and one of these might have been "
+            f"No target below {end['deepest']:g}: trials were stopped at their target, and one of them might be "
             "the first to reach a lower one. To measure further down:"
         )
         ended = {"target": "None"} if sweep.get("target") else {}
