@@ -185,7 +185,9 @@ def payload(rows: pd.DataFrame) -> Json:
     for name, about in FIGURES.items():
         views = []
         for label, group in by_method.items():
-            said = f"{label}: {len(group)} critical batch sizes of {group['sweep'].nunique()} sweeps."
+            shown = _shown(name, group).dropna(subset=_axes(name)[1])
+            sweeps = shown["sweep"].nunique()
+            said = f"{label}: {len(shown)} critical batch sizes of {sweeps} sweep{'s' * (sweeps != 1)}."
             view = View(list(_series(name, group, names)), summary=said, ticks=ticks)
             views += [] if view.empty else [{"at": [label], **as_json(view)}]
         if views:
@@ -196,11 +198,19 @@ def payload(rows: pd.DataFrame) -> Json:
     return {"choices": ["Stepsizes"], "start": [first], "figures": figures}
 
 
+def _axes(name: str) -> tuple[str, str]:
+    """Return the columns on the axes of a figure."""
+    return ("b_star", "b_N") if name == "b_N-b_star" else ("width", name.split("-")[0])
+
+
+def _shown(name: str, group: pd.DataFrame) -> pd.DataFrame:
+    """Select the rows with a place on the horizontal axis: a model without a width has width 0, which has no log."""
+    return group[group[_axes(name)[0]] > 0]
+
+
 def _series(name: str, group: pd.DataFrame, names: Mapping[tuple, str]) -> Iterator[Series]:
     """Yield the series of a figure: measurements by setting, and b_star or, against it, the line of equality."""
-    x, quantity = ("b_star", "b_N") if name == "b_N-b_star" else ("width", name.split("-")[0])
-    # a model without a width has width 0, which has no place on a log axis
-    rows = group[group[x] > 0].dropna(subset=["b_star"])
+    (x, quantity), rows = _axes(name), _shown(name, group)
     by_setting = rows.groupby(["sweep", *ANSWER], dropna=False, sort=False)
     for k, ((_, of_setting), tone) in enumerate(zip(by_setting, cycle(PALETTE), strict=False)):
         one = of_setting.sort_values(x)
@@ -214,7 +224,7 @@ def _series(name: str, group: pd.DataFrame, names: Mapping[tuple, str]) -> Itera
             yield replace(series, low=low, high=high, spread="bars", extra=extra)
         else:
             yield replace(series, extra=extra)
-        if series.line:
+        if series.line and one["b_star"].notna().any():
             yield replace(series, name=f"{label}: b_star", y=one["b_star"], hollow=True, dash="dashed")
     if x == "b_star" and len(rows):
         ends = [rows["b_star"].min() / 1.5, rows["b_star"].max() * 1.5]
