@@ -73,7 +73,8 @@ def _recommended(best: pd.DataFrame, points: pd.DataFrame) -> Recommendation:
     own = points[points["quantity"] == "N"].merge(best[[*READING, "metric", "target"]])
     run = np.sort(own.loc[own["value"].notna(), "batch_size"].to_numpy(dtype=float))
     if why := _against(fit, run):
-        return Recommendation(where, f"No batch size can be recommended yet: {why}", **aim)
+        to = "" if math.isnan(fit["target"]) else f" for {Target.in_row(fit).words}"
+        return Recommendation(where, f"No batch size can be recommended yet{to}: {why}", **aim)
     b_N, q = fit["value"], fit["q"]
     # the nearest in log b, on which the law depends through b/b_N; N is the law's, since its values scatter
     b = float(run[np.abs(np.log(run / b_N)).argmin()])
@@ -114,5 +115,5 @@ def _against(fit: Mapping, run: Float[np.ndarray, " b"]) -> str:
         return f"b_N = {number(fit['value'])} {known} may be any of the batch sizes run: more seeds would tell."
     edges = [part for part in fit["reason"].split("; ") if part.endswith("widen the grid")]
     if edges:
-        return f"{'; '.join(edges)}, as stepsizes=[grid(auto=True)] does by itself for its target_loss."
+        return f"{'; '.join(edges)}, as stepsizes=[grid(auto=True)] does by itself for its target."
     return ""
