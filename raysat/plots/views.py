@@ -164,7 +164,7 @@ def deepening(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows by metric, as they come, and from the easiest target of each to the hardest."""
     places = {metric: k for k, metric in enumerate(dict.fromkeys(rows["metric"]))}
     depth = [-Target(*row).eps for row in zip(rows["metric"], rows["target"], strict=True)]
-    return rows.iloc[np.lexsort([depth, rows["metric"].map(places)])]
+    return rows.iloc[np.lexsort((depth, [places[metric] for metric in rows["metric"]]))]
 
 
 def of_target(table: pd.DataFrame, fit: Mapping) -> pd.DataFrame:
