@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from raysat.analysis import THEORY_CAVEAT, devices, no_interpolation, number, policy, scatter, target_label
@@ -166,8 +167,7 @@ def deepening(rows: pd.DataFrame) -> pd.DataFrame:
     """Rows by metric, as they come, and from the easiest target of each to the hardest."""
     places = {metric: k for k, metric in enumerate(dict.fromkeys(rows["metric"]))}
     depth = [-Target(*row).eps for row in zip(rows["metric"], rows["target"], strict=True)]
-    order = pd.DataFrame({"place": rows["metric"].map(places), "depth": depth}, rows.index)
-    return rows.loc[order.sort_values(["place", "depth"], kind="stable").index]
+    return rows.iloc[np.lexsort((depth, [places[metric] for metric in rows["metric"]]))]
 
 
 def of_target(table: pd.DataFrame, fit: Mapping) -> pd.DataFrame:
@@ -187,9 +187,9 @@ def steps(points: pd.DataFrame, fits: pd.DataFrame) -> View:
     points, fits = points[points["quantity"] == "N"], fits[fits["quantity"] == "b_N"]
     sizes = sorted(points["batch_size"].unique().tolist())
     ranked = deepening(fits).iloc[::-1]
-    first = fits["metric"] == fits["metric"].iloc[0]
-    main = (ranked["headline"].astype(bool) & first).sort_values(ascending=False, kind="stable")
-    views = [at_target(of_target(points, fit), fit, sizes) for fit in ranked.loc[main.index].to_dict("records")]
+    main = ranked["headline"].astype(bool) & (ranked["metric"] == fits["metric"].iloc[0])
+    ranked = ranked.iloc[np.argsort(~main.to_numpy(), kind="stable")]
+    views = [at_target(of_target(points, fit), fit, sizes) for fit in ranked.to_dict("records")]
     # the shared legend explains the headline alone (`kind`); labels at the right edge name the other targets
     others = [replace(view.series[0], kind="", mark=k, hollow=True) for k, view in enumerate(views[1:], 1)]
     return replace(views[0], series=[*views[0].series, *others])
