@@ -75,7 +75,7 @@ def few_rungs():
 
 
 def pytest_collection_modifyitems(items):
-    """Mark tests by what they need; those of clusters take longest and come first, so that nothing waits for them."""
+    """Mark tests by what they need; those of clusters take longest and come last."""
     folder = Path(__file__).parent
     for item in items:
         path = item.path.relative_to(folder).as_posix()
@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(items):
         }
         for name in (name for name, holds in marks.items() if holds):
             item.add_marker(name)
-    items.sort(key=lambda item: item.path.parent.name != "cluster")
+    items.sort(key=lambda item: item.path.parent.name == "cluster")
 
 
 @pytest.fixture(autouse=True)
