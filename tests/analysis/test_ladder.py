@@ -136,8 +136,8 @@ def test_a_trial_that_ended_before_the_best_one_was_seen_at_the_target_could_hav
     trials = trials.assign(seed=0, batch_size=8)
 
     def undecided(last):
-        # every fourth evaluation is noise, so that N is corrected to below the first passage at 100
-        times, losses = np.array([0, 50, 60, 70, 80, 100]), np.array([1.0, 0.5, 0.6, 0.3, 0.4, 0.1])
+        # every second evaluation alone has the passage at 117 or at 100: N is corrected to below 100
+        times, losses = np.array([0, 50, 60, 70, 80, 100, 120]), np.array([1.0, 0.5, 0.6, 0.3, 0.4, 0.1, 0.09])
         paths = {"first": (times, losses), "early": (np.array([0, last]), np.array([1.0, 0.2]))}
         (row,) = best_by_steps(trials, paths, Target("train_loss", 0.1)).to_dict("records")
         assert row["value"] < 99
