@@ -65,6 +65,10 @@ SLOW = (
 """Files whose tests take twenty seconds and more each, and together most of the time."""
 
 
+ALONE = ("cluster/", "executor/")
+"""Where tests lie that look at how work is shared among hosts or processes, which other tests would change."""
+
+
 @pytest.fixture(scope="module")
 def few_rungs():
     """Of each ladder of targets two levels beside the sweep's own, for pages that are made by the dozen."""
@@ -83,6 +87,7 @@ def pytest_collection_modifyitems(items):
         marks = {
             "slow": path in SLOW,
             "cluster": path.startswith("cluster/"),
+            "alone": path.startswith(ALONE),
             "browser": path == "report/test_report_browser.py",
             "gpu": any("GPU" in reason for reason in skips),
         }
