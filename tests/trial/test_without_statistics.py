@@ -159,7 +159,7 @@ def test_statistics_that_fail_cost_only_what_is_made_of_them_and_are_tried_again
     assert set(trials[trials["status"] == "failed"]["stepsize"]) == {"theory(1)"}
     page = (folder / "results" / "odd" / "report.html").read_text()
     assert page.count("<summary>traceback</summary>") == 1
-    assert "for an error ended them" in page
+    assert "because of an error" in page
 
     assert run(folder, *settings) == 0
     printed = capsys.readouterr().out
