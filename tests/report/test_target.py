@@ -44,7 +44,7 @@ def test_each_level_has_the_recommendation_of_that_target(tmp_path):
 def test_at_the_end_a_command_says_how_to_go_on(tmp_path, made, sweep, changed):
     (slider,) = slid(tmp_path / "toy", made, (0.5,) if "target_loss" in sweep else (0.7,), **sweep)
     assert f"No target below {slider['levels'][-1]:g}" in slider["end"]
-    assert ("were ended at a target" in slider["end"]) == ("target_loss" in sweep)
+    assert ("were stopped at their target" in slider["end"]) == ("target_loss" in sweep)
     run, command, file, *words = shlex.split(slider["command"])
     assert (run, command, file) == ("raysat", "run", "toy.py")
     fields = {"name": "toy", "dataset": "digits", "models": ["m:f"], "widths": [64], "batch_sizes": [1, 8]}
