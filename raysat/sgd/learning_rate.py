@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from raysat.errors import InputError
 from raysat.messages.failures import named
-from raysat.sgd.torch_optim import arguments_of
+from raysat.sgd.torch_optim import arguments_of, check_names
 from raysat.spec.references import is_reference
 from raysat.spec.training import SCHEDULES, Training, factor
 from raysat.text import shown
@@ -113,13 +113,10 @@ class LearningRates:
         return made
 
     def _check_options(self, kind: Callable[..., Any]) -> None:
-        known = list(arguments_of(kind).values())[1:]  # the first is the optimizer, or the step
-        takes_any = any(one.kind is one.VAR_KEYWORD for one in known)
-        names = [one.name for one in known if one.name not in ("last_epoch", "iterations")]
-        for name, _ in self.training.schedule_options:
-            if name not in names and not takes_any:
-                said = f"use {', '.join(names)}" if names else "it has none"
-                raise InputError(f"schedule={self.training.schedule!r} has no option {name}: {said}.")
+        known = arguments_of(kind)
+        own = (*list(known)[:1], "last_epoch", "iterations")  # the first is the optimizer, or the step
+        names = (name for name, _ in self.training.schedule_options)
+        check_names(f"schedule={self.training.schedule!r}", names, known, own)
 
     def _factor_at(self, t: int) -> float:
         try:

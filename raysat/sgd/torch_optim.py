@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -76,10 +76,7 @@ def _kind(training: Training) -> Callable[..., torch.optim.Optimizer]:
 def _options(training: Training, kind: Callable[..., torch.optim.Optimizer], b: int) -> dict[str, Any]:
     """The arguments of the optimizer's class at a batch size."""
     options, known = dict[str, Any](training.options), arguments_of(kind)
-    takes_any = any(one.kind is one.VAR_KEYWORD for one in known.values())
-    if unknown := [name for name in options if name not in known and not takes_any]:
-        names = ", ".join(name for name in known if name not in ("params", "lr"))
-        raise InputError(f"optimizer={training.optimizer!r} has no option {unknown[0]}: use {names}.")
+    check_names(f"optimizer={training.optimizer!r}", options, known, own=("params", "lr"))
     if training.optimizer in MOMENTUM:
         if own := {"momentum", "nesterov"} & set(options):
             raise InputError(f"options has {min(own)}, which the fields optimizer and momentum say: leave it out.")
@@ -95,6 +92,27 @@ def _options(training: Training, kind: Callable[..., torch.optim.Optimizer], b: 
                     "scale: give two numbers and one number."
                 )
     return options
+
+
+def check_names(what: str, options: Iterable[str], known: Mapping[str, inspect.Parameter], own: Iterable[str]) -> None:
+    """Check that options are arguments.
+
+    Args:
+        what: The field with its value, for the message.
+        options: Names of the options.
+        known: The arguments that there are (`arguments_of`).
+        own: Those that are not the user's to give.
+
+    Raises:
+        InputError: An option is no argument.
+    """
+    if any(one.kind is one.VAR_KEYWORD for one in known.values()):
+        return
+    names = [name for name in known if name not in own]
+    said = f"use {', '.join(names)}" if names else "it has none"
+    for name in options:
+        if name not in names:
+            raise InputError(f"{what} has no option {name}: {said}.")
 
 
 def arguments_of(kind: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

@@ -146,7 +146,7 @@ class _Trial:
             progress.ntk.append({**measured, **losses, "cell_id": cell.cell_id, "iteration": t, **drifted})
         if not losses["train_loss"] <= DIVERGENCE * progress.curve[0]["train_loss"]:  # true of NaN as well
             self.status = DIVERGED
-        elif cell.goal and cell.goal.reached(losses):
+        elif (goal := cell.goal) and goal.reached(losses):
             self.status = TARGET_REACHED
 
     def is_over(self, until: int) -> bool:

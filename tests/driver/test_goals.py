@@ -116,11 +116,8 @@ LINEAR = ["--set", "dataset=linear(n=200, d=4)", "--set", "n_test=None"]
         (["--set", "target=test_accuracy >= 90"], "at most 1"),
         (["--set", "target_loss=0.3"], "set one of them to None"),
         (["--set", "n_test=0"], "n_test=0: set n_test"),
-        (["--set", "dataset=linear(n=200, d=4)", "--set", "n_test=None"], "needs test samples, and 'linear"),
-        (
-            ["--set", "dataset=linear(n=200, d=4)", "--set", "n_test=None", "--set", "target=train_accuracy >= 1"],
-            "classes",
-        ),
+        (LINEAR, "needs test samples, and 'linear"),
+        ([*LINEAR, "--set", "target=train_accuracy >= 1"], "classes"),
     ],
 )
 def test_a_target_that_cannot_be_ends_the_command_before_any_work(run, tmp_path, capsys, words, said):
