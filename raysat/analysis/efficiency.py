@@ -149,7 +149,7 @@ def cost_rows(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list
     head |= {"devices": " and ".join(sorted(set(best["device"].dropna()))), "at_once": at_once}
     head |= {"batch_sizes": len(made.b), "seeds": len(tables[0])}
     missed = ", ".join(str(b) for b in measured.asked if b not in made.b)
-    left_out = f"b = {missed} left out, where not every seed reaches the target" if missed else ""
+    left_out = f"b = {missed} left out, where N is not known for every seed" if missed else ""
     shares = _shares(best)
     rows, choices = [], []
     at = tables[0].columns.isin(made.b)

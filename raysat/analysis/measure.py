@@ -210,7 +210,8 @@ def by_seed(best: pd.DataFrame, column: str = "value") -> pd.DataFrame:
 
 def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.DataFrame) -> Measurement:
     """The points and the fit of one quantity from the best trial of each (seed, batch size)."""
-    missing, lost = best["value"].isna(), sizes_without(best, reading[reading["status"] == DIVERGED])
+    missing = best["value"].isna() | best.get("undecided", False)  # h is never undecided
+    lost = sizes_without(best, reading[reading["status"] == DIVERGED])
     # all seeds or none: at a batch size, those that succeeded are a biased sample
     best = best.assign(value=best["value"].mask(best["batch_size"].isin({*lost, *best.loc[missing, "batch_size"]})))
     table = by_seed(best)
@@ -240,14 +241,14 @@ def _refusal(about: dict, best: pd.DataFrame, lost: Sequence[int], gone: Collect
     if about["quantity"] == "h" and len(gone):
         where = ", ".join(map(str, sorted(set(gone))))
         return f"at b = {where} the loss vanished, so that h has no value there: run fewer iterations, or see b_N"
-    if about["quantity"] == "N" and (missing := int(best["first"].isna().sum())):
-        return f"{missing} of {len(best)} trials do not reach {Target.in_row(about).inequality}"
     if about["quantity"] == "N" and best["undecided"].any():
         where = ", ".join(map(str, sorted(set(best.loc[best["undecided"], "batch_size"]))))
         return (
             f"at b = {where} a trial that ended at another target, or was cut, might have been the first to reach "
             f"{Target.in_row(about).inequality}: run the sweep with that target, under another name"
         )
+    if about["quantity"] == "N" and (missing := int(best["first"].isna().sum())):
+        return f"{missing} of {len(best)} trials do not reach {Target.in_row(about).inequality}"
     if lost:
         where = ", ".join(map(str, lost))
         return (

@@ -22,6 +22,7 @@ from raysat.sgd.sampler import normal
 from raysat.sgd.torch_optim import optimizers_of, refused, restore
 from raysat.spec.references import is_reference
 from raysat.spec.training import Training
+from raysat.storage.checkpoint import unpacked
 
 
 class OptimizerEngine(OverAutograd):
@@ -185,8 +186,7 @@ def _stored(engine: OptimizerEngine) -> dict[str, Any]:
     """Return an engine's state as a checkpoint would."""
     try:
         torch.save(engine.state_dict(), stored := io.BytesIO())
-        stored.seek(0)
-        return torch.load(stored, weights_only=True)
+        return unpacked(stored.getvalue())
     except Exception as error:
         raise InputError(
             f"{_what(engine.training)} has a state that checkpoints, which are data and no code, cannot hold: let it "

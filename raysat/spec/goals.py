@@ -28,7 +28,7 @@ METRICS = {
 }
 """The metrics, which are columns of `curves`, and the name of each for a reader."""
 
-_WRITTEN = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+.\w]+)\s*")
+_WRITTEN = re.compile(r"\s*(\w+)\s*(<=|>=)\s*([-+.0-9a-zA-Z]+)\s*")
 
 Value = TypeVar("Value", float, np.ndarray)
 

@@ -119,6 +119,15 @@ class Checkpoint:
             return None
 
 
+def unpacked(content: bytes) -> Any:
+    """Return what `torch.save` wrote, on the CPU. No code in it is executed.
+
+    Raises:
+        Exception: It is damaged, or contains more than data.
+    """
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
 def read(content: bytes, cell_id: str) -> Progress:
     """Read the progress from a file's content. No code in it is executed.
 
@@ -130,7 +139,7 @@ def read(content: bytes, cell_id: str) -> Progress:
         Exception: The file is damaged, or contains something else.
     """
     _check(content)
-    stored = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    stored = unpacked(content)
     if (of := stored.pop("cell_id", cell_id)) != cell_id:  # an earlier raysat did not store it
         raise ValueError(f"it is of cell {of}")
     if "at_once" in stored:  # its former name

@@ -310,7 +310,7 @@ ANALYSIS = (
         _INT,
         "trials",
         "Trials of the reading that ran all their iterations without reaching the target, and did not diverge (Shallue "
-        "et al. 2019); 0 for b_h.",
+        "et al. 2019); 0 for b_h. In a race those that were cut are not among them, so that it is a lower bound.",
     ),
     Column("eta_beta_min", _REAL, "", "Smallest eta beta(b) of the trials that counted."),
     Column("eta_beta_max", _REAL, "", "Largest eta beta(b) of the trials that counted."),

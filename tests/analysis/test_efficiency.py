@@ -140,9 +140,9 @@ class TestChoices:
         assert choices.at["b_20", "reason"] == "no batch size run, up to 128, wastes as much"
         assert choices.at["least_seconds", "reason"] == "the largest batch size run: a larger one may cost less still"
         missed = [*(timed(b) for b in SIZES), timed(256, rate=1e-4)]
-        assert "b = 256 left out, where not every seed reaches" in chosen(missed).at["b_20", "reason"]
+        assert "b = 256 left out, where N is not known for every seed" in chosen(missed).at["b_20", "reason"]
         diverged = [timed(b, status="diverged" if b == 1 else "completed") for b in SIZES]
-        assert "b = 1 left out, where not every seed reaches" in chosen(diverged).at["b_20", "reason"]
+        assert "b = 1 left out, where N is not known for every seed" in chosen(diverged).at["b_20", "reason"]
         assert "nothing to choose from" in chosen([timed(8)]).at["least_samples", "reason"]
 
     def test_without_seconds_there_are_samples_alone(self):

@@ -164,10 +164,19 @@ def test_one_that_was_ended_at_another_target_may_have_been_the_best():
         if (row["batch_size"], row["seed"], row["eta"]) == (8, 0, 1.0):
             end = next(j for j, point in enumerate(curve) if point["train_loss"] <= 0.8)
             made[k] = ({**row, "status": "target_reached"}, curve[: end + 1])
+    analysis = analyze(*tables(made), (0.5, 0.85))
     fits = fits_of(made, (0.5, 0.85)).set_index("target")
     assert math.isnan(fits.at[0.5, "value"])
     assert fits.at[0.5, "reason"].startswith("at b = 8 a trial that ended at another target, or was cut, might have")
     assert fits.at[0.85, "value"] == pytest.approx(12, rel=1e-3)
+    # N(8) of the others would be too large: there is none, no cost at b = 8, and no choice knows of it
+    points = analysis.points.query("quantity == 'N' and tuning == 'free'").set_index(["target", "batch_size"])["value"]
+    assert points.isna().to_dict() == {(level, b): (level, b) == (0.5, 8) for level in (0.5, 0.85) for b in SIZES}
+    costs = analysis.costs.query("cost == 'samples' and tuning == 'free'").groupby("target")["batch_size"].agg(list)
+    assert costs.to_dict() == {0.5: [b for b in SIZES if b != 8], 0.85: list(SIZES)}
+    choices = analysis.choices.query("choice == 'b_20' and tuning == 'free'").set_index("target")["reason"]
+    assert "b = 8 left out, where N is not known for every seed" in choices[0.5]
+    assert "left out" not in choices[0.85]
 
 
 def test_a_metric_that_was_not_measured_is_refused():

@@ -50,6 +50,7 @@ def test_a_target_is_read_from_text_or_a_number(given, metric, level, eps, words
         ("test_loss <= inf", "positive"),
         ("test_loss <= nan", "positive"),
         ("test_loss <= low", "low is no number"),
+        ("test_loss <= 1_0", "write a metric and its level"),
         (-1, "positive"),
         (True, "positive"),
         (["test_loss <= 1"], "positive"),
