@@ -2,6 +2,7 @@
 
     $ python -m raysat.communication RESULTS/mnist --ranks 2     measure here, fit, predict, draw communication.png
     $ python -m raysat.communication RESULTS/mnist --measured measured.json     measured elsewhere (raysat.allreduce)
+    $ python -m raysat.communication RESULTS/mnist --prices H200=3.5             and in money: time against cost
 
 Two measurements are combined: a sweep's N(b) and its seconds per iteration, and the time T(s, p) of an all-reduce
 (`raysat.sgd.allreduce`). A step of p workers that share a batch of b takes `launch + (b/p) sample + T(s, p)` seconds, s
@@ -26,13 +27,16 @@ from rich.console import Console
 from rich.table import Table
 from scipy.optimize import nnls
 
-from raysat.analysis import GROUP, READING, analyze, by_evidence, comparable, load, method, setting
+from raysat.analysis import GROUP, READING, analyze, by_evidence, comparable, load, method, setting, usable
+from raysat.analysis.reading import devices
+from raysat.analysis.tables import prices as prices_in
 from raysat.errors import InputError, whole
 from raysat.messages.command import command, program
 from raysat.messages.terminal import Terminal
 from raysat.saturation.fits import law
 from raysat.sgd.allreduce import BACKENDS, Link, Measurement, fit, measure, read
 from raysat.spec.goals import Target, asked
+from raysat.spec.prices import Prices, from_words, price_of
 from raysat.storage.files import location, output_option, write_aside, written
 
 WORTH = 0.5
@@ -59,6 +63,8 @@ class Work:
         largest: Largest batch to be considered.
         source: The measured sweep, in words.
         q: How sharply N(b) bends at b_N.
+        price: What an hour of a worker costs; nan if not known.
+        memory: What the memory of a worker holds, in words.
     """
 
     n_inf: float
@@ -69,6 +75,8 @@ class Work:
     largest: int
     source: str = ""
     q: float = 1.0
+    price: float = math.nan
+    memory: str = ""
 
     @property
     def label(self) -> str:
@@ -111,7 +119,8 @@ def prediction(work: Work, link: Link, workers: Sequence[int], b: float | None =
     Returns:
         A row for each p at which every worker has a sample: `workers`, `batch_size`, `iterations`, `seconds`,
         `speed_up` over one worker (at b, or at its own best batch), `efficiency` (speed-up over p), `cost` (worker
-        seconds p x seconds) and `communication` (the share of a step that is the all-reduce).
+        seconds p x seconds), `communication` (the share of a step that is the all-reduce), `money` (nan without a
+        price) and `frontier`: whether no other row is as fast for less.
     """
     alone = work.seconds(work.best_batch(1, link) if b is None else b, 1, link)
     rows = []
@@ -124,7 +133,17 @@ def prediction(work: Work, link: Link, workers: Sequence[int], b: float | None =
         row = (p, size, work.iterations(size), seconds, alone / seconds, alone / seconds / p, p * seconds)
         rows.append((*row, link.seconds(work.size, p) / step))
     names = ("workers", "batch_size", "iterations", "seconds", "speed_up", "efficiency", "cost", "communication")
-    return pd.DataFrame(rows, columns=list(names))
+    table = pd.DataFrame(rows, columns=list(names))
+    return table.assign(money=table["cost"] / 3600 * work.price, frontier=_frontier(table["seconds"], table["cost"]))
+
+
+def _frontier(seconds: pd.Series, cost: pd.Series) -> list[bool]:
+    """Return which of several runs no other one beats or equals in both time and cost."""
+    at = np.lexsort((cost, seconds))  # the fastest first
+    least = np.minimum.accumulate(cost.to_numpy()[at])
+    best = np.empty(len(at), dtype=bool)
+    best[at] = np.diff(least, prepend=math.inf) < 0  # cheaper than all that are faster
+    return best.tolist()
 
 
 @dataclass(frozen=True)
@@ -176,16 +195,19 @@ def figure(work: Work, link: Link, workers: Sequence[int], sizes: Sequence[int])
     return drawn
 
 
-def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float | str | Target] = ()) -> Work:
+def work_of(
+    trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float | str | Target] = (), prices: Prices = ()
+) -> Work:
     """Return b_N from a sweep's best evidence, and the seconds of an iteration of the trials behind it.
 
     Args:
         trials: The `trials` table. Asynchronous trials are left out: the model is of synchronous SGD.
         curves: The `curves` table.
         targets: Targets for N(b). Default: chosen by the analysis.
+        prices: Of a device-hour, by device (`raysat.spec.prices`).
 
     Raises:
-        InputError: The sweep has no b_N, or no steps were timed.
+        InputError: A device has no price, the sweep has no b_N, or no steps were timed.
     """
     trials = trials[~(trials["learners"] > 1)]
     analysis = analyze(trials, curves, targets)
@@ -203,7 +225,7 @@ def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float 
         raise InputError("seconds an iteration need trials of at least two batch sizes: run more.")
     rows = np.stack([np.ones(len(seconds)), seconds.index.to_numpy(float)], 1) / seconds.to_numpy()[:, None]
     (launch, sample), _ = nnls(rows, np.ones(len(seconds)))
-    parameters = int(comparable(trials).merge(best[list(GROUP)])["parameters"].max())
+    own = usable(comparable(trials).merge(best[list(GROUP)]))
     width = f"width {row['width']}, " if row["width"] else ""
     return Work(
         n_inf=float(row["asymptote"]),
@@ -211,10 +233,38 @@ def work_of(trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[float 
         q=float(row["q"]),
         launch=float(launch),
         sample=float(sample),
-        size=parameters * (8 if row["dtype"] == "float64" else 4),
+        size=int(own["parameters"].max()) * (8 if row["dtype"] == "float64" else 4),
         largest=int(row["n"]),
         source=f"{setting(row)}, {width}{method(row)}, {Target.in_row(row).inequality}",
+        price=_price(own, prices),
+        memory=_memory(own),
     )
+
+
+def _price(trials: pd.DataFrame, prices: Prices) -> float:
+    """Return what an hour of a trial costs; nan without prices. A worker has the devices that a trial had.
+
+    Raises:
+        InputError: A device has no price, or trials had devices of several prices.
+    """
+    if not prices:
+        return math.nan
+    of_each = zip(trials["device"].astype(object), devices(trials), strict=True)
+    found = {(device, count * price_of(prices, device)) for device, count in of_each}
+    unknown = sorted({str(device) for device, price in found if math.isnan(price)})
+    if unknown:
+        raise InputError(f"prices have none for {', '.join(unknown)}: add a part of that name with its price.")
+    if len({price for _, price in found}) > 1:
+        raise InputError("trials of this sweep ran on devices of several prices: a prediction needs them on one kind.")
+    return found.pop()[1]
+
+
+def _memory(trials: pd.DataFrame) -> str:
+    """Say how large a batch one worker's memory holds at a time, by the micro-batches that were taken."""
+    parted = trials.loc[trials["micro_batch"] < trials["batch_size"], "micro_batch"]
+    if len(parted):
+        return f"A worker's memory holds {int(parted.max())} samples at a time; it takes larger shares in parts."
+    return f"A worker's memory holds every batch that was run, up to {int(trials['batch_size'].max())}, at a time."
 
 
 @command
@@ -231,6 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--backend", choices=BACKENDS, default="gloo", help="gloo on CPUs, nccl on GPUs [gloo]")
     parser.add_argument("--workers", type=int, default=256, help="largest number of workers to predict [256]")
+    words = "prices of a device-hour, by a part of the device's name, or a YAML file of them [the sweep's own]"
+    parser.add_argument("--prices", nargs="+", metavar="NAME=PRICE", help=words)
     output_option(parser)
     options = parser.parse_args(arguments)
     _main(options, Terminal())
@@ -240,7 +292,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace, console: Console) -> None:
     root, most = location(options.root), whole("--workers", options.workers, 1)
     record, trials, curves = load(root)
-    work = work_of(trials, curves, asked(record["sweep"]))
+    prices = prices_in(record) if options.prices is None else from_words("--prices", options.prices)
+    work = work_of(trials, curves, asked(record["sweep"]), prices)
     if options.measured:
         measured = [one for address in options.measured for one in read(location(address))]
     else:
@@ -263,9 +316,15 @@ def _tell(work: Work, link: Link, measured: Sequence[Measurement], workers: Sequ
     table = prediction(work, link, workers)
     title = "Predicted, each p at its best b; cost in worker-seconds, all-reduce as a share of the time"
     shown = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
-    for name in ("workers", "b", "N(b)", "seconds", "speed-up", "efficiency", "cost", "all-reduce"):
+    heads = ["workers", "b", "N(b)", "seconds", "speed-up", "efficiency", "cost", "all-reduce"]
+    values = table.drop(columns="frontier")
+    if math.isnan(work.price):
+        values = values.drop(columns="money")
+    else:
+        heads.append("money")
+    for name in heads:
         shown.add_column(name, justify="right")
-    for row in table.itertuples(index=False):
+    for row in values.itertuples(index=False):
         shown.add_row(*(f"{value:.3g}" for value in row))
     console.print(shown)
     said, ranks = verdict(table), sorted({one.ranks for one in measured})
@@ -275,9 +334,30 @@ def _tell(work: Work, link: Link, measured: Sequence[Measurement], workers: Sequ
         f"All-reduce: {link.label}, from {times}, each within a factor of {link.miss(measured):.2g}; with more ranks "
         "than these the table extrapolates.\n"
         f"{ASSUMPTIONS}\n"
-        f"Fastest with {said.fastest} workers; beyond {said.worth} the efficiency is below {WORTH:g}: more do not pay.",
+        f"Fastest with {said.fastest} workers; beyond {said.worth} the efficiency is below {WORTH:g}: more do not pay."
+        f"\n{frontier(table, work)} {work.memory}",
         highlight=False,
     )
+
+
+def frontier(table: pd.DataFrame, work: Work) -> str:
+    """Describe the runs that no other one beats in both time and cost.
+
+    p workers cost p times their time, so that of each p the fastest batch size is also the cheapest.
+
+    Args:
+        table: A `prediction`.
+        work: What it is of.
+    """
+    unpriced = math.isnan(work.price)
+    best = table[table["frontier"]].sort_values("cost").to_dict("records")
+    each = (
+        f"{row['workers']:g} with b = {row['batch_size']:.3g} take {row['seconds']:.3g} s for "
+        + (f"{row['cost']:.3g} worker-seconds" if unpriced else f"{row['money']:.3g}")
+        for row in best
+    )
+    price = "" if unpriced else f" at {work.price:.3g} an hour of a worker"
+    return f"Time against cost{price}, from the cheapest to the fastest: {'; '.join(each)}. No other number is better."
 
 
 if __name__ == "__main__":

@@ -76,11 +76,11 @@ class Results:
             targets: Targets for N(b): training losses, or texts such as `test_accuracy >= 0.9`. Default: those of the
                 sweep; if it has none, training losses are chosen for each comparison.
         """
-        from raysat.analysis.tables import analyze, levels
+        from raysat.analysis.tables import analyze, levels, prices
         from raysat.spec.goals import Target
 
         asked = [Target.of("targets", target) for target in targets]
-        return analyze(self.trials, self.curves, levels(self.record, asked), self.ntk)
+        return analyze(self.trials, self.curves, levels(self.record, asked), self.ntk, prices(self.record))
 
     @cached_property
     def recommendation(self) -> list[Recommendation]:

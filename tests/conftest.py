@@ -90,7 +90,7 @@ def few_rungs():
 
 
 def pytest_collection_modifyitems(items):
-    """Mark tests by what they need; those of clusters take longest and come last."""
+    """Mark tests by what they need. Slow files come first, so that of two processes none waits for one at the end."""
     folder = Path(__file__).parent
     for item in items:
         path = item.path.relative_to(folder).as_posix()
@@ -104,7 +104,7 @@ def pytest_collection_modifyitems(items):
         }
         for name in (name for name, holds in marks.items() if holds):
             item.add_marker(name)
-    items.sort(key=lambda item: item.path.parent.name == "cluster")
+    items.sort(key=lambda item: (item.path.parent.name == "cluster", item.get_closest_marker("slow") is None))
 
 
 @pytest.fixture(autouse=True)

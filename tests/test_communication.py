@@ -37,6 +37,39 @@ def test_the_best_batch_is_the_best_of_all(link, p):
     assert WORK.best_batch(p, link) == pytest.approx(best, rel=0.02)
 
 
+def test_the_frontier_is_what_nothing_beats():
+    for link in (FAST, SLOW, Link(1.0, 1e3)):
+        table = prediction(replace(WORK, price=7.2), link, [2**k for k in range(12)])
+        rows = list(zip(table["seconds"], table["cost"], table["frontier"], strict=True))
+        for seconds, cost, best in rows:
+            beaten = any(t <= seconds and c <= cost and (t, c) != (seconds, cost) for t, c, _ in rows)
+            assert best is not beaten
+        assert table["money"].tolist() == pytest.approx([7.2 / 3600 * cost for cost in table["cost"]])
+    assert table["frontier"].tolist() == [True] + [False] * 11  # beside so slow a link one worker is best
+    said = communication.frontier(table, WORK)
+    assert said.startswith("Time against cost, from the cheapest to the fastest: 1 with b = 25.3 take ")
+    assert said.endswith(" worker-seconds. No other number is better.")
+
+
+def test_prices_are_of_the_devices_that_trials_had(tables):
+    trials, curves = tables
+    gpus = trials.assign(device="NVIDIA H200", gpus=0.5)
+    assert work_of(gpus, curves, [1.0], (("H200", 3.0),)).price == 1.5
+    assert np.isnan(work_of(gpus, curves, [1.0]).price)
+    with pytest.raises(InputError, match="prices have none for NVIDIA H200: add"):
+        work_of(gpus, curves, [1.0], (("A100", 3.0),))
+    mixed = gpus.assign(device=np.where(gpus["batch_size"] > 4, "NVIDIA H200", "NVIDIA A100"))
+    with pytest.raises(InputError, match="devices of several prices"):
+        work_of(mixed, curves, [1.0], (("A100", 1.0), ("H200", 3.0)))
+
+
+def test_what_a_workers_memory_holds_is_read_from_the_micro_batches(tables):
+    trials, curves = tables
+    assert "holds every batch that was run, up to 64, at a time" in work_of(trials, curves, [1.0]).memory
+    parted = trials.assign(micro_batch=trials["batch_size"].clip(upper=16))
+    assert "holds 16 samples at a time" in work_of(parted, curves, [1.0]).memory
+
+
 def test_where_it_stops_paying():
     """One worker's efficiency is 1 by definition; with a costly link the second worker may lose at once."""
     powers = [2**k for k in range(12)]
@@ -129,6 +162,16 @@ def test_the_command_says_what_it_took_and_what_it_assumes(results, tmp_path, ca
     assert "Fastest with" in said
     assert (results / "figures" / "communication.png").stat().st_size > 0
     assert len(pd.read_parquet(results / "communication.parquet")) == 4
+    assert "A worker's memory holds every batch that was run" in said
+    assert "money" not in said
+    priced = [str(results), "--measured", *files, "--workers", "8", "--prices"]
+    assert communication.main([*priced, "cpu=0.5"]) == 0
+    said = capsys.readouterr().out
+    assert "Time against cost at 0.5 an hour of a worker, from the cheapest to the fastest: 1 with b = " in said
+    assert "money" in said
+    for words, reason in (("H200=1", "have none for cpu"), ("cpu=dear", "NAME=PRICE"), ("no.yaml", "cannot be read")):
+        assert communication.main([*priced, words]) == 2
+        assert reason in capsys.readouterr().err
     assert communication.main([str(results), "--measured", str(tmp_path / "none.json")]) == 2
     assert "none.json has no measured all-reduces" in capsys.readouterr().err
 

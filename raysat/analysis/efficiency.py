@@ -4,7 +4,8 @@ N(b) iterations to a target loss at s(b) seconds each cost
 
     samples(b) = b N(b),   seconds(b) = s(b) N(b),   device_hours(b) = devices seconds(b) / 3600,
 
-a device being a GPU, or a CPU core if there is no GPU. By the law N(b) = N_inf (1 + b_N/b), samples rise with b, as
+a device being a GPU, or a CPU core if there is no GPU; times the price of a device-hour, if it is known, that is the
+money (`raysat.spec.prices`). By the law N(b) = N_inf (1 + b_N/b), samples rise with b, as
 N_inf (b + b_N), and iterations fall: a batch size is worth using as long as its savings outweigh its waste. Zhang et
 al. (2024, arXiv 2410.21676) draw the line at an overhead of 20 %, here called `b_20`: the largest b whose samples to
 target are at most 1.2 times the least. If the law was fitted to N(b), `b_20` is computed from the law, because
@@ -26,6 +27,7 @@ from raysat.analysis.reading import ANSWER, READING, by_evidence, devices
 from raysat.analysis.words import bounds, method, number
 from raysat.saturation.intervals import geometric_mean, of_values, percentiles, replicates
 from raysat.spec.goals import Target
+from raysat.spec.prices import Prices, price_of
 
 WASTE = 0.2
 """The fraction of samples above the least that may be wasted. Default: 0.2, from Zhang et al. (2024)."""
@@ -43,7 +45,7 @@ class Costs:
 
     Attributes:
         b: Batch sizes, ascending, at which every seed reaches the target. Shape: [b].
-        values: `samples`, `seconds` and `device_hours`, each of shape [seeds, b].
+        values: `samples`, `seconds`, `device_hours` and `money`, each of shape [seeds, b].
     """
 
     b: Real[np.ndarray, " b"]
@@ -55,14 +57,16 @@ def costs(
     steps: Float[np.ndarray, "seeds b"],
     seconds_per_step: Float[np.ndarray, "seeds b"],
     devices: Float[np.ndarray, "seeds b"],
+    prices: Float[np.ndarray, "seeds b"] | float = math.nan,
 ) -> Costs:
-    """Compute samples, seconds and device-hours to a target.
+    """Compute samples, seconds, device-hours and money to a target.
 
     Args:
         b: Batch sizes, ascending.
         steps: N(b); a batch size is left out if some seed's value is nan or 0.
         seconds_per_step: Seconds per iteration; nan if not measured.
         devices: Devices of a trial: GPUs or a fraction of one, or cores.
+        prices: Of a device-hour. Default: not known.
 
     Example:
         >>> one = np.ones((1, 2))
@@ -73,7 +77,8 @@ def costs(
     steps, seconds = steps[:, kept], (steps * seconds_per_step)[:, kept]
     with np.errstate(invalid="ignore"):
         hours = devices[:, kept] * seconds / 3600
-    values = {"samples": b[kept] * steps, "seconds": seconds, "device_hours": hours}
+    money = hours * np.broadcast_to(prices, devices.shape)[:, kept]
+    values = {"samples": b[kept] * steps, "seconds": seconds, "device_hours": hours, "money": money}
     return Costs(b[kept], values)
 
 
@@ -134,16 +139,18 @@ def within_by_law(least: float, b_c: float, q: float, waste: float = WASTE) -> f
     return b_c * math.expm1(q * math.log1p(waste) + float(np.logaddexp(0, ratio))) ** (1 / q)
 
 
-def cost_rows(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dict]]:
+def cost_rows(measured: Measurement, at_once: int = 0, prices: Prices = ()) -> tuple[list[dict], list[dict]]:
     """Return the costs of a measured target, and the choices by them: rows of `COSTS` and of `CHOICES`.
 
     Args:
         measured: The measurement of N.
         at_once: The largest number of trials that ran at once on one machine (`trials_at_once`).
+        prices: Of a device-hour, by device.
     """
     best = measured.best
     best = best.assign(seconds_per_step=1 / best["steps_per_second"].astype(float), devices=devices(best))
-    tables = [by_seed(best, column) for column in ("value", "seconds_per_step", "devices")]
+    best = best.assign(price=[price_of(prices, device) for device in best["device"].astype(object)])
+    tables = [by_seed(best, column) for column in ("value", "seconds_per_step", "devices", "price")]
     made = costs(tables[0].columns.to_numpy(), *(table.to_numpy() for table in tables))
     head = {name: measured.about[name] for name in (*READING, "metric", "target", "headline")}
     head |= {"devices": " and ".join(sorted(set(best["device"].dropna()))), "at_once": at_once}
@@ -190,6 +197,7 @@ RULES = {
     "samples": {"least_samples": (cheapest, 0.0), "b_20": (largest_within, WASTE)},
     "seconds": {"least_seconds": (cheapest, 0.0)},
     "device_hours": {"least_device_hours": (cheapest, 0.0)},
+    "money": {"least_money": (cheapest, 0.0)},
 }
 """The choices by each cost: name, the function from costs to the batch size, and the cost above the least as a
 fraction."""
@@ -261,6 +269,9 @@ def _sentence(own: pd.DataFrame) -> str:
     if "least_device_hours" in own.index:
         same = own["batch_size"]["least_device_hours"] == own["batch_size"]["least_seconds"]
         said += " and device-hours" if same else f", b = {_size(own, 'least_device_hours')} the fewest device-hours"
+    if "least_money" in own.index:
+        money = number(own.at["least_money", "value"])
+        said += f"; at the given prices b = {_size(own, 'least_money')} costs least, {money}"
     if math.isinf(own["batch_size"]["b_20"]):
         said += f"; {own.at['b_20', 'reason']} as 20 % of the samples."
     else:

@@ -21,6 +21,7 @@ from raysat.analysis.targets import shared
 from raysat.errors import InputError
 from raysat.spec.goals import METRICS, TRAIN_LOSS, Target, by_metric, falling
 from raysat.spec.goals import asked as asked_by
+from raysat.spec.prices import Prices, as_prices
 from raysat.spec.training import is_of_theory
 from raysat.storage.files import Location, write_aside
 from raysat.storage.schema import FAILED, REFUSED, arrow_schema
@@ -48,10 +49,12 @@ class Analysis:
         comparison: One row for each fit and predictor (`raysat.analysis.predictors`): the prediction with its extremes
             over seeds, the measured value, and their ratio. `analysis.parquet` contains this table; docs/columns.md has
             its columns.
-        costs: One row for each reading, target, cost (`samples`, `seconds`, `device_hours`) and batch size with which
-            every seed reached the target: the geometric mean over seeds and its 95 % interval.
+        costs: One row for each reading, target, cost (`samples`, `seconds`, `device_hours`, and with prices `money`)
+            and batch size with which every seed reached the target: the geometric mean over seeds and its 95 %
+            interval.
         choices: One row for each reading, target and choice (`least_samples`, `least_seconds`, `least_device_hours`,
-            `b_20`): the batch size with its 95 % interval, what it costs there, and the reservations in words.
+            `least_money`, `b_20`): the batch size with its 95 % interval, what it costs there, and the reservations in
+            words.
     """
 
     points: pd.DataFrame
@@ -66,6 +69,7 @@ def analyze(
     curves: pd.DataFrame,
     targets: Sequence[float | str | Target] = (),
     ntk: pd.DataFrame | None = None,
+    prices: Prices = (),
 ) -> Analysis:
     """Estimate, fit and compare all that a sweep's tables support.
 
@@ -75,6 +79,7 @@ def analyze(
         targets: Targets for N(b) (`raysat.spec.goals.Target.of`); the metric of the first leads. Default: training
             losses that all compared readings share (`raysat.analysis.targets.shared`).
         ntk: The `ntk` table, for the forecast. Default: there is no forecast.
+        prices: Of a device-hour, by device (`raysat.spec.prices`). Default: costs are not in money.
     """
     asked = by_metric(Target.of("targets", one) for one in targets)
     trials, paths = prepared(trials, curves, ntk, {one.metric for one in asked})
@@ -97,7 +102,7 @@ def analyze(
                 fits.append(measured.fit)
                 comparison += compare(measured, reading, foreseen, deepest)
                 if measured.about["quantity"] == "N":
-                    cost, choice = cost_rows(measured, at_once)
+                    cost, choice = cost_rows(measured, at_once, prices)
                     costs, choices = costs + cost, choices + choice
     return Analysis(
         points=pd.DataFrame(points, columns=list(POINTS)),
@@ -176,12 +181,17 @@ def analyze_folder(
     root: Location, record: Mapping, trials: pd.DataFrame, curves: pd.DataFrame, targets: Sequence[Target] = ()
 ) -> Analysis:
     """Analyze what `load` has read, for some targets or, without any, for those of the sweep."""
-    return analyze(trials, curves, levels(record, targets), Store(root).read("ntk"))
+    return analyze(trials, curves, levels(record, targets), Store(root).read("ntk"), prices(record))
 
 
 def levels(record: Mapping, targets: Sequence[Target] = ()) -> tuple[Target, ...]:
     """The given targets or, without any, those of the sweep; empty if there are none."""
     return tuple(targets) or asked_by(record["sweep"])
+
+
+def prices(record: Mapping) -> Prices:
+    """The prices of devices that the sweep names."""
+    return as_prices("prices", record["sweep"].get("prices") or ())
 
 
 def save(analysis: Analysis, folder: Location) -> None:

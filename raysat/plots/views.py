@@ -47,6 +47,7 @@ COSTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         *("device-hours", "device-hours"),
         {"tone": "orange", "mark": 2, "dash": "dashdot", "hollow": True},
     ),
+    "money": ("money", "money at the given prices", {"tone": "green", "mark": 3, "dash": "dotted"}),
 }
 """The costs of `raysat.analysis.efficiency`: short name, unit, and look in a figure of all of them."""
 

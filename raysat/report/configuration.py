@@ -59,6 +59,8 @@ def _field(name: str, value: Any, used: set[str]) -> str:
         return _listed(_model(one, used) for one in value)
     if name == "stepsizes":
         return _listed(_stepsizes(value, used))
+    if name == "prices":
+        return _plain(dict(value))
     if name == "trainings":
         return _listed(_training(one, used) for one in value)
     return _plain(value)

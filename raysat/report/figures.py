@@ -87,7 +87,10 @@ def payload(
         made = [(key, attempt(f"{TITLES[name]}, {', '.join(at[key])},", partial(_written, make, key))) for key in at]
         views = [{"at": at[key], **view} for key, several in made for view in several or ()]
         if views:
-            figures.append({**about(name, TITLES[name], CAPTIONS[name]), "views": views})
+            one = about(name, TITLES[name], CAPTIONS[name])
+            shown = {view.get("of") for view in views}
+            one |= {"of": [quantity for quantity in one["of"] if quantity["key"] in shown]} if "of" in one else {}
+            figures.append({**one, "views": views})
     first = next(iter(at.values()), []) if start is None else at[key_of(start, OF_METRIC)]
     return {"choices": (*CHOICES, *[METRIC] * bool(named)), "start": first, "figures": figures}
 
@@ -130,9 +133,9 @@ CAPTIONS = STATIC_CAPTIONS | {
     ),
     "costs": (
         "What a target costs against batch size b: samples b N(b), seconds in SGD steps (evaluations not "
-        "counted), or device-hours (of a GPU, or a core where there is none): geometric mean over seeds with 95 % "
-        "interval. Marked, for the deepest target (circles): where the cost is least, and b_20, up to which less than "
-        "20 % of the samples are wasted."
+        "counted), device-hours (of a GPU, or a core where there is none), or with prices money: geometric mean over "
+        "seeds with 95 % interval. Marked, for the deepest target (circles): where the cost is least, and b_20, up to "
+        "which less than 20 % of the samples are wasted."
     ),
 }
 

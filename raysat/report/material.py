@@ -9,7 +9,7 @@ import pandas as pd
 
 from raysat.analysis import Analysis, analyze, by_evidence, summary, widths
 from raysat.analysis.ladder import Ladder, ladder
-from raysat.analysis.tables import levels
+from raysat.analysis.tables import levels, prices
 from raysat.plots.attempts import once
 from raysat.spec.goals import Target
 from raysat.storage.store import Store
@@ -48,7 +48,7 @@ class Material:
     @once
     def analysis(self) -> Analysis:
         """The fits and estimates."""
-        return analyze(self.trials, self.curves, levels(self.record, self.targets), self.ntk)
+        return analyze(self.trials, self.curves, levels(self.record, self.targets), self.ntk, prices(self.record))
 
     @once
     def ladder(self) -> Ladder:

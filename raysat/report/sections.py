@@ -134,11 +134,15 @@ CHOICES = {
     "least_samples": "least samples to the target",
     "least_seconds": "least seconds to the target",
     "least_device_hours": "least device-hours to the target",
+    "least_money": "least money to the target, at the given prices",
     "b_20": "b_20: largest b that wastes less than 20 % of the samples",
 }
 """The choices of `raysat.analysis.efficiency` in words."""
 
-UNITS = {"least_samples": "samples", "b_20": "samples", "least_seconds": "s", "least_device_hours": "device-hours"}
+UNITS = {
+    **{"least_samples": "samples", "b_20": "samples", "least_seconds": "s", "least_device_hours": "device-hours"},
+    "least_money": "",
+}
 
 
 def progress(record: Mapping, trials: pd.DataFrame) -> str:
@@ -210,7 +214,7 @@ def advice(choices: pd.DataFrame) -> Section:
                 escape(_plain(value))
                 for value in (
                     *(CHOICES[row["choice"]], number(row["batch_size"]), bounds(row["low"], row["high"])),
-                    *(f"{number(row['value'])} {UNITS[row['choice']]}", row["width"] or "none", method(row)),
+                    *(f"{number(row['value'])} {UNITS[row['choice']]}".rstrip(), row["width"] or "none", method(row)),
                     *(number(row["target"]), row["reason"]),
                 )
             ]

@@ -17,6 +17,7 @@ from raysat.spec import checks, goals
 from raysat.spec.cells import DTYPES, PRECISIONS, PREPROCESSINGS, SAMPLINGS, Cell, Initialization, Model
 from raysat.spec.checks import NUMBER, anything, at_least, one_of, optional, several
 from raysat.spec.engines import AUTO, ENGINES
+from raysat.spec.prices import Prices, as_prices
 from raysat.spec.settings import AXIS, EXECUTION, SHARED, checked, named, setting
 from raysat.spec.stepsizes import AUTO_START, Stepsize, half_octave
 from raysat.spec.training import PLAIN, Training, iterations_of
@@ -119,6 +120,9 @@ class Sweep:
             its seed and batch size, with the status `beaten` (see `raysat.spec.race`). If False, all of them run to
             their end, and beaten ones are run again. Default: True; among the same stepsizes the same one is the best,
             and its curve is the same (`grid(auto=True)` may try others where N has several minima).
+        prices: What an hour of a device costs, by a part of its name: `{"H200": 3.5}`, or the path of a YAML file with
+            a line `H200: 3.5` for each; `cpu` is a core. The analysis then also says what a target costs, and
+            `raysat communication` the frontier of time against cost. Default: none.
     """
 
     name: str = field(metadata=setting(EXECUTION, checks.folder_name))
@@ -160,6 +164,7 @@ class Sweep:
     interval_ratio: float = field(default=1.44, metadata=setting(EXECUTION, checks.above_one))
     minutes: float | None = field(default=None, metadata=setting(EXECUTION, optional(NUMBER)))
     race: bool = field(default=True, metadata=setting(EXECUTION, boolean))
+    prices: Prices = field(default=(), metadata=setting(EXECUTION, as_prices))
 
     def __post_init__(self) -> None:
         for name in (one.name for one in fields(self)):

@@ -133,6 +133,23 @@ class TestChoices:
         assert choices.at["least_device_hours", "value"] == pytest.approx(hours / 4)
         assert choices.at["least_seconds", "devices"] == "NVIDIA H200"
 
+    def test_prices_make_money_of_device_hours(self):
+        trials, curves = tables([timed(b) for b in SIZES])
+        trials = trials.assign(
+            device=["NVIDIA A100" if b < 8 else "NVIDIA H200" for b in trials["batch_size"]], gpus=1.0
+        )
+        made = analyze(trials, curves, [0.7], prices=(("A100", 1.0), ("H200", 3.5)))
+        costs = made.costs.pivot(index="batch_size", columns="cost", values="value")
+        expected = [hours * (1.0 if b < 8 else 3.5) for b, hours in costs["device_hours"].items()]
+        assert costs["money"].tolist() == pytest.approx(expected)
+        choices = made.choices.set_index("choice")
+        assert choices.at["least_money", "batch_size"] == costs["money"].idxmin() != costs["device_hours"].idxmin()
+        assert choices.at["least_money", "value"] == pytest.approx(costs["money"].min())
+        assert "; at the given prices b = 4 " in what_to_use(made.choices)[1][0]
+        unknown = analyze(trials, curves, [0.7], prices=(("A100", 1.0),))
+        assert "money" not in set(unknown.costs["cost"])
+        assert "least_money" not in set(analyze(trials, curves, [0.7]).choices["choice"])
+
     def test_say_what_they_leave_open(self):
         made = [timed(b, seed, seconds_per_step=1e-3, b_c=650.0, iterations=1000) for seed in (0, 1) for b in SIZES]
         choices = chosen(made, 0.98)

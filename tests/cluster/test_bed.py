@@ -105,10 +105,10 @@ def test_machines_one_has_and_the_loss_of_two_of_them(make_bed):
     assert not (head.home / "raysat-src" / ".git").exists()
 
     # Trials take longer than a process to start, so that all hosts have some.
-    sizes = {"widths": [64], "n_train": 256, "batch_sizes": [1, 4, 16, 64], "iterations": 30_000}
+    sizes = {"widths": [64], "n_train": 256, "batch_sizes": [1, 4, 16, 64], "iterations": 30_000, "seeds": 2}
     for name, lose in {"killed": lambda number: laid.hosts[number].kill(), "silent": laid.cut}.items():
         trials = sweep(laid, name, sizes, lose)
-        assert len(trials) == 24  # 4 batch sizes, 2 stepsizes, 3 seeds
+        assert len(trials) == 16  # 4 batch sizes, 2 stepsizes, 2 seeds
         assert trials["attempts"].max() == 2  # what went down with the host ran again elsewhere
         assert "host1" not in set(trials["hostname"])  # the head runs no trial
     assert "Active:" in desk.run("ray", "exec", CLUSTER, "RAY_AUTH_MODE=token ray status", **QUIET)

@@ -122,14 +122,14 @@ def test_a_process_that_is_lost_between_two_jobs_costs_neither(tmp_path, make_ce
             threading.Timer(0.003 * (job.cell.batch_size % 8), os._exit, [1]).start()
         return job.key, {}
 
-    work = Work([make_cell(batch_size=b) for b in range(1, 13)])
+    work = Work([make_cell(batch_size=b) for b in range(1, 9)])
     with OnRay(tmp_path / "tune") as executor:
         executor.run(work, mortal, work)
     assert [outcome.error for outcome in work.ended_jobs if outcome.error] == []
     assert sorted(outcome.value[0] for outcome in work.ended_jobs) == sorted(
         outcome.job.key for outcome in work.ended_jobs
     )
-    assert len(work.ended_jobs) == 1 + 12
+    assert len(work.ended_jobs) == 1 + 8
 
 
 def test_ray_keeps_no_trial_that_has_ended(tmp_path, make_cell):
