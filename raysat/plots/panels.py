@@ -28,7 +28,7 @@ INK, FIT, STAR, SOFT = "black", "#0072b2", "#d55e00", "0.45"
 """Colors. Those of the fit and of b_star are Okabe and Ito's; tests/plots/test_plots.py checks that color-blind readers
 can distinguish all four."""
 
-COLORS = {"ink": INK, "blue": FIT, "orange": STAR, "soft": SOFT}
+COLORS = {"ink": INK, "blue": FIT, "orange": STAR, "green": "#009e73", "soft": SOFT}
 """The color of each tone of a view."""
 
 LAW = "fit N_inf (1 + (b_N/b)^q)^(1/q)"

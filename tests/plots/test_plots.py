@@ -159,6 +159,10 @@ def test_costs_are_relative_to_their_least_with_intervals_and_the_least_in_words
         assert re.search(rf"least: [\d.e-]+ {cost}", words)
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["samples", "seconds", "device-hours", "20 % above the least"]
+    trials, curves = tables(made)
+    devices = trials.assign(device=["A100" if b < 8 else "H200" for b in trials["batch_size"]])
+    priced = costs(analyze(devices, curves, [0.8], prices=(("A100", 1.0), ("H200", 3.5))).costs)
+    assert [text.get_text() for text in priced.legends[0].get_texts()][2:4] == ["device-hours", "money"]
     untimed = costs(analyzed(full(), [0.7]).costs)
     assert [text.get_text() for text in untimed.legends[0].get_texts()] == ["samples", "20 % above the least"]
 

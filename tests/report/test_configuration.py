@@ -24,6 +24,7 @@ OWN = {
         "stepsizes": [*grid([0.1])],
     },
     "seeds": {"seeds": [3, 5], "stepsizes": [theory()], "widths": powers_of_two(64)},
+    "prices": {"stepsizes": [theory()], "prices": {"H200": 3.5, "cpu": 0.05}},
     "words": {"dataset": 'it\'s:"load"', "stepsizes": [theory()]},
 }
 
