@@ -325,7 +325,8 @@ def _remarks(
     if quantity == "N" and fit.value > 0 and (near := _less_than_an_epoch(best)):
         lower = "higher" if rises(about["metric"]) else "lower"
         yield f"the target is less than an epoch away at b = {near}: a {lower} one says more of a whole training"
-    if fit.range < SMALL_RANGE and quantity == "h" and policy(about["stepsize"]).startswith("fixed"):
+    interpolated = quantity == "h" and not beyond_theory(about["training"])
+    if fit.range < SMALL_RANGE and interpolated and policy(about["stepsize"]).startswith("fixed"):
         yield f"under one stepsize for all b, h varies by only {much}: agreement of h with h_interp says little"
     elif fit.range < SMALL_RANGE and fit.batch_sizes > 1 and "varies by" not in fit.reason:
         yield f"{quantity} varies by only {much} over the batch sizes"

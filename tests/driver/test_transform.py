@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 
 from raysat.analysis import analyze
-from raysat.analysis.summaries import print_summary
+from raysat.analysis.summaries import print_summary, summary
 from raysat.analysis.words import no_interpolation
 from raysat.forecast import main as forecast
+from raysat.report.answer import answers
 from raysat.storage.store import Store
 from raysat.sweep import main
 
@@ -87,6 +88,11 @@ def test_a_transform_has_no_prediction_and_its_code_is_of_the_cells(project, run
     assert f"No prediction: {WHY}." in printed.getvalue()
     named = "augmented by my_changes:shaken (the prediction is for plain SGD without augmentation)"
     assert named in printed.getvalue()
+    assert "agreement of h with h_interp" not in printed.getvalue()
+    (answer,) = answers(summary(analysis.fits))
+    assert f"Theory predicts no b_star here: {WHY}; add grid(auto=True) to its stepsizes to measure one." in (
+        answer.sentences
+    )
     assert no_interpolation(analysis.points.iloc[0]) == f"no interpolation: {WHY}"
 
     replace(project / "my_changes.py", "def another", "# an apple\ndef another")
