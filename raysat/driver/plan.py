@@ -101,12 +101,13 @@ def _plan(sweep: Sweep, folder: Path, before: object, *further: str) -> Plan:
         return _laid_out(sweep, sources, before, earlier)
     data.forget_own()  # loading again shows what the loader imports
     with plugins.anew(sources), recorded() as executed:
-        transform = _dataset_of(sweep).transform
-        if transform is None or transform in references:
+        transform = _dataset_of(sweep).transform or ""
+        if transform in ("", *references) or transform.partition(":")[0] in sources:
             laid_out = _laid_out(sweep, sources, before, earlier)
             sources |= plugins.imported_from(executed)  # for example under a computed name
+            references = references_of(*references, transform)
             return replace(laid_out, sources=sources, present=Present(sources, folders(sources), references))
-    return _plan(sweep, folder, before, transform)
+    return _plan(sweep, folder, before, transform)  # again, with the module of the transform
 
 
 def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: str) -> Plan:
