@@ -41,6 +41,7 @@ from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import Batches, batches
 from raysat.sgd.schedule import evaluation_iterations
+from raysat.sgd.transform import Transform
 from raysat.spec.cells import Cell
 from raysat.spec.training import PLAIN
 from raysat.storage.files import Location, location, write_aside
@@ -113,14 +114,14 @@ class Learner:
         cell, init = job.trained_cell, job.init
         dataset, self.network, device = prepare(job)
         micro_batch = micro_batch_of(job, dataset, self.network)
-        self.engine = AutogradEngine(_problem(job, dataset, self.network), 0.0, micro_batch)
+        self.engine = AutogradEngine(_problem(job, dataset, self.network, init.seed), 0.0, micro_batch)
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, str(device))
 
     def gradients(self, number: int, weights: Sequence[Tensor]) -> list[Tensor]:
         """Return the gradient of batch `number` at some weights, on the CPU."""
         _put(self.network, weights)
         (batch,) = self.batches.take(number, 1)
-        return [gradient.cpu() for gradient in self.engine.gradients(batch)]
+        return [gradient.cpu() for gradient in self.engine.gradients(batch, step=number)]
 
     def work(self, exchange: Callable[..., Any]) -> None:
         """Compute gradients until there is no further task.
@@ -202,7 +203,8 @@ def simulate(job: Job, learners: int, staleness: Sequence[float], seed: int) -> 
     """
     dataset, network, device = prepare(job)
     cell, evaluate = job.trained_cell, _evaluator(job, dataset, network)
-    engine = AsynchronousEngine(_problem(job, dataset, network), _eta(job), learners, tuple(staleness), seed)
+    problem = _problem(job, dataset, network, seed)
+    engine = AsynchronousEngine(problem, _eta(job), learners, tuple(staleness), seed)
     curve, done = [], 0
     for t in _evaluations(cell):
         engine.run(batches(seed, done, t - done, cell.batch_size, cell.init.n, cell.sampling, str(device)))
@@ -226,8 +228,10 @@ def _evaluations(cell: Cell) -> list[int]:
     return evaluation_iterations(cell.iterations, cell.evaluations)
 
 
-def _problem(job: Job, dataset: Dataset, network: nn.Module) -> Problem:
-    return Problem(network, dataset.x, dataset.y, resolve(job.init.loss))
+def _problem(job: Job, dataset: Dataset, network: nn.Module, seed: int) -> Problem:
+    transform = job.trained_cell.training.transform
+    changed = Transform(transform, seed) if transform else None
+    return Problem(network, dataset.x, dataset.y, resolve(job.init.loss), changed)
 
 
 def _evaluator(job: Job, dataset: Dataset, network: nn.Module) -> Evaluator:
@@ -271,6 +275,7 @@ def _main(options: argparse.Namespace, console: Console) -> None:
     folder = location(options.results) / sweep.name
     laid_out = plan(sweep, options.file.parent)
     cell = sweep.cells(laid_out.data["n"], laid_out.data["n_test"], laid_out.codes.__getitem__)[0]
+    cell = replace(cell, training=laid_out.cells[0].training)  # with the data set's transform: there is one training
     job = Job(sweep=sweep.name, init=cell.init, cell=cell, sources=laid_out.sources)
     check(job)
     job = replace(job, statistics=compute_statistics(job))

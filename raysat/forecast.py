@@ -71,6 +71,11 @@ def _main(options: argparse.Namespace, console: Console) -> None:
     assert iterations is not None  # checked above
     sweep = replace(sweep, seeds=sweep.each_seed[:1], spectrum=sweep.spectrum or STEPS)
     laid_out = plan(replace(sweep, batch_sizes=(min(sweep.batch_sizes),)), options.file.parent)
+    if any(cell.training.transform for cell in laid_out.cells):
+        raise InputError(
+            f"{sweep.dataset!r} has a transform, and the forecast is of fixed training samples: forecast from a data "
+            "set without one."
+        )
     n = int(laid_out.data["n"])
     sizes = [b for b in sweep.batch_sizes if b <= n]
     above = ", ".join(f"{b:,}" for b in sorted(set(sweep.batch_sizes) - set(sizes)))

@@ -37,6 +37,7 @@ SLOW = (
     "driver/test_goals.py",
     "driver/test_outdated.py",
     "driver/test_race.py",
+    "driver/test_transform.py",
     "executor/test_executor.py",
     "executor/test_private.py",
     "faults/test_faults.py",

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import t as student
 
-from raysat import InputError, asgd, asynchronous, fixed, mlp
+from raysat import InputError, Training, asgd, asynchronous, fixed, mlp
 from raysat.asgd import Learner, Server
 from raysat.driver import sweepfile
 from raysat.executor import OnRay
@@ -52,8 +53,15 @@ def test_a_server_takes_each_step_at_once_and_counts_how_stale_it_was():
     assert counts == [1, 2]
 
 
-def test_one_learner_is_sgd(job):
+def shaken(x, y, generator):
+    return x + torch.randn(x.shape, generator=generator), y
+
+
+@pytest.mark.parametrize("transform", ["", "my_transforms:shaken"])
+def test_one_learner_is_sgd(job, transform, monkeypatch):
     """A server and one learner in this process take the steps of the trial, bit for bit."""
+    monkeypatch.setitem(sys.modules, "my_transforms", SimpleNamespace(shaken=shaken))
+    job = replace(job, cell=replace(job.cell, training=Training(transform=transform)))
     _, network, _ = prepare(job)
     server = Server(list(network.parameters()), 0.05, job.cell.iterations, [job.cell.iterations])
     learner, task = Learner(job), server.exchange()

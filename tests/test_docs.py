@@ -73,6 +73,35 @@ def test_the_example_of_several_inputs_and_an_own_loss_runs(tmp_path):
     assert trials["train_accuracy"].max() > 0.6
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("own")
+def test_the_example_of_augmentation_runs(tmp_path):
+    options = ["dataset=augment:augmented", "name=augmented", "widths=[4]", "batch_sizes=[4,16]", "iterations=20"]
+    named = [word for option in options for word in ("--set", option)]
+    assert main([str(tmp_path / "sweep.py"), "--results", str(tmp_path / "results"), "--inline", *named]) == 0
+    trials = pd.read_parquet(tmp_path / "results" / "augmented" / "trials")
+    assert set(trials["status"]) == {"completed"}
+    assert set(trials["training"]) == {"augmented by augment:crop_and_flip"}
+
+
+@pytest.mark.usefixtures("own")
+def test_the_example_of_augmentation_moves_and_mirrors_each_image_by_itself():
+    augment = importlib.import_module("augment")
+    x = torch.rand(400, 3, 6, 7) + 1
+    made, _ = augment.crop_and_flip(x, None, torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2))
+    every = [
+        crop.flip(3) if flip else crop
+        for flip in (False, True)
+        for down in range(5)
+        for right in range(5)
+        for crop in [padded[:, :, down : down + 6, right : right + 7]]
+    ]
+    same = torch.stack([(made == one).flatten(1).all(1) for one in every])
+    assert (same.sum(0) == 1).all()
+    assert (same.sum(1) > 0).all()
+
+
 def test_the_blocks_of_the_readme_run(swept, tmp_path, monkeypatch):
     shutil.copytree(swept, tmp_path / "here" / "results" / "mnist")
     monkeypatch.chdir(tmp_path / "here")

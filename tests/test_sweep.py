@@ -374,9 +374,20 @@ def test_kill_9_of_everything_loses_nothing(sweep_file):
     pd.testing.assert_frame_equal(curves(root), curves(sweep_file.parent / "results" / "small"), check_exact=True)
 
 
+CHANGES = """
+import torch
+
+def shaken(x, y, generator):
+    return x + torch.randn(x.shape, generator=generator), y
+"""
+
+
 def test_own_modules_reach_rays_workers(tmp_path):
+    """Also the transform's, which the loader names and does not import; the rows are those of one process."""
     (tmp_path / "own.py").write_text(OWN)
-    (tmp_path / "my_data.py").write_text(OWN_MODULE)
+    changed = OWN_MODULE.replace("keepdim=True))", 'keepdim=True), transform="my_changes:shaken")')
+    (tmp_path / "my_data.py").write_text(changed)
+    (tmp_path / "my_changes.py").write_text(CHANGES)
     command = [sys.executable, "-m", "raysat.sweep", str(tmp_path / "own.py"), "--results", str(tmp_path / "results")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path.parent)
     assert done.returncode == 0, done.stderr
@@ -385,6 +396,10 @@ def test_own_modules_reach_rays_workers(tmp_path):
     assert done.stdout.count("per-sample Jacobians") == 1
     assert not (tmp_path / "results" / "own" / ".tune").exists()
     assert "Configuration for experiment" not in done.stdout
+    assert set(trials["training"]) == {"augmented by my_changes:shaken"}
+    assert main([str(tmp_path / "own.py"), "--results", str(tmp_path / "inline"), "--inline"]) == 0
+    here, there = (curves(tmp_path / name / "own") for name in ("inline", "results"))
+    pd.testing.assert_frame_equal(here, there, check_exact=True)
 
 
 def test_a_cluster_that_is_not_there_is_refused_at_once(sweep_file, capsys):

@@ -25,6 +25,7 @@ from raysat.saturation.formulas import h_interpolated
 from raysat.saturation.intervals import Scatter, about_law, geometric_mean, of_values
 from raysat.saturation.targets import below_parabola, earliest, in_time, lateness, steps_to_target, uncertainty
 from raysat.spec.goals import TRAIN_LOSS, Target, rises
+from raysat.spec.labels import beyond_theory
 from raysat.spec.race import SLACK
 from raysat.storage.initial import PREDICTING
 from raysat.storage.schema import BEATEN, COMPLETED, DIVERGED, FAILED, TARGET_REACHED
@@ -297,8 +298,9 @@ def _points(
     if not values.size:
         return []
     mean, (low, high) = geometric_mean(values), ends
-    # h_interp needs h(1), and the same T at all batch sizes
+    # h_interp needs the theory, h(1), and the same T at all batch sizes
     predicts = about["quantity"] == "h" and b[0] == 1 and about["iterations_least"] == about["iterations"]
+    predicts = predicts and not beyond_theory(about["training"])
     by_size = best.assign(eta_k_op=best["eta"] * best["k_op"]).groupby("batch_size")
     etas = by_size[["eta", "eta_beta", "eta_k_op"]].median().to_dict("records")
     counts = by_size.size()
@@ -323,7 +325,8 @@ def _remarks(
     if quantity == "N" and fit.value > 0 and (near := _less_than_an_epoch(best)):
         lower = "higher" if rises(about["metric"]) else "lower"
         yield f"the target is less than an epoch away at b = {near}: a {lower} one says more of a whole training"
-    if fit.range < SMALL_RANGE and quantity == "h" and policy(about["stepsize"]).startswith("fixed"):
+    interpolated = quantity == "h" and not beyond_theory(about["training"])
+    if fit.range < SMALL_RANGE and interpolated and policy(about["stepsize"]).startswith("fixed"):
         yield f"under one stepsize for all b, h varies by only {much}: agreement of h with h_interp says little"
     elif fit.range < SMALL_RANGE and fit.batch_sizes > 1 and "varies by" not in fit.reason:
         yield f"{quantity} varies by only {much} over the batch sizes"

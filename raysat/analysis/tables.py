@@ -21,9 +21,10 @@ from raysat.analysis.targets import shared
 from raysat.errors import InputError
 from raysat.spec.goals import METRICS, TRAIN_LOSS, Target, by_metric, falling
 from raysat.spec.goals import asked as asked_by
+from raysat.spec.labels import beyond_theory, transform_in
 from raysat.spec.prices import Prices, as_prices
-from raysat.spec.training import is_of_theory
 from raysat.storage.files import Location, write_aside
+from raysat.storage.initial import PREDICTING
 from raysat.storage.schema import FAILED, REFUSED, arrow_schema
 from raysat.storage.store import Store
 
@@ -138,9 +139,11 @@ def prepared(
     reasons, kept = refused(ntk), trials[~outdated].astype(texts)
     # `copy` joins the columns of one type in one block again
     kept = kept.assign(unpredicted=[reasons.get(init_id, "") for init_id in kept["init_id"]]).copy()
-    other = ~kept["training"].map(is_of_theory).astype(bool)
-    kept.loc[other, "unpredicted"] = "the theory is of fixed-stepsize SGD"
-    kept.loc[other, [*OF_THEORY, "eta_limit"]] = math.nan
+    reasons = kept["training"].map(beyond_theory)
+    kept.loc[reasons != "", "unpredicted"] = reasons
+    kept.loc[reasons != "", [*OF_THEORY, "eta_limit"]] = math.nan
+    # a transform adds its own noise to the gradients, so that no statistic of the samples predicts
+    kept.loc[kept["training"].map(transform_in) != "", list(PREDICTING)] = math.nan
     return kept, paths
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from raysat.analysis.reading import READING, SETTING
 from raysat.spec.goals import symbol
+from raysat.spec.labels import beyond_theory, transform_in
 from raysat.text import number, percent
 
 Row = Mapping | pd.Series
@@ -37,7 +38,9 @@ def network(row: Row) -> str:
 
 def setting(row: Row) -> str:
     """The setting of a group in one line: network, sampling, T, and the training if it is not plain SGD."""
-    other = "" if row.get("training", "sgd") == "sgd" else f", {row['training']} (the prediction is for plain SGD)"
+    training = row.get("training", "sgd")
+    predicted = "plain SGD without augmentation" if transform_in(training) else "plain SGD"
+    other = "" if training == "sgd" else f", {training} (the prediction is for {predicted})"
     return f"{network(row)}, {row['sampling']}, T = {iterations(row)}{other}"
 
 
@@ -125,6 +128,8 @@ def about_h(row: Row) -> str:
 
 def no_interpolation(row: Row) -> str:
     """Return why a reading's points have no `h_interp`."""
+    if why := beyond_theory(row["training"]):
+        return f"no interpolation: {why}"
     if row["iterations_least"] < row["iterations"]:
         return "no interpolation: T differs between batch sizes"
     return "no interpolation: h(1) or h(n) is missing"

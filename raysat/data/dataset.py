@@ -11,6 +11,7 @@ from torch import Tensor
 from raysat.data import checks
 from raysat.data.fields import Fields, Inputs, each, tensors_of
 from raysat.errors import InputError
+from raysat.spec.references import import_path
 
 _TENSORS = ("x", "y", "x_test", "y_test")
 
@@ -42,6 +43,9 @@ class Dataset:
         threshold: For a single output with `classes=True`, the boundary between the two classes, of outputs and of
             targets alike. Default: half way between the two targets, 0 for -1 and 1, and 0.5 for 0 and 1. For a custom
             loss of logits with targets 0 and 1, set it to 0.
+        transform: Import path `module:function` of a function `(x, y, generator) -> (x, y)` that changes the batch of
+            each step, such as by random crops (data augmentation), and nothing that is measured (see
+            `raysat.sgd.transform`). Default: None, samples are used as they are.
 
     Raises:
         InputError: The tensors do not fit together, a value is not finite, or a token or label is out of its range.
@@ -63,6 +67,7 @@ class Dataset:
     vocabulary: int | None
     outputs: int
     threshold: float | None
+    transform: str | None  # `object` below, so that a function is answered in a sentence
 
     def __init__(
         self,
@@ -74,7 +79,10 @@ class Dataset:
         vocabulary: int | None = None,
         outputs: int | None = None,
         threshold: float | None = None,
+        transform: object = None,
     ) -> None:
+        if transform is not None:
+            import_path("transform", transform)
         if (x_test is None) != (y_test is None):
             raise InputError("Dataset has only one of x_test and y_test: give both or neither.")
         x, y = checks.split("", x, y, vocabulary, positions=bool(classes))
@@ -82,7 +90,7 @@ class Dataset:
             x_test, y_test = checks.split("_test", x_test, y_test, vocabulary, positions=bool(classes))
             checks.alike("x", x, x_test)
             checks.alike("y", y, y_test)
-        self._set(x=x, y=y, x_test=x_test, y_test=y_test, vocabulary=vocabulary)
+        self._set(x=x, y=y, x_test=x_test, y_test=y_test, vocabulary=vocabulary, transform=transform)
         labels = not y.is_floating_point()
         if outputs is None:
             outputs = self._columns()

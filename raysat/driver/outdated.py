@@ -18,8 +18,9 @@ from raysat.ntk import NTKStatistics
 from raysat.saturation.formulas import beta
 from raysat.saturation.recursion import stable_below
 from raysat.spec.cells import Cell
+from raysat.spec.labels import beyond_theory
 from raysat.spec.stepsizes import OF_STATISTICS
-from raysat.spec.training import PLAIN, is_of_theory
+from raysat.spec.training import PLAIN
 from raysat.storage.initial import INHERITED
 from raysat.storage.rows import Row, none_if_nan, statistics_columns
 from raysat.storage.schema import FAILED, FINISHED, REFUSED
@@ -125,6 +126,6 @@ def _brought_up(trial: Mapping, statistics: Row) -> Row:
         made["beta"] = beta(b, n, statistics["gamma"], statistics["k_op"], replacement=replacement)
         if not _missing(eta):
             made["eta_beta"] = float(eta) * made["beta"]
-        if is_of_theory(trial["training"] or PLAIN.label):
+        if not beyond_theory(trial["training"] or PLAIN.label):
             made["eta_limit"] = none_if_nan(stable_below(statistics, b, trial["sampling"]))
     return row | made

@@ -17,6 +17,7 @@ from raysat.sgd import cost, optimizers
 from raysat.sgd.engine import maker
 from raysat.sgd.problem import Problem
 from raysat.sgd.stacked import LARGEST_BATCH
+from raysat.sgd.transform import Transform
 from raysat.spec.cells import Cell, Initialization, Model
 from raysat.spec.goals import METRICS, on_test_samples, rises
 from raysat.spec.stepsizes import OF_STATISTICS
@@ -89,9 +90,10 @@ def plan(sweep: Sweep, folder: Path, code: object = None) -> Plan:
         return _plan(sweep, folder, code)
 
 
-def _plan(sweep: Sweep, folder: Path, before: object) -> Plan:
+def _plan(sweep: Sweep, folder: Path, before: object, *further: str) -> Plan:
+    """Return the plan; `further` are references that the sweep does not name itself."""
     own = (*(model.builder for model in sweep.models), *(name for one in sweep.trainings for name in one.names))
-    references = references_of(sweep.dataset, sweep.loss, *own)
+    references = references_of(sweep.dataset, sweep.loss, *own, *further)
     sources = plugins.gather(folder, references)
     earlier = plugins.earlier_digest(folder, references) if before and isinstance(before, str) else ""
     if not references:
@@ -99,9 +101,13 @@ def _plan(sweep: Sweep, folder: Path, before: object) -> Plan:
         return _laid_out(sweep, sources, before, earlier)
     data.forget_own()  # loading again shows what the loader imports
     with plugins.anew(sources), recorded() as executed:
-        laid_out = _laid_out(sweep, sources, before, earlier)
-        sources |= plugins.imported_from(executed)  # for example under a computed name
-    return replace(laid_out, sources=sources, present=Present(sources, folders(sources), references))
+        transform = _dataset_of(sweep).transform or ""
+        if transform in ("", *references) or transform.partition(":")[0] in sources:
+            laid_out = _laid_out(sweep, sources, before, earlier)
+            sources |= plugins.imported_from(executed)  # for example under a computed name
+            references = references_of(*references, transform)
+            return replace(laid_out, sources=sources, present=Present(sources, folders(sources), references))
+    return _plan(sweep, folder, before, transform)  # again, with the module of the transform
 
 
 def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: str) -> Plan:
@@ -109,6 +115,7 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
     _check_targets(sweep, dataset)
     _check_goals(sweep, dataset)
     groups = {model: references_of(sweep.dataset, sweep.loss, model.builder) for model in sweep.models}
+    sweep, asked = _with_transform(sweep, dataset), sweep
     own = {training: references_of(*training.names) for training in sweep.trainings}
     code = Code.of(sources, [*groups.values(), *own.values()], before, earlier)
     codes = {model: code.ids[" ".join(group)] for model, group in groups.items()}
@@ -123,7 +130,7 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
                 flops[key] = _tried(sweep, cell.init, dataset)
     cells = [flops[cell.init.model, cell.init.width].within_budget(cell, sweep.evaluation_budget) for cell in cells]
     resolved = {"n": dataset.n, "n_test": dataset.n_test, "code": code.plain(before)}
-    laid_out = Plan(sweep, cells, flops, sources, resolved, codes, Present(sources, (), ()))
+    laid_out = Plan(asked, cells, flops, sources, resolved, codes, Present(sources, (), ()))
     cells.sort(key=laid_out.weight, reverse=True)
     return laid_out
 
@@ -147,6 +154,25 @@ def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Fl
     for training in sweep.trainings:
         optimizers.check(training, problem, {b: sweep.iterations_at(b, dataset.n, training) for b in sweep.batch_sizes})
     return flops
+
+
+def _with_transform(sweep: Sweep, dataset: data.Dataset) -> Sweep:
+    """Return the sweep with the data set's transform in its trainings, after trying all on the smallest batch sizes.
+
+    Raises:
+        InputError: A transform cannot be used, or both the data set and a training have one.
+    """
+    if (transform := dataset.transform) is not None:
+        if any(training.transform for training in sweep.trainings):
+            raise InputError(
+                f"{sweep.dataset!r} has transform={transform!r}, and trainings has one too: leave one of them out."
+            )
+        sweep = replace(sweep, trainings=[replace(one, transform=transform) for one in sweep.trainings])
+    smallest = [b for b in sorted(sweep.batch_sizes)[:2] if b <= dataset.n]
+    for name in dict.fromkeys(training.transform for training in sweep.trainings):
+        if name:
+            Transform(name, sweep.each_seed[0]).try_on(dataset.x, dataset.y, smallest)
+    return sweep
 
 
 def _dataset_of(sweep: Sweep) -> data.Dataset:

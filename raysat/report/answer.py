@@ -80,7 +80,8 @@ def _answer(rows: pd.DataFrame) -> Answer:
     where = _where(best)
     if best["untuned"]:
         said = ["This sweep does not measure a critical batch size: it has no stepsizes tuned for each batch size."]
-        said.append(f"{_predicted(best)}; add grid(auto=True) to its stepsizes to put that to the test.")
+        end = "measure one" if math.isnan(best["b_star"]) else "put that to the test"
+        said.append(f"{_predicted(best)}; add grid(auto=True) to its stepsizes to {end}.")
         return Answer(setting(best), tuple(said), (*_untuned(best, where), *_approximated(best)), best)
     reasons = _reasons(best)
     if best["missing"]:

@@ -76,8 +76,8 @@ class AsynchronousEngine(OverAutograd):
     and while it runs the newest weights. With one learner its steps are those of `AutogradEngine`, bit for bit.
 
     Args:
-        problem: Its network holds w_t, updated in place. Layers with running averages update them as gradients are
-            computed.
+        problem: Its network holds w_t, updated in place, and its transform, if any, changes the batches. Layers with
+            running averages update them as gradients are computed.
         eta: Stepsize.
         learners: p.
         staleness: `round_robin`, `random`, or how often tau = 0, 1, 2, ... was measured.
@@ -116,7 +116,7 @@ class AsynchronousEngine(OverAutograd):
         for batch, (read, written) in zip(batches, order, strict=True):
             with torch.no_grad():
                 torch._foreach_copy_(parameters, self.stale[read])
-            gradients = self.inner.gradients(batch)
+            gradients = self.inner.gradients(batch, None, self.step)
             torch._foreach_add_(newest, gradients, alpha=-self.eta)
             torch._foreach_copy_(self.stale[written], newest)
             self._count(self.step - self.read_at[read])  # tau_t

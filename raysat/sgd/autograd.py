@@ -85,33 +85,49 @@ class AutogradEngine:
 
         return restore
 
-    def gradients(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None = None) -> list[Tensor]:
-        """Return `g(w; S)`, a tensor for each parameter; with z, `1/b sum_i z_i J_i^T r_i`."""
+    def gradients(
+        self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None = None, step: int | None = None
+    ) -> list[Tensor]:
+        """Return `g(w; S)`, a tensor for each parameter; with z, `1/b sum_i z_i J_i^T r_i`.
+
+        A problem with a transform needs the step whose batch it is. The whole batch is changed at once, before it is
+        taken in parts.
+        """
+        problem = self.problem
+        if problem.transform is not None:
+            assert step is not None  # given by the engines that may have a transform
+            problem, batch = problem.of_step(batch, step)
         unit = self.coupled_group_size or len(batch)
         if len(batch) <= unit:
-            return self._gradients(batch, z, len(batch))
+            return self._gradients(problem, batch, z, len(batch))
         micro_batch = min(self.micro_batch, len(batch))
         # Parts are whole groups of coupled samples: their sizes are rounded up to multiples of `unit`.
-        gradients, used = retry_on_oom(lambda count: self._from_here(batch, z, -(-count // unit) * unit), micro_batch)
+        gradients, used = retry_on_oom(
+            lambda count: self._from_here(problem, batch, z, -(-count // unit) * unit), micro_batch
+        )
         if used < micro_batch:
             self.micro_batch = -(-used // unit) * unit
         return gradients
 
-    def _from_here(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, micro_batch: int) -> list[Tensor]:
+    def _from_here(
+        self, problem: Problem, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, micro_batch: int
+    ) -> list[Tensor]:
         """Run `_gradients`; a failed attempt leaves running averages unchanged."""
         if self.coupled_group_size == 1:
-            return self._gradients(batch, z, micro_batch)
+            return self._gradients(problem, batch, z, micro_batch)
         restore = self._buffers()
         try:
-            return self._gradients(batch, z, micro_batch)
+            return self._gradients(problem, batch, z, micro_batch)
         except RuntimeError:
             restore()
             raise
 
-    def _gradients(self, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, micro_batch: int) -> list[Tensor]:
-        loss, total = self.problem.loss, list[Tensor]()
+    def _gradients(
+        self, problem: Problem, batch: Int64[Tensor, " b"], z: Float[Tensor, " b"] | None, micro_batch: int
+    ) -> list[Tensor]:
+        loss, total = problem.loss, list[Tensor]()
         for k, part in enumerate(batch.split(micro_batch)):
-            x, y = self.problem.x.index_select(0, part), self.problem.y.index_select(0, part)
+            x, y = problem.x.index_select(0, part), problem.y.index_select(0, part)
             # No cache of casts: in a CUDA graph its copies would not follow the updates of the weights.
             with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bfloat16, cache_enabled=False):
                 outputs = self.forward(x)

@@ -99,6 +99,7 @@ def build(
         InputError: The engine cannot train this network, or a GPU is missing, for `graph` or for one of the ranks.
     """
     tune_malloc()
+    assert problem.transform is None  # a training with a transform is not plain, and has an engine of its own
     if ranks > 1:
         if bfloat16:
             raise InputError("precision='bfloat16' is for one rank: set ranks_per_trial=1 or precision='full'.")

@@ -1,4 +1,4 @@
-"""The engine for trainings other than plain SGD: optimizers, schedules, averages, smoothed targets and noise."""
+"""The engine for trainings other than plain SGD: optimizers, schedules, averages, changed batches and noise."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class OptimizerEngine(OverAutograd):
     """Steps of an optimizer under a schedule, and the average of their weights.
 
     Args:
-        problem: Its network is updated in place.
+        problem: Its network is updated in place, on batches that its transform has changed, if it has one.
         eta: Learning rate (stepsize), before warm-up and schedule.
         training: Optimizer, clipping, warm-up, schedule, noise, label smoothing and average.
         iterations: T, over which the schedule runs.
@@ -69,7 +69,7 @@ class OptimizerEngine(OverAutograd):
         deviation = self.training.noise_deviation(b)
         noise = 1 + deviation * normal(self.seed, self.step, steps, b, str(batches.device)) if deviation else None
         for k, batch in enumerate(batches):
-            self.take(self.inner.gradients(batch, None if noise is None else noise[k]))
+            self.take(self.inner.gradients(batch, None if noise is None else noise[k], self.step))
 
     def take(self, gradients: Sequence[Tensor]) -> None:
         """Take one step, given the gradient of the batch, a tensor for each parameter."""
@@ -153,7 +153,7 @@ def check(training: Training, problem: Problem, iterations: Mapping[int, int]) -
         at_once = replace(training, warmup=0, warmup_samples=0)  # the schedule's own steps are to be tried
         engine = OptimizerEngine(problem, _TRIED, at_once, t, b)
         _take(engine, min(2, (t + 1) // 2))
-        if not any(map(is_reference, training.names)):
+        if not any(map(is_reference, (training.optimizer, training.schedule))):
             return
         there, state = engine.weights(), _stored(engine)
         _take(engine, min(2, t // 2))

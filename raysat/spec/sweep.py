@@ -218,10 +218,13 @@ class Sweep:
             raise InputError(
                 f"engine={self.engine!r} computes in full precision: set engine='auto' or precision='full'."
             )
-        if engine and not engine.any_training and not all(training.is_plain for training in self.trainings):
-            raise InputError(f"engine={self.engine!r} takes the steps of plain SGD only: set engine='auto'.")
-        if self.ranks_per_trial > 1 and not all(training.is_plain for training in self.trainings):
-            raise InputError(f"ranks_per_trial={self.ranks_per_trial} splits plain SGD's batches only: set it to 1.")
+        if not (others := [training.label for training in self.trainings if not training.is_plain]):
+            return
+        asked = f"plain SGD only, and a training is {others[0]!r}"
+        if engine and not engine.any_training:
+            raise InputError(f"engine={self.engine!r} takes the steps of {asked}: set engine='auto'.")
+        if self.ranks_per_trial > 1:
+            raise InputError(f"ranks_per_trial={self.ranks_per_trial} splits batches of {asked}: set it to 1.")
 
     @property
     def each_seed(self) -> tuple[int, ...]:

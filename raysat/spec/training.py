@@ -14,8 +14,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from raysat.errors import InputError, among, boolean, listed, plain, positive, whole
+from raysat.spec.labels import AUGMENTED
 from raysat.spec.options import as_options, worded
-from raysat.spec.references import is_reference
+from raysat.spec.references import import_path, is_reference
 from raysat.text import shown
 
 MOMENTUM = ("momentum", "nesterov")
@@ -112,10 +113,14 @@ class Training:
             `uniform` for the mean of all since the first (Polyak and Juditsky 1992). All that is measured along a run
             is of the average, with the buffers of the network that is trained (as in `AveragedModel` of PyTorch);
             training goes on with the weights themselves. Default: 0, no average.
+        transform: Import path `module:function` of a function `(x, y, generator) -> (x, y)` that changes the batch of
+            each step, such as by random crops (data augmentation), and nothing that is measured (see
+            `raysat.sgd.transform`). Default: empty, that of the data set, if it has one.
         learners: Number of learners p of asynchronous SGD; 1 is SGD.
         staleness: Of asynchronous SGD: `round_robin`, `random`, or the frequencies with which 0, 1, 2, ... was
             measured (see `raysat.sgd.asynchronous`), which are kept relative to the largest one.
-        code: Digest of the user's own code that `optimizer` and `schedule` reach; set when a sweep is laid out.
+        code: Digest of the user's own code that `optimizer`, `schedule` and `transform` reach; set when a sweep is laid
+            out.
     """
 
     optimizer: str = "sgd"
@@ -132,6 +137,7 @@ class Training:
     adapt_regime: bool = False
     label_smoothing: float = 0.0
     average: float | str = 0.0
+    transform: str = ""
     learners: int = 1
     staleness: Staleness = ROUND_ROBIN
     code: str = ""
@@ -160,6 +166,8 @@ class Training:
         object.__setattr__(self, "label_smoothing", _as_share("label_smoothing", self.label_smoothing, "0.1"))
         if self.average != UNIFORM:
             object.__setattr__(self, "average", _as_share("average", self.average, "0.999, or 'uniform'"))
+        if self.transform:
+            import_path("transform", self.transform)
         if self.warmup and self.warmup_samples:
             raise InputError("warmup counts iterations and warmup_samples samples: give one of them.")
         if self.scaling in (ADAM_SQRT, HALF_LIFE) and self.optimizer not in OF_ADAM:
@@ -192,8 +200,8 @@ class Training:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the steps are those of fixed-stepsize SGD, for any stepsize and number of steps."""
-        return not self.is_asynchronous and self._steps_are_plain
+        """Whether the steps are those of fixed-stepsize SGD on the samples, for any stepsize and number of steps."""
+        return not self.is_asynchronous and not self.transform and self._steps_are_plain
 
     @property
     def _steps_are_plain(self) -> bool:
@@ -202,9 +210,9 @@ class Training:
         return plain and not self.label_smoothing and not self.average
 
     @property
-    def names(self) -> tuple[str, str]:
+    def names(self) -> tuple[str, str, str]:
         """What may be the import path of a user's own."""
-        return self.optimizer, self.schedule
+        return self.optimizer, self.schedule, self.transform
 
     @property
     def suffix(self) -> str:
@@ -240,6 +248,8 @@ class Training:
             parts.append(f"label smoothing {self.label_smoothing!r}")
         if self.average:
             parts.append(f"{self.average} average")
+        if self.transform:
+            parts.append(f"{AUGMENTED}{self.transform}")
         if self.is_asynchronous:
             how = self.staleness if isinstance(self.staleness, str) else _measured_label(self.staleness)
             parts.append(f"{self.learners} learners {how}")
@@ -284,14 +294,6 @@ class Training:
         `C / m`, the covariance of a batch of m samples; s^2 is proportional to b for large b, as in their paper.
         """
         return math.sqrt(max(b / self.base_batch - 1, 0.0)) if self.noise else 0.0
-
-
-_PLAIN = re.compile(r"sgd|(linear|sqrt) scaling from \d+|regime of \d+")
-
-
-def is_of_theory(label: str) -> bool:
-    """Return whether a `Training.label` is of fixed-stepsize SGD, for which alone the theory makes a prediction."""
-    return all(_PLAIN.fullmatch(part) for part in label.split(", "))
 
 
 def words_of(label: object) -> list[str]:

@@ -186,8 +186,8 @@ TRIALS = (
         _TEXT,
         "",
         "How it was trained, `sgd` or the differences from it: optimizer, schedule, scaling of the stepsize, noise, "
-        "learners (see `raysat.spec.training`); with an average, all that is measured is of the averaged weights. The "
-        "NTK's prediction is for `sgd`.",
+        "learners, the transform of batches (see `raysat.spec.training`); with an average, all that is measured is of "
+        "the averaged weights. The NTK's prediction is for `sgd`.",
     ),
     Column("learners", _INT, "", "Learners p of asynchronous SGD; 1 for SGD."),
     Column("staleness", _REAL, "iterations", "Mean staleness of the gradients; 0 for SGD."),

@@ -28,6 +28,7 @@ from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness
 from raysat.sgd.draws import drawing
 from raysat.sgd.sampler import Batches
 from raysat.sgd.schedule import evaluation_iterations
+from raysat.sgd.transform import Transform
 from raysat.spec.cells import Cell
 from raysat.storage.checkpoint import Checkpoint, Progress
 from raysat.storage.files import location
@@ -86,6 +87,7 @@ class _Trial:
         self.eta_limit = stable_below(job.statistics, cell.batch_size, cell.sampling) if stable else math.nan
         self.limit = job.limits.of(self.eta / self.eta_limit if self.eta_limit > 0 else math.nan)
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, device)
+        self.transform = Transform(cell.training.transform, init.seed) if cell.training.transform else None
         self.start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
         self.ntk_at = () if isinstance(network, Linearized) else cell.ntk_at  # its kernel never changes
         one_position = dataset.y.ndim == 1 + dataset.y.is_floating_point()
@@ -293,7 +295,7 @@ def _engine(trials: Sequence[_Trial]) -> engines.StepEngine:
     """Build the engine of trials that are trained together, or of one, and restore its state."""
     job, cell, progress, dataset = trials[0].job, trials[0].cell, trials[0].progress, trials[0].dataset
     loss, etas = resolve(cell.init.loss), [trial.eta for trial in trials]
-    problems = [engines.Problem(trial.network, dataset.x, dataset.y, loss) for trial in trials]
+    problems = [engines.Problem(trial.network, dataset.x, dataset.y, loss, trial.transform) for trial in trials]
     engine = engines.build_for(cell, job.engine, problems, etas, progress.micro_batch, job.ranks)
     if progress.engine is not None:
         assert isinstance(engine, engines.Stateful)  # the engine that stored the state was

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from raysat import InputError
 from raysat.spec.cells import identity
-from raysat.spec.training import SCHEDULES, Training, asynchronous, factor, is_of_theory, iterations_of
+from raysat.spec.labels import beyond_theory, transform_in
+from raysat.spec.training import SCHEDULES, Training, asynchronous, factor, iterations_of
 
 
 def test_the_default_is_plain_sgd():
@@ -98,10 +99,12 @@ def test_labels_tell_trainings_apart():
         *(Training(schedule="StepLR", schedule_options={"step_size": size}) for size in (10, 20)),
         *(Training(label_smoothing=share) for share in (0.1, 0.2)),
         *(Training(average=average) for average in (0.9, 0.99, "uniform")),
+        *(Training(name, transform=path) for name in ("sgd", "adamw") for path in ("my:flip", "my:crop")),
     ]
     assert len({training.label for training in trainings}) == len(trainings)
     for training in trainings:
-        assert is_of_theory(training.label) == training.is_plain, training
+        assert (not beyond_theory(training.label)) == training.is_plain, training
+        assert transform_in(training.label) == training.transform
     assert Training("momentum", schedule="step", scaling="sqrt", base_batch=8).label == (
         "momentum 0.9, step schedule, sqrt scaling from 8"
     )

@@ -1,6 +1,8 @@
 import copy
 import math
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import oracles
@@ -172,6 +174,10 @@ def test_the_loss_may_be_evaluated_over_the_first_samples(make_cell):
     assert row["distance_from_init"] == whole["distance_from_init"]  # the same steps
 
 
+def shaken(x, y, generator):
+    return x + torch.randn(x.shape, generator=generator, dtype=x.dtype), y.roll(1, 1)
+
+
 @pytest.mark.parametrize(
     "training",
     [
@@ -183,11 +189,14 @@ def test_the_loss_may_be_evaluated_over_the_first_samples(make_cell):
         Training("momentum", schedule="StepLR", schedule_options={"step_size": 10}, average="uniform"),
         asynchronous(3),
         asynchronous(2, [1, 5, 2]),
+        Training(transform="my_transforms:shaken"),
+        asynchronous(3, transform="my_transforms:shaken"),
     ],
     ids=lambda training: training.label,
 )
 def test_other_trainings_too_end_in_the_same_bits(make_cell, tmp_path, monkeypatch, training):
     """What an engine holds beside the weights is in the checkpoint: moments, the step, stale weights."""
+    monkeypatch.setitem(sys.modules, "my_transforms", SimpleNamespace(shaken=shaken))
     monkeypatch.setattr(trial_module, "STEPS_AT_ONCE", 1)
     cell = make_cell(training=training, stepsize=fixed(0.01))
     whole, whole_curve, _ = run_trial(job_of(cell))
@@ -241,6 +250,35 @@ def test_all_that_is_measured_is_of_the_average_and_of_the_loss_without_smoothin
         averaged.update_parameters(network)
         measured = averaged.module
     assert ntk[0]["gamma"] == pytest.approx(ntk_statistics(before, dataset.x, dataset.y, loss="cross_entropy").gamma)
+
+
+def test_steps_are_of_changed_samples_and_all_that_is_measured_of_the_samples_as_they_are(make_cell, monkeypatch):
+    """Against a loop of plain PyTorch; the statistics do not know of the transform."""
+    monkeypatch.setitem(sys.modules, "my_transforms", SimpleNamespace(shaken=shaken))
+    training = Training(transform="my_transforms:shaken")
+    changes = {"iterations": 9, "evaluations": 60, "gradient_norm": True, "ntk_at": (9,), "seed": 1}
+    cell = make_cell(training=training, stepsize=fixed(0.05), **changes)
+    row, curve, ntk = run_trial(job_of(cell))
+    dataset, network, _ = prepare(Job("s", cell.init))
+    for point, batch in zip(curve, sampler.batches(1, 0, 10, 8, 100), strict=True):
+        x, y = dataset.x, dataset.y
+        value = (network(x) - y).square().sum() / 200
+        squares = sum(one.square().sum() for one in torch.autograd.grad(value, list(network.parameters())))
+        test = (network(dataset.x_test) - dataset.y_test).square().sum() / 100
+        assert point["train_loss"] == pytest.approx(value.item(), rel=1e-9)
+        assert point["test_loss"] == pytest.approx(test.item(), rel=1e-9)
+        assert point["gradient_square"] == pytest.approx(squares.item(), rel=1e-9)
+        before = copy.deepcopy(network)
+        x, y = shaken(x[batch], y[batch], sampler.generator(1, point["iteration"]))
+        network.zero_grad()
+        ((network(x) - y).square().sum() / 16).backward()
+        with torch.no_grad():
+            for weight in network.parameters():
+                weight -= 0.05 * weight.grad
+    assert ntk[0]["gamma"] == pytest.approx(ntk_statistics(before, dataset.x, dataset.y).gamma)
+    statistics = compute_statistics(Job("s", cell.init))
+    assert (row["gamma"], row["b_star"]) == (statistics["gamma"], statistics["b_star"])
+    assert (row["engine"], row["training"], row["eta_limit"]) == ("optimizer", training.label, None)
 
 
 def test_the_stepsize_is_scaled_to_the_batch(make_cell):
