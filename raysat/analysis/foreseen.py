@@ -158,7 +158,8 @@ def forecast(measured: Measurement, reading: pd.DataFrame, foreseen: PredictedCu
         return {**none, "remark": "h depends on T, which differs between batch sizes"}
     trials = reading[reading["cell_id"].isin(foreseen.paths)]
     # all stepsizes at the measured seeds and batch sizes: the forecast chooses its own best among them
-    trials = trials.merge(measured.best[["seed", "batch_size"]], on=["seed", "batch_size"])
+    key = ["seed", "batch_size"]
+    trials = trials[pd.MultiIndex.from_frame(trials[key]).isin(pd.MultiIndex.from_frame(measured.best[key]))]
     if about["quantity"] == "h":
         best = best_by_h(trials.assign(h=[_exponent(foreseen.paths, row) for row in trials.to_dict("records")]))
     else:

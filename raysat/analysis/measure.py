@@ -100,10 +100,10 @@ def measure(
         targets: The targets, those of a metric together. The headline of each metric is the deepest that all batch
             sizes reach.
     """
-    head = reading[list(READING)].iloc[0].to_dict()
+    head, initial = reading[list(READING)].iloc[0].to_dict(), _initial(reading)
     trials = usable(reading)
     about = {**head, "quantity": "h", "metric": TRAIN_LOSS, "target": math.nan, "headline": True, "n_infeasible": 0}
-    yield _measured(about, best_by_h(trials), reading, group)
+    yield _measured(about, best_by_h(trials), reading, group, initial)
 
     for metric, together in groupby(dict.fromkeys(targets), lambda one: one.metric):
         levels, own = list(together), paths[metric]
@@ -115,12 +115,12 @@ def measure(
         for one in levels:
             about = {**head, "quantity": "N", "metric": metric, "target": one.level, "headline": one.eps == headline}
             about["n_infeasible"] = int((~(lowest <= one.eps)).sum())
-            yield _measured(about, best_by_steps(trials, own, one), reading, group)
+            yield _measured(about, best_by_steps(trials, own, one), reading, group, initial)
     if not targets:
         about = {**about, "quantity": "N"}
         none = CriticalBatch(reason=_no_level(trials))
         empty = trials.iloc[:0].assign(value=math.nan)
-        yield Measurement(about, _sizes(group), empty, None, np.empty(0), [], _fit_row(about, reading, none))
+        yield Measurement(about, _sizes(group), empty, None, np.empty(0), [], _fit_row(about, initial, none))
 
 
 def _no_level(trials: pd.DataFrame) -> str:
@@ -167,7 +167,7 @@ def best_by_steps(trials: pd.DataFrame, paths: Paths, target: Target) -> pd.Data
     last = np.array([path[0][-1] if len(path[0]) else math.nan for path in own], dtype=float)
     # `~(last >= least)`, unlike `last < least`, is true if `least` is nan: no trial has reached the target
     rival = trials["status"].isin([TARGET_REACHED, BEATEN]) & np.isnan(steps) & ~np.isnan(last) & ~(last >= least)
-    undecided = rival.groupby(key).transform("any")
+    undecided = rival.groupby(key).transform("any") if rival.any() else rival
     with np.errstate(divide="ignore"):  # N = 0 at a target that w_0 meets
         spaced = stepsize_resolution(trials, np.log(told))
     best = best_of(trials.assign(first=steps, spaced=spaced, undecided=undecided), "first")
@@ -206,10 +206,15 @@ def stepsize_resolution(trials: pd.DataFrame, depth: Float[np.ndarray, " trials"
 
 def by_seed(best: pd.DataFrame, column: str = "value") -> pd.DataFrame:
     """A column of the best trials as a table: a row for each seed, a column for each batch size."""
-    return best.pivot(index="seed", columns="batch_size", values=column).astype(float)
+    (seeds, row), (sizes, col) = (np.unique(best[name], return_inverse=True) for name in ("seed", "batch_size"))
+    table = np.full((len(seeds), len(sizes)), math.nan)
+    table[row, col] = best[column]
+    return pd.DataFrame(table, pd.Index(seeds, name="seed"), pd.Index(sizes, name="batch_size"), copy=False)
 
 
-def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.DataFrame) -> Measurement:
+def _measured(
+    about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.DataFrame, initial: dict
+) -> Measurement:
     """The points and the fit of one quantity from the best trial of each (seed, batch size)."""
     missing = best["value"].isna() | best.get("undecided", False)  # h is never undecided
     lost = sizes_without(best, reading[reading["status"] == DIVERGED])
@@ -226,7 +231,7 @@ def _measured(about: dict, best: pd.DataFrame, reading: pd.DataFrame, group: pd.
     # without a logarithm there is no geometric mean
     values = np.where((values > 0) | np.isnan(values), values, math.nan)
     alone = _alone(b, values, about["quantity"], fit)
-    row = _fit_row(about, reading, fit)
+    row = _fit_row(about, initial, fit)
     row |= {
         "eta_beta_min": best["eta_beta"].min(),
         "eta_beta_max": best["eta_beta"].max(),
@@ -273,18 +278,23 @@ def _alone(b: np.ndarray, values: Float[np.ndarray, "seeds b"], quantity: str, f
     return about_law(b, y, *fit_law(b, y[0]))
 
 
-def _fit_row(about: dict, reading: pd.DataFrame, fit: CriticalBatch) -> dict:
+def _initial(reading: pd.DataFrame) -> dict:
+    """The columns of a row of fits that do not depend on what is measured: counts, statistics, and words about them."""
     lost = {f"n_{status}": int((reading["status"] == status).sum()) for status in (DIVERGED, FAILED)}
     # all trials of a seed share its initialization, and so its statistics
     by_seed = reading.groupby("seed")[list(STATISTICS)].first().astype(float)
     ends = {"": by_seed.mean(), "_min": by_seed.min(), "_max": by_seed.max()}
     statistics = {name + end: statistic[name] for end, statistic in ends.items() for name in STATISTICS}
     said = dict.fromkeys(one for row in reading.to_dict("records") for one in approximations(row))
-    why = {"unpredicted": reading["unpredicted"].iloc[0], "approximated": "; ".join(said)}
+    return {**lost, **statistics, "unpredicted": reading["unpredicted"].iloc[0], "approximated": "; ".join(said)}
+
+
+def _fit_row(about: dict, initial: dict, fit: CriticalBatch) -> dict:
+    row = {**about, **initial, **asdict(fit), "quantity": f"b_{about['quantity']}"}
     if about["metric"] != TRAIN_LOSS:
-        statistics |= dict.fromkeys((name + end for name in PREDICTING for end in ends), math.nan)
-        why = {"unpredicted": OF_TRAINING_LOSS, "approximated": ""}
-    return {**about, **lost, **statistics, **asdict(fit), **why, "quantity": f"b_{about['quantity']}"}
+        row |= dict.fromkeys((name + end for name in PREDICTING for end in ("", "_min", "_max")), math.nan)
+        row |= {"unpredicted": OF_TRAINING_LOSS, "approximated": ""}
+    return row
 
 
 def _points(
@@ -365,8 +375,11 @@ def at_edges(best: pd.DataFrame, reading: pd.DataFrame) -> Iterator[tuple[str, s
     """
     if not reading["tuning"].iloc[0]:
         return
-    widest = reading.groupby(["seed", "batch_size"])["eta"].agg(["min", "max"])
-    tried = best[best["value"] > 0].join(widest, on=["seed", "batch_size"])  # without a value there is no best one
+    key = ["seed", "batch_size"]
+    of_key = reading.groupby(key)["eta"]
+    widest = pd.DataFrame({"min": of_key.min(), "max": of_key.max()})
+    # without a value there is no best one
+    tried = best.loc[best["value"] > 0, [*key, "eta", "bounded"]].join(widest, on=key)
     for column, name in (("max", "largest"), ("min", "smallest")):
         at = (tried["eta"] == tried[column]) & ~(tried["bounded"] & (name == "largest"))
         if at.any():
@@ -379,5 +392,5 @@ def _sizes(trials: pd.DataFrame) -> list[int]:
 
 def sizes_without(found: pd.DataFrame, asked: pd.DataFrame) -> list[int]:
     """The batch sizes at which some seed of `asked` has no trial in `found`."""
-    pairs = (set(trials[["seed", "batch_size"]].itertuples(index=False, name=None)) for trials in (asked, found))
+    pairs = (set(zip(trials["seed"], trials["batch_size"], strict=True)) for trials in (asked, found))
     return sorted({int(size) for _, size in set.difference(*pairs)})

@@ -16,7 +16,7 @@ from raysat.analysis.efficiency import CHOICES, COSTS, cost_rows, trials_at_once
 from raysat.analysis.foreseen import PredictedCurves, predict_curves
 from raysat.analysis.measure import FITS, POINTS, Paths, measure
 from raysat.analysis.predictors import COMPARISON, compare
-from raysat.analysis.reading import GROUP, comparable, readings
+from raysat.analysis.reading import GROUP, comparable, python_strings, readings
 from raysat.analysis.targets import shared
 from raysat.errors import InputError
 from raysat.spec.goals import METRICS, TRAIN_LOSS, Target, by_metric, falling
@@ -134,9 +134,7 @@ def prepared(
     outdated = trials.duplicated([*GROUP, "seed", "batch_size", "eta"], keep="last") & trials["eta"].notna()
     by_cell = [(str(cell_id), path) for cell_id, path in curves.sort_values("iteration").groupby("cell_id")]
     paths = {metric: _paths(by_cell, metric) for metric in (TRAIN_LOSS, *sorted({*metrics} - {TRAIN_LOSS}))}
-    # Python strings: every column of Arrow strings is a block of its own, and a selection of rows takes time for each.
-    texts = {name: object for name, kind in trials.dtypes.items() if isinstance(kind, pd.StringDtype)}
-    reasons, kept = refused(ntk), trials[~outdated].astype(texts)
+    reasons, kept = refused(ntk), python_strings(trials[~outdated])
     # `copy` joins the columns of one type in one block again
     kept = kept.assign(unpredicted=[reasons.get(init_id, "") for init_id in kept["init_id"]]).copy()
     reasons = kept["training"].map(beyond_theory)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from raysat.analysis import Analysis, analyze, by_evidence, summary, widths
 from raysat.analysis.ladder import Ladder, ladder
+from raysat.analysis.reading import python_strings
 from raysat.analysis.tables import levels, prices
 from raysat.plots.attempts import once
 from raysat.spec.goals import Target
@@ -42,13 +43,17 @@ class Material:
         Raises:
             InputError: The folder is not a results folder, has another schema version, or cannot be read.
         """
-        tables = {name: store.read(name) for name in ("trials", "curves", "ntk")}
+        tables = {name: python_strings(store.read(name)) for name in ("trials", "curves", "ntk")}
         return cls(store.readable(), **tables, done=(store.status() or {}).get("done") or (), targets=targets)
 
     @once
     def analysis(self) -> Analysis:
         """The fits and estimates."""
-        return analyze(self.trials, self.curves, levels(self.record, self.targets), self.ntk, prices(self.record))
+        asked = levels(self.record, self.targets)
+        made = analyze(self.trials, self.curves, asked, self.ntk, prices(self.record))
+        # `comparison`, which is also written to a file, keeps its types
+        names = ("points", "fits", "costs", "choices")
+        return replace(made, **{name: python_strings(getattr(made, name)) for name in names})
 
     @once
     def ladder(self) -> Ladder:
@@ -58,7 +63,7 @@ class Material:
     @once
     def summary(self) -> pd.DataFrame:
         """One row for each reading."""
-        return summary(self.analysis.fits)
+        return python_strings(summary(self.analysis.fits))
 
     @once
     def first(self) -> Mapping | None:

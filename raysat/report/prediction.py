@@ -76,13 +76,14 @@ def tables(comparison: pd.DataFrame, summary: pd.DataFrame, ntk: pd.DataFrame) -
         summary: The result of `raysat.analysis.summary`.
         ntk: The `ntk` table.
     """
+    headline = comparison[comparison["headline"].astype(bool)]
     made: dict[str, list[Row]] = {}
     about: dict[str, str] = {}
     for _, readings in summary.groupby(list(SETTING), dropna=False, sort=False):
         records = readings.to_dict("records")
         name, seeds = setting(records[0]), max(row["seeds"] for row in records)
         about[name] = f"{about_h(records[0])} {about_intervals(seeds)} {ABOUT_SCATTER}"
-        made[name] = [row for k in range(len(readings)) for row in _of_reading(readings.iloc[k : k + 1], comparison)]
+        made[name] = [row for k in range(len(readings)) for row in _of_reading(readings.iloc[k : k + 1], headline)]
     for name, row in _unmeasured(comparison, ntk):
         made.setdefault(name, []).append(row)
     parts = [paragraphs([ABOUT], "soft")] * bool(made)
@@ -95,13 +96,12 @@ def tables(comparison: pd.DataFrame, summary: pd.DataFrame, ntk: pd.DataFrame) -
     return "\n".join(parts)
 
 
-def _of_reading(reading: pd.DataFrame, comparison: pd.DataFrame) -> Iterator[Row]:
+def _of_reading(reading: pd.DataFrame, headline: pd.DataFrame) -> Iterator[Row]:
     """Yield the rows of a reading and metric: b_N, then b_h if this row of the summary has it."""
     said = reading.iloc[0].to_dict()
     same = [*READING, "metric"]
-    own = comparison[comparison["headline"].astype(bool)]
-    of_N = own[own["quantity"] == "b_N"].merge(reading[same], on=same)
-    of_h = own[own["quantity"] == "b_h"].merge(reading.loc[reading["leads"], list(READING)], on=list(READING))
+    of_N = headline[headline["quantity"] == "b_N"].merge(reading[same], on=same)
+    of_h = headline[headline["quantity"] == "b_h"].merge(reading.loc[reading["leads"], list(READING)], on=list(READING))
     for quantity, rows in (("b_N", of_N), ("b_h", of_h)):
         if rows.empty:
             continue

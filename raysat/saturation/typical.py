@@ -29,6 +29,7 @@ eigenvalues, which are in both measures, count once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,7 +98,7 @@ class Typical:
     """Geometric means over runs, L(w_0) to L(w_T); nan after the iteration at which the runs end.
 
     Attributes:
-        losses: Of the loss, from which h at T is computed.
+        losses: Of the loss, from which h at T is computed; nan at the iterations at which it is not evaluated.
         lowest: Of the lowest loss so far: it crosses eps at nearly the geometric mean of N(eps).
     """
 
@@ -133,35 +134,41 @@ def typical_runs(
     whole = nodes.mass.sum() or 1.0  # the unit of all losses here, so that no scale of the targets overflows
     until = np.broadcast_to(until / whole, eta.shape)
     losses, lowest = (np.full((len(eta), iterations + 1), np.nan) for _ in range(2))
+    seen = np.ones(lowest.shape, bool) if seen is None else seen
+    evaluated = np.any(seen, axis=0)
     left = np.arange(len(eta))  # the stepsizes that still run
     c = np.tile(np.sqrt(nodes.mass / whole).astype(np.float32), (len(eta), runs, 1))
-    least = np.full((len(eta), runs), np.inf)
+    least, low = np.full((len(eta), runs), np.inf), np.full(len(eta), np.inf)
     along, across = np.sqrt(np.minimum(nodes.count, 1)).astype(np.float32), np.maximum(nodes.count - 1, 0)
     several = int((across > 0).sum())  # nodes of several eigenvalues, which come first
-    freedom = outputs / np.maximum(phi, 1e-12) / 2  # C b / 2: chi^2(2 a) is 2 Gamma(a)
+    chi_square = _chi_square(across[:several])
+    freedom = (outputs / np.maximum(phi, 1e-12) / 2)[:, None]  # C b / 2: chi^2(2 a) is 2 Gamma(a)
+    noise, pace = phi[:, None], (eta[:, None] * nodes.values).astype(np.float32)[:, None]
     for t in range(iterations + 1):
         total = np.einsum("krq,krq->kr", c, c)
-        losses[left, t] = _geometric(total / 2)
-        counted = np.ones(len(left), bool) if seen is None else seen[left, t]
-        least[counted] = np.minimum(least[counted], total[counted] / 2)
-        lowest[left, t] = _geometric(least)
-        going = lowest[left, t] > until[left]
+        if evaluated[t]:
+            counted = seen[left, t]
+            losses[left[counted], t] = _geometric(total[counted] / 2)
+            least[counted] = np.minimum(least[counted], total[counted] / 2)
+            low = _geometric(least)
+        lowest[left, t] = low
+        going = low > until[left]
         if t == iterations or not going.any():
             break
         if not going.all():
-            left, c, least, total = left[going], c[going], least[going], total[going]
+            left, c, least, low, total = left[going], c[going], least[going], low[going], total[going]
+            freedom, noise, pace = freedom[going], noise[going], pace[going]
         if (total > ENDLESS).any():  # scale runs that diverge back to the bound
             c *= np.sqrt(np.minimum(1, ENDLESS / np.maximum(total, ENDLESS)))[..., None]
             total = np.minimum(total, ENDLESS)
         e = along * draw.standard_normal((runs, len(along)), dtype=np.float32)
-        spread = _chi_square(across[:several], draw.standard_normal((runs, several), dtype=np.float32))
-        g = draw.standard_gamma(freedom[left, None], (len(left), runs)) / freedom[left, None]
-        deviation = np.sqrt(total * g * phi[left, None] / outputs)
+        spread = chi_square(draw.standard_normal((runs, several), dtype=np.float32))
+        g = draw.standard_gamma(freedom, (len(left), runs)) / freedom
+        deviation = np.sqrt(total * g * noise / outputs)
         # the step along c: g, minus the part of e along c, which the noise does not have
         pull = g - deviation * np.einsum("krq,rq->kr", c, e) / np.maximum(total, TINY)
-        step = (eta[left, None] * nodes.values).astype(np.float32)[:, None]
-        put = step * deviation.astype(np.float32)[..., None]
-        c *= 1 - step * pull.astype(np.float32)[..., None]
+        put = pace * deviation.astype(np.float32)[..., None]
+        c *= 1 - pace * pull.astype(np.float32)[..., None]
         c -= put * e
         some = c[..., :several]  # a view: only the length of c_k matters, so that its sign may go
         some[:] = np.sqrt(some**2 + put[..., :several] ** 2 * spread)
@@ -197,10 +204,11 @@ def affordable(spectrum: Spectrum, iterations: float) -> int:
     return int(np.clip(WORK / max(1.0, iterations * len(spectrum.nodes)), LEAST_RUNS, RUNS))
 
 
-def _chi_square(freedom: Float[np.ndarray, " q"], z: Float[np.ndarray, "r q"]) -> Float[np.ndarray, "r q"]:
-    """Chi-square numbers from normal ones, by the cube of Wilson and Hilferty (1931)."""
+def _chi_square(freedom: Float[np.ndarray, " q"]) -> Callable[[Float[np.ndarray, "r q"]], Float[np.ndarray, "r q"]]:
+    """Return a function from normal to chi-square numbers, by the cube of Wilson and Hilferty (1931)."""
     ninth = (2 / 9 / freedom).astype(np.float32)
-    return freedom.astype(np.float32) * np.maximum(1 - ninth + np.sqrt(ninth) * z, 0) ** 3
+    times, mean, deviation = freedom.astype(np.float32), 1 - ninth, np.sqrt(ninth)
+    return lambda z: times * np.maximum(mean + deviation * z, 0) ** 3
 
 
 def _geometric(values: Float[np.ndarray, "k r"]) -> Float[np.ndarray, " k"]:
