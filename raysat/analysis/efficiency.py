@@ -26,6 +26,7 @@ from raysat.analysis.reading import ANSWER, READING, by_evidence, devices
 from raysat.analysis.words import bounds, method, number
 from raysat.saturation.intervals import geometric_mean, of_values, percentiles, replicates
 from raysat.spec.goals import Target
+from raysat.spec.phases import in_label
 
 WASTE = 0.2
 """The fraction of samples above the least that may be wasted. Default: 0.2, from Zhang et al. (2024)."""
@@ -137,11 +138,15 @@ def within_by_law(least: float, b_c: float, q: float, waste: float = WASTE) -> f
 def cost_rows(measured: Measurement, at_once: int = 0) -> tuple[list[dict], list[dict]]:
     """Return the costs of a measured target, and the choices by them: rows of `COSTS` and of `CHOICES`.
 
+    None where batches grow along the run: neither samples nor seconds are then proportional to N.
+
     Args:
         measured: The measurement of N.
         at_once: The largest number of trials that ran at once on one machine (`trials_at_once`).
     """
     best = measured.best
+    if in_label(measured.about["training"]):
+        return [], []
     best = best.assign(seconds_per_step=1 / best["steps_per_second"].astype(float), devices=devices(best))
     tables = [by_seed(best, column) for column in ("value", "seconds_per_step", "devices")]
     made = costs(tables[0].columns.to_numpy(), *(table.to_numpy() for table in tables))

@@ -321,13 +321,15 @@ class Sweep:
         """All cells, given the sizes of the data set as it will be used; for `grid(auto=True)` the first ones only.
 
         Raises:
-            InputError: A batch size is above n.
+            InputError: A batch size is above n, or a batch schedule goes beyond n or the last iteration.
         """
         if (largest := max(self.batch_sizes)) > n:
             raise InputError(
                 f"batch_sizes has {largest}, but {self.dataset} is used with {n} training samples: "
                 f"leave out what is above {n}, or write batch_sizes=powers_of_two({n})."
             )
+        for training in self.trainings:
+            self._check_batch_schedule(training, largest, n)
         return [
             self.cell(init, batch_size, stepsize, training, self.iterations_at(batch_size, n, training))
             for init in self.initializations(n, n_test, code)
@@ -335,6 +337,18 @@ class Sweep:
             for stepsize in self._first_stepsizes()
             for batch_size in self.batch_sizes
         ]
+
+    def _check_batch_schedule(self, training: Training, b: int, n: int) -> None:
+        if not training.batch_schedule:
+            return
+        last, most = training.batch_schedule[-1].start, max(phase.factor for phase in training.batch_schedule)
+        if most * b > n:
+            raise InputError(
+                f"batch_schedule has factor {most}, which makes batches of {most * b} at b = {b}, and {self.dataset} "
+                f"is used with {n} training samples: lower it."
+            )
+        if last >= (least := self.iterations_at(b, n, training)):
+            raise InputError(f"batch_schedule has {last}, after the last of {least} iterations at b = {b}: lower it.")
 
     def _first_stepsizes(self) -> Iterator[Stepsize]:
         for stepsize in self.stepsizes:
