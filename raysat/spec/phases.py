@@ -118,3 +118,14 @@ def in_label(label: str) -> Schedule:
     """Return the batch schedule of a training, given its label; empty if it has none."""
     found = filter(None, map(_WORDED.fullmatch, label.split(", ")))
     return tuple(Phase(int(one[2]), int(one[1]), int(one[3] or 0)) for one in found)
+
+
+def without_phases(label: str) -> str:
+    """Return the label of a training without its batch schedule."""
+    return ", ".join(part for part in label.split(", ") if not _WORDED.fullmatch(part)) or "sgd"
+
+
+def branch_in(label: str) -> Phase | None:
+    """Return the last phase of a training if it has a draw of its own, so that it branches there; else None."""
+    schedule = in_label(label)
+    return schedule[-1] if schedule and schedule[-1].draw else None

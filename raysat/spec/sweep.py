@@ -14,6 +14,7 @@ from typing import Any
 
 from raysat.errors import InputError, boolean, plain, positive, whole
 from raysat.spec import checks, goals
+from raysat.spec.branches import Branches
 from raysat.spec.cells import DTYPES, PRECISIONS, PREPROCESSINGS, SAMPLINGS, Cell, Initialization, Model
 from raysat.spec.checks import NUMBER, anything, at_least, one_of, optional, several
 from raysat.spec.engines import AUTO, ENGINES
@@ -100,6 +101,8 @@ class Sweep:
         targets: Targets for which the analysis estimates N(b): training losses as numbers, others as texts, such as
             `(0.05, "test_accuracy >= 0.9")`. Default: `target`, or if it is of the training loss or not given, training
             losses that the analysis chooses from the curves.
+        branches: Iterations at which the runs branch into ones with larger batches, by which the critical batch is
+            measured along training (`raysat.spec.branches`). Default: none.
         checkpoint_seconds: Interval between a trial's checkpoints in seconds. Default: 60.
         cpus_per_trial: CPU cores of a trial. Default: 1.
         gpus_per_trial: GPUs of a trial, or a fraction of one. Default: one for each rank if the cluster has GPUs, else
@@ -151,6 +154,7 @@ class Sweep:
     ntk_at: tuple[int, ...] = field(default=(), metadata=setting(SHARED, checks.iterations))
     gradient_norm: bool = field(default=False, metadata=setting(SHARED, anything))
     targets: tuple[float | str, ...] = field(default=(), metadata=setting(EXECUTION, several(checks.level)))
+    branches: Branches | None = field(default=None, metadata=setting(EXECUTION, optional(checks.branches)))
     checkpoint_seconds: float = field(default=60.0, metadata=setting(EXECUTION, positive))
     cpus_per_trial: int = field(default=1, metadata=setting(EXECUTION, at_least(1)))
     gpus_per_trial: float | None = field(default=None, metadata=setting(EXECUTION, checks.gpus))
@@ -215,6 +219,11 @@ class Sweep:
             )
         if engine and not engine.any_training and not all(training.is_plain for training in self.trainings):
             raise InputError(f"engine={self.engine!r} takes the steps of plain SGD only: set engine='auto'.")
+        if self.branches and (self.grows or self.goal or ranks > 1):
+            raise InputError(
+                "branches are of runs that are known beforehand, end at no target and have one rank: leave out "
+                "adaptive, grid(auto=True), target and ranks_per_trial, or branches."
+            )
         if self.ranks_per_trial > 1 and not all(training.is_plain for training in self.trainings):
             raise InputError(f"ranks_per_trial={self.ranks_per_trial} splits plain SGD's batches only: set it to 1.")
 
@@ -330,13 +339,14 @@ class Sweep:
             )
         for training in self.trainings:
             self._check_batch_schedule(training, largest, n)
-        return [
+        made = [
             self.cell(init, batch_size, stepsize, training, self.iterations_at(batch_size, n, training))
             for init in self.initializations(n, n_test, code)
             for training in self.trainings
             for stepsize in self._first_stepsizes()
             for batch_size in self.batch_sizes
         ]
+        return made + [branch for cell in made for branch in (self.branches.of(cell) if self.branches else ())]
 
     def _check_batch_schedule(self, training: Training, b: int, n: int) -> None:
         if not training.batch_schedule:

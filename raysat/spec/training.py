@@ -106,8 +106,8 @@ class Training:
         batch_schedule: Pairs (iteration, factor), such as `((100, 4),)`: from iteration 100 on batches of 4 b, with b
             the cell's batch size. What `scaling` makes follow the batch size follows these, with kappa = factor
             b/base_batch, and T is that at which a budget of samples is used up. A third number, as in `((100, 4, 1),)`,
-            draws other samples for the steps from there on, for each number its own; under `epochs` with a new pass.
-            Default: none, b throughout.
+            draws other samples for the steps from there on, for each number its own, under `epochs` with a new pass;
+            such a run is a branch (`raysat.analysis.branches`) and in no fit. Default: none, b throughout.
         noise: Whether each sample's gradient is multiplied by `z ~ N(1, b/base_batch - 1)`, which gives a batch of size
             b the gradient noise of a batch of size base_batch (Hoffer et al. 2017, section 4; see `noise_deviation`).
         adapt_regime: Whether a run has as many iterations as base_batch would have under the sweep's budget of samples
