@@ -6,8 +6,8 @@ draw of the samples. With tolerance e,
 
     b_crit(t) = the largest k b such that k and all smaller factors have an excess of at most log(1 + e),
 
-which is the local critical batch of Merrill et al. (2025, arXiv 2505.23971). Logarithms, because the scatter of losses
-is multiplicative. The interval of an excess is Student's over the draws. The ends of b_crit's interval are the same
+after the local critical batch of Merrill et al. (2025, arXiv 2505.23971). Logarithms, because the scatter of losses is
+multiplicative. The interval of an excess is Student's over the draws. The ends of b_crit's interval are the same
 search with the upper and with the lower end of each excess: 95 % at each k, not for all at once. It has no width where
 all excesses are told apart from the tolerance, because b_crit is one of the batches that were run.
 """
