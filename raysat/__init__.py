@@ -11,6 +11,7 @@ from raysat.models.linearized import linearized
 from raysat.ntk import NTKStatistics, ntk_statistics
 from raysat.results import Results, load
 from raysat.spec import Sweep, powers_of_two
+from raysat.spec.branches import Branches
 from raysat.spec.stepsizes import fixed, fixed_fraction, grid, theory
 from raysat.spec.training import Training, asynchronous
 from raysat.storage.rows import installed
@@ -18,6 +19,7 @@ from raysat.storage.rows import installed
 __version__ = installed() or "unknown"
 
 __all__ = [
+    "Branches",
     "Dataset",
     "InputError",
     "NTKStatistics",

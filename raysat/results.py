@@ -12,7 +12,7 @@ from functools import cached_property
 from html import escape
 from typing import TYPE_CHECKING
 
-from raysat.errors import positive
+from raysat.errors import InputError, positive
 
 # Reading, drawing and analysis are imported where they are used: every worker imports raysat, and so this module.
 if TYPE_CHECKING:
@@ -68,6 +68,19 @@ class Results:
     def ntk(self) -> pd.DataFrame:
         """One row for each initialization, and one for each cell and iteration of `ntk_at`."""
         return self._read("ntk")
+
+    @cached_property
+    def branches(self) -> pd.DataFrame:
+        """The critical batch along training, of each run at each iteration of `branches` (`raysat.analysis.branches`).
+
+        Raises:
+            InputError: The sweep has no branches.
+        """
+        from raysat.analysis.branches import branches
+
+        if not (asked := self.record["sweep"].get("branches")):
+            raise InputError("this sweep has no branches: add branches=Branches(at=[...], samples=...), and run it.")
+        return branches(self.trials, asked["tolerance"], self.ntk)
 
     def fit(self, targets: Sequence[float | str] = ()) -> Analysis:
         """Return the estimates and fits of all readings, as tidy tables (`raysat.analysis.Analysis`).

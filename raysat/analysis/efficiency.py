@@ -27,6 +27,7 @@ from raysat.analysis.reading import ANSWER, READING, by_evidence, devices
 from raysat.analysis.words import bounds, method, number
 from raysat.saturation.intervals import geometric_mean, of_values, percentiles, replicates
 from raysat.spec.goals import Target
+from raysat.spec.phases import in_label
 from raysat.spec.prices import Prices, price_of
 
 WASTE = 0.2
@@ -142,12 +143,16 @@ def within_by_law(least: float, b_c: float, q: float, waste: float = WASTE) -> f
 def cost_rows(measured: Measurement, at_once: int = 0, prices: Prices = ()) -> tuple[list[dict], list[dict]]:
     """Return the costs of a measured target, and the choices by them: rows of `COSTS` and of `CHOICES`.
 
+    None where batches grow along the run: neither samples nor seconds are then proportional to N.
+
     Args:
         measured: The measurement of N.
         at_once: The largest number of trials that ran at once on one machine (`trials_at_once`).
         prices: Of a device-hour, by device.
     """
     best = measured.best
+    if in_label(measured.about["training"]):
+        return [], []
     best = best.assign(seconds_per_step=1 / best["steps_per_second"].astype(float), devices=devices(best))
     best = best.assign(price=[price_of(prices, device) for device in best["device"].astype(object)])
     tables = [by_seed(best, column) for column in ("value", "seconds_per_step", "devices", "price")]

@@ -26,6 +26,7 @@ from raysat.saturation.intervals import Scatter, about_law, geometric_mean, of_v
 from raysat.saturation.targets import below_parabola, earliest, in_time, lateness, steps_to_target, uncertainty
 from raysat.spec.goals import TRAIN_LOSS, Target, rises
 from raysat.spec.labels import beyond_theory
+from raysat.spec.phases import in_label, samples_at
 from raysat.spec.race import SLACK
 from raysat.storage.initial import PREDICTING
 from raysat.storage.schema import BEATEN, COMPLETED, DIVERGED, FAILED, TARGET_REACHED
@@ -362,7 +363,9 @@ def _remarks(
 
 def _less_than_an_epoch(best: pd.DataFrame) -> str:
     """The batch sizes at which N is less than a pass over the training samples."""
-    epochs = best["value"] * best["batch_size"] / best["n"]
+    pairs = zip(best["training"], best["batch_size"], best["value"], strict=True)
+    samples = [samples_at(in_label(training), b, t) if t >= 0 else math.nan for training, b, t in pairs]
+    epochs = pd.Series(samples, dtype=float) / best["n"].to_numpy()
     # means over seeds are geometric
     log_mean = pd.Series(np.log(epochs.to_numpy(dtype=float))).groupby(best["batch_size"].to_numpy()).mean()
     return ", ".join(map(str, log_mean.index[log_mean < 0]))

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pandas as pd
 
+from raysat.spec.phases import branch_in
 from raysat.storage.schema import MEASURED
 
 SETTING = (
@@ -47,12 +48,13 @@ def policy(label: str) -> str:
 def comparable(trials: pd.DataFrame) -> pd.DataFrame:
     """Give all trials of a setting the same T: under a budget of samples, for which T falls with b, the largest.
 
-    The new column `iterations_least` has the smallest. Tables without the columns `training` and `budget` are of plain
-    SGD under a budget of iterations.
+    Branches of runs are left out (`raysat.analysis.branches`). The new column `iterations_least` has the smallest.
+    Tables without the columns `training` and `budget` are of plain SGD under a budget of iterations.
     """
     # old tables get the columns that they lack, with missing values
     trials = trials.reindex(columns=list(dict.fromkeys([*trials.columns, "training", "budget"])))
     trials = trials.assign(training=trials["training"].fillna("sgd"))
+    trials = trials[trials["training"].map(branch_in).isna()]
     by_samples = trials["budget"].fillna("iterations").str.endswith(("samples", "epochs"))
     same = [name for name in SETTING if not name.startswith("iterations")]
     of_setting, own = trials.groupby(same, dropna=False)["iterations"], trials["iterations"]

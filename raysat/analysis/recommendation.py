@@ -23,6 +23,7 @@ from raysat.analysis.reading import ANSWER, READING, by_evidence, policy
 from raysat.analysis.words import bounds, number, setting
 from raysat.saturation.fits import law
 from raysat.spec.goals import TRAIN_LOSS, Target, rises
+from raysat.spec.phases import in_label
 
 GAIN = 0.05
 """The excess of N over its plateau, as a fraction, at the batch size beyond which nothing is said to be gained.
@@ -107,6 +108,8 @@ def _against(fit: Mapping, run: Float[np.ndarray, " b"]) -> str:
             f"stepsizes were not tuned at each batch size ({fit['stepsize']}). Run it again with "
             "stepsizes=[grid(auto=True)]."
         )
+    if in_label(fit["training"]):
+        return "batches grow along the run, so that samples are not b N(b). Run it with one batch size a run."
     if math.isnan(fit["value"]):
         return f"{fit['reason']}."
     # an interval around all batch sizes run tells nothing; nan, the ends of no interval, fails both comparisons

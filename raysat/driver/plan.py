@@ -22,6 +22,7 @@ from raysat.spec.cells import Cell, Initialization, Model
 from raysat.spec.goals import METRICS, on_test_samples, rises
 from raysat.spec.stepsizes import OF_STATISTICS
 from raysat.spec.sweep import Sweep
+from raysat.spec.training import Training
 from raysat.trial.job import initial_network
 from raysat.user_code import plugins, process
 from raysat.user_code.identity import Code, Present, folders, recorded, references_of
@@ -116,12 +117,11 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
     _check_goals(sweep, dataset)
     groups = {model: references_of(sweep.dataset, sweep.loss, model.builder) for model in sweep.models}
     sweep, asked = _with_transform(sweep, dataset), sweep
-    own = {training: references_of(*training.names) for training in sweep.trainings}
-    code = Code.of(sources, [*groups.values(), *own.values()], before, earlier)
+    own = [references_of(*training.names) for training in sweep.trainings]
+    code = Code.of(sources, [*groups.values(), *own], before, earlier)
     codes = {model: code.ids[" ".join(group)] for model, group in groups.items()}
-    trainings = {one: replace(one, code=code.ids[" ".join(group)]) if group else one for one, group in own.items()}
     cells = sweep.cells(dataset.n, dataset.n_test, codes.__getitem__)
-    cells = [replace(cell, training=trainings[cell.training]) for cell in cells]
+    cells = [replace(cell, training=_with_code(cell.training, code)) for cell in cells]
     flops = {}
     for cell in cells:
         key = cell.init.model, cell.init.width
@@ -133,6 +133,12 @@ def _laid_out(sweep: Sweep, sources: plugins.Sources, before: object, earlier: s
     laid_out = Plan(asked, cells, flops, sources, resolved, codes, Present(sources, (), ()))
     cells.sort(key=laid_out.weight, reverse=True)
     return laid_out
+
+
+def _with_code(training: Training, code: Code) -> Training:
+    """Return a training with the digest of the user's own code that it reaches."""
+    group = references_of(*training.names)
+    return replace(training, code=code.ids[" ".join(group)]) if group else training
 
 
 def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Flops:
@@ -152,7 +158,12 @@ def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Fl
         ) from error
     problem = Problem(network, dataset.x, dataset.y, resolve(sweep.loss))
     for training in sweep.trainings:
-        optimizers.check(training, problem, {b: sweep.iterations_at(b, dataset.n, training) for b in sweep.batch_sizes})
+        iterations = {b: sweep.iterations_at(b, dataset.n, training) for b in sweep.batch_sizes}
+        optimizers.check(training, problem, iterations)
+        if sweep.branches:
+            b = max(sweep.batch_sizes)
+            last = sweep.branches.of(sweep.cell(init, b, sweep.stepsizes[0], training, iterations[b]))[-1]
+            optimizers.check(last.training, problem, {b: last.iterations})
     return flops
 
 

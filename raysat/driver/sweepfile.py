@@ -16,6 +16,7 @@ from raysat.errors import InputError
 from raysat.messages.failures import named
 from raysat.models.architectures import ARCHITECTURES
 from raysat.models.linearized import linearized
+from raysat.spec.branches import Branches
 from raysat.spec.stepsizes import fixed, fixed_fraction, grid, theory
 from raysat.spec.sweep import Sweep, powers_of_two
 from raysat.spec.training import Training, asynchronous
@@ -29,6 +30,7 @@ _FUNCTIONS: dict[str, Callable[..., object]] = {
     "powers_of_two": powers_of_two,
     "linearized": linearized,
     "Training": Training,
+    "Branches": Branches,
     "asynchronous": asynchronous,
     "range": range,
 }

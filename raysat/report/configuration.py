@@ -61,6 +61,9 @@ def _field(name: str, value: Any, used: set[str]) -> str:
         return _listed(_stepsizes(value, used))
     if name == "prices":
         return _plain(dict(value))
+    if name == "branches":
+        used.add("Branches")
+        return f"Branches({_arguments({key: one for key, one in value.items() if one != []})})"
     if name == "trainings":
         return _listed(_training(one, used) for one in value)
     return _plain(value)

@@ -45,7 +45,7 @@ class Flops:
 
     def of_steps(self, cell: Cell) -> int:
         """Return the operations of a cell's SGD steps."""
-        return cell.iterations * cell.batch_size * self.step
+        return cell.samples_at(cell.iterations) * self.step
 
     def of_evaluations(self, cell: Cell) -> int:
         """Return the operations of a cell's evaluations, including those of the gradient's norm."""
@@ -58,7 +58,8 @@ class Flops:
         1000: 4 for the fused engine (0.3 ms at b = 1, 1.0 ms at b = 8, 5.3 ms at b = 64), 20 for autograd.
         """
         launch = 4 if self.fused and cell.training.is_plain else 20
-        return self.of_steps(cell) * (1 + launch / cell.batch_size) + self.of_evaluations(cell)
+        mean_batch = cell.samples_at(cell.iterations) / cell.iterations
+        return self.of_steps(cell) * (1 + launch / mean_batch) + self.of_evaluations(cell)
 
     def within_budget(self, cell: Cell, budget: float) -> Cell:
         """Return the cell with as many evaluations as the budget allows, at least `FEWEST_EVALUATIONS`.
@@ -148,7 +149,7 @@ class StepTime:
 
     def seconds(self, cell: Cell) -> float:
         """Return the estimated seconds of a cell."""
-        steps = cell.iterations * (self.launch + cell.batch_size * self.sample)
+        steps = cell.iterations * self.launch + cell.samples_at(cell.iterations) * self.sample
         return steps + evaluated_samples(cell) * self.evaluation + differentiated_samples(cell) * self.sample
 
 

@@ -40,12 +40,13 @@ class LearningRates:
         b: Batch size, which a warm-up in samples follows.
 
     Raises:
-        InputError: The schedule cannot be made with its options, or ends before the run.
+        InputError: The schedule cannot be made with its options, ends before the run, or cannot follow batch sizes.
     """
 
     def __init__(self, training: Training, optimizers: Sequence[Optimizer], iterations: int, b: int) -> None:
         self.training, self.optimizers, self.warm = training, optimizers, training.warmup_iterations(b)
         self.length = max(1, iterations - self.warm)
+        self.b, self.share = b, 1.0  # of the rates, what a batch schedule makes of them
         self.schedulers: list[LRScheduler] = []
         self.factor: Callable[[int], float] = lambda t: 1.0
         name = training.schedule
@@ -64,7 +65,16 @@ class LearningRates:
             self.factor = partial(kind, **own | dict(training.schedule_options))
             for t in {0, self.length // 2, self.length - 1}:
                 self._factor_at(t)
+        if self.schedulers and training.batch_schedule and training.scaling != "none":
+            raise InputError(
+                f"schedule={name!r} sets rates of its own, which do not follow a batch_schedule: use one of "
+                f"{', '.join(SCHEDULES)}, or scaling='none'."
+            )
         self.rates = [[group["lr"] for group in one.param_groups] for one in optimizers]
+
+    def follow(self, b: int) -> None:
+        """Let the rates that are set from here on be those of a batch size."""
+        self.share = self.training.stepsize_factor(b) / self.training.stepsize_factor(self.b)
 
     def set(self, step: int) -> None:
         """Set the rates of a step."""
@@ -73,7 +83,7 @@ class LearningRates:
         share = (step + 1) / self.warm if step < self.warm else self._factor_at(step - self.warm)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * share
+                group["lr"] = rate * share * self.share
 
     def advance(self, step: int) -> None:
         """Go on to the next step, after one that has been taken."""

@@ -19,7 +19,8 @@ from raysat.sgd.autograd import AutogradEngine, OverAutograd
 from raysat.sgd.learning_rate import LearningRates
 from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import normal
-from raysat.sgd.torch_optim import optimizers_of, refused, restore
+from raysat.sgd.torch_optim import follow, optimizers_of, refused, restore
+from raysat.spec import phases
 from raysat.spec.references import is_reference
 from raysat.spec.training import Training
 from raysat.storage.checkpoint import unpacked
@@ -58,7 +59,7 @@ class OptimizerEngine(OverAutograd):
             assert isinstance(problem.loss, CrossEntropy)  # a sweep refuses others
             problem = replace(problem, loss=CrossEntropy(training.label_smoothing))
         self.network, self.inner = problem.network, AutogradEngine(problem, eta, micro_batch, bfloat16=bfloat16)
-        self.training, self.seed, self.step = training, seed, 0
+        self.training, self.seed, self.step, self.b = training, seed, 0, b
         self.optimizers = optimizers_of(training, problem.network, eta, b)
         self.rates = LearningRates(training, self.optimizers, iterations, b)
         self.average: list[Tensor] = []  # of the weights after each step so far, in the order of the parameters
@@ -66,10 +67,18 @@ class OptimizerEngine(OverAutograd):
     def run(self, batches: Int64[Tensor, "steps b"]) -> None:
         """Take one step for each row of indices."""
         steps, b = batches.shape
+        if b != self.b:
+            self.follow(b)
         deviation = self.training.noise_deviation(b)
         noise = 1 + deviation * normal(self.seed, self.step, steps, b, str(batches.device)) if deviation else None
         for k, batch in enumerate(batches):
             self.take(self.inner.gradients(batch, None if noise is None else noise[k], self.step))
+
+    def follow(self, b: int) -> None:
+        """Let the settings that follow the batch size be those of b: of the steps from here on."""
+        follow(self.optimizers, self.training, b)
+        self.rates.follow(b)
+        self.b = b
 
     def take(self, gradients: Sequence[Tensor]) -> None:
         """Take one step, given the gradient of the batch, a tensor for each parameter."""
@@ -127,6 +136,8 @@ class OptimizerEngine(OverAutograd):
         for optimizer, own in zip(self.optimizers, stored, strict=True):
             restore(optimizer, own)
         self.rates.load_state_dict(state.get("schedulers", []))
+        if self.training.batch_schedule:  # the optimizers' settings are those of the last step's batch
+            self.follow(self.b)
         self.average = [
             one.to(like.device) for one, like in zip(state.get("average", []), self.inner.parameters, strict=False)
         ]
@@ -148,7 +159,9 @@ def check(training: Training, problem: Problem, iterations: Mapping[int, int]) -
         return
     with torch.random.fork_rng(devices=[]):
         for b, t in iterations.items():
-            OptimizerEngine(problem, _TRIED, training, t, b)
+            engine = OptimizerEngine(problem, _TRIED, training, t, b)
+            for one in phases.spans(training.batch_schedule, b):
+                engine.follow(one.b)
         b, t = next(iter(iterations.items()))
         at_once = replace(training, warmup=0, warmup_samples=0)  # the schedule's own steps are to be tried
         engine = OptimizerEngine(problem, _TRIED, at_once, t, b)

@@ -9,11 +9,15 @@ random shuffling for GPUs", with their 24 rounds; the round function is the fina
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from functools import lru_cache, partial
 
 import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
+
+from raysat.spec.phases import Phase, span_at, spans
 
 ROUNDS = 24  # Mitchell et al. 2022, section 4: with fewer, short sequences fail their tests of uniformity
 
@@ -90,7 +94,14 @@ def _round(key: Int32[Tensor, " k"], half: Int32[Tensor, " k"], turn: int) -> In
 
 
 def batches(
-    seed: int, start: int, steps: int, b: int, n: int, sampling: str = "without_replacement", device: str = "cpu"
+    seed: int,
+    start: int,
+    steps: int,
+    b: int,
+    n: int,
+    sampling: str = "without_replacement",
+    device: str = "cpu",
+    further: int = 0,
 ) -> Int64[Tensor, "steps b"]:
     """Return the indices of the batches of steps `start, ..., start + steps - 1`.
 
@@ -103,6 +114,7 @@ def batches(
         sampling: `without_replacement`: an independent uniform subset of size b at each step. `with_replacement`: b
             independent draws. `epochs`: b consecutive samples of a shuffled pass; a batch may straddle two passes.
         device: Where the indices are made. The values do not depend on it.
+        further: Samples used before step `start` beyond `start b`, from which `epochs` counts its passes.
 
     Example:
         >>> batches(seed=0, start=0, steps=2, b=3, n=3).sort().values.tolist()
@@ -113,7 +125,7 @@ def batches(
     step = torch.arange(start, start + steps, device=device).repeat_interleave(b)
     position = torch.arange(b, device=device).repeat(steps)
     if sampling == "epochs":
-        count = step * b + position
+        count = step * b + position + further
         step, position = count // n, count % n
     keys = _keys(seed, sampling, step)
     if sampling == "with_replacement":
@@ -134,19 +146,41 @@ class Batches:
         n: Number of samples.
         sampling: As in `batches`.
         device: Where the indices are made.
+        schedule: Phases with other batch sizes or other draws. Default: none.
     """
 
-    def __init__(self, seed: int, steps: int, b: int, n: int, sampling: str, device: str) -> None:
-        self.steps, self.at_once = steps, max(1, INDICES_AT_ONCE // b)
-        self._draw = partial(batches, seed, b=b, n=n, sampling=sampling, device=device)
+    def __init__(
+        self, seed: int, steps: int, b: int, n: int, sampling: str, device: str, schedule: Iterable[Phase] = ()
+    ) -> None:
+        self.seed, self.steps, self.n, self.spans = seed, steps, n, spans(schedule, b)
+        self.at_once = max(1, INDICES_AT_ONCE // max(one.b for one in self.spans))
+        self._batches = partial(batches, n=n, sampling=sampling, device=device)
         self._start, self._drawn = 0, torch.empty(0, b, dtype=torch.int64)
 
+    def end(self, t: int) -> int:
+        """Return the step before which batches are of the size of step t, and of its draw."""
+        return min((one.start for one in self.spans if one.start > t), default=self.steps)
+
     def take(self, start: int, steps: int) -> Int64[Tensor, "steps b"]:
-        """Return the indices of the batches of steps `start, ..., start + steps - 1`, as a view not to be changed."""
+        """Return the indices of the batches of steps `start, ..., start + steps - 1`, as a view not to be changed.
+
+        The steps are of one phase: cf. `end`.
+        """
         if not self._start <= start <= start + steps <= self._start + len(self._drawn):
-            self._drawn = self._draw(start, max(steps, min(self.at_once, self.steps - start)))
+            self._drawn = self._draw(start, max(steps, min(self.at_once, self.end(start) - start)))
             self._start = start
         return self._drawn[start - self._start :][:steps]
+
+    def _draw(self, start: int, steps: int) -> Int64[Tensor, "steps b"]:
+        first, b, draw, samples = span_at(self.spans, start)
+        if draw:
+            samples = -(-samples // self.n) * self.n  # under `epochs` at the beginning of a pass
+        return self._batches(redrawn(self.seed, draw), start, steps, b=b, further=samples - first * b)
+
+
+def redrawn(seed: int, draw: int) -> int:
+    """Return the seed of a draw of the samples; the trial's own for 0."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {draw}".encode()).digest()[:8], "big") if draw else seed
 
 
 def uniform(seed: int, stream: str, counters: Int64[Tensor, " k"]) -> Float[Tensor, " k"]:

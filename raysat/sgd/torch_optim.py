@@ -64,6 +64,25 @@ def optimizers_of(training: Training, network: nn.Module, eta: float, b: int) ->
     return made
 
 
+def follow(optimizers: Iterable[torch.optim.Optimizer], training: Training, b: int) -> None:
+    """Let the settings of optimizers that follow the batch size, but for their learning rates, be those of b.
+
+    Raises:
+        InputError: They do not exist at b.
+    """
+    if not _follows(training):
+        return
+    own = _options(training, _kind(training), b)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group |= {name: own[name] for name in ("betas", "eps")}
+
+
+def _follows(training: Training) -> bool:
+    """Return whether betas and eps may follow the batch size."""
+    return training.optimizer in OF_ADAM and bool(training.base_batch)
+
+
 def _kind(training: Training) -> Callable[..., torch.optim.Optimizer]:
     if is_reference(training.optimizer):
         return plugins.resolve(training.optimizer)
@@ -81,7 +100,7 @@ def _options(training: Training, kind: Callable[..., torch.optim.Optimizer], b: 
         if own := {"momentum", "nesterov"} & set(options):
             raise InputError(f"options has {min(own)}, which the fields optimizer and momentum say: leave it out.")
         options |= {"momentum": training.momentum, "nesterov": training.optimizer == "nesterov"}
-    if training.optimizer in OF_ADAM and training.base_batch:
+    if _follows(training):
         betas, eps = (options.get(name, known[name].default) for name in ("betas", "eps"))
         match betas, eps:
             case (int() | float() as beta_1, int() | float() as beta_2), int() | float():

@@ -21,7 +21,8 @@ from torch import Tensor
 from raysat.data.fields import Fields, Inputs, tensors_of
 from raysat.errors import InputError
 from raysat.messages.failures import named
-from raysat.sgd.sampler import generator
+from raysat.sgd.sampler import generator, redrawn
+from raysat.spec.phases import Phase, span_at, spans
 from raysat.user_code import plugins
 from raysat.user_code.states import generators
 
@@ -32,10 +33,12 @@ class Transform:
     Args:
         name: Its import path.
         seed: The trial's seed.
+        schedule: The phases of its batches, which may be drawn anew. Default: none.
     """
 
-    def __init__(self, name: str, seed: int) -> None:
+    def __init__(self, name: str, seed: int, schedule: Iterable[Phase] = ()) -> None:
         self.name, self.seed, self.function = name, seed, plugins.resolve(name)
+        self.spans = spans(schedule, 1)
 
     def __call__(self, x: Inputs, y: Tensor, step: int) -> tuple[Inputs, Tensor]:
         """Return the samples of a step's batch, changed.
@@ -48,7 +51,8 @@ class Transform:
         Raises:
             InputError: The function returns something else, or draws from a generator that it was not given.
         """
-        given, own = (_form(x), _form(y)), generator(self.seed, step)
+        given = _form(x), _form(y)
+        own = generator(redrawn(self.seed, span_at(self.spans, step).draw), step)
         before = generators()
         with torch.no_grad():
             made = self.function(_plainly(x), y, own)

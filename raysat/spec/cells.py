@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 
 from raysat.errors import plain
-from raysat.spec import goals
+from raysat.spec import goals, phases
 from raysat.spec.stepsizes import Stepsize
 from raysat.spec.training import PLAIN, Training
 
@@ -162,6 +162,15 @@ class Cell:
     def cell_id(self) -> str:
         """The only key of the cell: of its row, its part-files, its checkpoint."""
         return identity("cell", self)
+
+    def samples_at(self, t: int) -> int:
+        """The samples of its first t steps: t b, unless its training has a batch schedule."""
+        return int(phases.samples_at(self.training.batch_schedule, self.batch_size, t))
+
+    @property
+    def largest_batch(self) -> int:
+        """The largest batch of its steps."""
+        return max(one.b for one in phases.spans(self.training.batch_schedule, self.batch_size))
 
     @property
     def name(self) -> str:

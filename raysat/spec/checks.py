@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from raysat.errors import InputError, among, listed, positive, whole
+from raysat.spec.branches import Branches
 from raysat.spec.cells import LOSS_NAMES, Model
 from raysat.spec.engines import AUTO, ENGINES
 from raysat.spec.goals import TRAIN_LOSS, Target
@@ -142,6 +143,13 @@ def trainings(name: str, value: Any) -> tuple[Training, ...]:
         if not isinstance(one, Training):
             raise InputError(f"{name} has {one!r}: use Training(...) or asynchronous(learners=...).")
     return ways
+
+
+def branches(name: str, value: Any) -> Branches:
+    """Branches."""
+    if not isinstance(value, Branches):
+        raise InputError(f"{name}={value!r}: use Branches(at=[...], samples=...).")
+    return value
 
 
 def seeds(name: str, value: Any) -> tuple[int, ...]:

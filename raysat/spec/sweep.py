@@ -14,6 +14,7 @@ from typing import Any
 
 from raysat.errors import InputError, boolean, plain, positive, whole
 from raysat.spec import checks, goals
+from raysat.spec.branches import Branches
 from raysat.spec.cells import DTYPES, PRECISIONS, PREPROCESSINGS, SAMPLINGS, Cell, Initialization, Model
 from raysat.spec.checks import NUMBER, anything, at_least, one_of, optional, several
 from raysat.spec.engines import AUTO, ENGINES
@@ -101,6 +102,8 @@ class Sweep:
         targets: Targets for which the analysis estimates N(b): training losses as numbers, others as texts, such as
             `(0.05, "test_accuracy >= 0.9")`. Default: `target`, or if it is of the training loss or not given, training
             losses that the analysis chooses from the curves.
+        branches: Iterations at which the runs branch into ones with larger batches, by which the critical batch is
+            measured along training (`raysat.spec.branches`). Default: none.
         checkpoint_seconds: Interval between a trial's checkpoints in seconds. Default: 60.
         cpus_per_trial: CPU cores of a trial. Default: 1.
         gpus_per_trial: GPUs of a trial, or a fraction of one. Default: one for each rank if the cluster has GPUs, else
@@ -155,6 +158,7 @@ class Sweep:
     ntk_at: tuple[int, ...] = field(default=(), metadata=setting(SHARED, checks.iterations))
     gradient_norm: bool = field(default=False, metadata=setting(SHARED, anything))
     targets: tuple[float | str, ...] = field(default=(), metadata=setting(EXECUTION, several(checks.level)))
+    branches: Branches | None = field(default=None, metadata=setting(EXECUTION, optional(checks.branches)))
     checkpoint_seconds: float = field(default=60.0, metadata=setting(EXECUTION, positive))
     cpus_per_trial: int = field(default=1, metadata=setting(EXECUTION, at_least(1)))
     gpus_per_trial: float | None = field(default=None, metadata=setting(EXECUTION, checks.gpus))
@@ -217,6 +221,11 @@ class Sweep:
         if self.precision == "bfloat16" and engine and not engine.bfloat16:
             raise InputError(
                 f"engine={self.engine!r} computes in full precision: set engine='auto' or precision='full'."
+            )
+        if self.branches and (self.grows or self.goal or ranks > 1):
+            raise InputError(
+                "branches are of runs that are known beforehand, end at no target and have one rank: leave out "
+                "adaptive, grid(auto=True), target and ranks_per_trial, or branches."
             )
         if not (others := [training.label for training in self.trainings if not training.is_plain]):
             return
@@ -329,20 +338,35 @@ class Sweep:
         """All cells, given the sizes of the data set as it will be used; for `grid(auto=True)` the first ones only.
 
         Raises:
-            InputError: A batch size is above n.
+            InputError: A batch size is above n, or a batch schedule goes beyond n or the last iteration.
         """
         if (largest := max(self.batch_sizes)) > n:
             raise InputError(
                 f"batch_sizes has {largest}, but {self.dataset} is used with {n} training samples: "
                 f"leave out what is above {n}, or write batch_sizes=powers_of_two({n})."
             )
-        return [
+        for training in self.trainings:
+            self._check_batch_schedule(training, largest, n)
+        made = [
             self.cell(init, batch_size, stepsize, training, self.iterations_at(batch_size, n, training))
             for init in self.initializations(n, n_test, code)
             for training in self.trainings
             for stepsize in self._first_stepsizes()
             for batch_size in self.batch_sizes
         ]
+        return made + [branch for cell in made for branch in (self.branches.of(cell) if self.branches else ())]
+
+    def _check_batch_schedule(self, training: Training, b: int, n: int) -> None:
+        if not training.batch_schedule:
+            return
+        last, most = training.batch_schedule[-1].start, max(phase.factor for phase in training.batch_schedule)
+        if most * b > n:
+            raise InputError(
+                f"batch_schedule has factor {most}, which makes batches of {most * b} at b = {b}, and {self.dataset} "
+                f"is used with {n} training samples: lower it."
+            )
+        if last >= (least := self.iterations_at(b, n, training)):
+            raise InputError(f"batch_schedule has {last}, after the last of {least} iterations at b = {b}: lower it.")
 
     def _first_stepsizes(self) -> Iterator[Stepsize]:
         for stepsize in self.stepsizes:

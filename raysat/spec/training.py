@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from raysat.errors import InputError, among, boolean, listed, plain, positive, whole
+from raysat.spec import phases
 from raysat.spec.labels import AUGMENTED
 from raysat.spec.options import as_options, worded
 from raysat.spec.references import import_path, is_reference
@@ -103,6 +104,11 @@ class Training:
             number of samples at every b (Marek et al. 2025).
         base_batch: The small batch size that large batches should imitate. Needed by `scaling`, `noise` and
             `adapt_regime`.
+        batch_schedule: Pairs (iteration, factor), such as `((100, 4),)`: from iteration 100 on batches of 4 b, with b
+            the cell's batch size. What `scaling` makes follow the batch size follows these, with kappa = factor
+            b/base_batch, and T is that at which a budget of samples is used up. A third number, as in `((100, 4, 1),)`,
+            draws other samples for the steps from there on, for each number its own, under `epochs` with a new pass;
+            such a run is a branch (`raysat.analysis.branches`) and in no fit. Default: none, b throughout.
         noise: Whether each sample's gradient is multiplied by `z ~ N(1, b/base_batch - 1)`, which gives a batch of size
             b the gradient noise of a batch of size base_batch (Hoffer et al. 2017, section 4; see `noise_deviation`).
         adapt_regime: Whether a run has as many iterations as base_batch would have under the sweep's budget of samples
@@ -133,6 +139,7 @@ class Training:
     schedule_options: Any = ()
     scaling: str = "none"
     base_batch: int = 0
+    batch_schedule: Any = ()
     noise: bool = False
     adapt_regime: bool = False
     label_smoothing: float = 0.0
@@ -159,6 +166,7 @@ class Training:
         if self.schedule_options and self.schedule in SCHEDULES:
             raise InputError(f"schedule={self.schedule!r} has no options: leave schedule_options out.")
         object.__setattr__(self, "clip", positive("clip", self.clip) if self.clip else 0.0)
+        object.__setattr__(self, "batch_schedule", phases.as_schedule(self.batch_schedule))
         for name in ("base_batch", "warmup", "warmup_samples"):
             whole(name, getattr(self, name), 0)
         for name in ("noise", "adapt_regime"):
@@ -178,6 +186,8 @@ class Training:
             raise InputError("scaling, noise and adapt_regime compare with a small batch: give base_batch.")
         if self.is_asynchronous and not self._steps_are_plain:
             raise InputError("asynchronous() is plain SGD: leave out its optimizer, schedule, noise and the like.")
+        if self.batch_schedule and (self.noise or self.adapt_regime):
+            raise InputError("batch_schedule changes the batch that noise and adapt_regime imitate: leave one out.")
         if self.optimizer not in MOMENTUM:
             self._reset("momentum")
         if not self.needs_base_batch:
@@ -207,7 +217,7 @@ class Training:
     def _steps_are_plain(self) -> bool:
         steps = self.optimizer, self.options, self.clip, self.warmup, self.warmup_samples, self.schedule, self.noise
         plain = steps == ("sgd", (), 0.0, 0, 0, "constant", False)
-        return plain and not self.label_smoothing and not self.average
+        return plain and not (self.label_smoothing or self.average or self.batch_schedule)
 
     @property
     def names(self) -> tuple[str, str, str]:
@@ -240,6 +250,7 @@ class Training:
             parts.append(f"{self.schedule} schedule {worded(self.schedule_options)}".rstrip())
         if self.scaling != "none":
             parts.append(f"{self.scaling} scaling from {self.base_batch}")
+        parts += phases.worded(self.batch_schedule)
         if self.noise:
             parts.append(f"noise of {self.base_batch}")
         if self.adapt_regime:
@@ -284,7 +295,7 @@ class Training:
 
     def warmup_iterations(self, b: int) -> int:
         """The iterations of the warm-up at batch size b."""
-        return self.warmup or round(self.warmup_samples / b)
+        return self.warmup or round(phases.steps_of(self.batch_schedule, b, self.warmup_samples))
 
     def noise_deviation(self, b: int) -> float:
         """The standard deviation of z at batch size b; 0 up to base_batch.
@@ -332,13 +343,16 @@ def factor(schedule: str, t: int, iterations: int) -> float:
 
 
 def iterations_of(samples: float, b: int, training: Training) -> int:
-    """T under a budget of samples: `samples / b`, rounded, at least 1; with `adapt_regime` base_batch replaces b.
+    """T under a budget of samples, rounded, at least 1: `samples / b`, or what the batch schedule makes of it.
+
+    With `adapt_regime` base_batch replaces b.
 
     Raises:
         InputError: T is too large to be counted.
     """
     try:
-        return max(1, round(samples / (training.base_batch if training.adapt_regime else b)))
+        size = training.base_batch if training.adapt_regime else b
+        return max(1, round(phases.steps_of(training.batch_schedule, size, samples)))
     except OverflowError:
         raise InputError("samples or epochs ask for more iterations than can be counted: lower them.") from None
 

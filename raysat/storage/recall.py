@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import Any
 
+from raysat.spec.branches import Branches
 from raysat.spec.cells import Cell, Initialization, Model
 from raysat.spec.stepsizes import Stepsize
 from raysat.spec.sweep import FEWEST_EVALUATIONS, Sweep
@@ -27,7 +28,10 @@ def sweep_of(record: Mapping) -> Sweep | None:
         models = [Model(one["builder"], _pairs(one["options"]), one["has_width"]) for one in stored["models"]]
         stepsizes = [Stepsize(**one) for one in stored["stepsizes"]]
         trainings = [_training(one) for one in stored.get("trainings", [{}])]
-        return Sweep(**{**stored, "models": models, "stepsizes": stepsizes, "trainings": trainings})
+        own = {"models": models, "stepsizes": stepsizes, "trainings": trainings}
+        if stored.get("branches"):
+            own["branches"] = Branches(**stored["branches"])
+        return Sweep(**{**stored, **own})
     except (LookupError, TypeError, ValueError, AttributeError):
         return None
 

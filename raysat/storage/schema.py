@@ -258,7 +258,7 @@ TRIALS = (
 CURVES = (
     Column("cell_id", _TEXT, "", "Key of the cell."),
     Column("iteration", _INT, "iterations", "Iteration t; 0 is the initialization."),
-    Column("samples", _INT, "samples", "Samples used so far, t b."),
+    Column("samples", _INT, "samples", "Samples used so far: t b, unless batches grow along the run."),
     Column("seconds", _REAL, "s", "Time spent in SGD steps so far, evaluations excluded; a share, as in `trials`."),
     *EVALUATION,
     Column("distance_from_init", _REAL, "weights", "||w_t - w_0||, Euclidean over all parameters."),

@@ -32,6 +32,7 @@ import pandas as pd
 
 from raysat.errors import InputError
 from raysat.messages.credentials import hidden
+from raysat.spec.phases import branch_in
 from raysat.spec.settings import SHARED, named
 from raysat.spec.sweep import Sweep
 from raysat.storage.belongings import strangers, unfinished
@@ -293,18 +294,19 @@ class Store:
 
         These have a finished row, a curve, and statistics at each iteration of `ntk_at` that they have reached.
         """
-        trials = self.read("trials", ["cell_id", "status", "model_options"])
+        trials = self.read("trials", ["cell_id", "status", "model_options", "training"])
         curves = self.read("curves", [*KEYS["curves"], "train_loss"])
         ended = trials[trials["status"].isin(FINISHED)]
         # `-` binds more tightly than `&`
         return set(ended["cell_id"]) & set(curves["cell_id"]) - self._without_statistics(ended, curves)
 
     def _without_statistics(self, trials: pd.DataFrame, curves: pd.DataFrame) -> set[str]:
-        """The cells that lack statistics of `ntk_at`; there are none at an iteration whose loss is not finite."""
+        """The cells that lack statistics of `ntk_at`; none are due where the loss is not finite, and of a branch."""
         ntk_at = ((self.record() or {}).get("sweep") or {}).get("ntk_at")
         if not ntk_at:
             return set()
         moving = trials[~trials["model_options"].str.contains(_LINEARIZED, regex=False, na=False)]
+        moving = moving[moving["training"].fillna("sgd").map(branch_in).isna()]
         due = curves[curves["iteration"].isin(ntk_at) & (curves["iteration"] > 0) & np.isfinite(curves["train_loss"])]
         due = due[due["cell_id"].isin(moving["cell_id"])]
         there = self.read("ntk", KEYS["ntk"])

@@ -74,8 +74,8 @@ def trials_at_once(cell: Cell, measured: Mapping[str, Any]) -> int:
         return 1
     parameters, data, sample, device, launch, each = values
     width = 8 if cell.init.dtype == "float64" else 4
-    needed = CONTEXT + data + COPIES * width * parameters + PEAK * sample * cell.batch_size
-    busy = cell.batch_size * each
+    needed = CONTEXT + data + COPIES * width * parameters + PEAK * sample * cell.largest_batch
+    busy = cell.samples_at(cell.iterations) / cell.iterations * each
     idle = (launch + busy) / busy if busy > 0 else math.inf
     return max(1, int(min(MOST, FILLED * device / needed, idle)))
 

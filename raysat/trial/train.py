@@ -86,8 +86,10 @@ class _Trial:
         stable = self.beta > 0 and cell.training.is_plain
         self.eta_limit = stable_below(job.statistics, cell.batch_size, cell.sampling) if stable else math.nan
         self.limit = job.limits.of(self.eta / self.eta_limit if self.eta_limit > 0 else math.nan)
-        self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, device)
-        self.transform = Transform(cell.training.transform, init.seed) if cell.training.transform else None
+        schedule = cell.training.batch_schedule
+        self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, device, schedule)
+        own = cell.training.transform
+        self.transform = Transform(own, init.seed, schedule) if own else None
         self.start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
         self.ntk_at = () if isinstance(network, Linearized) else cell.ntk_at  # its kernel never changes
         one_position = dataset.y.ndim == 1 + dataset.y.is_floating_point()
@@ -135,7 +137,7 @@ class _Trial:
         progress.curve.append(
             {
                 "iteration": t,
-                "samples": t * cell.batch_size,
+                "samples": cell.samples_at(t),
                 "seconds": progress.step_seconds,
                 **losses,
                 "distance_from_init": distance(network, self.start),
@@ -196,7 +198,7 @@ class _Trial:
             "steps_per_second": progress.iteration / progress.step_seconds if progress.step_seconds > 0 else None,
             "engine": engine.name,
             "matmul": engine.matmul,
-            "micro_batch": min(cell.batch_size, engine.micro_batch),
+            "micro_batch": min(cell.largest_batch, engine.micro_batch),
             "attempts": progress.attempts,
             **machine,
             "threads": machine["threads"] * job.ranks,
@@ -356,7 +358,8 @@ def _advance(engine: engines.StepEngine, trials: Sequence[_Trial], until: int, d
     """
     cell, progress = trials[0].cell, trials[0].progress
     done, block = progress.iteration, engine.block(cell.batch_size)
-    steps = min(STEPS_AT_ONCE, trials[0].batches.at_once)
+    batches = trials[0].batches
+    steps, until = min(STEPS_AT_ONCE, batches.at_once), min(until, batches.end(done))
     if done == 0:
         steps = min(steps, block)
     elif progress.step_seconds > 0:
