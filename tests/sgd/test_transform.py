@@ -17,6 +17,7 @@ from raysat.sgd.optimizers import OptimizerEngine
 from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import GENERATORS_AT_ONCE, batches, generator
 from raysat.sgd.transform import Transform
+from raysat.spec.phases import Phase
 from raysat.spec.training import Training
 
 ETA, B, N, T, SEED = 0.02, 6, 30, 60, 3
@@ -195,3 +196,12 @@ def test_a_data_set_keeps_its_transform():
     data = Dataset(*samples(), transform="my_transforms:function")
     assert data.map(torch.clone).transform == data.transform == "my_transforms:function"
     assert Dataset(*samples()).transform is None
+
+
+def test_a_phase_with_a_draw_of_its_own_changes_its_batches_anew(own):
+    name = own(lambda x, y, generator: (x + torch.rand((), generator=generator), y))
+    plain, drawn = Transform(name, SEED), Transform(name, SEED, [Phase(10, 2, 1)])
+    x, y = torch.zeros(B, 1), torch.zeros(B, 1)
+    apart = [float((plain(x, y, step)[0] - drawn(x, y, step)[0]).abs().max()) for step in range(20)]
+    assert apart[:10] == [0.0] * 10
+    assert min(apart[10:]) > 0
