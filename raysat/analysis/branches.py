@@ -10,6 +10,9 @@ after the local critical batch of Merrill et al. (2025, arXiv 2505.23971). Logar
 multiplicative. The interval of an excess is Student's over the draws. The ends of b_crit's interval are the same
 search with the upper and with the lower end of each excess: 95 % at each k, not for all at once. It has no width where
 all excesses are told apart from the tolerance, because b_crit is one of the batches that were run.
+
+The *warm-up* of the batch size that follows it takes at each t the smallest b_crit(t) of all seeds, and never less than
+before (`warm_up`).
 """
 
 from __future__ import annotations
@@ -20,12 +23,16 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from raysat.analysis.words import bounds, number
 from raysat.saturation.intervals import logarithms, student_t
-from raysat.spec.phases import branch_in, without_phases
+from raysat.spec.phases import Schedule, as_schedule, branch_in, without_phases
 from raysat.storage.schema import DIVERGED, FAILED
 
 RUN = ("init_id", "model", "width", "seed", "batch_size", "stepsize", "eta", "sampling", "precision", "rule")
 """The columns that identify a run with a rule by which settings follow the batch: `rule` is its branches' training."""
+
+ALIKE = tuple(name for name in RUN if name not in ("init_id", "seed", "eta"))
+"""The columns that runs share which differ in their seed."""
 
 EXCESSES = (*RUN, "iteration", "window", "factor", "excess", "low", "high", "draws")
 BRANCHES = (*RUN, "iteration", "window", "b_crit", "low", "high", "draws", "noise_scale", "b_star", "reason")
@@ -114,3 +121,45 @@ def _runs(rule: str) -> Iterator[str]:
     """The labels of the trainings whose branches have a rule: with it, or with none of their own."""
     yield rule
     yield ", ".join(part for part in rule.split(", ") if " scaling from " not in part) or "sgd"
+
+
+def warm_up(own: pd.DataFrame) -> Schedule:
+    """Return the batch schedule that follows the critical batch of runs that differ in their seed.
+
+    Args:
+        own: Rows of `branches` with the same `ALIKE` and window.
+    """
+    smallest = own.groupby("iteration")["b_crit"].min().cummax()
+    factors = (smallest / own["batch_size"].iloc[0]).astype(int)
+    return as_schedule(list(zip(map(int, factors.index), factors.tolist(), strict=True)))
+
+
+def warm_ups(table: pd.DataFrame) -> Iterator[tuple[pd.DataFrame, Schedule]]:
+    """Yield the rows of `branches` that differ in their seed and t alone, and the warm-up of these runs."""
+    for _, own in table.groupby([*ALIKE, "window"], dropna=False, sort=False):
+        yield own, warm_up(own)
+
+
+def sentences(table: pd.DataFrame) -> list[str]:
+    """Say how the critical batch changes along training, and which batch schedule follows it.
+
+    Args:
+        table: Rows of `branches`.
+    """
+    said = []
+    for own, schedule in warm_ups(table):
+        run, count = own.iloc[0], own["seed"].nunique()
+        smallest = own.groupby("iteration")[["b_crit", "low", "high"]].min()
+        each = (
+            " ".join(filter(None, [number(b_crit), bounds(low, high), f"at t = {t}"]))
+            for t, b_crit, low, high in smallest.itertuples(name=None)
+        )
+        width = f" at width {run['width']}" if run["width"] else ""
+        follows = f"batch_schedule={tuple((phase.start, phase.factor) for phase in schedule)!r} follows it."
+        said.append(
+            f"Along training from b = {run['batch_size']} ({run['model']}{width}, {run['stepsize']}, {run['rule']}, "
+            f"windows of {number(run['window'])} samples) the critical batch is {', '.join(each)}"
+            f"{f', the smallest of {count} seeds' if count > 1 else ''}. "
+            f"{follows if schedule else 'No larger batch is worth its samples.'}"
+        )
+    return said

@@ -277,6 +277,8 @@ def _sentence(own: pd.DataFrame) -> str:
     if "least_money" in own.index:
         money = number(own.at["least_money", "value"])
         said += f"; at the given prices b = {_size(own, 'least_money')} costs least, {money}"
+    if row["batch_sizes"] == 1:
+        return f"{said}. There is one batch size: nothing to choose from."
     if math.isinf(own["batch_size"]["b_20"]):
         said += f"; {own.at['b_20', 'reason']} as 20 % of the samples."
     else:

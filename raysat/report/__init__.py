@@ -11,6 +11,7 @@ and the scripts of `assets/`.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,11 +22,13 @@ from rich.text import Text
 
 from raysat import plots
 from raysat.analysis import print_summary, save, short_settings
+from raysat.analysis.branches import sentences as branching
 from raysat.analysis.ladder import Ladder
 from raysat.analysis.recommendation import recommendations
 from raysat.analysis.widths import sentences
 from raysat.plots.attempts import Attempts
 from raysat.report import sections
+from raysat.report.along import TITLE, along, schedules
 from raysat.report.comparison import compare
 from raysat.report.figures import payload
 from raysat.report.html import page, parts
@@ -84,8 +87,12 @@ def finish(
         html = render(material, images, attempt)
         # backslashreplace: names of files may contain bytes that UTF-8 cannot encode
         write_aside(path, lambda aside: aside.write_text(html, encoding="utf-8", errors="backslashreplace"))
+        if found := attempt("The warm-up of the batch size", lambda: schedules(material.branches)):
+            write_aside(output / "batch_schedule.json", lambda aside: aside.write_text(json.dumps(found, indent=1)))
     if analysis is not None:
         attempt("The table", lambda: print_summary(analysis, console))
+    for sentence in attempt("The critical batch along training", lambda: branching(material.branches)) or ():
+        console.print(Text(sentence))
     for sentence in attempt("What widths show", lambda: sentences(material.widths)) or ():
         console.print(Text(sentence))
     for sentence in attempt.sentences:
@@ -127,6 +134,7 @@ def render(material: Material, images: Sequence[tuple[plots.StaticFigure, bytes]
         "Symbols": sections.symbols,
         "Certificates of the statistics": lambda: certificates(m.ntk),
         "Ways of training": lambda: sections.trainings(m.trials, m.curves),
+        TITLE: lambda: along(m.branches),
         "The limit of wide networks": lambda: sections.widths(m.widths),
         "Why the sweep stopped": lambda: sections.stopped(m.done),
         "Failed and diverged cells": lambda: sections.lost(m.trials),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from raysat.analysis import Analysis, analyze, by_evidence, summary, widths
+from raysat.analysis.branches import BRANCHES, branches
 from raysat.analysis.ladder import Ladder, ladder
 from raysat.analysis.reading import python_strings
 from raysat.analysis.tables import levels, prices
@@ -71,6 +72,12 @@ class Material:
         rows = self.summary[self.summary["b_N"].notna()]
         ordered = by_evidence(rows if len(rows) else self.summary)
         return ordered.iloc[0].to_dict() if len(ordered) else None
+
+    @once
+    def branches(self) -> pd.DataFrame:
+        """The critical batch along training: one row for each run and iteration at which it branches."""
+        asked = self.record["sweep"].get("branches")
+        return branches(self.trials, asked["tolerance"], self.ntk) if asked else pd.DataFrame(columns=list(BRANCHES))
 
     @once
     def widths(self) -> pd.DataFrame:

@@ -154,6 +154,8 @@ def progress(record: Mapping, trials: pd.DataFrame) -> str:
     if sweep.get("adaptive") or any(stepsize["policy"] == "grid_auto" for stepsize in sweep.get("stepsizes", ())):
         # results decide which cells are added: their number is not known before
         return f"{ended} cells have ended; their results decide how many more are run; {', '.join(counts)}."
+    if sweep.get("branches"):
+        return f"{ended} cells have ended, those of branches among them; {', '.join(counts)}."
     axes = ("batch_sizes", "stepsizes", "seeds", "trainings")
     per_model = math.prod(len(sweep.get(axis, [None])) for axis in axes)
     # a model without a width is trained once, not at every width

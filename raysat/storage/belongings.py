@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from raysat.spec.catalogue import SOURCES
 
 _OWN = re.compile(
-    r"(sweep|status)\.json/?|(analysis|ablation|communication)\.parquet|report\.html"
+    r"(sweep|status)\.json/?|batch_schedule\.json|(analysis|ablation|communication)\.parquet|report\.html"
     r"|(trials|curves|ntk)/([^./][^/]*\.parquet)?|checkpoints/([^./][^/]*\.pt|\.probe-[0-9a-f]+)?"
     rf"|figures/([^./][^/]*\.(png|pdf))?|set-aside/.*|data/(({'|'.join(map(re.escape, SOURCES))})/.*)?"
 )

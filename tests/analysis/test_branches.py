@@ -1,5 +1,6 @@
 """The critical batch along training, against the exact second moments of SGD on least squares."""
 
+import json
 import math
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 
 import raysat
 from raysat import Branches, InputError, Sweep, Training, fixed, grid, linear
-from raysat.analysis.branches import branches, excesses
+from raysat.analysis.branches import branches, excesses, sentences, warm_ups
+from raysat.report.along import along, schedules
 from raysat.report.configuration import sweep_file
 from raysat.sgd.sampler import Batches
 from raysat.spec.phases import branch_in, without_phases
@@ -130,6 +132,31 @@ def test_it_is_the_largest_batch_no_worse_than_all_smaller():
     assert (row["b_crit"], row["high"]) == (2, 2)
 
 
+def test_the_warm_up_follows_the_smallest_of_all_seeds_and_never_falls():
+    """b_crit over seeds is 2, 4, 2, 8 at t = 5, 6, 7, 8: batches of 2 b from 6 on, and of 4 b from 8 on."""
+    reached = {5: (1, 2), 6: (4, 2), 7: (1, 4), 8: (4, 4)}  # by t the largest good factor of each seed
+    made = []
+    for t, factors in reached.items():
+        for seed, best in enumerate(factors):
+            rows = rows_of({k: [1.0, 1.1] if k <= best else [2.0, 2.2] for k in (1, 2, 4, 8)})
+            named = [text.replace("from 5", f"from {t}") for text in rows["training"]]
+            made.append(rows.assign(training=named, iterations=rows["iterations"] + t - 5, seed=seed, init_id=seed))
+    table = branches(pd.concat(made, ignore_index=True), 0.1)
+    ((own, schedule),) = warm_ups(table)
+    assert len(own) == 8
+    assert schedule == ((6, 2, 0), (8, 4, 0))
+    (said,) = sentences(table)
+    assert "the critical batch is 2 [2, 2] at t = 5, 4 [4, 4] at t = 6, 2 [2, 2] at t = 7, 8 [8, 8] at t = 8" in said
+    assert said.endswith("the smallest of 2 seeds. batch_schedule=((6, 2), (8, 4)) follows it.")
+    assert Training(batch_schedule=((6, 2), (8, 4))).batch_schedule == schedule
+    (written,) = schedules(table)
+    assert written["batch_sizes"] == [[0, 2], [6, 4], [8, 8]]
+    assert "6" in along(table).html
+    (said,) = sentences(table[table["iteration"] == 5])
+    assert said.endswith("No larger batch is worth its samples.")
+    assert along(table.iloc[:0]).html == ""
+
+
 def test_what_is_not_known_is_said():
     (row,) = branches(rows_of({1: [1.0], 2: [1.0], 4: [1.0]}), 0.1).to_dict("records")
     assert row["b_crit"] == 8
@@ -185,10 +212,14 @@ sweep = Sweep(name="s", dataset="digits", n_train=16, n_test=0, models=[mlp(1)],
 
 
 def test_a_sweep_runs_them_and_its_results_have_the_table(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("raysat.report.finish", lambda *_: None)
     (tmp_path / "s.py").write_text(TEXT)
     command = [str(tmp_path / "s.py"), "--results", str(tmp_path), "--inline"]
     assert main(command) == 0
+    assert "Along training from b = 4 (mlp at width 4, fixed(0.05), " in " ".join(capsys.readouterr().out.split())
+    ((start, first), *_) = json.loads((tmp_path / "s" / "batch_schedule.json").read_text())[0]["batch_sizes"]
+    assert (start, first) in ((0, 4), (0, 8), (0, 16))
+    assert "The critical batch along training" in (tmp_path / "s" / "report.html").read_text()
+    monkeypatch.setattr("raysat.report.finish", lambda *_: None)
     found = raysat.load(tmp_path / "s")
     assert len(found.trials) == 1 + 2 * 3 * 2
     assert list(found.branches["iteration"]) == [0, 4]
