@@ -14,6 +14,7 @@ from raysat.sweep import main
 
 FOLDER = Path(__file__).parents[1] / "sweeps"
 FILES = sorted(FOLDER.glob("*.py"))
+BRANCHES = "Branches(at=[0, 2], samples=16, draws=1)"
 SMALLER = {
     "quickstart": {"n_train": 16, "widths": [4], "batch_sizes": [1, 4, 16], "iterations": 5},
     "digits": {"n_train": 16, "widths": [4], "batch_sizes": [1, 4, 16], "iterations": 5},
@@ -25,6 +26,7 @@ SMALLER = {
     "linear": {"dataset": "linear(n=16,d=4)", "batch_sizes": [1, 4, 16], "iterations": 5},
     "asgd": {"n_train": 64, "n_test": 8, "widths": [4], "batch_sizes": [16, 64], "samples": 128},
     "generalization": {"n_train": 64, "n_test": 8, "widths": [4], "batch_sizes": [16, 64], "epochs": 2},
+    "branches": {"n_train": 16, "n_test": 4, "widths": [2], "batch_sizes": [4], "iterations": 2, "branches": BRANCHES},
     "width": {"n_train": 16, "widths": [4, 8], "batch_sizes": [1, 16], "iterations": 5, "ntk_at": [5]},
 }
 COMMAND = "python -m raysat.sweep"
@@ -72,7 +74,7 @@ def test_the_line_for_two_cores_runs_smaller(path, tmp_path, request):
     assert set(trials["status"]) <= {"completed", "diverged", "target_reached", "beaten"}
     ntk = pd.read_parquet(tmp_path / "small" / "ntk")
     assert set(ntk["method"]) == {"iteration" if path.stem == "shakespeare" else "gram"}
-    assert (ntk["frozen_norms"] != "").all() == (path.stem == "generalization")
+    assert (ntk["frozen_norms"] != "").all() == (path.stem in ("generalization", "branches"))
     assert (trials["gamma"] >= trials["gamma_mean"]).all()
     assert (trials["k_op"] > 0).all()
     if path.stem == "width":
