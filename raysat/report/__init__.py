@@ -27,8 +27,7 @@ from raysat.analysis.ladder import Ladder
 from raysat.analysis.recommendation import recommendations
 from raysat.analysis.widths import sentences
 from raysat.plots.attempts import Attempts
-from raysat.report import sections
-from raysat.report.along import TITLE, along, schedules
+from raysat.report import along, sections
 from raysat.report.comparison import compare
 from raysat.report.figures import payload
 from raysat.report.html import page, parts
@@ -87,7 +86,7 @@ def finish(
         html = render(material, images, attempt)
         # backslashreplace: names of files may contain bytes that UTF-8 cannot encode
         write_aside(path, lambda aside: aside.write_text(html, encoding="utf-8", errors="backslashreplace"))
-        if found := attempt("The warm-up of the batch size", lambda: schedules(material.branches)):
+        if found := attempt("The warm-up of the batch size", lambda: along.schedules(material.branches)):
             write_aside(output / "batch_schedule.json", lambda aside: aside.write_text(json.dumps(found, indent=1)))
     if analysis is not None:
         attempt("The table", lambda: print_summary(analysis, console))
@@ -134,7 +133,7 @@ def render(material: Material, images: Sequence[tuple[plots.StaticFigure, bytes]
         "Symbols": sections.symbols,
         "Certificates of the statistics": lambda: certificates(m.ntk),
         "Ways of training": lambda: sections.trainings(m.trials, m.curves),
-        TITLE: lambda: along(m.branches),
+        along.TITLE: lambda: along.section(m.branches),
         "The limit of wide networks": lambda: sections.widths(m.widths),
         "Why the sweep stopped": lambda: sections.stopped(m.done),
         "Failed and diverged cells": lambda: sections.lost(m.trials),

@@ -27,7 +27,7 @@ ABOUT = (
 )
 
 
-def along(branches: pd.DataFrame) -> Section:
+def section(branches: pd.DataFrame) -> Section:
     """Make the section; empty if the sweep has no branches.
 
     Args:

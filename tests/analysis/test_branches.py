@@ -11,7 +11,7 @@ import torch
 import raysat
 from raysat import Branches, InputError, Sweep, Training, fixed, grid, linear
 from raysat.analysis.branches import branches, excesses, sentences, warm_ups
-from raysat.report.along import along, schedules
+from raysat.report.along import schedules, section
 from raysat.report.configuration import sweep_file
 from raysat.sgd.sampler import Batches
 from raysat.spec.phases import branch_in, without_phases
@@ -151,10 +151,10 @@ def test_the_warm_up_follows_the_smallest_of_all_seeds_and_never_falls():
     assert Training(batch_schedule=((6, 2), (8, 4))).batch_schedule == schedule
     (written,) = schedules(table)
     assert written["batch_sizes"] == [[0, 2], [6, 4], [8, 8]]
-    assert "6" in along(table).html
+    assert "6" in section(table).html
     (said,) = sentences(table[table["iteration"] == 5])
     assert said.endswith("No larger batch is worth its samples.")
-    assert along(table.iloc[:0]).html == ""
+    assert section(table.iloc[:0]).html == ""
 
 
 def test_what_is_not_known_is_said():
