@@ -11,7 +11,7 @@ import torch
 from raysat import data
 from raysat.errors import InputError
 from raysat.losses import as_targets, resolve
-from raysat.messages.failures import cause, named
+from raysat.messages.failures import cause, in_words, named
 from raysat.ntk import reason_against
 from raysat.sgd import cost, optimizers
 from raysat.sgd.engine import maker
@@ -147,15 +147,13 @@ def _tried(sweep: Sweep, init: Initialization, dataset: data.Dataset) -> cost.Fl
     maker(sweep.engine).check(network)
     _check_batch_of_one(sweep, network, dataset)
     _check_statistics(sweep, network, dataset)
-    try:
+    with in_words(
+        lambda why: (
+            f"model {init.model.label} at width {init.width} has no gradient on {init.dataset} ({why}): fix the model "
+            "or the loss."
+        )
+    ):
         flops = cost.count(network, dataset.x, dataset.y, resolve(sweep.loss))
-    except (InputError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # also the SystemExit of a user's sys.exit
-        raise InputError(
-            f"model {init.model.label} at width {init.width} has no gradient on {init.dataset} ({named(error)}): "
-            "fix the model or the loss."
-        ) from error
     problem = Problem(network, dataset.x, dataset.y, resolve(sweep.loss))
     for training in sweep.trainings:
         iterations = {b: sweep.iterations_at(b, dataset.n, training) for b in sweep.batch_sizes}
@@ -188,7 +186,7 @@ def _with_transform(sweep: Sweep, dataset: data.Dataset) -> Sweep:
 
 def _dataset_of(sweep: Sweep) -> data.Dataset:
     """Load the sweep's data, possibly by a user's function."""
-    try:
+    with in_words(lambda why: f"dataset={sweep.dataset!r} cannot be loaded ({why}): fix it."):
         return data.load_shared(
             sweep.dataset,
             n_train=sweep.n_train,
@@ -196,10 +194,6 @@ def _dataset_of(sweep: Sweep) -> data.Dataset:
             preprocessing=sweep.preprocessing,
             dtype=sweep.dtype,
         )
-    except (InputError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # also the SystemExit of a user's sys.exit
-        raise InputError(f"dataset={sweep.dataset!r} cannot be loaded ({named(error)}): fix it.") from error
 
 
 def _check_targets(sweep: Sweep, dataset: data.Dataset) -> None:
@@ -255,17 +249,15 @@ def _check_statistics(sweep: Sweep, network: torch.nn.Module, dataset: data.Data
 
 def network_of(init: Initialization, dataset: data.Dataset) -> torch.nn.Module:
     """Build the network of an initialization, and try it with its loss on two samples."""
-    try:
+    with in_words(
+        lambda why: (
+            f"model {init.model.label} at width {init.width} does not run on {init.dataset} ({why}): fix the model or "
+            "choose other data."
+        )
+    ):
         network = initial_network(init, dataset, torch.device("cpu"))
         with torch.no_grad():
             outputs = network(dataset.x[:2])
-    except (InputError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # also the SystemExit of a user's sys.exit
-        raise InputError(
-            f"model {init.model.label} at width {init.width} does not run on {init.dataset} "
-            f"({named(error)}): fix the model or choose other data."
-        ) from error
     if not isinstance(outputs, torch.Tensor):
         raise InputError(
             f"model {init.model.label} returns {type(outputs).__name__}: wrap it in a module that returns one tensor."
@@ -297,12 +289,10 @@ def _check_batch_of_one(sweep: Sweep, network: torch.nn.Module, dataset: data.Da
 
 def _check_loss(init: Initialization, outputs: torch.Tensor, y: torch.Tensor) -> None:
     """Raise `InputError` if a user's loss does not return one loss for each sample."""
-    try:
+    with in_words(
+        lambda why: (
+            f"loss={init.loss!r} fails for outputs of shape {list(outputs.shape)} and targets of shape {list(y.shape)} "
+            f"({why}): fix the function."
+        )
+    ):
         resolve(init.loss).check(outputs, y)
-    except (InputError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # also the SystemExit of a user's sys.exit
-        raise InputError(
-            f"loss={init.loss!r} fails for outputs of shape {list(outputs.shape)} and targets of shape "
-            f"{list(y.shape)} ({named(error)}): fix the function."
-        ) from error

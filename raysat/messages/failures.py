@@ -7,7 +7,8 @@ characters that no file or terminal accepts: nothing here raises because of them
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from raysat.errors import InputError
 from raysat.text import line, plain
@@ -36,6 +37,22 @@ def named(error: BaseException) -> str:
     """Return an error's class and message on one line: `ValueError: no such value`."""
     words = said(error)
     return words if words.startswith(_class(error)) else f"{_class(error)}: {words}"
+
+
+@contextmanager
+def in_words(sentence: Callable[[str], str], kind: type[InputError] = InputError) -> Iterator[None]:
+    """Turn what a user's own code raises within the context into one sentence, but for Ctrl-C.
+
+    Args:
+        sentence: Makes it from the error's class and message (`named`).
+        kind: The error that is raised in its place. An InputError stays as it is.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # also the SystemExit of a user's sys.exit
+        raise kind(sentence(named(error))) from error
 
 
 def first_sentence(error: BaseException) -> str:

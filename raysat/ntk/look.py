@@ -9,7 +9,7 @@ normalization, whose statistics are frozen). A rejection is one sentence that na
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from raysat.compute.sums import summed
 from raysat.data.fields import Fields, Inputs, each
 from raysat.errors import InputError
 from raysat.losses import Loss, as_targets
-from raysat.messages.failures import named
+from raysat.messages.failures import in_words, named
 from raysat.ntk.batchnorm import frozen_batch_norm
 from raysat.ntk.context import HALVES, cast, differentiable, undisturbed
 from raysat.ntk.plain import gradients, sample_gradient, trained
@@ -114,7 +114,7 @@ def looked_at(network: nn.Module, x: Inputs, y: Tensor | None, loss: Loss, memor
         stack.enter_context(_inputs_kept(network, few))
         # Random layers are found with batch normalization frozen at the few samples, and turned off before it is frozen
         # at all of them: their draws would enter its statistics.
-        with _in_words(network, few), frozen_batch_norm(network, few):
+        with _of_network(network, few), frozen_batch_norm(network, few):
             outputs = _run(network, few)
             off = turn_off_random_layers(network, few)
         shape = _shape_of(outputs, len(few), loss)
@@ -207,19 +207,16 @@ def _check_finite(network: nn.Module, x: Inputs, y: Tensor | None) -> None:
             raise InputError(f"{name} has values that are not finite: remove or replace them.")
 
 
-@contextmanager
-def _in_words(network: nn.Module, few: Inputs) -> Iterator[None]:
+def _of_network(network: nn.Module, few: Inputs) -> AbstractContextManager[None]:
     """Turn a failure of the network on some samples into a NoStatistics of one sentence."""
-    try:
-        yield
-    except (InputError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # including SystemExit, from a user's sys.exit
-        many = "samples" if len(few) > 1 else "sample"
-        raise NoStatistics(
-            f"the network does not run on {len(few)} {many} ({named(error)})"
-            f"{_dtype_hint(network, few)}: fix it, or give other inputs."
-        ) from error
+    many = "samples" if len(few) > 1 else "sample"
+    return in_words(
+        lambda why: (
+            f"the network does not run on {len(few)} {many} ({why}){_dtype_hint(network, few)}: fix it, or give other "
+            "inputs."
+        ),
+        NoStatistics,
+    )
 
 
 @contextmanager
@@ -236,15 +233,9 @@ def _inputs_kept(network: nn.Module, few: Inputs) -> Iterator[None]:
         handle.remove()
 
 
-@contextmanager
-def _of_loss(loss: Loss) -> Iterator[None]:
+def _of_loss(loss: Loss) -> AbstractContextManager[None]:
     """Turn a failure of a user-defined loss into an InputError of one sentence."""
-    try:
-        yield
-    except (InputError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # including SystemExit, from a user's sys.exit
-        raise InputError(f"loss={loss.name!r} fails on three samples ({named(error)}): fix it.") from error
+    return in_words(lambda why: f"loss={loss.name!r} fails on three samples ({why}): fix it.")
 
 
 def _run(network: nn.Module, few: Inputs) -> Any:
@@ -291,7 +282,7 @@ def _refuse_mixing(network: nn.Module, few: Inputs, many: Inputs) -> None:
     scale = outputs.abs().max().clamp_min(torch.finfo(outputs.dtype).tiny)
     mixes = (outputs[0] - among_others[0]).abs().max() > allowed / 20 * scale
     if not mixes:
-        with _in_words(network, few[:1]):
+        with _of_network(network, few[:1]):
             by_itself = [network(few[k : k + 1]).detach() for k in range(len(few))]
         if any(one.shape != outputs[:1].shape for one in by_itself):
             raise NoStatistics(
@@ -299,7 +290,7 @@ def _refuse_mixing(network: nn.Module, few: Inputs, many: Inputs) -> None:
                 "for three: return [n, C] for any n."
             )
         # Some layers mix only from a certain batch size on, such as mixtures of experts with a capacity.
-        with _in_words(network, many):
+        with _of_network(network, many):
             whole, half = network(many).detach(), len(many) // 2 + 1
             split = [many[:half], many[half:]] if half < len(many) else [many]
             parts = torch.cat([network(part).detach() for part in split])

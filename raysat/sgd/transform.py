@@ -20,7 +20,7 @@ from torch import Tensor
 
 from raysat.data.fields import Fields, Inputs, tensors_of
 from raysat.errors import InputError
-from raysat.messages.failures import named
+from raysat.messages.failures import in_words
 from raysat.sgd.sampler import generator, redrawn
 from raysat.spec.phases import Phase, span_at, spans
 from raysat.user_code import plugins
@@ -94,15 +94,13 @@ class Transform:
         """
         for b in sizes:
             few = torch.arange(b, device=y.device)
-            try:
+            with in_words(
+                lambda why, b=b: (
+                    f"transform={self.name!r} fails on a batch of {b} ({why}): fix it; it is called with x, y and a "
+                    "torch.Generator, and returns x and y."
+                )
+            ):
                 one, other = (self(x.index_select(0, few), y.index_select(0, few), 0) for _ in range(2))
-            except (InputError, KeyboardInterrupt):
-                raise
-            except BaseException as error:  # also the SystemExit of a user's sys.exit
-                raise InputError(
-                    f"transform={self.name!r} fails on a batch of {b} ({named(error)}): fix it; it is called with x, y "
-                    "and a torch.Generator, and returns x and y."
-                ) from error
             pairs = zip((*tensors_of(one[0]), one[1]), (*tensors_of(other[0]), other[1]), strict=True)
             if not all(torch.equal(*pair) for pair in pairs):
                 raise InputError(

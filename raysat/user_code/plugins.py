@@ -35,7 +35,7 @@ from types import ModuleType
 from typing import Any
 
 from raysat.errors import InputError
-from raysat.messages.failures import named
+from raysat.messages.failures import in_words
 from raysat.user_code import process
 from raysat.user_code.syntax import statements
 
@@ -144,12 +144,8 @@ def gather(folder: Path, references: Sequence[str]) -> dict[str, Source]:
     for reference in references:
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
-        try:
+        with in_words(lambda why, reference=reference: f"{reference!r} cannot be imported ({why}): fix it."):
             resolve(reference)
-        except (InputError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # also the SystemExit of a user's sys.exit
-            raise InputError(f"{reference!r} cannot be imported ({named(error)}): fix it.") from error
     return _with_imports(folder, (reference.partition(":")[0] for reference in references), found) if references else {}
 
 
