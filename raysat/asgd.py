@@ -41,7 +41,7 @@ from raysat.sgd.autograd import AutogradEngine
 from raysat.sgd.problem import Problem
 from raysat.sgd.sampler import Batches, batches
 from raysat.sgd.schedule import evaluation_iterations
-from raysat.sgd.transform import Transform
+from raysat.sgd.transform import transform_of
 from raysat.spec.cells import Cell
 from raysat.spec.training import PLAIN
 from raysat.storage.files import Location, location, write_aside
@@ -229,9 +229,8 @@ def _evaluations(cell: Cell) -> list[int]:
 
 
 def _problem(job: Job, dataset: Dataset, network: nn.Module, seed: int) -> Problem:
-    transform = job.trained_cell.training.transform
-    changed = Transform(transform, seed) if transform else None
-    return Problem(network, dataset.x, dataset.y, resolve(job.init.loss), changed)
+    transform = transform_of(job.trained_cell.training, seed)
+    return Problem(network, dataset.x, dataset.y, resolve(job.init.loss), transform)
 
 
 def _evaluator(job: Job, dataset: Dataset, network: nn.Module) -> Evaluator:
@@ -271,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace, console: Console) -> None:
     learners = whole("--learners", options.learners, 1)
     sweep = sweepfile.override(sweepfile.load(options.file), options.set)
-    sweep = replace(sweep, trainings=(PLAIN,))
+    sweep = replace(sweep, trainings=(PLAIN,), branches=None)
     folder = location(options.results) / sweep.name
     laid_out = plan(sweep, options.file.parent)
     cell = sweep.cells(laid_out.data["n"], laid_out.data["n_test"], laid_out.codes.__getitem__)[0]

@@ -19,6 +19,7 @@ from raysat.asgd import Learner, Server
 from raysat.driver import sweepfile
 from raysat.executor import OnRay
 from raysat.sgd.asynchronous import mean_staleness
+from raysat.spec.training import PLAIN
 from raysat.storage.files import location
 from raysat.trial.initial import compute_statistics
 from raysat.trial.job import Job, prepare
@@ -159,6 +160,22 @@ def test_the_command_stores_curves_and_a_staleness_that_a_sweep_takes(tmp_path, 
     (text,) = re.findall(r"In a sweep: (asynchronous\(.*\))\.", said)
     training = sweepfile.value(text, "the command's last line")
     assert (training.learners, training) == (2, asynchronous(2, record["staleness"]))
+
+
+def test_the_first_cell_is_plain_sgd_though_the_sweep_has_branches(tmp_path, monkeypatch):
+    (tmp_path / "few.py").write_text(SWEEP)
+    taken = []
+
+    def no_further(job):
+        taken.append(job)
+        raise InputError("this is as far as the test goes.")
+
+    monkeypatch.setattr(asgd, "compute_statistics", no_further)
+    branched = ["--set", "branches=Branches(at=[30], samples=64)", "--set", "batch_sizes=[4,8]"]
+    assert asgd.main([str(tmp_path / "few.py"), *branched, "--results", str(tmp_path)]) == 2
+    (job,) = taken
+    assert job.cell.training == PLAIN
+    assert (job.cell.batch_size, job.cell.iterations) == (4, 30)
 
 
 def test_batch_normalization_is_refused_before_any_work(tmp_path, capsys, monkeypatch):

@@ -44,7 +44,10 @@ def excesses(trials: pd.DataFrame) -> pd.DataFrame:
     Args:
         trials: The `trials` table.
     """
-    found = [(cell, phase) for cell, phase in enumerate(trials["training"].map(branch_in)) if phase]
+    phases = (
+        trials["training"].fillna("sgd").map(branch_in)
+    )  # an earlier raysat did not store the training of plain SGD
+    found = [(cell, phase) for cell, phase in enumerate(phases) if phase]
     own = trials.iloc[[cell for cell, _ in found]]
     own = own.assign(**{name: [getattr(phase, name) for _, phase in found] for name in ("factor", "draw")})
     own = own.assign(iteration=[phase.start for _, phase in found], rule=own["training"].map(without_phases))
@@ -112,7 +115,7 @@ def _statistics(about: dict, trials: pd.DataFrame, ntk: pd.DataFrame | None) -> 
     if about["iteration"] > 0:
         alike = [name for name in RUN if name != "rule"]
         own = trials[(trials[alike] == pd.Series({name: about[name] for name in alike})).all(axis=1)]
-        own = own[own["training"].isin(set(_runs(about["rule"])))]
+        own = own[own["training"].fillna("sgd").isin(set(_runs(about["rule"])))]
         same = same[same["cell_id"].isin(own["cell_id"])]
     return {name: float(same[name].iloc[0]) for name in ("noise_scale", "b_star") if len(same) and name in same}
 

@@ -137,9 +137,9 @@ def prepared(
     reasons, kept = refused(ntk), python_strings(trials[~outdated])
     # `copy` joins the columns of one type in one block again
     kept = kept.assign(unpredicted=[reasons.get(init_id, "") for init_id in kept["init_id"]]).copy()
-    reasons = kept["training"].map(beyond_theory)
-    kept.loc[reasons != "", "unpredicted"] = reasons
-    kept.loc[reasons != "", [*OF_THEORY, "eta_limit"]] = math.nan
+    beyond = kept["training"].map(beyond_theory)
+    kept.loc[beyond != "", "unpredicted"] = beyond
+    kept.loc[beyond != "", [*OF_THEORY, "eta_limit"]] = math.nan
     # a transform adds its own noise to the gradients, so that no statistic of the samples predicts
     kept.loc[kept["training"].map(transform_in) != "", list(PREDICTING)] = math.nan
     return kept, paths

@@ -1,6 +1,6 @@
 """Transforms of batches of images, `(x, y, generator) -> (x, y)` (`raysat.sgd.transform`).
 
-Training("momentum", transform="raysat.data.augmentation:crop_and_flip")
+A sweep names them by import path: `Training("momentum", transform="raysat.data.augmentation:crop_and_flip")`.
 """
 
 from __future__ import annotations

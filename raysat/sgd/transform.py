@@ -23,6 +23,7 @@ from raysat.errors import InputError
 from raysat.messages.failures import in_words
 from raysat.sgd.sampler import generator, redrawn
 from raysat.spec.phases import Phase, span_at, spans
+from raysat.spec.training import Training
 from raysat.user_code import plugins
 from raysat.user_code.states import generators
 
@@ -107,6 +108,11 @@ class Transform:
                     f"transform={self.name!r} returns other values for the same arguments: let it draw from its "
                     "generator alone, and keep nothing from one call to the next."
                 )
+
+
+def transform_of(training: Training, seed: int) -> Transform | None:
+    """Return the transform of a training for a trial of that seed; None if it has none."""
+    return Transform(training.transform, seed, training.batch_schedule) if training.transform else None
 
 
 def _plainly(x: Inputs) -> Any:

@@ -58,7 +58,8 @@ class Branches:
         Raises:
             InputError: The cell's training cannot branch, or a batch fits neither the window nor the samples.
         """
-        self._check(cell)
+        factors = self._factors(cell)
+        self._check(cell, factors)
         return [
             replace(
                 cell,
@@ -69,7 +70,7 @@ class Branches:
                 gradient_norm=False,
             )
             for t in self.at
-            for k in self._factors(cell)
+            for k in factors
             for draw in range(1, self.draws + 1)
         ]
 
@@ -84,7 +85,7 @@ class Branches:
         scaled = {} if own.scaling != "none" else {"scaling": self.scaling, "base_batch": cell.batch_size}
         return replace(own, batch_schedule=(phase,), **scaled)
 
-    def _check(self, cell: Cell) -> None:
+    def _check(self, cell: Cell, factors: tuple[int, ...]) -> None:
         training = cell.training
         if training.is_asynchronous or training.noise or training.adapt_regime or training.batch_schedule:
             raise InputError(
@@ -100,18 +101,18 @@ class Branches:
                 f"branches at {self.at[-1]} are after the last of {cell.iterations} iterations at b = "
                 f"{cell.batch_size}: lower it."
             )
-        if len(self._factors(cell)) == 1:
+        if len(factors) == 1:
             raise InputError(
                 f"branches have no factor but 1 at b = {cell.batch_size}: give samples that are a multiple of large "
                 "batches, or factors."
             )
-        largest = self._factors(cell)[-1] * cell.batch_size
+        largest = factors[-1] * cell.batch_size
         if largest > cell.init.n:
             raise InputError(
                 f"branches have batches of {largest} at b = {cell.batch_size}, and there are {cell.init.n} training "
                 "samples: lower factors."
             )
-        for k in self._factors(cell):
+        for k in factors:
             if self.samples % (k * cell.batch_size):
                 above = -(-self.samples // largest) * largest
                 raise InputError(

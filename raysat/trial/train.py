@@ -28,7 +28,7 @@ from raysat.sgd.asynchronous import AsynchronousEngine, mean_staleness
 from raysat.sgd.draws import drawing
 from raysat.sgd.sampler import Batches
 from raysat.sgd.schedule import evaluation_iterations
-from raysat.sgd.transform import Transform
+from raysat.sgd.transform import transform_of
 from raysat.spec.cells import Cell
 from raysat.storage.checkpoint import Checkpoint, Progress
 from raysat.storage.files import location
@@ -88,8 +88,7 @@ class _Trial:
         self.limit = job.limits.of(self.eta / self.eta_limit if self.eta_limit > 0 else math.nan)
         schedule = cell.training.batch_schedule
         self.batches = Batches(init.seed, cell.iterations, cell.batch_size, init.n, cell.sampling, device, schedule)
-        own = cell.training.transform
-        self.transform = Transform(own, init.seed, schedule) if own else None
+        self.transform = transform_of(cell.training, init.seed)
         self.start = {name: weight.detach().clone() for name, weight in network.named_parameters()}
         self.ntk_at = () if isinstance(network, Linearized) else cell.ntk_at  # its kernel never changes
         one_position = dataset.y.ndim == 1 + dataset.y.is_floating_point()

@@ -165,6 +165,7 @@ def test_what_is_not_known_is_said():
     assert branches(rows_of({2: [1.0], 4: [1.0]}), 0.1).empty
     assert branches(rows_of({1: [1.0]}, status="failed"), 0.1).empty
     assert branches(rows_of({1: [1.0]}).assign(training="sgd"), 0.1).empty
+    assert branches(rows_of({1: [1.0]}).assign(training=None), 0.1).empty, "a row of an earlier raysat"
 
 
 def test_the_cells_of_branches(cells):
